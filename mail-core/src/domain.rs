@@ -1,0 +1,150 @@
+//! Domains as they go on the wire.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// A domain as it goes on the wire: A-labels, lower case, no final dot, 1..=255 octets (RFC 5321 §4.5.3.1.2), each label
+/// 1..=63 octets of letters, digits and inner hyphens (RFC 5890 §2.3.1). Cloning is cheap.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Domain(Arc<str>);
+
+/// Why a text is not a [`Domain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadDomain {
+    /// No octets, or an empty label as in `a..b`.
+    #[error("a domain needs at least one character between its dots")]
+    Empty,
+    /// Over 255 octets in all, or a label over 63.
+    #[error("a domain has at most 255 octets and 63 between two dots")]
+    TooLong,
+    /// A character, or a hyphen at a label's edge, that no host name has; or U-labels that IDNA refuses.
+    #[error("a domain is made of letters, digits and hyphens between dots")]
+    Character,
+    /// The last label is all digits: an IPv4 address without its brackets.
+    #[error("an IP address is not a domain")]
+    Address,
+}
+
+impl Domain {
+    /// The A-label form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `self` is `parent` or lies below it.
+    pub fn is_within(&self, parent: &Domain) -> bool {
+        self.0
+            .strip_suffix(&*parent.0)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    }
+}
+
+impl FromStr for Domain {
+    type Err = BadDomain;
+
+    /// Takes A-labels or U-labels in any case, with or without the root's dot.
+    fn from_str(text: &str) -> Result<Self, BadDomain> {
+        if text.is_ascii() {
+            return check(text);
+        }
+        let ascii = idna::domain_to_ascii_strict(text).map_err(|_| BadDomain::Character)?;
+        check(&ascii)
+    }
+}
+
+fn check(text: &str) -> Result<Domain, BadDomain> {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    if text.len() > 255 {
+        return Err(BadDomain::TooLong);
+    }
+    let mut last_is_number = false;
+    for label in text.split('.') {
+        match label.as_bytes() {
+            [] => return Err(BadDomain::Empty),
+            label if label.len() > 63 => return Err(BadDomain::TooLong),
+            [b'-', ..] | [.., b'-'] => return Err(BadDomain::Character),
+            label if !label.iter().all(|&c| c.is_ascii_alphanumeric() || c == b'-') => {
+                return Err(BadDomain::Character);
+            }
+            label => last_is_number = label.iter().all(u8::is_ascii_digit),
+        }
+    }
+    if last_is_number {
+        return Err(BadDomain::Address);
+    }
+    Ok(Domain(text.to_ascii_lowercase().into()))
+}
+
+impl TryFrom<String> for Domain {
+    type Error = BadDomain;
+
+    fn try_from(text: String) -> Result<Self, BadDomain> {
+        text.parse()
+    }
+}
+
+impl From<Domain> for String {
+    fn from(domain: Domain) -> Self {
+        domain.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_what_the_wire_takes() {
+        assert_eq!("Example.COM.".parse::<Domain>().unwrap().as_str(), "example.com");
+        assert_eq!(
+            "münchen.de".parse::<Domain>().unwrap().as_str(),
+            "xn--mnchen-3ya.de"
+        );
+        assert_eq!("3com.com".parse::<Domain>().unwrap().as_str(), "3com.com");
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        let long_label = "a".repeat(64);
+        let long_name = vec!["abcdefg"; 33].join(".");
+        for (text, why) in [
+            ("", BadDomain::Empty),
+            (".", BadDomain::Empty),
+            ("a..b", BadDomain::Empty),
+            ("-a.b", BadDomain::Character),
+            ("a-.b", BadDomain::Character),
+            ("a_b.c", BadDomain::Character),
+            ("a b", BadDomain::Character),
+            ("a\r\nb", BadDomain::Character),
+            ("192.0.2.1", BadDomain::Address),
+            (&long_label, BadDomain::TooLong),
+            (&long_name, BadDomain::TooLong),
+        ] {
+            assert_eq!(text.parse::<Domain>(), Err(why), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn within_goes_by_labels() {
+        let parent: Domain = "example.com".parse().unwrap();
+        assert!("mail.example.com".parse::<Domain>().unwrap().is_within(&parent));
+        assert!(parent.is_within(&parent));
+        assert!(!"badexample.com".parse::<Domain>().unwrap().is_within(&parent));
+    }
+}

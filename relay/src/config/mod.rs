@@ -1,0 +1,5 @@
+//! The configuration: as written (TOML), then as proven ([`Settings`]).
+
+pub mod settings;
+
+pub use settings::Settings;

@@ -1,0 +1,278 @@
+//! The configuration as proven: what the rest of the relay reads. Every value here has passed the check.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mail_core::{Domain, Mailbox};
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What we call ourselves: greeting, EHLO, Received, Reporting-MTA.
+    pub hostname: Domain,
+    /// Where mail for `<postmaster>` without a domain goes (RFC 5321 §4.5.1).
+    pub postmaster: Mailbox,
+    /// The durable queue.
+    pub store: StoreSettings,
+    /// Where clients come in; at least one.
+    pub listeners: Vec<Listener>,
+    /// Bounds on what clients may do.
+    pub submission: SubmissionSettings,
+    /// Who may send, by name.
+    pub tenants: BTreeMap<Arc<str>, Tenant>,
+    /// The file with the SCRAM verifiers, made by `postrider credential add`.
+    pub credentials_file: Option<PathBuf>,
+    /// How mail goes out.
+    pub delivery: DeliverySettings,
+    /// Name servers to ask; empty: those of /etc/resolv.conf.
+    pub dns: DnsSettings,
+    /// Keys that sign, each for one sender domain and selector.
+    pub dkim: Vec<DkimKey>,
+    /// `/metrics`, `/healthz` and `/readyz`.
+    pub metrics: Option<SocketAddr>,
+    /// The admin API's Unix socket.
+    pub admin_socket: Option<PathBuf>,
+    /// The shape of log lines.
+    pub log: LogFormat,
+    /// How long SIGTERM waits for what is on the wire.
+    pub drain_timeout: Duration,
+}
+
+/// The store's place and bounds.
+#[derive(Clone, Debug)]
+pub struct StoreSettings {
+    /// A folder of its own.
+    pub path: PathBuf,
+    /// Below this much free space on the store's file system nothing is accepted (452 4.3.1).
+    pub min_free_bytes: u64,
+    /// How long a message may stay in the queue before it expires (RFC 5321 §4.5.4.1: 4–5 days).
+    pub expire_after: Duration,
+    /// How long a request may wait for its commit group before it is withdrawn (451 4.3.2).
+    pub commit_patience: Duration,
+    /// Bodies kept in memory between accept and delivery, in bytes.
+    pub body_cache_bytes: u64,
+}
+
+/// A listening socket.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Where; port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// What is spoken there.
+    pub kind: ListenerKind,
+}
+
+/// The three kinds of listeners.
+#[derive(Clone, Debug)]
+pub enum ListenerKind {
+    /// STARTTLS, then AUTH (RFC 6409).
+    Submission(TlsFiles),
+    /// TLS from the first octet, then AUTH (RFC 8314 §3.3).
+    Submissions(TlsFiles),
+    /// No AUTH; clients of these networks speak for `tenant`, all others are turned away at the greeting.
+    Trusted {
+        /// Who may connect.
+        networks: Vec<IpNet>,
+        /// Whom they speak for.
+        tenant: Arc<str>,
+        /// STARTTLS is offered where a certificate is given.
+        tls: Option<TlsFiles>,
+    },
+}
+
+/// A certificate chain and its key, both PEM; checked to fit together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
+}
+
+/// Bounds of the front door.
+#[derive(Clone, Debug)]
+pub struct SubmissionSettings {
+    /// SIZE (RFC 1870), in octets.
+    pub max_message_bytes: u64,
+    /// RCPTs a transaction; at least 100 (RFC 5321 §4.5.3.1.8). More: 452 4.5.3.
+    pub max_recipients: usize,
+    /// Connections at once, all listeners together; more: 421 4.3.2.
+    pub max_connections: usize,
+    /// Connections at once from one address.
+    pub max_connections_per_address: usize,
+    /// Bytes of message bodies being received at once, all sessions together; more: 452 4.3.1.
+    pub max_bytes_in_flight: u64,
+    /// Replies 4yz/5yz after which a session is closed with 421.
+    pub max_errors: u32,
+    /// Silence while a command is awaited (RFC 5321 §4.5.3.2.7: 5 minutes).
+    pub command_timeout: Duration,
+    /// Silence within message data.
+    pub data_timeout: Duration,
+    /// A TLS handshake from start to end.
+    pub tls_timeout: Duration,
+    /// The longest a session may last in all.
+    pub session_timeout: Duration,
+}
+
+/// Who sends.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// Whose addresses they may use in MAIL FROM and From.
+    pub senders: Vec<SenderPattern>,
+    /// Overrides `submission.max_message_bytes` downwards.
+    pub max_message_bytes: Option<u64>,
+    /// Overrides `submission.max_recipients` downwards.
+    pub max_recipients: Option<usize>,
+    /// Connections at once that speak for the tenant.
+    pub max_connections: Option<usize>,
+}
+
+/// An entry of a tenant's `senders`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SenderPattern {
+    /// `"*"`: any address.
+    Any,
+    /// `"example.com"`: any local part of exactly this domain.
+    Domain(Domain),
+    /// `"*.example.com"`: any local part of any domain below this one.
+    Below(Domain),
+    /// `"news@example.com"`: this address; the domain without case, the local part without case too.
+    Mailbox(Mailbox),
+}
+
+/// How mail goes out.
+#[derive(Clone, Debug)]
+pub struct DeliverySettings {
+    /// Port of MX hosts.
+    pub port: u16,
+    /// EHLO name; the hostname unless set.
+    pub ehlo: Domain,
+    /// Addresses to send from; empty: the system chooses.
+    pub source: Option<IpAddr>,
+    /// Addresses of ours, so that an MX that is ourselves is found (RFC 5321 §5.1).
+    pub own_addresses: Vec<IpAddr>,
+    /// CA certificates (PEM) beside the system's, for destinations whose certificate must be valid.
+    pub ca_file: Option<PathBuf>,
+    /// Waits between attempts.
+    pub retry: Retry,
+    /// Waits on the wire.
+    pub timeouts: ClientTimeouts,
+    /// In force where no destination rule says otherwise.
+    pub limits: DestinationLimits,
+    /// In force where no destination rule says otherwise.
+    pub tls: TlsLevel,
+    /// Rules by destination domain; the longest match wins.
+    pub destinations: Vec<Destination>,
+    /// Connections at once, all destinations together.
+    pub max_connections: usize,
+    /// Octets a failure report may have (RFC 3464); more of the original is cut.
+    pub max_report_bytes: usize,
+}
+
+/// Waits between attempts: `first` after the first, `factor` times more each time up to `cap`, spread by `jitter`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// After the first attempt.
+    pub first: Duration,
+    /// 1.0 or more.
+    pub factor: f64,
+    /// The longest wait.
+    pub cap: Duration,
+    /// 0.0..=0.5: each wait is drawn from ± this share of itself.
+    pub jitter: f64,
+}
+
+/// Waits on the wire while sending (RFC 5321 §4.5.3.2), each the longest silence borne.
+#[derive(Clone, Debug)]
+pub struct ClientTimeouts {
+    /// TCP connect.
+    pub connect: Duration,
+    /// 220 (§4.5.3.2.1: 5 minutes).
+    pub greeting: Duration,
+    /// EHLO, HELO, STARTTLS, RSET, QUIT.
+    pub command: Duration,
+    /// A TLS handshake from start to end.
+    pub tls: Duration,
+    /// MAIL (§4.5.3.2.2: 5 minutes).
+    pub mail: Duration,
+    /// RCPT (§4.5.3.2.3: 5 minutes).
+    pub rcpt: Duration,
+    /// 354 (§4.5.3.2.4: 2 minutes).
+    pub data: Duration,
+    /// A block of data taken by the peer (§4.5.3.2.5: 3 minutes).
+    pub block: Duration,
+    /// The reply after the final dot (§4.5.3.2.6: 10 minutes).
+    pub final_dot: Duration,
+    /// How long an idle connection is kept for the next message.
+    pub idle: Duration,
+    /// DNS, one question.
+    pub dns: Duration,
+}
+
+/// Limits of one lane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DestinationLimits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Messages a second; `None`: unlimited.
+    pub messages_per_second: Option<f64>,
+    /// Messages before a connection is closed and made anew.
+    pub messages_per_connection: u32,
+    /// RCPTs a transaction.
+    pub recipients_per_transaction: usize,
+}
+
+/// How much TLS a destination gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsLevel {
+    /// Where offered, unverified; in clear on a new connection where the handshake fails (RFC 7435).
+    Opportunistic,
+    /// A verified certificate, or the mail waits.
+    Required,
+    /// Never.
+    Off,
+}
+
+/// A rule for a destination domain.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// The domain itself; with `below`, also all domains under it.
+    pub domain: Domain,
+    /// Written as `*.example.com`.
+    pub below: bool,
+    /// In place of `delivery.tls`.
+    pub tls: TlsLevel,
+    /// All set: what the rule leaves out came from the defaults.
+    pub limits: DestinationLimits,
+}
+
+/// Name servers.
+#[derive(Clone, Debug)]
+pub struct DnsSettings {
+    /// Empty: those of /etc/resolv.conf.
+    pub servers: Vec<SocketAddr>,
+}
+
+/// A DKIM key.
+#[derive(Clone, Debug)]
+pub struct DkimKey {
+    /// `d=`: signs mail whose From is of this domain, or below it.
+    pub domain: Domain,
+    /// `s=`.
+    pub selector: String,
+    /// PEM, PKCS#8; RSA or Ed25519 is told by the file.
+    pub file: PathBuf,
+}
+
+/// The shape of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}

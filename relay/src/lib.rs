@@ -1,0 +1,4 @@
+//! The relay `postrider`: submission in front, the durable queue in the middle, delivery behind.
+
+pub mod config;
+pub mod world;
