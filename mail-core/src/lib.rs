@@ -2,6 +2,7 @@
 
 pub mod domain;
 pub mod envelope;
+pub mod header;
 pub mod id;
 pub mod mailbox;
 pub mod reply;
