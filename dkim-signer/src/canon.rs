@@ -1,0 +1,233 @@
+//! The `relaxed` canonicalisation (RFC 6376 §3.4.2, §3.4.4). `simple` is not offered: a relay on the way that trims a blank
+//! would break it.
+
+use aws_lc_rs::digest::{Context, Digest, SHA256};
+use mail_core::header::Field;
+use memchr::{memchr, memchr_iter, memmem};
+
+/// Appends a field: name in lower case, unfolded, blanks made one, none around the colon or at the end; with its CRLF.
+pub fn write_field(field: &Field<'_>, into: &mut Vec<u8>) {
+    into.extend(field.name().iter().map(u8::to_ascii_lowercase));
+    into.push(b':');
+    let start = into.len();
+    write_tidy(field.value(), into);
+    // What is left of the final CRLF and of blanks at either end.
+    if into.get(start) == Some(&b' ') {
+        into.remove(start);
+    }
+    into.extend_from_slice(b"\r\n");
+}
+
+/// SHA-256 of a body in relaxed form: each line without blanks at its end and with runs of blanks made one space, no empty
+/// lines at the end, and a CRLF behind the last line if there is any.
+///
+/// Lines of blanks only are empty once tidied, so at the end they go too: "reduce" comes before "ignore" in §3.4.4. Lines
+/// that need no change are hashed where they stand; the body is not copied.
+pub fn body_hash(body: &[u8]) -> Digest {
+    let mut hash = Context::new(&SHA256);
+    let mut tidy = Vec::new();
+    let mut empty_lines = 0_usize;
+    // Lines in sequence that are hashed as they are, CRLF included.
+    let mut run = 0..0;
+    let mut start = 0;
+    while start < body.len() {
+        let end = line_end(body, start);
+        let line = body[start..end]
+            .strip_suffix(b"\r\n")
+            .unwrap_or(&body[start..end]);
+        if line.iter().all(|&octet| is_blank(octet)) {
+            empty_lines += 1;
+        } else if is_tidy(line) && line.len() + 2 == end - start {
+            if empty_lines > 0 || run.end != start {
+                hash.update(&body[run]);
+                hash_empty_lines(&mut hash, std::mem::take(&mut empty_lines));
+                run = start..start;
+            }
+            run.end = end;
+        } else {
+            hash.update(&body[run]);
+            run = end..end;
+            hash_empty_lines(&mut hash, std::mem::take(&mut empty_lines));
+            tidy.clear();
+            write_tidy(line, &mut tidy);
+            tidy.extend_from_slice(b"\r\n");
+            hash.update(&tidy);
+        }
+        start = end;
+    }
+    hash.update(&body[run]);
+    hash.finish()
+}
+
+fn is_blank(octet: u8) -> bool {
+    octet == b' ' || octet == b'\t'
+}
+
+fn is_tidy(line: &[u8]) -> bool {
+    !line.ends_with(b" ") && memchr(b'\t', line).is_none() && memmem::find(line, b"  ").is_none()
+}
+
+/// Where the line from `start` ends: behind its CRLF, or at the body's end. A bare CR or LF is a character like others.
+fn line_end(body: &[u8], start: usize) -> usize {
+    memchr_iter(b'\n', &body[start..])
+        .map(|at| start + at)
+        .find(|&at| at > start && body[at - 1] == b'\r')
+        .map_or(body.len(), |at| at + 1)
+}
+
+/// Appends `text` with folds undone and runs of blanks made one space, none at the end.
+fn write_tidy(text: &[u8], into: &mut Vec<u8>) {
+    into.reserve(text.len());
+    let mut gap = false;
+    let mut octets = text.iter().copied().peekable();
+    while let Some(octet) = octets.next() {
+        match octet {
+            b' ' | b'\t' => gap = true,
+            b'\r' if octets.peek() == Some(&b'\n') => drop(octets.next()),
+            other => {
+                if std::mem::take(&mut gap) {
+                    into.push(b' ');
+                }
+                into.push(other);
+            }
+        }
+    }
+}
+
+fn hash_empty_lines(hash: &mut Context, mut count: usize) {
+    while count > 0 {
+        let some = count.min(EMPTY_LINES.len() / 2);
+        hash.update(&EMPTY_LINES[..some * 2]);
+        count -= some;
+    }
+}
+
+const EMPTY_LINES: [u8; 128] = {
+    let mut lines = [b'\r'; 128];
+    let mut at = 1;
+    while at < lines.len() {
+        lines[at] = b'\n';
+        at += 2;
+    }
+    lines
+};
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::digest::digest;
+    use mail_core::header::fields;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The words of RFC 6376 §3.4.4 one after the other, with no eye to speed.
+    fn relaxed_by_the_book(body: &[u8]) -> Vec<u8> {
+        let text: Vec<u8> = body.to_vec();
+        let mut lines: Vec<Vec<u8>> = Vec::new();
+        let mut rest = &text[..];
+        while !rest.is_empty() {
+            let at = rest.windows(2).position(|two| two == b"\r\n");
+            let (line, next) = at.map_or((rest, &b""[..]), |at| (&rest[..at], &rest[at + 2..]));
+            let mut out: Vec<u8> = Vec::new();
+            for &octet in line {
+                match octet {
+                    b' ' | b'\t' if out.last() == Some(&b' ') => {}
+                    b' ' | b'\t' => out.push(b' '),
+                    other => out.push(other),
+                }
+            }
+            if out.last() == Some(&b' ') {
+                out.pop();
+            }
+            lines.push(out);
+            rest = next;
+        }
+        while lines.last().is_some_and(Vec::is_empty) {
+            lines.pop();
+        }
+        lines
+            .into_iter()
+            .flat_map(|line| [line, b"\r\n".to_vec()])
+            .flatten()
+            .collect()
+    }
+
+    fn assert_hash(body: &[u8], canonical: &[u8]) {
+        assert_eq!(relaxed_by_the_book(body), canonical, "{:?}", body.escape_ascii());
+        assert_eq!(
+            body_hash(body).as_ref(),
+            digest(&SHA256, canonical).as_ref(),
+            "{}",
+            body.escape_ascii()
+        );
+    }
+
+    #[test]
+    fn bodies_are_hashed_in_relaxed_form() {
+        for (body, canonical) in [
+            // RFC 6376 §3.4.5
+            (&b" C \r\nD \t E\r\n\r\n\r\n"[..], &b" C\r\nD E\r\n"[..]),
+            (b"", b""),
+            (b"\r\n", b""),
+            (b"a", b"a\r\n"),
+            (b"a\r\nb", b"a\r\nb\r\n"),
+            (b"a\r\n\r\n\r\nb\r\n", b"a\r\n\r\n\r\nb\r\n"),
+            (b"\r\n\r\na\r\n", b"\r\n\r\na\r\n"),
+            (b"a\nb\rc\r\n", b"a\nb\rc\r\n"),
+            (b"a\r", b"a\r\r\n"),
+            (b"\xff \x00\r\n", b"\xff \x00\r\n"),
+        ] {
+            assert_hash(body, canonical);
+        }
+    }
+
+    /// Lines of blanks at the end are no lines: widespread code hashes them as empty ones, and is refused everywhere.
+    #[test]
+    fn lines_of_blanks_at_the_end_are_cut() {
+        for tail in [
+            &b"\r\n"[..],
+            b" \r\n",
+            b"\t\r\n",
+            b" \t \r\n\r\n  \r\n",
+            b"\r\n \r\n\r\n",
+            b" ",
+            b"\r\n\t",
+        ] {
+            assert_hash(&[b"a\r\n", tail].concat(), b"a\r\n");
+            assert_hash(tail, b"");
+            assert_hash(&[b"a\r\n", tail, b"\r\nb"].concat(), &{
+                let lines = [b"a\r\n", tail, b"\r\n"].concat();
+                let count = lines.windows(2).filter(|two| two == b"\r\n").count();
+                [&b"a"[..], &b"\r\n".repeat(count), b"b\r\n"].concat()
+            });
+        }
+    }
+
+    #[test]
+    fn fields_are_written_in_relaxed_form() {
+        // RFC 6376 §3.4.5, and folds in odd places.
+        for (field, canonical) in [
+            (&b"A: X\r\n"[..], &b"a:X\r\n"[..]),
+            (b"B : Y\t\r\n\tZ  \r\n", b"b:Y Z\r\n"),
+            (b"Subject:\r\n \r\n  x\r\n \t\r\n", b"subject:x\r\n"),
+            (b"Empty:\r\n", b"empty:\r\n"),
+            (b"Empty: \t\r\n", b"empty:\r\n"),
+            (b"Bare: a\rb", b"bare:a\rb\r\n"),
+        ] {
+            let mut written = Vec::new();
+            write_field(&fields(field).next().unwrap(), &mut written);
+            assert_eq!(
+                written.escape_ascii().to_string(),
+                canonical.escape_ascii().to_string()
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_hashed_by_the_book(body in "([ab]|  ?|\t|\r\n|\r\n|\r|\n){0,60}") {
+            let canonical = relaxed_by_the_book(body.as_bytes());
+            prop_assert_eq!(body_hash(body.as_bytes()).as_ref().to_vec(), digest(&SHA256, &canonical).as_ref().to_vec());
+        }
+    }
+}
