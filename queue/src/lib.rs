@@ -1,1 +1,245 @@
-//! Placeholder.
+//! The durable queue: what is accepted is on disk before anyone is told so, and every recipient ends once.
+//!
+//! [`Queue`] is a handle on one store. Writes go through one committer, which gathers what is waiting into a group: one
+//! batch, one sync, then all are answered (docs/architecture.md). Reads are short and go straight to the store.
+
+mod committer;
+mod intake;
+pub mod keys;
+mod mark;
+mod message;
+mod names;
+mod read;
+pub mod records;
+pub mod rocks;
+pub mod schedule;
+pub mod store;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use intake::{Pending, Status};
+pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
+pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
+pub use read::{Message, Unit};
+pub use records::{
+    EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin, QueueRecord, Signature, StateRecord, Waiting,
+};
+pub use schedule::Backoff;
+
+use bytes::Bytes;
+use intake::Intake;
+use mail_core::Timestamp;
+use mark::Mark;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rocks::RocksStore;
+use store::{Batch, Family, MemoryStore, Store, StoreError};
+
+/// The layout this program writes, and the newest it reads.
+pub const FORMAT_VERSION: u16 = 1;
+
+/// Bounds of a queue.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Below this much free space nothing is accepted.
+    pub min_free_bytes: u64,
+    /// How long an accept may wait for its group before it is withdrawn.
+    pub commit_patience: Duration,
+}
+
+/// Why a store was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder, or RocksDB, does not do what it should.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record that the queue can't start without does not read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The folder or the mark file can't be used.
+    #[error("{path}: {cause}")]
+    Io {
+        /// Which one.
+        path: String,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// Made by a later version.
+    #[error(
+        "the store has format {found}, this program knows up to {FORMAT_VERSION}: run the version that made it, or newer"
+    )]
+    TooNew {
+        /// Its version.
+        found: u16,
+    },
+    /// Acknowledged mail is missing.
+    #[error(
+        "the store ends at group {store}, but group {mark} was synced: acknowledged mail is missing, so the store was damaged \
+         or put back from an older copy. Keep a copy of the folder; bring the newest copy back, or, to go on without what is \
+         missing, delete the file `mark` in it"
+    )]
+    OlderThanMark {
+        /// The last group in the store.
+        store: u64,
+        /// The last group known synced.
+        mark: u64,
+    },
+}
+
+/// A read that did not succeed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The disk, or RocksDB, failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record does not verify. It is never used.
+    #[error("damaged record in {family}, key {key}: {what}")]
+    Damaged {
+        /// Which family.
+        family: &'static str,
+        /// Its key, hexadecimal.
+        key: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+impl ReadError {
+    pub(crate) fn damaged(family: &'static str, key: &[u8], what: &'static str) -> Self {
+        Self::Damaged {
+            family,
+            key: key.iter().map(|octet| format!("{octet:02x}")).collect(),
+            what,
+        }
+    }
+}
+
+/// A write that was not kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// It waited too long and was taken back: nothing was written.
+    #[error("the queue is too busy")]
+    Withdrawn,
+    /// Too little free space.
+    #[error("too little free space for new mail")]
+    Full,
+    /// The store does not take writes.
+    #[error("the store does not take writes: {0}")]
+    Failing(String),
+    /// The claim is void: the unit was settled before.
+    #[error("the unit is no longer due at that time")]
+    Gone,
+    /// A message without units, or with more than 65,535.
+    #[error("a message needs 1 to 65,535 destination domains")]
+    Units,
+}
+
+/// A handle on the durable queue; cloning shares it.
+#[derive(Clone)]
+pub struct Queue {
+    store: Arc<dyn Store>,
+    intake: Arc<Intake>,
+}
+
+impl Queue {
+    /// Opens the store in `folder`, made if it is not there, and starts the committer.
+    pub fn open(folder: &Path, options: &Options) -> Result<Self, OpenError> {
+        let failed = |cause| OpenError::Io {
+            path: folder.display().to_string(),
+            cause,
+        };
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let store: Arc<dyn Store> = Arc::new(RocksStore::open(&folder.join("store"))?);
+        let name = prepare(&*store)?;
+        let mark = Mark::open(&folder.join("mark"), name).map_err(failed)?;
+        let group = committer::read_counters(&*store)?.group;
+        if group < mark.group() {
+            return Err(OpenError::OlderThanMark {
+                store: group,
+                mark: mark.group(),
+            });
+        }
+        let folder = folder.to_owned();
+        let free = move || {
+            rustix::fs::statvfs(&folder)
+                .map(|stat| stat.f_bavail * stat.f_frsize)
+                .unwrap_or(0)
+        };
+        let intake = Intake::threaded(store.clone(), mark, Box::new(free), options)?;
+        Ok(Self {
+            store,
+            intake: Arc::new(intake),
+        })
+    }
+
+    /// A queue on the model, each request committed at once on the caller's thread: for simulations and tests.
+    pub fn in_memory(store: MemoryStore) -> Result<Self, OpenError> {
+        let store: Arc<dyn Store> = Arc::new(store);
+        prepare(&*store)?;
+        Ok(Self {
+            intake: Arc::new(Intake::inline(store.clone())?),
+            store,
+        })
+    }
+
+    /// Keeps a message. Answered once it is on disk.
+    pub async fn accept(&self, message: Arc<NewMessage>) -> Result<Accepted, CommitError> {
+        self.intake.accept(message).await
+    }
+
+    /// Hands over what became of a unit. Waits for room in the intake only; [`Pending`] waits for the disk.
+    pub async fn settle(&self, settle: Settle) -> Result<Pending, CommitError> {
+        self.intake.settle(settle).await
+    }
+
+    /// The queue's owner has nothing to do for it before its first due time, or before `until` where that is later. May be
+    /// lost when the committer is busy: the catalogue's key stays a lower bound.
+    pub fn rest(&self, queue: QueueId, until: Option<Timestamp>) {
+        self.intake.tell(committer::Request::Rest { queue, until });
+    }
+
+    /// Sets a destination to rest. May be lost when the committer is busy: it is tried sooner then.
+    pub fn hold(&self, scope: HoldScope, record: HoldRecord) {
+        self.intake.tell(committer::Request::Hold { scope, record });
+    }
+
+    /// Ends a rest. May be lost when the committer is busy: the destination is tried again when the rest is over.
+    pub fn lift(&self, scope: HoldScope) {
+        self.intake.tell(committer::Request::Lift { scope });
+    }
+
+    /// Whether it takes mail, and if not, why.
+    pub fn status(&self) -> Status {
+        self.intake.status()
+    }
+
+    /// Commits what is waiting and stops. Later requests are refused; blocks until the disk has it all.
+    pub fn close(&self) {
+        self.intake.close();
+    }
+}
+
+/// Names an empty store, checks the version of any other. Returns the name.
+fn prepare(store: &dyn Store) -> Result<[u8; 16], OpenError> {
+    let damaged = |key| OpenError::Read(ReadError::damaged(Family::Meta.name(), key, "length"));
+    if let Some(format) = store.get(Family::Meta, keys::FORMAT)? {
+        let found = u16::from_be_bytes(format.try_into().map_err(|_| damaged(keys::FORMAT))?);
+        if found > FORMAT_VERSION {
+            return Err(OpenError::TooNew { found });
+        }
+        let name = store.get(Family::Meta, keys::STORE)?.unwrap_or_default();
+        return name.try_into().map_err(|_| damaged(keys::STORE));
+    }
+    let name: [u8; 16] = StdRng::from_os_rng().random();
+    let mut batch = Batch::default();
+    batch.put(
+        Family::Meta,
+        keys::FORMAT,
+        Bytes::copy_from_slice(&FORMAT_VERSION.to_be_bytes()),
+    );
+    batch.put(Family::Meta, keys::STORE, Bytes::copy_from_slice(&name));
+    store.write(&batch, true)?;
+    Ok(name)
+}

@@ -1,0 +1,658 @@
+//! The one writer: it turns a group of requests into one batch and one sync.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mail_core::{MessageId, Timestamp};
+use tokio::sync::oneshot;
+
+use crate::keys;
+use crate::message::{Accepted, NewMessage, NewUnit, Settle, Settled};
+use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
+use crate::records::{
+    Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, StateRecord, UnitRecord,
+    Waiting, decode, encode,
+};
+use crate::store::{Batch, Family, Store};
+use crate::{CommitError, ReadError};
+
+/// Queues whose record and number are kept in memory, some 300 octets each; all are forgotten when there are more.
+const CACHED_QUEUES: usize = 32_768;
+
+/// Deletions at a queue's head after which its low-water mark is moved on. Finding the new one passes as many tombstones.
+const DELETIONS_BEFORE_SEEK: u32 = 1_024;
+
+/// A request and whoever waits for it.
+pub(crate) enum Request {
+    Accept {
+        message: Arc<NewMessage>,
+        chunks: Vec<u32>,
+        reply: Reply<Accepted>,
+    },
+    Settle {
+        settle: Box<Settle>,
+        reply: Reply<Settled>,
+    },
+    Rest {
+        queue: QueueId,
+        until: Option<Timestamp>,
+    },
+    Hold {
+        scope: HoldScope,
+        record: HoldRecord,
+    },
+    Lift {
+        scope: HoldScope,
+    },
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, CommitError>>;
+
+/// Whom to answer once the group is synced.
+enum Answer {
+    Accepted(Reply<Accepted>, Result<Accepted, CommitError>),
+    Settled(Reply<Settled>, Result<Settled, CommitError>),
+}
+
+/// See the module. It runs on a thread of its own, or inline in tests.
+pub(crate) struct Committer {
+    store: Arc<dyn Store>,
+    counters: Counters,
+    numbers: HashMap<QueueName, QueueId>,
+    queues: HashMap<QueueId, CachedQueue>,
+    /// Queues whose record this group writes.
+    touched: Vec<QueueId>,
+    buffer: Vec<u8>,
+}
+
+struct CachedQueue {
+    record: QueueRecord,
+    deletions: u32,
+    touched: bool,
+}
+
+/// What a group has done so far that the store does not show yet.
+#[derive(Default)]
+struct Group {
+    batch: Batch,
+    gone: HashSet<UnitKey>,
+    open_units: HashMap<MessageId, u16>,
+    answers: Vec<Answer>,
+}
+
+impl Committer {
+    /// On a store whose `meta` is in place.
+    pub(crate) fn new(store: Arc<dyn Store>) -> Result<Self, ReadError> {
+        let counters = read_counters(&*store)?;
+        Ok(Self {
+            store,
+            counters,
+            numbers: HashMap::new(),
+            queues: HashMap::new(),
+            touched: Vec::new(),
+            buffer: Vec::new(),
+        })
+    }
+
+    /// The group last written.
+    pub(crate) fn group(&self) -> u64 {
+        self.counters.group
+    }
+
+    /// Writes a group and answers all that wait for it. An error says that the store failed: nothing of the group was
+    /// acknowledged, and nothing more must be.
+    pub(crate) fn commit(&mut self, requests: impl IntoIterator<Item = Request>) -> Result<(), CommitError> {
+        let mut group = Group::default();
+        for request in requests {
+            if let Err(error) = self.take(&mut group, request) {
+                return Err(self.fail(group, error));
+            }
+        }
+        if let Err(error) = self.finish(&mut group) {
+            return Err(self.fail(group, error));
+        }
+        if !group.batch.is_empty()
+            && let Err(error) = self.store.write(&group.batch, true)
+        {
+            return Err(self.fail(group, error.into()));
+        }
+        // A receiver that is gone no longer wants to know.
+        for answer in group.answers {
+            match answer {
+                Answer::Accepted(reply, result) => drop(reply.send(result)),
+                Answer::Settled(reply, result) => drop(reply.send(result)),
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, group: Group, error: ReadError) -> CommitError {
+        let error = CommitError::Failing(error.to_string());
+        // What memory holds may be ahead of the store now.
+        self.numbers.clear();
+        self.queues.clear();
+        self.touched.clear();
+        for answer in group.answers {
+            match answer {
+                Answer::Accepted(reply, _) => drop(reply.send(Err(error.clone()))),
+                Answer::Settled(reply, _) => drop(reply.send(Err(error.clone()))),
+            }
+        }
+        error
+    }
+
+    fn take(&mut self, group: &mut Group, request: Request) -> Result<(), ReadError> {
+        match request {
+            Request::Accept {
+                message,
+                chunks,
+                reply,
+            } => {
+                let accepted = self.accept(group, &message, chunks);
+                let result = accepted
+                    .as_ref()
+                    .map(Clone::clone)
+                    .map_err(|error| CommitError::Failing(error.to_string()));
+                group.answers.push(Answer::Accepted(reply, result));
+                accepted.map(drop)
+            }
+            Request::Settle { settle, reply } => {
+                let settled = self.settle(group, *settle);
+                let result = match &settled {
+                    Ok(Some(settled)) => Ok(settled.clone()),
+                    Ok(None) => Err(CommitError::Gone),
+                    Err(error) => Err(CommitError::Failing(error.to_string())),
+                };
+                group.answers.push(Answer::Settled(reply, result));
+                settled.map(drop)
+            }
+            Request::Rest { queue, until } => self.rest(group, queue, until),
+            Request::Hold { scope, record } => {
+                let event = Event {
+                    at: record.since,
+                    kind: EventKind::Deferred,
+                    id: None,
+                    queue: None,
+                    unit: 0,
+                    recipients: Vec::new(),
+                    attempt: record.failures,
+                    hop: None,
+                    reply: format!("{}: {}", scope_name(&scope), record.cause),
+                };
+                self.put(group, Family::Hold, &keys::hold(&scope), &record);
+                self.journal(group, &event);
+                Ok(())
+            }
+            Request::Lift { scope } => {
+                group.batch.delete(Family::Hold, &keys::hold(&scope));
+                Ok(())
+            }
+        }
+    }
+
+    fn accept(
+        &mut self,
+        group: &mut Group,
+        message: &NewMessage,
+        chunks: Vec<u32>,
+    ) -> Result<Accepted, ReadError> {
+        let mut units = Vec::with_capacity(message.units.len());
+        let mut unit_records = Vec::with_capacity(message.units.len());
+        for (number, unit) in (0..u16::MAX).zip(&message.units) {
+            let queue = self.queue_number(group, message, unit)?;
+            units.push(UnitKey {
+                queue,
+                due: unit.due,
+                id: message.id,
+                unit: number,
+            });
+            unit_records.push(UnitRecord {
+                queue,
+                due: unit.due,
+                recipients: unit.recipients.clone(),
+            });
+        }
+        let bytes = (message.prefix.len() + message.body.len()) as u64;
+        let due = DueRecord {
+            expires_at: message.expires_at,
+            bytes,
+            chunks: chunks.len() as u32,
+            alone: units.len() == 1,
+            tried: false,
+        };
+        for unit in &units {
+            self.put(group, Family::Due, &keys::due(unit), &due);
+            let deadline = keys::deadline(message.expires_at, unit.queue, unit.id);
+            group
+                .batch
+                .put(Family::Deadline, &deadline, unit.unit.to_be_bytes().to_vec());
+            let queue = self.queue_mut(unit.queue)?;
+            queue.record.count += 1;
+            queue.record.bytes += bytes;
+            queue.record.low_water = queue.record.low_water.min(unit.due);
+            lower_wake(group, queue, unit.queue, unit.due);
+        }
+        if units.len() > 1 {
+            let open = Bytes::copy_from_slice(&(units.len() as u16).to_be_bytes());
+            group
+                .batch
+                .put(Family::State, &keys::open_units(message.id), open);
+        }
+        for (number, start) in (0..).zip((0..message.body.len()).step_by(keys::CHUNK)) {
+            let end = message.body.len().min(start + keys::CHUNK);
+            group.batch.put(
+                Family::Body,
+                &keys::body(message.id, number),
+                message.body.slice(start..end),
+            );
+        }
+        let recipients = message.units.iter().flat_map(|unit| &unit.recipients);
+        let event = Event {
+            at: message.received_at,
+            kind: EventKind::Accepted,
+            id: Some(message.id),
+            queue: None,
+            unit: 0,
+            recipients: recipients
+                .map(|recipient| recipient.mailbox.to_string())
+                .collect(),
+            attempt: 0,
+            hop: None,
+            reply: String::new(),
+        };
+        let envelope = EnvelopeRecord {
+            received_at: message.received_at,
+            expires_at: message.expires_at,
+            tenant: message.tenant.clone(),
+            stream: message.stream.clone(),
+            reverse_path: message.reverse_path.clone(),
+            body_type: message.body_type,
+            prefix: message.prefix.clone(),
+            body_bytes: message.body.len() as u64,
+            chunks,
+            origin: message.origin.clone(),
+            cause: message.cause,
+            units: unit_records,
+        };
+        self.put(group, Family::Envelope, message.id.as_bytes(), &envelope);
+        self.journal(group, &event);
+        Ok(Accepted {
+            id: message.id,
+            units,
+        })
+    }
+
+    /// `None` where the claim is void: the unit's due key is gone.
+    fn settle(&mut self, group: &mut Group, settle: Settle) -> Result<Option<Settled>, ReadError> {
+        let unit = settle.unit;
+        let Some(due) = self.due_record(group, &unit)? else {
+            return Ok(None);
+        };
+        group.gone.insert(unit);
+        group.batch.delete(Family::Due, &keys::due(&unit));
+        self.journal_settle(group, &settle)?;
+        let moved = match &settle.again {
+            Some(again) => {
+                let moved = UnitKey {
+                    due: again.due,
+                    ..unit
+                };
+                let state = StateRecord {
+                    due: again.due,
+                    attempts: again.attempts,
+                    in_doubt: again.in_doubt,
+                    last_attempt: settle.at,
+                    open: again
+                        .open
+                        .iter()
+                        .map(|open| Waiting {
+                            recipient: open.recipient,
+                            reply: open.reply.clone(),
+                        })
+                        .collect(),
+                    signature: again.signature.clone(),
+                };
+                self.put(group, Family::State, &keys::state(unit.id, unit.unit), &state);
+                self.put(
+                    group,
+                    Family::Due,
+                    &keys::due(&moved),
+                    &DueRecord { tried: true, ..due },
+                );
+                // The same time again would be deleted by the claim's own key, were it not put after it.
+                group.gone.remove(&moved);
+                let queue = self.queue_mut(unit.queue)?;
+                queue.deletions += 1;
+                queue.record.low_water = queue.record.low_water.min(again.due);
+                lower_wake(group, queue, unit.queue, again.due);
+                Some(moved)
+            }
+            None => {
+                self.end_unit(group, &unit, &due)?;
+                None
+            }
+        };
+        let mut reports = Vec::with_capacity(settle.reports.len());
+        for report in &settle.reports {
+            let chunks = chunk_sums(&report.body);
+            reports.push(self.accept(group, report, chunks)?);
+        }
+        Ok(Some(Settled { unit: moved, reports }))
+    }
+
+    fn end_unit(&mut self, group: &mut Group, unit: &UnitKey, due: &DueRecord) -> Result<(), ReadError> {
+        group.batch.delete(
+            Family::Deadline,
+            &keys::deadline(due.expires_at, unit.queue, unit.id),
+        );
+        if due.tried {
+            group
+                .batch
+                .delete(Family::State, &keys::state(unit.id, unit.unit));
+        }
+        let queue = self.queue_mut(unit.queue)?;
+        queue.deletions += 1;
+        queue.record.count = queue.record.count.saturating_sub(1);
+        queue.record.bytes = queue.record.bytes.saturating_sub(due.bytes);
+        if queue.record.count == 0 {
+            queue.record.low_water = Timestamp::MAX;
+            queue.deletions = 0;
+            if let Some(wake) = queue.record.wake.take() {
+                group
+                    .batch
+                    .delete(Family::Queues, &keys::catalogue(wake, unit.queue));
+            }
+        }
+        if !due.alone {
+            let open = self.open_units(group, unit.id)?.saturating_sub(1);
+            group.open_units.insert(unit.id, open);
+            if open > 0 {
+                let open = Bytes::copy_from_slice(&open.to_be_bytes());
+                group.batch.put(Family::State, &keys::open_units(unit.id), open);
+                return Ok(());
+            }
+            group.batch.delete(Family::State, &keys::open_units(unit.id));
+        }
+        group.batch.delete(Family::Envelope, unit.id.as_bytes());
+        for chunk in 0..due.chunks {
+            group.batch.delete(Family::Body, &keys::body(unit.id, chunk));
+        }
+        Ok(())
+    }
+
+    /// Moves a queue's catalogue key up: to its first due time, or to `until` if that is later.
+    fn rest(&mut self, group: &mut Group, id: QueueId, until: Option<Timestamp>) -> Result<(), ReadError> {
+        // What this group does to the queue is not in the store yet, so its first due time can't be told. The key stays,
+        // a lower bound as ever.
+        if self.touched.contains(&id) {
+            return Ok(());
+        }
+        let record = &self.queue_mut(id)?.record;
+        let (low_water, wake) = (record.low_water, record.wake);
+        let (Some(first), Some(wake)) = (first_due(&*self.store, id, low_water)?, wake) else {
+            return Ok(());
+        };
+        let to = first.max(until.unwrap_or(first));
+        if to > wake {
+            group.batch.delete(Family::Queues, &keys::catalogue(wake, id));
+            group
+                .batch
+                .put(Family::Queues, &keys::catalogue(to, id), Bytes::new());
+            self.queue_mut(id)?.record.wake = Some(to);
+        }
+        Ok(())
+    }
+
+    /// Writes the records of the queues touched, and the counters.
+    fn finish(&mut self, group: &mut Group) -> Result<(), ReadError> {
+        for id in std::mem::take(&mut self.touched) {
+            let Some(queue) = self.queues.get_mut(&id) else {
+                continue;
+            };
+            queue.touched = false;
+            if queue.deletions >= DELETIONS_BEFORE_SEEK {
+                queue.deletions = 0;
+                // Keys of this group are not in the store yet; the mark may not pass them.
+                let first = first_due(&*self.store, id, queue.record.low_water)?;
+                queue.record.low_water = first
+                    .into_iter()
+                    .chain(added_due(&group.batch, id))
+                    .min()
+                    .unwrap_or(Timestamp::MAX);
+            }
+            let value = Bytes::copy_from_slice(encode(&queue.record, &mut self.buffer));
+            group.batch.put(Family::Queues, &keys::record(id), value);
+        }
+        if group.batch.is_empty() {
+            return Ok(());
+        }
+        self.counters.group += 1;
+        let counters = self.counters.clone();
+        self.put(group, Family::Meta, keys::COUNTERS, &counters);
+        if self.queues.len() > CACHED_QUEUES {
+            self.queues.clear();
+            self.numbers.clear();
+        }
+        Ok(())
+    }
+
+    fn queue_number(
+        &mut self,
+        group: &mut Group,
+        message: &NewMessage,
+        unit: &NewUnit,
+    ) -> Result<QueueId, ReadError> {
+        let name = QueueName {
+            tenant: message.tenant.clone(),
+            stream: message.stream.clone(),
+            route_group: unit.route_group,
+            domain: unit.domain.clone(),
+        };
+        if let Some(&id) = self.numbers.get(&name) {
+            return Ok(id);
+        }
+        let key = keys::directory(&name);
+        let id = match self.store.get(Family::Queues, &key)? {
+            Some(octets) => {
+                QueueId(keys::number(&octets).ok_or(ReadError::damaged("queues", &key, "length"))?)
+            }
+            None => {
+                let id = QueueId(self.counters.next_queue);
+                self.counters.next_queue += 1;
+                group
+                    .batch
+                    .put(Family::Queues, &key, Bytes::copy_from_slice(&id.0.to_be_bytes()));
+                let record = QueueRecord {
+                    name: name.clone(),
+                    count: 0,
+                    bytes: 0,
+                    low_water: Timestamp::MAX,
+                    wake: None,
+                };
+                self.queues.insert(
+                    id,
+                    CachedQueue {
+                        record,
+                        deletions: 0,
+                        touched: true,
+                    },
+                );
+                self.touched.push(id);
+                id
+            }
+        };
+        self.numbers.insert(name, id);
+        Ok(id)
+    }
+
+    /// The queue's record, to be written with the group.
+    fn queue_mut(&mut self, id: QueueId) -> Result<&mut CachedQueue, ReadError> {
+        let queue = match self.queues.entry(id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let record = read(&*self.store, Family::Queues, &keys::record(id))?;
+                let record = record.ok_or(ReadError::damaged("queues", &keys::record(id), "absent"))?;
+                entry.insert(CachedQueue {
+                    record,
+                    deletions: 0,
+                    touched: false,
+                })
+            }
+        };
+        if !std::mem::replace(&mut queue.touched, true) {
+            self.touched.push(id);
+        }
+        Ok(queue)
+    }
+
+    fn due_record(&self, group: &Group, unit: &UnitKey) -> Result<Option<DueRecord>, ReadError> {
+        if group.gone.contains(unit) {
+            return Ok(None);
+        }
+        read(&*self.store, Family::Due, &keys::due(unit))
+    }
+
+    fn open_units(&self, group: &Group, id: MessageId) -> Result<u16, ReadError> {
+        if let Some(&open) = group.open_units.get(&id) {
+            return Ok(open);
+        }
+        let key = keys::open_units(id);
+        let octets = self
+            .store
+            .get(Family::State, &key)?
+            .ok_or(ReadError::damaged("state", &key, "absent"))?;
+        let octets: [u8; 2] = octets
+            .try_into()
+            .map_err(|_| ReadError::damaged("state", &key, "length"))?;
+        Ok(u16::from_be_bytes(octets))
+    }
+
+    fn journal_settle(&mut self, group: &mut Group, settle: &Settle) -> Result<(), ReadError> {
+        let queue = self.queue_mut(settle.unit.queue)?.record.name.clone();
+        let entry = |kind, recipients, reply: &str| Event {
+            at: settle.at,
+            kind,
+            id: Some(settle.unit.id),
+            queue: Some(queue.clone()),
+            unit: settle.unit.unit,
+            recipients,
+            attempt: settle.attempt,
+            hop: settle.hop.clone(),
+            reply: reply.to_owned(),
+        };
+        for end in &settle.ends {
+            self.journal(
+                group,
+                &entry(end.fate.event(), vec![end.mailbox.to_string()], &end.reply),
+            );
+        }
+        if let Some(again) = &settle.again {
+            let kind = if again.doubtful {
+                EventKind::InDoubt
+            } else {
+                EventKind::Deferred
+            };
+            for open in &again.open {
+                self.journal(group, &entry(kind, vec![open.mailbox.to_string()], &open.reply));
+            }
+        }
+        Ok(())
+    }
+
+    fn journal(&mut self, group: &mut Group, event: &Event) {
+        let key = keys::event(self.counters.next_event);
+        self.counters.next_event += 1;
+        self.put(group, Family::Event, &key, event);
+    }
+
+    fn put(&mut self, group: &mut Group, family: Family, key: &[u8], record: &impl serde::Serialize) {
+        group.batch.put(
+            family,
+            key,
+            Bytes::copy_from_slice(encode(record, &mut self.buffer)),
+        );
+    }
+}
+
+/// CRC32C of each chunk of a body.
+pub(crate) fn chunk_sums(body: &[u8]) -> Vec<u32> {
+    body.chunks(keys::CHUNK).map(crc32c::crc32c).collect()
+}
+
+/// Reads and checks a record.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(
+    store: &dyn Store,
+    family: Family,
+    key: &[u8],
+) -> Result<Option<T>, ReadError> {
+    let Some(octets) = store.get(family, key)? else {
+        return Ok(None);
+    };
+    decode(&octets)
+        .map(Some)
+        .map_err(|error| ReadError::damaged(family.name(), key, error.0))
+}
+
+/// The counters, or those of an empty store.
+pub(crate) fn read_counters(store: &dyn Store) -> Result<Counters, ReadError> {
+    let counters = read(store, Family::Meta, keys::COUNTERS)?;
+    Ok(counters.unwrap_or(Counters {
+        group: 0,
+        next_queue: 1,
+        next_event: 1,
+    }))
+}
+
+/// When the first unit of a queue is due.
+fn first_due(
+    store: &dyn Store,
+    queue: QueueId,
+    low_water: Timestamp,
+) -> Result<Option<Timestamp>, ReadError> {
+    let from = keys::due(&UnitKey {
+        queue,
+        due: low_water,
+        id: MessageId::from_bytes([0; 16]),
+        unit: 0,
+    });
+    let mut first = None;
+    store.scan(Family::Due, &from, &keys::due_end(queue), &mut |key, _| {
+        first = keys::parse_due(key);
+        false
+    })?;
+    Ok(first.map(|unit| unit.due))
+}
+
+/// When the first of the units that a batch adds to a queue is due.
+fn added_due(batch: &Batch, queue: QueueId) -> Option<Timestamp> {
+    let added = batch
+        .writes()
+        .iter()
+        .filter(|write| write.family == Family::Due && write.value.is_some());
+    added
+        .filter_map(|write| keys::parse_due(&write.key))
+        .filter(|unit| unit.queue == queue)
+        .map(|unit| unit.due)
+        .min()
+}
+
+fn lower_wake(group: &mut Group, queue: &mut CachedQueue, id: QueueId, due: Timestamp) {
+    match queue.record.wake {
+        Some(wake) if wake <= due => return,
+        Some(wake) => group.batch.delete(Family::Queues, &keys::catalogue(wake, id)),
+        None => {}
+    }
+    group
+        .batch
+        .put(Family::Queues, &keys::catalogue(due, id), Bytes::new());
+    queue.record.wake = Some(due);
+}
+
+fn scope_name(scope: &HoldScope) -> &str {
+    match scope {
+        HoldScope::Domain(domain) => domain.as_str(),
+        HoldScope::Lane(lane) => lane,
+    }
+}

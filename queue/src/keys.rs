@@ -1,0 +1,152 @@
+//! The keys of every family. All integers are big-endian, so that octet order is number order.
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | body | id · chunk u32 | octets of the body, [`CHUNK`] at most |
+//! | envelope | id | [`crate::records::EnvelopeRecord`] |
+//! | state | id · unit u16 | [`crate::records::StateRecord`], from the first deferral on |
+//! | state | id · ffff | number of open units, u16, where a message began with more than one |
+//! | due | queue u64 · ms u64 · id · unit u16 | [`crate::records::DueRecord`] |
+//! | deadline | second u64 · queue u64 · id | unit u16 |
+//! | upload | id | nothing: names a body that is still coming in |
+//! | queues | `d` · name | queue u64: the directory |
+//! | queues | `r` · queue u64 | [`crate::records::QueueRecord`] |
+//! | queues | `c` · wake ms u64 · queue u64 | nothing: the catalogue |
+//! | event | sequence u64 | [`crate::records::Event`] |
+//! | hold | `d` · domain, or `l` · lane | [`crate::records::HoldRecord`] |
+//! | meta | `format`, `store`, `counters` | version u16, name of the store, [`crate::records::Counters`] |
+
+use mail_core::{MessageId, Timestamp};
+
+use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
+
+/// Octets of a body in one value. A body of 10 KiB is one chunk; one of 100 MB is read and written piece by piece.
+pub const CHUNK: usize = 512 * 1024;
+
+/// Key in `meta`: the version of the layout, u16.
+pub const FORMAT: &[u8] = b"format";
+/// Key in `meta`: the store's name, 16 octets, drawn when it is made.
+pub const STORE: &[u8] = b"store";
+/// Key in `meta`: [`crate::records::Counters`].
+pub const COUNTERS: &[u8] = b"counters";
+
+/// `body`.
+pub fn body(id: MessageId, chunk: u32) -> [u8; 20] {
+    let mut key = [0; 20];
+    key[..16].copy_from_slice(id.as_bytes());
+    key[16..].copy_from_slice(&chunk.to_be_bytes());
+    key
+}
+
+/// `state` of a unit.
+pub fn state(id: MessageId, unit: u16) -> [u8; 18] {
+    let mut key = [0; 18];
+    key[..16].copy_from_slice(id.as_bytes());
+    key[16..].copy_from_slice(&unit.to_be_bytes());
+    key
+}
+
+/// `state`: the number of open units.
+pub fn open_units(id: MessageId) -> [u8; 18] {
+    state(id, u16::MAX)
+}
+
+/// `due`.
+pub fn due(unit: &UnitKey) -> [u8; 34] {
+    let mut key = [0; 34];
+    key[..8].copy_from_slice(&unit.queue.0.to_be_bytes());
+    key[8..16].copy_from_slice(&unit.due.0.to_be_bytes());
+    key[16..32].copy_from_slice(unit.id.as_bytes());
+    key[32..].copy_from_slice(&unit.unit.to_be_bytes());
+    key
+}
+
+/// Where the `due` keys of the next queue begin.
+pub fn due_end(queue: QueueId) -> [u8; 8] {
+    queue.0.saturating_add(1).to_be_bytes()
+}
+
+/// Reads a `due` key.
+pub fn parse_due(key: &[u8]) -> Option<UnitKey> {
+    let key: &[u8; 34] = key.try_into().ok()?;
+    Some(UnitKey {
+        queue: QueueId(number(&key[..8])?),
+        due: Timestamp(number(&key[8..16])?),
+        id: id(&key[16..32])?,
+        unit: u16::from_be_bytes([key[32], key[33]]),
+    })
+}
+
+/// `deadline`. Seconds are rounded up: nothing expires early.
+pub fn deadline(expires_at: Timestamp, queue: QueueId, id: MessageId) -> [u8; 32] {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&expires_at.0.div_ceil(1_000).to_be_bytes());
+    key[8..16].copy_from_slice(&queue.0.to_be_bytes());
+    key[16..].copy_from_slice(id.as_bytes());
+    key
+}
+
+/// Reads queue and message from a `deadline` key.
+pub fn parse_deadline(key: &[u8]) -> Option<(QueueId, MessageId)> {
+    let key: &[u8; 32] = key.try_into().ok()?;
+    Some((QueueId(number(&key[8..16])?), id(&key[16..])?))
+}
+
+/// `queues`, directory.
+pub fn directory(name: &QueueName) -> Vec<u8> {
+    let mut key = vec![b'd'];
+    // Names hold no NUL, so that the parts are told apart and one tenant's queues lie together.
+    key.extend_from_slice(name.tenant.as_bytes());
+    key.push(0);
+    key.extend_from_slice(name.stream.as_bytes());
+    key.push(0);
+    key.extend_from_slice(&name.route_group.0.to_be_bytes());
+    key.extend_from_slice(name.domain.as_str().as_bytes());
+    key
+}
+
+/// `queues`, record.
+pub fn record(queue: QueueId) -> [u8; 9] {
+    let mut key = [b'r'; 9];
+    key[1..].copy_from_slice(&queue.0.to_be_bytes());
+    key
+}
+
+/// `queues`, catalogue.
+pub fn catalogue(wake: Timestamp, queue: QueueId) -> [u8; 17] {
+    let mut key = [b'c'; 17];
+    key[1..9].copy_from_slice(&wake.0.to_be_bytes());
+    key[9..].copy_from_slice(&queue.0.to_be_bytes());
+    key
+}
+
+/// Reads a catalogue key.
+pub fn parse_catalogue(key: &[u8]) -> Option<(Timestamp, QueueId)> {
+    let key: &[u8; 17] = key.try_into().ok()?;
+    Some((Timestamp(number(&key[1..9])?), QueueId(number(&key[9..])?)))
+}
+
+/// `event`.
+pub fn event(sequence: u64) -> [u8; 8] {
+    sequence.to_be_bytes()
+}
+
+/// `hold`.
+pub fn hold(scope: &HoldScope) -> Vec<u8> {
+    let (mark, name) = match scope {
+        HoldScope::Domain(domain) => (b'd', domain.as_str()),
+        HoldScope::Lane(lane) => (b'l', lane.as_str()),
+    };
+    let mut key = vec![mark];
+    key.extend_from_slice(name.as_bytes());
+    key
+}
+
+/// A big-endian u64.
+pub fn number(octets: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(octets.try_into().ok()?))
+}
+
+fn id(octets: &[u8]) -> Option<MessageId> {
+    Some(MessageId::from_bytes(octets.try_into().ok()?))
+}

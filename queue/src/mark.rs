@@ -1,0 +1,108 @@
+//! The mark: a small file beside the store that remembers the last group known synced.
+//!
+//! Point-in-time recovery stops at the first record of the WAL that does not verify, and says nothing of what lay behind.
+//! A store that opens with an older group than its mark has lost what was acknowledged, and is refused. The file is
+//! overwritten in place, which costs half of what an append costs; two slots in turn, so that a torn write leaves the other.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A slot: name of the store (16), group (8), CRC32C of both (4). Each in a sector of its own.
+const SLOT: usize = 28;
+const SECTOR: u64 = 4096;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    file: File,
+    store: [u8; 16],
+    group: u64,
+    next_slot: u64,
+}
+
+impl Mark {
+    /// Opens or makes the file. The mark of another store counts for nothing: the store was put back from a copy under a
+    /// new name, or the file was.
+    pub(crate) fn open(path: &Path, store: [u8; 16]) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        if file.metadata()?.len() < 2 * SECTOR {
+            file.write_all_at(&[0; 2 * SECTOR as usize], 0)?;
+            file.sync_all()?;
+            if let Some(folder) = path.parent() {
+                File::open(folder)?.sync_all()?;
+            }
+        }
+        let slots = [read_slot(&file, 0, &store)?, read_slot(&file, 1, &store)?];
+        let newest = u64::from(slots[1] > slots[0]);
+        Ok(Self {
+            file,
+            store,
+            group: slots[0].max(slots[1]).unwrap_or(0),
+            next_slot: 1 - newest,
+        })
+    }
+
+    /// The last group known synced; 0 for none.
+    pub(crate) fn group(&self) -> u64 {
+        self.group
+    }
+
+    /// Remembers `group`, and syncs.
+    pub(crate) fn set(&mut self, group: u64) -> io::Result<()> {
+        if group == self.group {
+            return Ok(());
+        }
+        let mut slot = [0; SLOT];
+        slot[..16].copy_from_slice(&self.store);
+        slot[16..24].copy_from_slice(&group.to_be_bytes());
+        let crc = crc32c::crc32c(&slot[..24]);
+        slot[24..].copy_from_slice(&crc.to_le_bytes());
+        self.file.write_all_at(&slot, self.next_slot * SECTOR)?;
+        self.file.sync_data()?;
+        self.next_slot = 1 - self.next_slot;
+        self.group = group;
+        Ok(())
+    }
+}
+
+fn read_slot(file: &File, slot: u64, store: &[u8; 16]) -> io::Result<Option<u64>> {
+    let mut octets = [0; SLOT];
+    file.read_exact_at(&mut octets, slot * SECTOR)?;
+    let crc = crc32c::crc32c(&octets[..24]);
+    if octets[..16] != store[..] || octets[24..] != crc.to_le_bytes() {
+        return Ok(None);
+    }
+    Ok(crate::keys::number(&octets[16..24]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_a_torn_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mark");
+        let mut mark = Mark::open(&path, [7; 16]).unwrap();
+        assert_eq!(mark.group(), 0);
+        for group in 1..=5 {
+            mark.set(group).unwrap();
+        }
+        assert_eq!(Mark::open(&path, [7; 16]).unwrap().group(), 5);
+        // Slots take turns, and the first group goes to slot 1.
+        mark.file.write_all_at(&[0xff; 10], SECTOR + 10).unwrap();
+        assert_eq!(Mark::open(&path, [7; 16]).unwrap().group(), 4);
+        assert_eq!(
+            Mark::open(&path, [8; 16]).unwrap().group(),
+            0,
+            "another store's mark"
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! What callers hand to the queue.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mail_core::{BodyType, Domain, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
+
+use crate::names::{RouteGroup, UnitKey};
+use crate::records::{EventKind, Hop, Origin, Signature};
+
+/// A message to be kept.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    /// Its name everywhere.
+    pub id: MessageId,
+    /// When it came in.
+    pub received_at: Timestamp,
+    /// When to give up.
+    pub expires_at: Timestamp,
+    /// Who sends; without NUL.
+    pub tenant: Arc<str>,
+    /// Which of their streams; without NUL.
+    pub stream: Arc<str>,
+    /// Where reports go.
+    pub reverse_path: ReversePath,
+    /// What BODY said.
+    pub body_type: BodyType,
+    /// Header fields we add on top, each with its CRLF.
+    pub prefix: Bytes,
+    /// As the client sent it, header and all: CRLF lines, neither dot-stuffing nor final dot.
+    pub body: Bytes,
+    /// Who handed it over.
+    pub origin: Origin,
+    /// The message this one reports on.
+    pub cause: Option<MessageId>,
+    /// One for each destination domain; at least one, at most 65,535.
+    pub units: Vec<NewUnit>,
+}
+
+/// One message's recipients at one destination domain.
+#[derive(Clone, Debug)]
+pub struct NewUnit {
+    /// By which way.
+    pub route_group: RouteGroup,
+    /// Where to.
+    pub domain: Domain,
+    /// When to try first.
+    pub due: Timestamp,
+    /// At least one.
+    pub recipients: Vec<Recipient>,
+}
+
+/// A message that is kept now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its name.
+    pub id: MessageId,
+    /// One for each of [`NewMessage::units`], in order.
+    pub units: Vec<UnitKey>,
+}
+
+/// How a recipient ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// The next hop took it over.
+    Delivered,
+    /// Refused for good.
+    Bounced,
+    /// Its time was up.
+    Expired,
+    /// Taken back by its sender.
+    Cancelled,
+    /// Deleted by an operator.
+    Deleted,
+    /// On the suppression list.
+    Suppressed,
+    /// Discarded by rule.
+    Discarded,
+    /// Another node has it.
+    HandedOver,
+}
+
+impl Fate {
+    /// Its word in the journal.
+    pub fn event(self) -> EventKind {
+        match self {
+            Self::Delivered => EventKind::Delivered,
+            Self::Bounced => EventKind::Bounced,
+            Self::Expired => EventKind::Expired,
+            Self::Cancelled => EventKind::Cancelled,
+            Self::Deleted => EventKind::Deleted,
+            Self::Suppressed => EventKind::Suppressed,
+            Self::Discarded => EventKind::Discarded,
+            Self::HandedOver => EventKind::HandedOver,
+        }
+    }
+}
+
+/// What became of a unit, all its recipients.
+#[derive(Clone, Debug)]
+pub struct Settle {
+    /// The claim.
+    pub unit: UnitKey,
+    /// When.
+    pub at: Timestamp,
+    /// Number of the attempt, from 1; 0 where none was made.
+    pub attempt: u32,
+    /// Where it was tried.
+    pub hop: Option<Hop>,
+    /// Recipients that have ended.
+    pub ends: Vec<End>,
+    /// What of those that have not. `None` ends the unit: every recipient has ended.
+    pub again: Option<Again>,
+    /// Messages these ends cause, kept by the same batch.
+    pub reports: Vec<Arc<NewMessage>>,
+}
+
+/// The end of a recipient.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// Who.
+    pub mailbox: Mailbox,
+    /// How.
+    pub fate: Fate,
+    /// The peer's reply, or the cause in our words.
+    pub reply: String,
+}
+
+/// What of the recipients that wait on.
+#[derive(Clone, Debug)]
+pub struct Again {
+    /// When to try again.
+    pub due: Timestamp,
+    /// Attempts so far that ended with a deferral, this one too.
+    pub attempts: u32,
+    /// How many of them were left in doubt.
+    pub in_doubt: u32,
+    /// This attempt was: the final dot was sent, and no reply came.
+    pub doubtful: bool,
+    /// At least one.
+    pub open: Vec<StillOpen>,
+    /// To be used by the next attempt.
+    pub signature: Option<Signature>,
+}
+
+/// A recipient that waits on.
+#[derive(Clone, Debug)]
+pub struct StillOpen {
+    /// Its index in the unit.
+    pub recipient: u16,
+    /// Who.
+    pub mailbox: Mailbox,
+    /// The peer's reply, or the cause in our words.
+    pub reply: String,
+}
+
+/// A settle that is kept now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Where the unit stands now; `None` if it ended.
+    pub unit: Option<UnitKey>,
+    /// The reports, in order.
+    pub reports: Vec<Accepted>,
+}

@@ -1,0 +1,267 @@
+//! Reading the queue. Each call is short and blocks: pages are small, and no view of the store outlives its call.
+
+use bytes::{Bytes, BytesMut};
+use mail_core::{MessageId, Timestamp};
+
+use crate::committer::{read, read_counters};
+use crate::keys;
+use crate::names::{HoldScope, QueueId, UnitKey};
+use crate::records::{EnvelopeRecord, Event, HoldRecord, QueueRecord, StateRecord, decode};
+use crate::store::Family;
+use crate::{Queue, ReadError};
+
+/// Events looked through for one message's history.
+const HISTORY_SCAN: usize = 200_000;
+
+/// A message in the queue.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Its name.
+    pub id: MessageId,
+    /// What never changes.
+    pub envelope: EnvelopeRecord,
+    /// Units that have not ended.
+    pub units: Vec<Unit>,
+}
+
+/// A unit that has not ended.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    /// Where it waits.
+    pub key: UnitKey,
+    /// What of it changes; before the first deferral, nothing but the due time.
+    pub state: Option<StateRecord>,
+}
+
+impl Queue {
+    /// Queues that wake no later than `until`, in that order, after `after`.
+    pub fn waking(
+        &self,
+        after: Option<(Timestamp, QueueId)>,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, QueueId)>, ReadError> {
+        let from = match after {
+            Some((wake, queue)) => keys::catalogue(wake, QueueId(queue.0.saturating_add(1))),
+            None => keys::catalogue(Timestamp(0), QueueId(0)),
+        };
+        let mut page = Vec::new();
+        self.store.scan(
+            Family::Queues,
+            &from,
+            &keys::catalogue(until, QueueId(u64::MAX)),
+            &mut |key, _| {
+                page.extend(keys::parse_catalogue(key));
+                page.len() < limit
+            },
+        )?;
+        Ok(page)
+    }
+
+    /// A queue's record.
+    pub fn info(&self, queue: QueueId) -> Result<Option<QueueRecord>, ReadError> {
+        read(&*self.store, Family::Queues, &keys::record(queue))
+    }
+
+    /// Queues by number, after `after`, empty ones too.
+    pub fn queues(
+        &self,
+        after: Option<QueueId>,
+        limit: usize,
+    ) -> Result<Vec<(QueueId, QueueRecord)>, ReadError> {
+        let from = keys::record(QueueId(after.map_or(0, |queue| queue.0.saturating_add(1))));
+        let mut page = Vec::new();
+        let mut damage = None;
+        self.store.scan(
+            Family::Queues,
+            &from,
+            &keys::record(QueueId(u64::MAX)),
+            &mut |key, value| {
+                match (keys::number(&key[1..]), decode(value)) {
+                    (Some(id), Ok(record)) => page.push((QueueId(id), record)),
+                    (_, Err(error)) => damage = Some(ReadError::damaged("queues", key, error.0)),
+                    (None, Ok(_)) => damage = Some(ReadError::damaged("queues", key, "key")),
+                }
+                damage.is_none() && page.len() < limit
+            },
+        )?;
+        damage.map_or(Ok(page), Err)
+    }
+
+    /// Units of a queue in due order, from the place (due, id, unit) on, and whether there are more.
+    pub fn due(
+        &self,
+        queue: QueueId,
+        (due, id, unit): (Timestamp, MessageId, u16),
+        limit: usize,
+    ) -> Result<(Vec<UnitKey>, bool), ReadError> {
+        let low_water = self.info(queue)?.map_or(Timestamp(0), |record| record.low_water);
+        let from = if due < low_water {
+            keys::due(&UnitKey {
+                queue,
+                due: low_water,
+                id: MessageId::from_bytes([0; 16]),
+                unit: 0,
+            })
+        } else {
+            keys::due(&UnitKey { queue, due, id, unit })
+        };
+        let mut page = Vec::new();
+        let mut more = false;
+        self.store
+            .scan(Family::Due, &from, &keys::due_end(queue), &mut |key, _| {
+                if page.len() == limit {
+                    more = true;
+                    return false;
+                }
+                page.extend(keys::parse_due(key));
+                true
+            })?;
+        Ok((page, more))
+    }
+
+    /// Whether the unit waits at just this place.
+    pub fn is_due(&self, unit: &UnitKey) -> Result<bool, ReadError> {
+        Ok(self.store.get(Family::Due, &keys::due(unit))?.is_some())
+    }
+
+    /// Units whose time is up, the longest overdue first.
+    pub fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<UnitKey>, ReadError> {
+        let mut found = Vec::new();
+        // Seconds are rounded up in the key: a bucket is over when its second has begun.
+        let to = (now.seconds() + 1).to_be_bytes();
+        self.store.scan(Family::Deadline, &[], &to, &mut |key, value| {
+            let unit = <[u8; 2]>::try_from(value).map(u16::from_be_bytes);
+            if let (Some((queue, id)), Ok(unit)) = (keys::parse_deadline(key), unit) {
+                found.push((queue, id, unit));
+            }
+            found.len() < limit
+        })?;
+        let mut units = Vec::with_capacity(found.len());
+        for (queue, id, unit) in found {
+            let due = match self.state(id, unit)? {
+                Some(state) => state.due,
+                None => match self
+                    .envelope(id)?
+                    .and_then(|envelope| envelope.units.get(usize::from(unit)).map(|unit| unit.due))
+                {
+                    Some(due) => due,
+                    None => continue,
+                },
+            };
+            units.push(UnitKey { queue, due, id, unit });
+        }
+        Ok(units)
+    }
+
+    /// What of a message never changes.
+    pub fn envelope(&self, id: MessageId) -> Result<Option<EnvelopeRecord>, ReadError> {
+        read(&*self.store, Family::Envelope, id.as_bytes())
+    }
+
+    /// What of a unit changes; `None` before its first deferral, and after its end.
+    pub fn state(&self, id: MessageId, unit: u16) -> Result<Option<StateRecord>, ReadError> {
+        read(&*self.store, Family::State, &keys::state(id, unit))
+    }
+
+    /// A message with its open units; `None` once all have ended.
+    pub fn message(&self, id: MessageId) -> Result<Option<Message>, ReadError> {
+        let Some(envelope) = self.envelope(id)? else {
+            return Ok(None);
+        };
+        let mut units = Vec::new();
+        for (number, unit) in (0..u16::MAX).zip(&envelope.units) {
+            let state = self.state(id, number)?;
+            let due = state.as_ref().map_or(unit.due, |state| state.due);
+            let key = UnitKey {
+                queue: unit.queue,
+                due,
+                id,
+                unit: number,
+            };
+            if self.is_due(&key)? {
+                units.push(Unit { key, state });
+            }
+        }
+        Ok(Some(Message { id, envelope, units }))
+    }
+
+    /// A message's body, verified chunk by chunk.
+    pub fn body(&self, id: MessageId, envelope: &EnvelopeRecord) -> Result<Bytes, ReadError> {
+        let mut body = BytesMut::with_capacity(usize::try_from(envelope.body_bytes).unwrap_or(0));
+        for (number, &sum) in (0..).zip(&envelope.chunks) {
+            let key = keys::body(id, number);
+            let chunk = self
+                .store
+                .get(Family::Body, &key)?
+                .ok_or(ReadError::damaged("body", &key, "absent"))?;
+            if crc32c::crc32c(&chunk) != sum {
+                return Err(ReadError::damaged("body", &key, "checksum"));
+            }
+            if envelope.chunks.len() == 1 {
+                return Ok(chunk.into());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+
+    /// Why a destination rests, if it does.
+    pub fn held(&self, scope: &HoldScope) -> Result<Option<HoldRecord>, ReadError> {
+        read(&*self.store, Family::Hold, &keys::hold(scope))
+    }
+
+    /// Events from number `from` on, with their numbers.
+    pub fn events(&self, from: u64, limit: usize) -> Result<Vec<(u64, Event)>, ReadError> {
+        let mut page = Vec::new();
+        let mut damage = None;
+        self.store.scan(
+            Family::Event,
+            &keys::event(from),
+            &keys::event(u64::MAX),
+            &mut |key, value| {
+                match (keys::number(key), decode(value)) {
+                    (Some(number), Ok(event)) => page.push((number, event)),
+                    (_, Err(error)) => damage = Some(ReadError::damaged("event", key, error.0)),
+                    (None, Ok(_)) => damage = Some(ReadError::damaged("event", key, "key")),
+                }
+                damage.is_none() && page.len() < limit
+            },
+        )?;
+        damage.map_or(Ok(page), Err)
+    }
+
+    /// A message's events, oldest first, as far as the journal still has them. Looks through a bounded number of entries
+    /// from the time of the message's id on.
+    pub fn history(&self, id: MessageId) -> Result<Vec<Event>, ReadError> {
+        let last = read_counters(&*self.store)?.next_event;
+        let mut from = self.first_event_at(id.created(), last)?;
+        let mut history = Vec::new();
+        let mut looked = 0;
+        while looked < HISTORY_SCAN {
+            let page = self.events(from, 1_000)?;
+            let Some((number, _)) = page.last() else { break };
+            (from, looked) = (number + 1, looked + page.len());
+            history.extend(
+                page.into_iter()
+                    .map(|(_, event)| event)
+                    .filter(|event| event.id == Some(id)),
+            );
+        }
+        Ok(history)
+    }
+
+    /// The number of the first event not older than `at`, less a margin for events written a little out of order.
+    fn first_event_at(&self, at: Timestamp, last: u64) -> Result<u64, ReadError> {
+        let at = Timestamp(at.0.saturating_sub(60_000));
+        let (mut low, mut high) = (0, last);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.events(middle, 1)?.first() {
+                Some((_, event)) if event.at < at => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(low)
+    }
+}

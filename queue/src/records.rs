@@ -1,0 +1,281 @@
+//! The records of every family: a version octet, postcard, and a CRC32C over both (little-endian, last four octets).
+//!
+//! Old versions stay readable for ever: a changed record gets a new version and keeps its old shape beside it. The fixtures
+//! under `queue/tests/fixtures` hold every version that was ever released.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mail_core::{BodyType, MessageId, Recipient, ReversePath, Timestamp};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::names::{QueueId, QueueName};
+
+/// The version of all records so far.
+const VERSION: u8 = 1;
+
+/// A record that does not read: wrong checksum, unknown version, or cut short.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("damaged record: {0}")]
+pub struct Damaged(pub &'static str);
+
+/// Writes a record into `buffer`, whose contents are replaced.
+pub fn encode<'a>(record: &impl Serialize, buffer: &'a mut Vec<u8>) -> &'a [u8] {
+    buffer.clear();
+    buffer.push(VERSION);
+    // Postcard fails only on sequences of unknown length and on full buffers; records have neither.
+    let mut out = postcard::to_extend(record, std::mem::take(buffer)).unwrap_or_default();
+    let crc = crc32c::crc32c(&out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    *buffer = out;
+    buffer
+}
+
+/// Reads a record.
+pub fn decode<T: DeserializeOwned>(octets: &[u8]) -> Result<T, Damaged> {
+    let (body, crc) = octets.split_last_chunk::<4>().ok_or(Damaged("too short"))?;
+    if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+        return Err(Damaged("checksum"));
+    }
+    match body.split_first() {
+        Some((&VERSION, payload)) => postcard::from_bytes(payload).map_err(|_| Damaged("shape")),
+        Some(_) => Err(Damaged("version")),
+        None => Err(Damaged("too short")),
+    }
+}
+
+/// Who handed a message over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The client's address; none for our own reports.
+    pub client: Option<IpAddr>,
+    /// What it called itself at EHLO.
+    pub helo: String,
+    /// The credential it proved.
+    pub credential: Option<String>,
+    /// The `with` word of Received (RFC 3848).
+    pub protocol: String,
+}
+
+/// `envelope`: what of a message never changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvelopeRecord {
+    /// When we took it in.
+    pub received_at: Timestamp,
+    /// When we give up.
+    pub expires_at: Timestamp,
+    /// Who sends.
+    pub tenant: Arc<str>,
+    /// Which of their streams.
+    pub stream: Arc<str>,
+    /// Where reports go.
+    pub reverse_path: ReversePath,
+    /// What BODY said.
+    pub body_type: BodyType,
+    /// Header fields we add on top, each with its CRLF.
+    pub prefix: Bytes,
+    /// Octets of the body.
+    pub body_bytes: u64,
+    /// CRC32C of each chunk.
+    pub chunks: Vec<u32>,
+    /// Who handed it over.
+    pub origin: Origin,
+    /// The message this one reports on.
+    pub cause: Option<MessageId>,
+    /// One for each destination domain.
+    pub units: Vec<UnitRecord>,
+}
+
+/// A unit within its envelope.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitRecord {
+    /// Where it waits.
+    pub queue: QueueId,
+    /// When it was to be tried first.
+    pub due: Timestamp,
+    /// At one domain, in the order of the envelope.
+    pub recipients: Vec<Recipient>,
+}
+
+/// `state`: what of a unit changes. Absent until the first deferral.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateRecord {
+    /// The time in its `due` key.
+    pub due: Timestamp,
+    /// Attempts that ended with a deferral.
+    pub attempts: u32,
+    /// How many of them were left in doubt.
+    pub in_doubt: u32,
+    /// When the last one ended.
+    pub last_attempt: Timestamp,
+    /// Recipients that have not ended, with what was said of each.
+    pub open: Vec<Waiting>,
+    /// Made at the first attempt, kept for the next ones.
+    pub signature: Option<Signature>,
+}
+
+/// A recipient that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Its index in [`UnitRecord::recipients`].
+    pub recipient: u16,
+    /// The last reply, or what else went wrong.
+    pub reply: String,
+}
+
+/// DKIM-Signature fields made for a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    /// Which keys and which form of the body they were made with; others make them void.
+    pub made_with: String,
+    /// The fields, each with its CRLF.
+    pub fields: Bytes,
+}
+
+/// `due`: what a settle needs to know, so that it reads one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DueRecord {
+    /// For the `deadline` key.
+    pub expires_at: Timestamp,
+    /// What the unit counts in its queue.
+    pub bytes: u64,
+    /// Chunks of the body.
+    pub chunks: u32,
+    /// The message began with this unit alone.
+    pub alone: bool,
+    /// There is a `state` record.
+    pub tried: bool,
+}
+
+/// `queues`: a queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueRecord {
+    /// What makes it one queue.
+    pub name: QueueName,
+    /// Units in it.
+    pub count: u64,
+    /// Their octets, each unit counting its message's whole size.
+    pub bytes: u64,
+    /// No unit is due before: reading begins here, past whatever was deleted.
+    pub low_water: Timestamp,
+    /// Its key in the catalogue; a lower bound of when it has something to do. Absent where it is empty.
+    pub wake: Option<Timestamp>,
+}
+
+/// `hold`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldRecord {
+    /// Since when.
+    pub since: Timestamp,
+    /// Nothing goes there before.
+    pub until: Timestamp,
+    /// Failures in a row.
+    pub failures: u32,
+    /// What went wrong last.
+    pub cause: String,
+}
+
+/// `meta`: what counts up. Written with every group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// The group last written.
+    pub group: u64,
+    /// The next queue's number.
+    pub next_queue: u64,
+    /// The next event's number.
+    pub next_event: u64,
+}
+
+/// What happened, in the journal's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "DESIGN's names, which say it")]
+pub enum EventKind {
+    Accepted,
+    Delivered,
+    Deferred,
+    Bounced,
+    Expired,
+    Cancelled,
+    Deleted,
+    Suppressed,
+    InDoubt,
+    Complained,
+    Unsubscribed,
+    Parked,
+    Damaged,
+    Restored,
+    HandedOver,
+    Discarded,
+}
+
+/// `event`: one entry of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub kind: EventKind,
+    /// To which message; none where a destination rests as a whole.
+    pub id: Option<MessageId>,
+    /// Of which tenant, stream and destination. None for `accepted`, which is about the whole message.
+    pub queue: Option<QueueName>,
+    /// The unit's number.
+    pub unit: u16,
+    /// Whom it concerns.
+    pub recipients: Vec<String>,
+    /// Number of the attempt, from 1; 0 where there was none.
+    pub attempt: u32,
+    /// Where it was tried.
+    pub hop: Option<Hop>,
+    /// The reply, or the cause.
+    pub reply: String,
+}
+
+/// Where an attempt went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hop {
+    /// The site.
+    pub site: String,
+    /// The MX host.
+    pub host: String,
+    /// Its address and port.
+    pub address: String,
+    /// The address we came from, where one was chosen.
+    pub source: String,
+    /// The TLS version and cipher suite; empty in clear.
+    pub tls: String,
+    /// How long the transaction took, in milliseconds.
+    pub millis: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let record = StateRecord {
+            due: Timestamp(7),
+            attempts: 3,
+            open: vec![Waiting {
+                recipient: 1,
+                reply: "450 later".into(),
+            }],
+            ..StateRecord::default()
+        };
+        let mut buffer = Vec::new();
+        let octets = encode(&record, &mut buffer).to_vec();
+        assert_eq!(decode::<StateRecord>(&octets), Ok(record));
+        for octet in 0..octets.len() {
+            for bit in 0..8 {
+                let mut damaged = octets.clone();
+                damaged[octet] ^= 1 << bit;
+                assert!(decode::<StateRecord>(&damaged).is_err());
+            }
+            assert!(decode::<StateRecord>(&octets[..octet]).is_err());
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The store on RocksDB.
+
+use std::path::Path;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
+    IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use crate::store::{Batch, Family, KeyValue, Store, StoreError};
+
+/// Memtables of all families together. It bounds the WAL, and so the restart; mail that leaves before it is full is
+/// dropped at the flush and never reaches a table.
+const WRITE_BUFFERS: usize = 128 << 20;
+
+/// Blocks of tables kept in memory, all families together.
+const BLOCK_CACHE: usize = 32 << 20;
+
+/// Bodies from this size on go to blob files, which compaction does not rewrite.
+const BLOB_FROM: u64 = 4 << 10;
+
+/// Tables and blob files open at once.
+const MAX_OPEN_FILES: i32 = 256;
+
+/// See the module.
+pub struct RocksStore {
+    db: DB,
+}
+
+impl RocksStore {
+    /// Opens the store in `folder`, made if it is not there. Fails if another process has it open.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let cache = Cache::new_lru_cache(BLOCK_CACHE);
+        let families = Family::ALL
+            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
+        let db = DB::open_cf_descriptors(&database_options(), folder, families)
+            .map_err(|error| StoreError(explain(folder, &error.to_string())))?;
+        Ok(Self { db })
+    }
+
+    fn family(&self, family: Family) -> Result<&rocksdb::ColumnFamily, StoreError> {
+        self.db
+            .cf_handle(family.name())
+            .ok_or_else(|| StoreError(format!("no column family {}", family.name())))
+    }
+}
+
+fn explain(folder: &Path, error: &str) -> String {
+    if error.contains("lock") || error.contains("LOCK") {
+        return format!(
+            "{} is in use by another process; one relay at a time can have it open",
+            folder.display()
+        );
+    }
+    format!("{}: {error}", folder.display())
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_db_write_buffer_size(WRITE_BUFFERS);
+    options.set_max_total_wal_size(WRITE_BUFFERS as u64 + (64 << 20));
+    // Overwriting old WALs saves the file system's journal a commit for each sync: three times faster on a busy disk.
+    // It needs point-in-time recovery, which stops at the first bad record; the mark file tells if that was too early.
+    options.set_recycle_log_file_num(4);
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    // With several families, one flushed alone may outrun a WAL that a power cut shortens; RocksDB would not open that.
+    options.set_atomic_flush(true);
+    options.set_max_open_files(MAX_OPEN_FILES);
+    options.set_max_background_jobs(2);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(4 << 20);
+    options.set_stats_dump_period_sec(0);
+    options
+}
+
+fn family_options(family: Family, cache: &Cache) -> Options {
+    let mut options = Options::default();
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_bloom_filter(10.0, false);
+    blocks.set_format_version(6);
+    options.set_block_based_table_factory(&blocks);
+    options.set_compression_type(DBCompressionType::Lz4);
+    // The limit for all families together decides when to flush.
+    options.set_write_buffer_size(WRITE_BUFFERS);
+    if family == Family::Body {
+        options.set_enable_blob_files(true);
+        options.set_min_blob_size(BLOB_FROM);
+        options.set_enable_blob_gc(true);
+        options.set_compression_type(DBCompressionType::None);
+    }
+    options
+}
+
+impl Store for RocksStore {
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
+        let mut writes = WriteBatch::with_capacity_bytes(batch.size() + 32 * batch.writes().len());
+        for write in batch.writes() {
+            let family = self.family(write.family)?;
+            match &write.value {
+                Some(value) => writes.put_cf(family, &write.key, value),
+                None => writes.delete_cf(family, &write.key),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.db.write_opt(writes, &options).map_err(failed)
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.db.get_cf(self.family(family)?, key).map_err(failed)
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        if from >= to {
+            return Ok(());
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(to);
+        let mode = IteratorMode::From(from, Direction::Forward);
+        for entry in self.db.iterator_cf_opt(self.family(family)?, options, mode) {
+            let (key, value) = entry.map_err(failed)?;
+            if !each(&key, &value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+        if from >= to {
+            return Ok(None);
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
+        match self
+            .db
+            .iterator_cf_opt(self.family(family)?, options, IteratorMode::End)
+            .next()
+        {
+            Some(entry) => entry
+                .map(|(key, value)| Some((key.into_vec(), value.into_vec())))
+                .map_err(failed),
+            None => Ok(None),
+        }
+    }
+}
+
+fn failed(error: rocksdb::Error) -> StoreError {
+    StoreError(error.to_string())
+}

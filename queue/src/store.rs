@@ -1,0 +1,283 @@
+//! The seam to what keeps the queue: an ordered map in families, with atomic batches and a sync.
+//!
+//! [`MemoryStore`] is the model; [`crate::rocks::RocksStore`] is what runs. One contract suite holds for both.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+/// The key families, a RocksDB column family each. What the keys and records look like stands in [`crate::keys`] and
+/// [`crate::records`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(usize)]
+pub enum Family {
+    /// Message bodies in chunks.
+    Body,
+    /// The fixed part of a message.
+    Envelope,
+    /// What changes of a message: each unit's state, and the number of open units.
+    State,
+    /// Units by queue and due time.
+    Due,
+    /// Units by the time they expire.
+    Deadline,
+    /// Bodies still coming in, to be swept at start.
+    Upload,
+    /// Directory, records and catalogue of queues.
+    Queues,
+    /// The journal.
+    Event,
+    /// Queues set to rest by an operator.
+    Suspension,
+    /// Destination domains and lanes that rest by themselves.
+    Hold,
+    /// Keys of submissions already taken in.
+    Idempotency,
+    /// Recipients that get nothing more.
+    Suppression,
+    /// Format version, name of the store, counters.
+    Meta,
+}
+
+impl Family {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 13] = [
+        Self::Body,
+        Self::Envelope,
+        Self::State,
+        Self::Due,
+        Self::Deadline,
+        Self::Upload,
+        Self::Queues,
+        Self::Event,
+        Self::Suspension,
+        Self::Hold,
+        Self::Idempotency,
+        Self::Suppression,
+        Self::Meta,
+    ];
+
+    /// The name on disk; never changed.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Body => "body",
+            Self::Envelope => "envelope",
+            Self::State => "state",
+            Self::Due => "due",
+            Self::Deadline => "deadline",
+            Self::Upload => "upload",
+            Self::Queues => "queues",
+            Self::Event => "event",
+            Self::Suspension => "suspension",
+            Self::Hold => "hold",
+            Self::Idempotency => "idempotency",
+            Self::Suppression => "suppression",
+            Self::Meta => "meta",
+        }
+    }
+}
+
+/// The store did not do what was asked: the disk, or RocksDB, failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the store failed: {0}")]
+pub struct StoreError(pub String);
+
+/// Writes that become visible together, and durable together if written with `sync`. Later ones win over earlier ones.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    writes: Vec<Write>,
+    size: usize,
+}
+
+/// One write of a [`Batch`].
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// Where.
+    pub family: Family,
+    /// Which key.
+    pub key: Vec<u8>,
+    /// The new value; `None` removes the key.
+    pub value: Option<Bytes>,
+}
+
+impl Batch {
+    /// Sets a key. `value` is shared, not copied.
+    pub fn put(&mut self, family: Family, key: &[u8], value: impl Into<Bytes>) {
+        let value = value.into();
+        self.size += key.len() + value.len();
+        self.writes.push(Write {
+            family,
+            key: key.to_vec(),
+            value: Some(value),
+        });
+    }
+
+    /// Removes a key; one that is not there is no error.
+    pub fn delete(&mut self, family: Family, key: &[u8]) {
+        self.size += key.len();
+        self.writes.push(Write {
+            family,
+            key: key.to_vec(),
+            value: None,
+        });
+    }
+
+    /// The writes, in order.
+    pub fn writes(&self) -> &[Write] {
+        &self.writes
+    }
+
+    /// Octets of all keys and values.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
+
+/// An ordered map in families. Keys order by their octets.
+pub trait Store: Send + Sync + 'static {
+    /// Writes a batch, all or nothing. With `sync`, it returns only when the batch, and all written before it, will
+    /// outlive a power cut.
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError>;
+
+    /// A key's value.
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Hands keys of `from..to` to `each` in order, from one moment's view, until it says false or they end.
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError>;
+
+    /// The last key below `to` and at or above `from`.
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError>;
+}
+
+/// A key and what it holds.
+pub type KeyValue = (Vec<u8>, Vec<u8>);
+
+type Contents = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
+
+/// The model: a map in memory that remembers what was synced, so that a power cut can be played.
+#[derive(Clone, Default)]
+pub struct MemoryStore {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    now: Contents,
+    /// Keys written since the last sync, with what they held then.
+    unsynced: BTreeMap<(Family, Vec<u8>), Option<Vec<u8>>>,
+    failing: bool,
+}
+
+impl MemoryStore {
+    /// Empty.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What a power cut leaves: all that was synced, nothing else.
+    pub fn cut_power(&self) -> Self {
+        let shared = self.shared.lock();
+        let mut left = shared.now.clone();
+        for (key, before) in &shared.unsynced {
+            match before {
+                Some(value) => left.insert(key.clone(), value.clone()),
+                None => left.remove(key),
+            };
+        }
+        Self {
+            shared: Arc::new(Mutex::new(Shared {
+                now: left,
+                ..Shared::default()
+            })),
+        }
+    }
+
+    /// From here on every write fails, or none does.
+    pub fn set_failing(&self, failing: bool) {
+        self.shared.lock().failing = failing;
+    }
+
+    /// Everything, for comparisons.
+    pub fn contents(&self) -> Vec<(Family, Vec<u8>, Vec<u8>)> {
+        let shared = self.shared.lock();
+        shared
+            .now
+            .iter()
+            .map(|((family, key), value)| (*family, key.clone(), value.clone()))
+            .collect()
+    }
+
+    /// Families that hold anything.
+    pub fn families(&self) -> BTreeSet<Family> {
+        self.shared.lock().now.keys().map(|(family, _)| *family).collect()
+    }
+}
+
+impl Store for MemoryStore {
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
+        let mut shared = self.shared.lock();
+        if shared.failing {
+            return Err(StoreError("the disk is set to fail".into()));
+        }
+        for write in batch.writes() {
+            let key = (write.family, write.key.clone());
+            let before = match &write.value {
+                Some(value) => shared.now.insert(key.clone(), value.to_vec()),
+                None => shared.now.remove(&key),
+            };
+            shared.unsynced.entry(key).or_insert(before);
+        }
+        if sync {
+            shared.unsynced.clear();
+        }
+        Ok(())
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.shared.lock().now.get(&(family, key.to_vec())).cloned())
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        if from >= to {
+            return Ok(());
+        }
+        let shared = self.shared.lock();
+        for ((_, key), value) in shared.now.range((family, from.to_vec())..(family, to.to_vec())) {
+            if !each(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+        if from >= to {
+            return Ok(None);
+        }
+        let shared = self.shared.lock();
+        let found = shared
+            .now
+            .range((family, from.to_vec())..(family, to.to_vec()))
+            .next_back();
+        Ok(found.map(|((_, key), value)| (key.clone(), value.clone())))
+    }
+}

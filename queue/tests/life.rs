@@ -1,0 +1,383 @@
+//! A message's life in the queue: kept, claimed, put off, ended; and what is left after each kind of break.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::{FIRST, START, block_on, defer, end, message, settle};
+use mail_core::Timestamp;
+use queue::store::{Family, MemoryStore, Store};
+use queue::{
+    CommitError, EventKind, Fate, HoldRecord, HoldScope, OpenError, Options, Queue, QueueId, ReadError,
+    Status,
+};
+
+const OPTIONS: Options = Options {
+    min_free_bytes: 0,
+    commit_patience: Duration::from_secs(60),
+};
+
+fn kinds(queue: &Queue) -> Vec<EventKind> {
+    queue
+        .events(0, 1_000)
+        .unwrap()
+        .into_iter()
+        .map(|(_, event)| event.kind)
+        .collect()
+}
+
+#[test]
+fn what_is_accepted_is_there_after_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let body = vec![b'x'; 1_300_000];
+    let kept = message(1, &["ok.test", "second.test"], &body);
+    block_on(async {
+        let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+        let accepted = queue.accept(kept.clone()).await.unwrap();
+        assert_eq!(accepted.units.len(), 2);
+        queue.close();
+        assert!(matches!(
+            queue.accept(kept.clone()).await,
+            Err(CommitError::Failing(_))
+        ));
+    });
+    let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+    let found = queue.message(kept.id).unwrap().unwrap();
+    assert_eq!(found.units.len(), 2);
+    assert_eq!(found.envelope.prefix, kept.prefix);
+    assert_eq!(found.envelope.chunks.len(), 3);
+    assert_eq!(queue.body(kept.id, &found.envelope).unwrap(), body);
+    assert_eq!(
+        queue
+            .waking(None, START + Duration::from_secs(1), 10)
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(queue.status(), Status::Healthy);
+    queue.close();
+}
+
+#[test]
+fn the_last_end_leaves_nothing_but_the_journal() {
+    block_on(async {
+        let store = MemoryStore::new();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let accepted = queue
+            .accept(message(1, &["ok.test", "second.test"], b"hello"))
+            .await
+            .unwrap();
+        let put_off = settle(&queue, defer(accepted.units[0], START + Duration::from_secs(60)))
+            .await
+            .unwrap();
+        let moved = put_off.unit.unwrap();
+        assert_eq!(moved.due, START + Duration::from_secs(60));
+        settle(&queue, end(accepted.units[1], Fate::Bounced))
+            .await
+            .unwrap();
+        assert!(
+            queue.message(accepted.id).unwrap().is_some(),
+            "one unit is still open"
+        );
+        settle(&queue, end(moved, Fate::Delivered)).await.unwrap();
+        assert_eq!(
+            queue.message(accepted.id).unwrap().map(|message| message.id),
+            None
+        );
+        let left: BTreeSet<_> = store.families();
+        assert_eq!(
+            left,
+            BTreeSet::from([Family::Queues, Family::Event, Family::Meta])
+        );
+        assert_eq!(queue.waking(None, Timestamp::MAX, 10).unwrap(), []);
+        assert_eq!(
+            kinds(&queue),
+            [
+                EventKind::Accepted,
+                EventKind::Deferred,
+                EventKind::Bounced,
+                EventKind::Delivered
+            ]
+        );
+        assert_eq!(queue.history(accepted.id).unwrap().len(), 4);
+        for (_, record) in queue.queues(None, 10).unwrap() {
+            assert_eq!((record.count, record.bytes, record.wake), (0, 0, None));
+        }
+    });
+}
+
+#[test]
+fn a_claim_is_good_once() {
+    block_on(async {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let unit = queue
+            .accept(message(1, &["ok.test"], b"hello"))
+            .await
+            .unwrap()
+            .units[0];
+        let moved = settle(&queue, defer(unit, START + Duration::from_secs(9)))
+            .await
+            .unwrap()
+            .unit
+            .unwrap();
+        assert_eq!(
+            settle(&queue, end(unit, Fate::Delivered)).await,
+            Err(CommitError::Gone)
+        );
+        settle(&queue, end(moved, Fate::Delivered)).await.unwrap();
+        assert_eq!(
+            settle(&queue, end(moved, Fate::Delivered)).await,
+            Err(CommitError::Gone)
+        );
+        assert_eq!(
+            kinds(&queue)
+                .iter()
+                .filter(|&&kind| kind == EventKind::Delivered)
+                .count(),
+            1
+        );
+    });
+}
+
+#[test]
+fn a_report_is_kept_by_the_batch_of_the_end_it_tells() {
+    block_on(async {
+        let store = MemoryStore::new();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let unit = queue
+            .accept(message(1, &["ok.test"], b"hello"))
+            .await
+            .unwrap()
+            .units[0];
+        let report = message(2, &["acme.test"], b"it bounced");
+        let mut bounce = end(unit, Fate::Bounced);
+        bounce.reports.push(report.clone());
+        // A store that fails keeps neither.
+        store.set_failing(true);
+        assert!(matches!(
+            queue.settle(bounce.clone()).await,
+            Err(CommitError::Failing(_))
+        ));
+        let after = Queue::in_memory(store.cut_power()).unwrap();
+        assert!(after.message(unit.id).unwrap().is_some());
+        assert!(after.message(report.id).unwrap().is_none());
+        let settled = settle(&after, bounce).await.unwrap();
+        assert_eq!(settled.reports[0].id, report.id);
+        assert!(after.message(report.id).unwrap().is_some());
+        assert!(after.message(unit.id).unwrap().is_none());
+    });
+}
+
+#[test]
+fn after_a_failed_write_nothing_is_accepted() {
+    block_on(async {
+        let store = MemoryStore::new();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        store.set_failing(true);
+        assert!(matches!(
+            queue.accept(message(1, &["ok.test"], b"hello")).await,
+            Err(CommitError::Failing(_))
+        ));
+        store.set_failing(false);
+        assert!(matches!(
+            queue.accept(message(2, &["ok.test"], b"hello")).await,
+            Err(CommitError::Failing(_))
+        ));
+        assert!(matches!(queue.status(), Status::Failing(_)));
+    });
+}
+
+#[test]
+fn too_little_space_refuses_mail_but_records_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    block_on(async {
+        let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+        queue.accept(message(1, &["ok.test"], b"hello")).await.unwrap();
+        queue.close();
+    });
+    block_on(async {
+        let queue = Queue::open(
+            folder.path(),
+            &Options {
+                min_free_bytes: u64::MAX,
+                ..OPTIONS
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            queue.accept(message(2, &["ok.test"], b"hello")).await,
+            Err(CommitError::Full)
+        );
+        let (units, _) = queue.due(QueueId(1), FIRST, 9).unwrap();
+        settle(&queue, end(units[0], Fate::Delivered)).await.unwrap();
+        queue.close();
+    });
+}
+
+#[test]
+fn a_store_older_than_its_mark_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let copy_store = || {
+        let _ = std::fs::remove_dir_all(copy.path().join("store"));
+        std::fs::create_dir(copy.path().join("store")).unwrap();
+        for file in std::fs::read_dir(folder.path().join("store")).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), copy.path().join("store").join(file.file_name())).unwrap();
+        }
+    };
+    let fill = |number| {
+        block_on(async {
+            let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+            queue
+                .accept(message(number, &["ok.test"], b"hello"))
+                .await
+                .unwrap();
+            queue.close();
+        });
+    };
+    fill(1);
+    copy_store();
+    fill(2);
+    std::fs::copy(folder.path().join("mark"), copy.path().join("mark")).unwrap();
+    let Err(refused) = Queue::open(copy.path(), &OPTIONS) else {
+        panic!("opened with mail missing")
+    };
+    assert!(
+        matches!(refused, OpenError::OlderThanMark { store: 1, mark: 2 }),
+        "{refused}"
+    );
+    copy_store();
+    Queue::open(copy.path(), &OPTIONS).unwrap().close();
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let store = MemoryStore::new();
+    Queue::in_memory(store.clone()).unwrap();
+    let mut batch = queue::store::Batch::default();
+    batch.put(Family::Meta, b"format", vec![0, 2]);
+    store.write(&batch, true).unwrap();
+    assert!(matches!(
+        Queue::in_memory(store),
+        Err(OpenError::TooNew { found: 2 })
+    ));
+}
+
+#[test]
+fn a_damaged_record_is_never_served() {
+    block_on(async {
+        let store = MemoryStore::new();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let unit = queue
+            .accept(message(1, &["ok.test"], b"hello"))
+            .await
+            .unwrap()
+            .units[0];
+        let envelope = queue.envelope(unit.id).unwrap().unwrap();
+        for family in [Family::Body, Family::Envelope, Family::Due, Family::Event] {
+            let (_, key, value) = store
+                .contents()
+                .into_iter()
+                .find(|(of, _, _)| *of == family)
+                .unwrap();
+            let mut damaged = value.clone();
+            damaged[2] ^= 0x10;
+            let write = |value: Vec<u8>| {
+                let mut batch = queue::store::Batch::default();
+                batch.put(family, &key, value);
+                store.write(&batch, true).unwrap();
+            };
+            write(damaged);
+            let read = match family {
+                Family::Body => queue.body(unit.id, &envelope).map(drop),
+                Family::Envelope => queue.envelope(unit.id).map(drop),
+                Family::Event => queue.events(0, 9).map(drop),
+                // A due record is read by the committer alone, and checked there.
+                _ => Err(ReadError::Damaged {
+                    family: "due",
+                    key: String::new(),
+                    what: "",
+                }),
+            };
+            assert!(matches!(read, Err(ReadError::Damaged { .. })), "{family:?}");
+            write(value);
+        }
+    });
+}
+
+#[test]
+fn expired_units_are_found_wherever_they_stand() {
+    block_on(async {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let first = queue
+            .accept(message(1, &["ok.test"], b"hello"))
+            .await
+            .unwrap()
+            .units[0];
+        let second = queue
+            .accept(message(2, &["ok.test"], b"hello"))
+            .await
+            .unwrap()
+            .units[0];
+        let moved = settle(&queue, defer(first, START + Duration::from_secs(7200)))
+            .await
+            .unwrap()
+            .unit
+            .unwrap();
+        let over = START + Duration::from_secs(3600);
+        assert_eq!(queue.expired(over - Duration::from_secs(1), 9).unwrap(), []);
+        assert_eq!(
+            queue.expired(over + Duration::from_secs(2), 9).unwrap(),
+            [moved, second]
+        );
+        settle(&queue, end(moved, Fate::Expired)).await.unwrap();
+        assert_eq!(queue.expired(over + Duration::from_secs(2), 9).unwrap(), [second]);
+    });
+}
+
+#[test]
+fn a_resting_queue_wakes_later_and_new_mail_wakes_it_sooner() {
+    block_on(async {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let unit = queue
+            .accept(message(1, &["ok.test"], b"hello"))
+            .await
+            .unwrap()
+            .units[0];
+        let wakes = |queue: &Queue| queue.waking(None, Timestamp::MAX, 9).unwrap();
+        let later = START + Duration::from_secs(500);
+        queue.rest(unit.queue, Some(later));
+        assert_eq!(wakes(&queue), [(later, unit.queue)]);
+        queue.accept(message(2, &["ok.test"], b"hello")).await.unwrap();
+        assert_eq!(wakes(&queue), [(START + Duration::from_millis(2), unit.queue)]);
+        // Without a moment, it rests until its first unit is due.
+        let put_off = START + Duration::from_secs(900);
+        for unit in queue.due(unit.queue, FIRST, 9).unwrap().0 {
+            settle(&queue, defer(unit, put_off)).await.unwrap();
+        }
+        queue.rest(unit.queue, None);
+        assert_eq!(wakes(&queue), [(put_off, unit.queue)]);
+    });
+}
+
+#[test]
+fn a_hold_is_kept_and_lifted() {
+    block_on(async {
+        let store = MemoryStore::new();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let scope = HoldScope::Domain("dead.test".parse().unwrap());
+        let record = HoldRecord {
+            since: START,
+            until: START + Duration::from_secs(60),
+            failures: 2,
+            cause: "SERVFAIL".into(),
+        };
+        queue.hold(scope.clone(), record.clone());
+        let reopened = Queue::in_memory(store.cut_power()).unwrap();
+        assert_eq!(reopened.held(&scope).unwrap(), Some(record));
+        reopened.lift(scope.clone());
+        assert_eq!(reopened.held(&scope).unwrap(), None);
+    });
+}

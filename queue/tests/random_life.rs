@@ -1,0 +1,88 @@
+//! Random lives of many messages, against a naive model: nothing is lost from any index, and all counts agree.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::{FIRST, START, block_on, defer, end, message, settle};
+use mail_core::Timestamp;
+use proptest::prelude::*;
+use queue::store::MemoryStore;
+use queue::{Fate, Queue, UnitKey};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Accept(Vec<u8>),
+    End(usize),
+    Defer(usize, u64),
+    Rest(usize),
+    CutPower,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => proptest::sample::subsequence(vec![0u8, 1, 2, 3], 1..=3).prop_map(Step::Accept),
+        4 => any::<usize>().prop_map(Step::End),
+        3 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Defer(which, wait)),
+        2 => any::<usize>().prop_map(Step::Rest),
+        1 => Just(Step::CutPower),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn indexes_and_counts_agree(steps in proptest::collection::vec(step(), 1..120)) {
+        block_on(async {
+            let mut store = MemoryStore::new();
+            let mut queue = Queue::in_memory(store.clone()).unwrap();
+            let mut open: Vec<UnitKey> = Vec::new();
+            for (number, step) in (0..).zip(steps) {
+                match step {
+                    Step::Accept(domains) => {
+                        let domains: Vec<_> = domains.iter().map(|domain| format!("d{domain}.test")).collect();
+                        let domains: Vec<_> = domains.iter().map(String::as_str).collect();
+                        open.extend(queue.accept(message(number, &domains, b"0123456789")).await.unwrap().units);
+                    }
+                    Step::End(which) if !open.is_empty() => {
+                        let unit = open.swap_remove(which % open.len());
+                        settle(&queue, end(unit, Fate::Delivered)).await.unwrap();
+                    }
+                    Step::Defer(which, wait) if !open.is_empty() => {
+                        let which = which % open.len();
+                        let due = START + Duration::from_millis(wait);
+                        open[which] = settle(&queue, defer(open[which], due)).await.unwrap().unit.unwrap();
+                    }
+                    Step::Rest(which) if !open.is_empty() => queue.rest(open[which % open.len()].queue, None),
+                    Step::CutPower => {
+                        store = store.cut_power();
+                        queue = Queue::in_memory(store.clone()).unwrap();
+                    }
+                    Step::End(_) | Step::Defer(..) | Step::Rest(_) => {}
+                }
+            }
+            let mut by_queue: BTreeMap<_, Vec<UnitKey>> = BTreeMap::new();
+            for unit in open {
+                by_queue.entry(unit.queue).or_default().push(unit);
+            }
+            let wakes: BTreeMap<_, _> =
+                queue.waking(None, Timestamp::MAX, 100).unwrap().into_iter().map(|(wake, queue)| (queue, wake)).collect();
+            prop_assert_eq!(wakes.len(), by_queue.len());
+            for (id, record) in queue.queues(None, 100).unwrap() {
+                let mut units = by_queue.remove(&id).unwrap_or_default();
+                units.sort_by_key(|unit| (unit.due, unit.id, unit.unit));
+                prop_assert_eq!(record.count, units.len() as u64);
+                prop_assert_eq!(record.bytes, 35 * units.len() as u64);
+                if let Some(first) = units.first() {
+                    prop_assert!(wakes[&id] <= first.due, "the catalogue's key is no lower bound");
+                    prop_assert!(record.low_water <= first.due);
+                }
+                let (found, more) = queue.due(id, FIRST, 1_000).unwrap();
+                prop_assert!(!more);
+                prop_assert_eq!(found, units);
+            }
+            prop_assert!(by_queue.is_empty());
+            Ok(())
+        })?;
+    }
+}
