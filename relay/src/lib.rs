@@ -1,4 +1,5 @@
 //! The relay `postrider`: submission in front, the durable queue in the middle, delivery behind.
 
 pub mod config;
+pub mod report;
 pub mod world;

@@ -1,0 +1,97 @@
+//! Writes sample failure reports into a folder, for readers that are not ours (`tests/dsn/run.sh`).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mail_core::{EnhancedCode, MessageId, Reply, ReversePath, Timestamp};
+use relay::report::{Cause, Failure, Original, ReportSettings, compose};
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+fn failure(mailbox: &str, cause: Cause) -> Failure {
+    Failure {
+        mailbox: mailbox.parse().expect("an address"),
+        cause,
+        remote: Some("mx.example.org".into()),
+        last_attempt: Some(NOW),
+    }
+}
+
+fn refused(text: &str) -> Cause {
+    let mut reply = Reply::plain(550, "").with_text(text);
+    reply.enhanced = Some(EnhancedCode(5, 1, 1));
+    Cause::Refused(reply)
+}
+
+fn main() {
+    let folder = PathBuf::from(std::env::args_os().nth(1).expect("a folder to write to"));
+    std::fs::create_dir_all(&folder).expect("a folder that can be made");
+    let plain = "From: app@example.com\r\nTo: bob@example.org\r\nMessage-ID: <1@example.com>\r\nSubject: Hello\r\n\r\nhello\r\n.\r\n";
+    let large = format!("{plain}{}", "0123456789\r\n".repeat(10_000));
+    let many_fields = format!("{}{plain}", "X-Filler: 0123456789\r\n".repeat(5_000));
+    let eight_bit = "From: app@example.com\r\nSubject: Gr\u{fc}\u{df}e \r\n\r\nsch\u{f6}n\r\n";
+    let forged = "no\n\n--=_report\nContent-Type: text/html\nX-Evil: 1\r\r\n.\r\n\u{0}\u{fc}\u{2028}x";
+    let unknown = || vec![failure("bob@example.org", refused("no such user"))];
+    let samples = [
+        ("plain", plain, unknown()),
+        ("eight-bit", eight_bit, unknown()),
+        ("large", &large, unknown()),
+        ("many-fields", &many_fields, unknown()),
+        ("no-message", "", unknown()),
+        ("forged", plain, vec![failure("bob@example.org", refused(forged))]),
+        (
+            "long-reply",
+            plain,
+            vec![failure("bob@example.org", refused(&"go away ".repeat(300)))],
+        ),
+        (
+            "several",
+            plain,
+            vec![
+                failure("bob@example.org", refused("no\nsuch\nuser")),
+                failure(
+                    "\"a b\"@example.org",
+                    Cause::Expired(Some("450 4.2.0 greylisted".into())),
+                ),
+                failure(
+                    "carol@example.org",
+                    Cause::Expired(Some("connection refused".into())),
+                ),
+                failure(
+                    "dave@example.org",
+                    Cause::Undeliverable(
+                        EnhancedCode(5, 1, 10),
+                        "the domain takes no mail (null MX)".into(),
+                    ),
+                ),
+            ],
+        ),
+    ];
+    let settings = ReportSettings {
+        hostname: "relay.example.net".parse().expect("a domain"),
+        reporting_domain: "example.net".parse().expect("a domain"),
+        max_report_bytes: 20_000,
+        expire_after: Duration::from_secs(86_400),
+    };
+    let sender = ReversePath::Mailbox("app@example.com".parse().expect("an address"));
+    for (name, body, failures) in &samples {
+        let original = Original {
+            id: MessageId::from_bytes([1; 16]),
+            received_at: NOW - Duration::from_secs(5 * 86_400),
+            tenant: &"acme".into(),
+            stream: &"transactional".into(),
+            reverse_path: &sender,
+            prefix: b"Received: from app by relay.example.net; Tue, 14 Nov 2023 22:13:20 +0000\r\n",
+            body: body.as_bytes(),
+        };
+        let report = compose(
+            &original,
+            failures,
+            &settings,
+            NOW,
+            MessageId::from_bytes([2; 16]),
+        )
+        .expect("a sender who wants one");
+        std::fs::write(folder.join(format!("{name}.eml")), report).expect("a file that can be written");
+    }
+}

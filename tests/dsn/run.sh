@@ -1,0 +1,9 @@
+#!/bin/bash
+# Makes failure reports of odd messages and replies, and has Python's email package read them.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. scripts/env
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cargo run --quiet -p relay --example reports -- "$folder"
+/usr/bin/python3 tests/dsn/check.py --max-bytes 20000 "$folder"/*.eml
