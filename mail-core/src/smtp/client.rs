@@ -257,8 +257,10 @@ pub struct Message<'a> {
 pub enum RecipientResult {
     /// 2yz to the message.
     Delivered(Reply),
-    /// 5yz, or ours where the peer lacks what the message needs.
+    /// 5yz.
     Refused(Reply, Stage),
+    /// The peer lacks what the message needs; nothing was sent. The words are ours.
+    Unfit(Reply),
     /// 4yz, or whatever else says nothing for good.
     Deferred(String, Stage),
     /// The final dot was sent, and its reply never came (RFC 1047).
@@ -329,7 +331,7 @@ impl Transaction {
         };
         match refusal_of_ours(message, offers) {
             Some(reply) => {
-                transaction.fill(&RecipientResult::Refused(reply, Stage::Mail));
+                transaction.fill(&RecipientResult::Unfit(reply));
                 transaction.over = true;
             }
             None => transaction.plan(message, offers),
@@ -418,9 +420,14 @@ impl Transaction {
         self.results.iter().any(Option::is_none)
     }
 
-    /// The message and its final dot have been written.
+    /// The final dot is being written: from here on the peer may have the message.
     pub fn body_sent(&mut self) {
         self.data = Data::Sent;
+    }
+
+    /// The peer spoke before it took the whole message: the final dot did not go out.
+    pub fn body_interrupted(&mut self) {
+        self.data = Data::GoAhead;
     }
 
     /// A reply has come.
@@ -645,6 +652,7 @@ mod tests {
         match result {
             RecipientResult::Delivered(_) => "delivered",
             RecipientResult::Refused(..) => "refused",
+            RecipientResult::Unfit(_) => "unfit",
             RecipientResult::Deferred(..) => "deferred",
             RecipientResult::InDoubt(_) => "in doubt",
         }
@@ -815,7 +823,7 @@ mod tests {
             let (wrote, results, usable) = play(&message, &offers, &[]);
             assert_eq!((wrote.as_str(), usable), ("", true));
             assert!(
-                matches!(&results[0], RecipientResult::Refused(reply, _) if reply.to_string().starts_with(code))
+                matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().starts_with(code))
             );
         }
         let unlimited = Extensions {

@@ -1,0 +1,270 @@
+//! What memory holds of one queue: a window over its due index, and what is being worked on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mail_core::{MessageId, Timestamp};
+use queue::UnitKey;
+
+/// Order of a queue's units: by due time, then by age.
+pub type Place = (Timestamp, MessageId, u16);
+
+/// Units of one queue known in memory, at most this many; the rest is read again from the store when its turn comes.
+/// A place is some 80 octets, so a full window is about 40 KiB.
+pub const WINDOW: usize = 512;
+
+/// Units read from the store at a time.
+pub const PAGE: usize = 128;
+
+/// The window: every unit the store holds at a place before `frontier` is in `ready` or in `claimed`.
+///
+/// `T` rides along with a unit, such as the message itself while it is still in memory.
+#[derive(Debug)]
+pub struct Agenda<T> {
+    ready: BTreeMap<Place, Option<T>>,
+    claimed: BTreeSet<Place>,
+    frontier: Frontier,
+}
+
+/// How far the store is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frontier {
+    /// Everything in the store is known.
+    End,
+    /// Places before this one are known.
+    Before(Place),
+}
+
+const FIRST: Place = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+
+/// Where a unit stands in its queue.
+pub fn place(unit: &UnitKey) -> Place {
+    (unit.due, unit.id, unit.unit)
+}
+
+impl<T> Default for Agenda<T> {
+    /// Nothing known.
+    fn default() -> Self {
+        Self {
+            ready: BTreeMap::new(),
+            claimed: BTreeSet::new(),
+            frontier: Frontier::Before(FIRST),
+        }
+    }
+}
+
+impl<T> Agenda<T> {
+    /// Where to go on reading, if the window has room and something may be unread.
+    pub fn wants(&self) -> Option<Place> {
+        match self.frontier {
+            Frontier::Before(place) if self.ready.len() + PAGE <= WINDOW => Some(place),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing in the store is unknown.
+    pub fn is_complete(&self) -> bool {
+        self.frontier == Frontier::End
+    }
+
+    /// Takes in a page read from [`Agenda::wants`] on, in order. `more` tells that the store holds further units.
+    pub fn load(&mut self, page: impl IntoIterator<Item = Place>, more: bool) {
+        let mut last = None;
+        for place in page {
+            last = Some(place);
+            if !self.claimed.contains(&place) {
+                self.ready.entry(place).or_insert(None);
+            }
+        }
+        self.frontier = match (more, last) {
+            (true, Some((due, id, unit))) => Frontier::Before(after((due, id, unit))),
+            (true, None) => self.frontier,
+            (false, _) => Frontier::End,
+        };
+    }
+
+    /// Whether a unit that has just come into the store at `place` is to be noted now: not if the window will get there by
+    /// reading, or knows it already.
+    pub fn is_new(&self, place: Place) -> bool {
+        let inside = match self.frontier {
+            Frontier::End => true,
+            Frontier::Before(frontier) => place < frontier,
+        };
+        inside && !self.claimed.contains(&place) && !self.ready.contains_key(&place)
+    }
+
+    /// Notes a unit for which [`Agenda::is_new`] holds and that the store holds still.
+    pub fn note(&mut self, place: Place, rider: Option<T>) {
+        self.ready.insert(place, rider);
+        if self.ready.len() > WINDOW
+            && let Some((last, _)) = self.ready.pop_last()
+        {
+            self.frontier = Frontier::Before(last);
+        }
+    }
+
+    /// Claims the first unit, if it is due.
+    pub fn claim(&mut self, now: Timestamp) -> Option<(Place, Option<T>)> {
+        let first = self.ready.first_entry().filter(|entry| entry.key().0 <= now)?;
+        let (place, rider) = first.remove_entry();
+        self.claimed.insert(place);
+        Some((place, rider))
+    }
+
+    /// Claims this very unit, due or not; false if it is claimed already.
+    pub fn claim_at(&mut self, place: Place) -> bool {
+        self.ready.remove(&place);
+        self.claimed.insert(place)
+    }
+
+    /// The claim ended in the store: the unit's due key is gone or has moved.
+    pub fn settled(&mut self, place: Place) {
+        self.claimed.remove(&place);
+    }
+
+    /// The claim ended and nothing was done: the unit is due as before.
+    pub fn unclaim(&mut self, place: Place) {
+        self.claimed.remove(&place);
+        if self.is_new(place) {
+            self.note(place, None);
+        }
+    }
+
+    /// When the first known unit is due.
+    pub fn earliest(&self) -> Option<Timestamp> {
+        self.ready.keys().next().map(|place| place.0)
+    }
+
+    /// Units being worked on.
+    pub fn claims(&self) -> usize {
+        self.claimed.len()
+    }
+}
+
+/// The next place there can be.
+fn after((due, id, unit): Place) -> Place {
+    match unit.checked_add(1) {
+        Some(unit) => (due, id, unit),
+        None => match u128::from_be_bytes(*id.as_bytes()).checked_add(1) {
+            Some(id) => (due, MessageId::from_bytes(id.to_be_bytes()), 0),
+            None => (
+                Timestamp(due.0.saturating_add(1)),
+                MessageId::from_bytes([0; 16]),
+                0,
+            ),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(due: u64, id: u8) -> Place {
+        (Timestamp(due), MessageId::from_bytes([id; 16]), 0)
+    }
+
+    #[test]
+    fn claims_in_order_and_only_what_is_due() {
+        let mut agenda = Agenda::<()>::default();
+        agenda.load([at(5, 1), at(7, 2)], false);
+        assert_eq!(agenda.claim(Timestamp(4)), None);
+        assert_eq!(agenda.claim(Timestamp(9)).map(|(place, _)| place), Some(at(5, 1)));
+        assert_eq!(agenda.claim(Timestamp(9)).map(|(place, _)| place), Some(at(7, 2)));
+        assert_eq!(agenda.claim(Timestamp(9)), None);
+        assert_eq!(agenda.claims(), 2);
+    }
+
+    #[test]
+    fn what_the_window_will_reach_is_not_noted() {
+        let mut agenda = Agenda::<()>::default();
+        assert!(!agenda.is_new(at(1, 1)), "nothing is known before the first page");
+        agenda.load([at(5, 1)], true);
+        assert!(agenda.is_new(at(4, 9)));
+        assert!(!agenda.is_new(at(6, 1)));
+        assert!(!agenda.is_new(at(5, 1)));
+        agenda.load([], false);
+        assert!(agenda.is_new(at(6, 1)));
+    }
+
+    /// The store as a plain set, and every path by which units come, go and move.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arrive(u64, u8),
+        Load(usize),
+        Claim,
+        End,
+        Defer(u64),
+        Release,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u64..50, any::<u8>()).prop_map(|(due, id)| Step::Arrive(due, id)),
+            (1usize..4).prop_map(Step::Load),
+            Just(Step::Claim),
+            Just(Step::End),
+            (0u64..50).prop_map(Step::Defer),
+            Just(Step::Release),
+        ]
+    }
+
+    proptest! {
+        /// No unit is lost from sight, and none is claimed twice.
+        #[test]
+        fn window_and_store_agree(steps in proptest::collection::vec(step(), 1..200)) {
+            let mut store = BTreeSet::new();
+            let mut working = Vec::new();
+            let mut agenda = Agenda::<()>::default();
+            let arrive = |agenda: &mut Agenda<()>, store: &mut BTreeSet<Place>, place| {
+                if store.insert(place) && agenda.is_new(place) {
+                    agenda.note(place, None);
+                }
+            };
+            for step in steps {
+                match step {
+                    Step::Arrive(due, id) => arrive(&mut agenda, &mut store, at(due, id)),
+                    Step::Load(count) => if let Some(from) = agenda.wants() {
+                        let rest: Vec<_> = store.range(from..).copied().collect();
+                        agenda.load(rest.iter().take(count).copied(), rest.len() > count);
+                    },
+                    Step::Claim => if let Some((place, _)) = agenda.claim(Timestamp(100)) {
+                        prop_assert!(store.contains(&place));
+                        prop_assert!(!working.contains(&place));
+                        working.push(place);
+                    },
+                    Step::End => if let Some(place) = working.pop() {
+                        store.remove(&place);
+                        agenda.settled(place);
+                    },
+                    Step::Defer(due) => if let Some(place) = working.pop() {
+                        store.remove(&place);
+                        agenda.settled(place);
+                        let moved = (Timestamp(due), place.1, place.2);
+                        if !working.contains(&moved) {
+                            arrive(&mut agenda, &mut store, moved);
+                        }
+                    },
+                    Step::Release => if let Some(place) = working.pop() {
+                        agenda.unclaim(place);
+                    },
+                }
+            }
+            for place in working.drain(..) {
+                agenda.unclaim(place);
+            }
+            let mut seen = BTreeSet::new();
+            loop {
+                while let Some((place, _)) = agenda.claim(Timestamp(100)) {
+                    prop_assert!(seen.insert(place));
+                    agenda.settled(place);
+                    store.remove(&place);
+                }
+                let Some(from) = agenda.wants() else { break };
+                let page: Vec<_> = store.range(from..).copied().collect();
+                agenda.load(page, false);
+            }
+            prop_assert!(store.is_empty(), "never claimed: {store:?}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! One attempt at one unit over one connection: as many transactions as its recipients need.
+
+use bytes::Bytes;
+use mail_core::smtp::client::{Message, RecipientResult, Stage};
+use mail_core::{BodyType, EnhancedCode, Mailbox, ReversePath};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::report::Cause;
+
+use super::connection::Connection;
+use super::settle::{Outcome, Verdict};
+
+/// What is sent.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// MAIL FROM.
+    pub reverse_path: ReversePath,
+    /// What the client declared.
+    pub body_type: BodyType,
+    /// Header fields of ours: signatures, Received and what was missing.
+    pub head: Bytes,
+    /// The message as the client sent it.
+    pub body: Bytes,
+    /// Some octet is above 127.
+    pub eight_bit: bool,
+    /// At least one.
+    pub recipients: Vec<OpenRecipient>,
+}
+
+/// A recipient that has not ended.
+#[derive(Clone, Debug)]
+pub struct OpenRecipient {
+    /// Its index in the unit.
+    pub index: u16,
+    /// Who.
+    pub mailbox: Mailbox,
+    /// What was said of it last.
+    pub last_reply: Option<String>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Attempt {
+    /// One for each recipient.
+    pub outcomes: Vec<Outcome>,
+    /// The host took part: whatever was refused was refused for the unit's own sake.
+    pub works: bool,
+}
+
+/// Sends the load to all its recipients. Those that a host found too many for one transaction get the next one at once, as
+/// long as each takes some (RFC 5321 §4.5.3.1.10).
+pub async fn run<S>(connection: &mut Connection<S>, load: &Load, recipients_per_transaction: usize) -> Attempt
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let most = recipients_per_transaction
+        .min(connection.rcpt_max().unwrap_or(usize::MAX))
+        .max(1);
+    let mut waiting: Vec<&OpenRecipient> = load.recipients.iter().collect();
+    let mut attempt = Attempt {
+        outcomes: Vec::with_capacity(waiting.len()),
+        works: false,
+    };
+    while !waiting.is_empty() {
+        if !connection.is_usable() && !attempt.outcomes.is_empty() {
+            let rest = waiting
+                .drain(..)
+                .map(|open| outcome(connection.host(), open, given_up()));
+            attempt.outcomes.extend(rest);
+            break;
+        }
+        let now: Vec<_> = waiting.drain(..most.min(waiting.len())).collect();
+        let results = transact(connection, load, &now).await;
+        attempt.works |= connection.is_usable() || results.iter().any(is_final);
+        let some_taken = results
+            .iter()
+            .any(|result| matches!(result, RecipientResult::Delivered(_)));
+        for (open, result) in now.into_iter().zip(results) {
+            if some_taken && connection.is_usable() && is_too_many(&result) {
+                waiting.push(open);
+            } else {
+                attempt.outcomes.push(outcome(connection.host(), open, result));
+            }
+        }
+    }
+    attempt
+}
+
+async fn transact<S>(
+    connection: &mut Connection<S>,
+    load: &Load,
+    to: &[&OpenRecipient],
+) -> Vec<RecipientResult>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let recipients: Vec<_> = to.iter().map(|open| open.mailbox.clone()).collect();
+    let message = Message {
+        reverse_path: &load.reverse_path,
+        recipients: &recipients,
+        body_type: load.body_type,
+        eight_bit: load.eight_bit,
+        size: (load.head.len() + load.body.len()) as u64,
+    };
+    connection.send(&message, &[&load.head, &load.body]).await
+}
+
+fn given_up() -> RecipientResult {
+    RecipientResult::Deferred(
+        "the connection ended before this recipient's turn".into(),
+        Stage::Rcpt,
+    )
+}
+
+fn is_final(result: &RecipientResult) -> bool {
+    matches!(
+        result,
+        RecipientResult::Delivered(_) | RecipientResult::Refused(..)
+    )
+}
+
+fn is_too_many(result: &RecipientResult) -> bool {
+    matches!(result, RecipientResult::Deferred(reply, Stage::Rcpt) if reply.starts_with("452") || reply.starts_with("552"))
+}
+
+fn outcome(host: &str, open: &OpenRecipient, result: RecipientResult) -> Outcome {
+    let (verdict, reply) = match result {
+        RecipientResult::Delivered(reply) => (Verdict::Delivered, reply.to_string()),
+        RecipientResult::Refused(reply, _) => {
+            let words = reply.to_string();
+            (Verdict::Failed(Cause::Refused(reply)), words)
+        }
+        RecipientResult::Unfit(reply) => {
+            let words = reply.to_string();
+            let code = reply.enhanced.unwrap_or(EnhancedCode(5, 0, 0));
+            (
+                Verdict::Failed(Cause::Undeliverable(code, reply.text.into_owned())),
+                words,
+            )
+        }
+        RecipientResult::Deferred(words, _) => (Verdict::Later, words),
+        RecipientResult::InDoubt(words) => (Verdict::InDoubt, words),
+    };
+    Outcome {
+        recipient: open.index,
+        mailbox: open.mailbox.clone(),
+        verdict,
+        reply,
+        host: Some(host.to_owned()),
+    }
+}

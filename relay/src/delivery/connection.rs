@@ -1,0 +1,570 @@
+//! A connection to an MX host: the shell around the sending session of mail-core. Every wait has its limit.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use mail_core::smtp::client::{
+    Extensions, Hello, HelloAction, Message, RecipientResult, Refusal, Stage, TlsWish, Transaction,
+    TransactionAction,
+};
+use mail_core::smtp::reply_reader::ReplyReader;
+use mail_core::smtp::stuff::stuffed;
+use mail_core::{EnhancedCode, Reply};
+use queue::Hop;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config::Settings;
+use crate::config::settings::{ClientTimeouts, TlsLevel};
+use crate::report::Cause;
+use crate::world::{MxHost, Net};
+
+pub use super::client_tls::ClientTls;
+
+/// Addresses tried for one connection, all hosts together; RFC 5321 §5.1 asks for two at least.
+const MAX_ADDRESSES: usize = 10;
+
+/// Octets read at a time; replies are short.
+const READ: usize = 4_096;
+
+/// Slices handed to the system at once.
+const SLICES: usize = 64;
+
+/// How long a goodbye may take, whatever `timeouts.command` says: nothing depends on it.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Ready for mail.
+pub struct Connection<S> {
+    wire: Wire<S>,
+    reader: ReplyReader,
+    input: BytesMut,
+    offers: Extensions,
+    timeouts: ClientTimeouts,
+    host: String,
+    address: SocketAddr,
+    source: Option<IpAddr>,
+    tls: String,
+    messages: u32,
+    usable: bool,
+}
+
+enum Wire<S> {
+    Clear(S),
+    Tls(Box<TlsStream<S>>),
+}
+
+/// Why no host could be spoken to.
+#[derive(Debug)]
+pub struct OpenFailure {
+    tries: Vec<Try>,
+}
+
+#[derive(Debug)]
+struct Try {
+    host: String,
+    why: Why,
+}
+
+/// Why one try failed.
+#[derive(Debug)]
+enum Why {
+    /// It told us to go away, for now or for good.
+    Refused(Refusal),
+    /// It, or the way to it, failed.
+    Failed(EnhancedCode, String),
+    /// It has no address.
+    NoAddress,
+    /// The TLS handshake failed; in clear it may work.
+    Handshake(String),
+}
+
+impl OpenFailure {
+    /// Why, and which host said it, if every host refuses for good and asking again is no use (RFC 5321 §4.2.4.2).
+    pub fn permanent(&self) -> Option<(Cause, String)> {
+        let last = self.tries.last()?;
+        if self.tries.iter().all(|tried| matches!(tried.why, Why::NoAddress)) {
+            let cause = Cause::Undeliverable(
+                EnhancedCode(5, 4, 4),
+                "none of the domain's mail hosts has an address".into(),
+            );
+            return Some((cause, last.host.clone()));
+        }
+        let for_good =
+            |tried: &Try| matches!(&tried.why, Why::Refused(refusal) if refusal.reply.is_permanent());
+        let refusing = self.tries.iter().rev().find(|tried| for_good(tried))?;
+        if !self
+            .tries
+            .iter()
+            .all(|tried| for_good(tried) || matches!(tried.why, Why::NoAddress))
+        {
+            return None;
+        }
+        match &refusing.why {
+            Why::Refused(refusal) => Some((Cause::Refused(refusal.reply.clone()), refusing.host.clone())),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for OpenFailure {
+    /// The last try, which is the one of least preference, and what went wrong with it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tries.last() {
+            None => write!(f, "4.4.4 no host to try"),
+            Some(Try { host, why }) => match why {
+                Why::Refused(refusal) => write!(f, "{} ({host} at {})", refusal.reply, refusal.stage.name()),
+                Why::Failed(code, cause) => write!(f, "{code} {host}: {cause}"),
+                Why::NoAddress => write!(f, "4.4.4 {host} has no address"),
+                Why::Handshake(cause) => write!(f, "4.7.5 {host}: TLS: {cause}"),
+            },
+        }
+    }
+}
+
+/// Connects to the first of `hosts`, in their order, that takes mail.
+pub async fn open<N: Net>(
+    net: &N,
+    settings: &Settings,
+    tls: &ClientTls,
+    hosts: &[MxHost],
+    level: TlsLevel,
+) -> Result<Connection<N::Stream>, OpenFailure> {
+    let mut failure = OpenFailure { tries: Vec::new() };
+    let mut left = MAX_ADDRESSES;
+    for mx in hosts {
+        let host = mx.host.as_str();
+        let addresses = match timeout(settings.delivery.timeouts.dns * 2, net.addresses(&mx.host)).await {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => {
+                failure.tries.push(Try {
+                    host: host.into(),
+                    why: Why::Failed(EnhancedCode(4, 4, 3), error.to_string()),
+                });
+                continue;
+            }
+            Err(_) => {
+                failure.tries.push(Try {
+                    host: host.into(),
+                    why: Why::Failed(EnhancedCode(4, 4, 3), "DNS timed out".into()),
+                });
+                continue;
+            }
+        };
+        if addresses
+            .iter()
+            .any(|address| settings.delivery.own_addresses.contains(address))
+        {
+            // This is ourselves under another name: it and all that is no better would send the mail back (§5.1).
+            let reply = Reply::new(554, 4, 6, "mail loops back to this relay");
+            let refusal = Refusal {
+                stage: Stage::Greeting,
+                reply,
+            };
+            failure.tries.push(Try {
+                host: host.into(),
+                why: Why::Refused(refusal),
+            });
+            break;
+        }
+        if addresses.is_empty() {
+            failure.tries.push(Try {
+                host: host.into(),
+                why: Why::NoAddress,
+            });
+        }
+        for address in addresses {
+            if left == 0 {
+                return Err(failure);
+            }
+            left -= 1;
+            let to = SocketAddr::new(address, settings.delivery.port);
+            match open_one(net, settings, tls, host, to, level).await {
+                Ok(connection) => return Ok(connection),
+                Err(why) => failure.tries.push(Try {
+                    host: host.into(),
+                    why,
+                }),
+            }
+        }
+    }
+    Err(failure)
+}
+
+async fn open_one<N: Net>(
+    net: &N,
+    settings: &Settings,
+    tls: &ClientTls,
+    host: &str,
+    to: SocketAddr,
+    level: TlsLevel,
+) -> Result<Connection<N::Stream>, Why> {
+    let (wish, connector) = match level {
+        TlsLevel::Off => (TlsWish::Never, None),
+        TlsLevel::Opportunistic => (TlsWish::IfOffered, Some(tls.unverified())),
+        TlsLevel::Required => (TlsWish::Required, Some(tls.verified())),
+    };
+    match greet(net, settings, host, to, wish, connector).await {
+        // RFC 7435: better in clear than not at all, but never on the connection that failed.
+        Err(Why::Handshake(cause)) if level == TlsLevel::Opportunistic => {
+            tracing::info!(host, %to, cause, "TLS failed: once more in clear");
+            greet(net, settings, host, to, TlsWish::Never, None).await
+        }
+        greeted => greeted,
+    }
+}
+
+async fn greet<N: Net>(
+    net: &N,
+    settings: &Settings,
+    host: &str,
+    to: SocketAddr,
+    wish: TlsWish,
+    connector: Option<TlsConnector>,
+) -> Result<Connection<N::Stream>, Why> {
+    let delivery = &settings.delivery;
+    let unreachable = |cause: String| Why::Failed(EnhancedCode(4, 4, 1), format!("[{}]: {cause}", to.ip()));
+    let stream = match timeout(delivery.timeouts.connect, net.connect(delivery.source, to)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(unreachable(error.to_string())),
+        Err(_) => return Err(unreachable("no answer to the connection".into())),
+    };
+    let mut connection = Connection {
+        wire: Wire::Clear(stream),
+        reader: ReplyReader::default(),
+        input: BytesMut::new(),
+        offers: Extensions::default(),
+        timeouts: delivery.timeouts.clone(),
+        host: host.to_owned(),
+        address: to,
+        source: delivery.source,
+        tls: String::new(),
+        messages: 0,
+        usable: true,
+    };
+    let mut session = Hello::new(delivery.ehlo.clone(), wish, false);
+    loop {
+        let stage = session.stage();
+        let lost = |cause: Broken| Why::Failed(EnhancedCode(4, 4, 2), format!("{cause} at {}", stage.name()));
+        let reply = connection.read_reply(stage).await.map_err(lost)?;
+        let mut action;
+        (session, action) = session.step(reply);
+        if action == HelloAction::StartTls {
+            let Some(connector) = &connector else {
+                return Err(Why::Handshake("not wanted".into()));
+            };
+            connection = connection.start_tls(connector).await?;
+            (session, action) = session.encrypted();
+        }
+        match action {
+            HelloAction::Say(line, _) => connection.write(line.as_bytes()).await.map_err(lost)?,
+            HelloAction::Ready(offers) => {
+                connection.offers = offers;
+                return Ok(connection);
+            }
+            HelloAction::Failed(refusal) => {
+                connection.quit().await;
+                return Err(Why::Refused(refusal));
+            }
+            HelloAction::StartTls => return Err(Why::Handshake("asked for twice".into())),
+        }
+    }
+}
+
+/// The connection is of no more use.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("connection lost")]
+    Closed,
+    #[error("connection lost: {0}")]
+    Io(#[from] io::Error),
+    #[error("silence for too long")]
+    Silence,
+    #[error(transparent)]
+    Reply(#[from] mail_core::smtp::reply_reader::BadReply),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Sends one message, all its parts, to up to as many recipients as a transaction takes. One result for each recipient.
+    pub async fn send(&mut self, message: &Message<'_>, parts: &[&[u8]]) -> Vec<RecipientResult> {
+        let mut transaction = Transaction::new(message, &self.offers);
+        loop {
+            let done = match transaction.next() {
+                TransactionAction::Write(line) => self.write(&line).await,
+                TransactionAction::Read(stage) => {
+                    self.read_reply(stage).await.map(|reply| transaction.reply(reply))
+                }
+                TransactionAction::WriteBody => self.write_body(&mut transaction, parts).await,
+                TransactionAction::Done { usable } => {
+                    self.usable = usable;
+                    break;
+                }
+            };
+            if let Err(broken) = done {
+                transaction.lost(&broken.to_string());
+            }
+        }
+        if self.usable {
+            self.messages += 1;
+        }
+        transaction.results()
+    }
+
+    /// Whether another transaction can follow.
+    pub fn is_usable(&self) -> bool {
+        self.usable && self.offers.mail_max.is_none_or(|most| self.messages < most)
+    }
+
+    /// Transactions that left the connection usable.
+    pub fn messages(&self) -> u32 {
+        self.messages
+    }
+
+    /// RCPTs the peer takes a transaction, where it says (RFC 9422).
+    pub fn rcpt_max(&self) -> Option<usize> {
+        self.offers.rcpt_max
+    }
+
+    /// The host's name.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// For the journal; the site and the time taken are the caller's.
+    pub fn hop(&self) -> Hop {
+        Hop {
+            site: String::new(),
+            host: self.host.clone(),
+            address: self.address.to_string(),
+            source: self.source.map(|source| source.to_string()).unwrap_or_default(),
+            tls: self.tls.clone(),
+            millis: 0,
+        }
+    }
+
+    /// Returns when the peer closes an idle connection, or says something unasked, which is goodbye as well.
+    pub async fn hangs_up(&mut self) {
+        if self.input.is_empty() {
+            let mut octet = [0];
+            // Whatever comes, or fails, ends the connection.
+            let _ = self.wire.read(&mut octet).await;
+        }
+        self.usable = false;
+    }
+
+    /// Says goodbye, if anyone is there to hear it.
+    pub async fn quit(mut self) {
+        if self.usable {
+            let goodbye = async {
+                self.write(b"QUIT\r\n").await?;
+                self.read_reply(Stage::Quit).await
+            };
+            // The connection goes away in any case.
+            let _ = timeout(GOODBYE, goodbye).await;
+        }
+        let _ = timeout(GOODBYE, self.wire.shutdown()).await;
+    }
+
+    async fn start_tls(mut self, connector: &TlsConnector) -> Result<Self, Why> {
+        // What came in clear behind the reply to STARTTLS is not the peer's word (RFC 3207 §4.2).
+        self.input.clear();
+        self.reader = ReplyReader::default();
+        let Wire::Clear(stream) = self.wire else {
+            return Err(Why::Handshake("asked for twice".into()));
+        };
+        let name =
+            ServerName::try_from(self.host.clone()).map_err(|error| Why::Handshake(error.to_string()))?;
+        let shaken = timeout(self.timeouts.tls, connector.connect(name, stream)).await;
+        let stream = match shaken {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(Why::Handshake(error.to_string())),
+            Err(_) => return Err(Why::Handshake("silence for too long".into())),
+        };
+        let (_, session) = stream.get_ref();
+        self.tls = match (session.protocol_version(), session.negotiated_cipher_suite()) {
+            (Some(version), Some(suite)) => format!("{version:?} {:?}", suite.suite()),
+            _ => "TLS".into(),
+        };
+        Ok(Self {
+            wire: Wire::Tls(Box::new(stream)),
+            ..self
+        })
+    }
+
+    async fn read_reply(&mut self, stage: Stage) -> Result<Reply, Broken> {
+        let patience = patience(&self.timeouts, stage);
+        timeout(patience, self.next_reply())
+            .await
+            .unwrap_or(Err(Broken::Silence))
+    }
+
+    async fn next_reply(&mut self) -> Result<Reply, Broken> {
+        loop {
+            while !self.input.is_empty() {
+                let (taken, reply) = self.reader.read(&self.input);
+                let _ = self.input.split_to(taken);
+                if let Some(reply) = reply {
+                    return Ok(reply?);
+                }
+            }
+            self.input.reserve(READ);
+            if self.wire.read_buf(&mut self.input).await? == 0 {
+                return self.reader.end().map_or(Err(Broken::Closed), |reply| Ok(reply?));
+            }
+        }
+    }
+
+    async fn write_body(&mut self, transaction: &mut Transaction, parts: &[&[u8]]) -> Result<(), Broken> {
+        let slices = stuffed(parts);
+        if self.write_slices(&slices, || transaction.body_sent()).await? == Written::Interrupted {
+            // The rest of the message would be taken for commands: whatever the reply, the connection ends.
+            transaction.body_interrupted();
+            let reply = self.read_reply(Stage::FinalDot).await?;
+            transaction.reply(reply);
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, line: &[u8]) -> Result<(), Broken> {
+        // A reply that comes meanwhile is read in its turn.
+        self.write_slices(&[line], || {}).await.map(drop)
+    }
+
+    /// Writes all slices, each step within `timeouts.block`. Calls `last` before the step that may write the end. Stops when
+    /// the peer says something instead of taking more.
+    async fn write_slices(&mut self, slices: &[&[u8]], mut last: impl FnMut()) -> Result<Written, Broken> {
+        let patience = self.timeouts.block;
+        let (mut slice, mut offset) = (0, 0);
+        while slice < slices.len() {
+            let mut vectors = [IoSlice::new(&[]); SLICES];
+            let count = SLICES.min(slices.len() - slice);
+            for (number, vector) in vectors[..count].iter_mut().enumerate() {
+                let part = slices[slice + number];
+                *vector = IoSlice::new(if number == 0 { &part[offset..] } else { part });
+            }
+            if slice + count == slices.len() {
+                last();
+            }
+            let step = self.write_or_hear(&vectors[..count]);
+            let Some(mut written) = timeout(patience, step)
+                .await
+                .map_err(|_| Broken::Silence)??
+            else {
+                return Ok(Written::Interrupted);
+            };
+            while written > 0 || (slice < slices.len() && offset == slices[slice].len()) {
+                let rest = slices[slice].len() - offset;
+                if written < rest {
+                    offset += written;
+                    break;
+                }
+                written -= rest;
+                (slice, offset) = (slice + 1, 0);
+            }
+        }
+        let flushed = timeout(patience, self.wire.flush()).await;
+        flushed.map_err(|_| Broken::Silence)??;
+        Ok(Written::All)
+    }
+
+    /// Writes some octets; `None` if the peer says something before it takes any.
+    async fn write_or_hear(&mut self, vectors: &[IoSlice<'_>]) -> Result<Option<usize>, Broken> {
+        let mut heard = [0; READ];
+        let input = &mut self.input;
+        let wire = &mut self.wire;
+        poll_fn(|context| {
+            if let Poll::Ready(written) = Pin::new(&mut *wire).poll_write_vectored(context, vectors) {
+                let written = written?;
+                return Poll::Ready(if written == 0 {
+                    Err(Broken::Closed)
+                } else {
+                    Ok(Some(written))
+                });
+            }
+            let mut buffer = ReadBuf::new(&mut heard);
+            match Pin::new(&mut *wire).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Err(Broken::Closed)),
+                Poll::Ready(Ok(())) => {
+                    input.extend_from_slice(buffer.filled());
+                    Poll::Ready(Ok(None))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Written {
+    All,
+    Interrupted,
+}
+
+fn patience(timeouts: &ClientTimeouts, stage: Stage) -> Duration {
+    match stage {
+        Stage::Greeting => timeouts.greeting,
+        Stage::Ehlo | Stage::Helo | Stage::StartTls | Stage::Rset | Stage::Quit => timeouts.command,
+        Stage::Mail => timeouts.mail,
+        Stage::Rcpt => timeouts.rcpt,
+        Stage::Data => timeouts.data,
+        // RFC 5321 §4.5.3.2.6 grants ten minutes. Hanging up sooner makes duplicates: the peer may own the message already.
+        Stage::FinalDot => timeouts.final_dot,
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, octets: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_write(context, octets),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, octets),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        vectors: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_write_vectored(context, vectors),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, vectors),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! A lane: one site from one source, the unit of connections, tokens and back-off.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mail_core::{Domain, Reply, Timestamp};
+use queue::QueueId;
+
+use crate::config::settings::{DeliverySettings, Destination, DestinationLimits, TlsLevel};
+use crate::world::MxHost;
+
+use super::limiter::Limiter;
+
+/// What tells lanes apart. Two destination rules never share a lane, so that a rule's limits and TLS level hold for all
+/// that is sent through it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LaneKey {
+    /// The site: the set of MX hosts, as text.
+    pub site: Rc<str>,
+    /// Which destination rule applies; `None`: the defaults.
+    pub rule: Option<usize>,
+}
+
+impl LaneKey {
+    /// The name under which the lane's hold is kept in the store. A rule moves to another number when the configuration
+    /// changes; a hold that no longer finds its lane is merely forgotten.
+    pub fn scope(&self) -> String {
+        match self.rule {
+            None => self.site.to_string(),
+            Some(rule) => format!("{} rule {rule}", self.site),
+        }
+    }
+}
+
+/// The part of the settings that applies to a destination domain.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// Index in `delivery.destinations`.
+    pub number: Option<usize>,
+    /// How much TLS.
+    pub tls: TlsLevel,
+    /// The lane's limits.
+    pub limits: DestinationLimits,
+}
+
+impl Rule {
+    /// The rule for `domain`: an exact one before one of a parent, the longest parent first.
+    pub fn of(domain: &Domain, settings: &DeliverySettings) -> Self {
+        let number = Self::among(domain, &settings.destinations);
+        match number.and_then(|number| settings.destinations.get(number)) {
+            Some(rule) => Self {
+                number,
+                tls: rule.tls,
+                limits: rule.limits.clone(),
+            },
+            None => Self {
+                number: None,
+                tls: settings.tls,
+                limits: settings.limits.clone(),
+            },
+        }
+    }
+
+    fn among(domain: &Domain, rules: &[Destination]) -> Option<usize> {
+        let applies = |rule: &Destination| match rule.below {
+            true => domain != &rule.domain && domain.is_within(&rule.domain),
+            false => domain == &rule.domain,
+        };
+        let matching = rules.iter().enumerate().filter(|(_, rule)| applies(rule));
+        matching
+            .max_by_key(|(_, rule)| (!rule.below, rule.domain.as_str().len()))
+            .map(|(number, _)| number)
+    }
+}
+
+/// How a lane's mail goes out.
+#[derive(Clone, Debug)]
+pub enum Plan {
+    /// Over SMTP to these hosts, not yet put in order.
+    Hosts {
+        /// From the MX records, ourselves removed; the domain itself where it has none.
+        hosts: Vec<MxHost>,
+        /// How much TLS.
+        tls: TlsLevel,
+        /// RCPTs a transaction.
+        recipients_per_transaction: usize,
+        /// Messages before the connection is closed.
+        messages_per_connection: u32,
+    },
+    /// Not at all: every unit bounces with this reply of ours.
+    Refuse(Reply),
+}
+
+/// A connection of this shard, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// Why a lane rests, and until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rest {
+    /// Failures in a row.
+    pub failures: u32,
+    /// Nothing before this moment.
+    pub until: Timestamp,
+    /// What went wrong last.
+    pub cause: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Lane {
+    /// What tells it apart.
+    pub key: LaneKey,
+    /// How its mail goes out.
+    pub plan: Rc<Plan>,
+    /// Messages a second.
+    pub limiter: Limiter,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Queues with units due, in the order of their turns.
+    pub turn: VecDeque<QueueId>,
+    /// Active queues whose mail goes this way.
+    pub queues: usize,
+    /// Connections that wait for a unit, the one used last at the end.
+    pub idle: Vec<ConnectionId>,
+    /// All connections, idle ones too.
+    pub open: usize,
+    /// Set by failures to connect, cleared by the first transaction that gets through.
+    pub rest: Option<Rest>,
+    /// A further connection was refused while others work: none is opened before this moment.
+    pub no_more_before: Timestamp,
+    /// The moment its timer stands at.
+    pub timer: Option<Timestamp>,
+}
+
+impl Lane {
+    /// A lane without connections. `rest` comes from the store.
+    pub fn new(key: LaneKey, plan: Plan, rule: &Rule, rest: Option<Rest>, now: Timestamp) -> Self {
+        Self {
+            key,
+            plan: Rc::new(plan),
+            limiter: Limiter::new(rule.limits.messages_per_second, now),
+            max_connections: rule.limits.connections,
+            turn: VecDeque::new(),
+            queues: 0,
+            idle: Vec::new(),
+            open: 0,
+            rest,
+            no_more_before: Timestamp(0),
+            timer: None,
+        }
+    }
+
+    /// Until when it rests, if it does.
+    pub fn resting(&self, now: Timestamp) -> Option<Timestamp> {
+        self.rest
+            .as_ref()
+            .map(|rest| rest.until)
+            .filter(|&until| until > now)
+    }
+
+    /// Whether one more connection may be opened: after a failure one alone tries whether the site works again.
+    pub fn may_open(&self, now: Timestamp) -> bool {
+        let most = if self.rest.is_some() {
+            1
+        } else {
+            self.max_connections
+        };
+        self.open < most && now >= self.no_more_before
+    }
+
+    /// Notes that no connection came about. True if the lane rests now, by its own account; false if other connections
+    /// work, so that only further ones wait.
+    pub fn failed(&mut self, cause: &str, wait: impl FnOnce(u32) -> Duration, now: Timestamp) -> bool {
+        if self.resting(now).is_some() {
+            return false;
+        }
+        if self.open > 0 {
+            self.no_more_before = now + wait(1);
+            return false;
+        }
+        let failures = self.rest.as_ref().map_or(0, |rest| rest.failures) + 1;
+        self.rest = Some(Rest {
+            failures,
+            until: now + wait(failures),
+            cause: cause.to_owned(),
+        });
+        true
+    }
+
+    /// Nothing holds the lane in memory.
+    pub fn is_unused(&self) -> bool {
+        self.queues == 0 && self.open == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(connections: usize) -> DestinationLimits {
+        DestinationLimits {
+            connections,
+            messages_per_second: None,
+            messages_per_connection: 10,
+            recipients_per_transaction: 100,
+        }
+    }
+
+    fn lane() -> Lane {
+        let rule = Rule {
+            number: None,
+            tls: TlsLevel::Off,
+            limits: limits(3),
+        };
+        let key = LaneKey {
+            site: "mx.example".into(),
+            rule: None,
+        };
+        Lane::new(
+            key,
+            Plan::Refuse(Reply::new(550, 1, 2, "no")),
+            &rule,
+            None,
+            Timestamp(0),
+        )
+    }
+
+    #[test]
+    fn the_longest_rule_wins() {
+        let rule = |domain: &str, below, connections| Destination {
+            domain: domain.parse().unwrap(),
+            below,
+            tls: TlsLevel::Required,
+            limits: limits(connections),
+        };
+        let rules = [
+            rule("example.com", true, 1),
+            rule("mail.example.com", true, 2),
+            rule("a.mail.example.com", false, 3),
+        ];
+        for (domain, number) in [
+            ("example.com", None),
+            ("x.example.com", Some(0)),
+            ("mail.example.com", Some(0)),
+            ("b.mail.example.com", Some(1)),
+            ("a.mail.example.com", Some(2)),
+            ("example.org", None),
+        ] {
+            assert_eq!(Rule::among(&domain.parse().unwrap(), &rules), number, "{domain}");
+        }
+    }
+
+    #[test]
+    fn after_a_failure_one_connection_tries_alone() {
+        let mut lane = lane();
+        let wait = |failures: u32| Duration::from_millis(10 * u64::from(failures));
+        assert!(lane.failed("refused", wait, Timestamp(100)));
+        assert_eq!(lane.resting(Timestamp(105)), Some(Timestamp(110)));
+        assert!(
+            !lane.failed("refused", wait, Timestamp(105)),
+            "one failure, one rest"
+        );
+        assert_eq!(lane.resting(Timestamp(110)), None);
+        assert!(lane.may_open(Timestamp(110)));
+        lane.open = 1;
+        assert!(!lane.may_open(Timestamp(110)));
+        lane.open = 0;
+        assert!(lane.failed("refused", wait, Timestamp(110)));
+        assert_eq!(
+            lane.resting(Timestamp(111)),
+            Some(Timestamp(130)),
+            "the second wait is longer"
+        );
+    }
+
+    #[test]
+    fn a_refused_further_connection_does_not_stop_those_that_work() {
+        let mut lane = lane();
+        lane.open = 2;
+        assert!(!lane.failed("421 too many", |_| Duration::from_millis(10), Timestamp(100)));
+        assert_eq!(lane.resting(Timestamp(100)), None);
+        assert!(!lane.may_open(Timestamp(105)));
+        assert!(lane.may_open(Timestamp(110)));
+    }
+}

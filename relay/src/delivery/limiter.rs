@@ -1,0 +1,173 @@
+//! Limits of a lane: how many messages a second. Asked before a unit is claimed, so that throttled mail stays queued.
+
+use std::time::Duration;
+
+use mail_core::Timestamp;
+
+/// What [`Limiter::reserve`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Go ahead; the token is spent unless it is refunded.
+    Granted,
+    /// Nothing before this moment, because of the named limit.
+    NotBefore {
+        /// When to ask again; always later than the moment of asking.
+        at: Timestamp,
+        /// The limit's configuration key.
+        held_by: &'static str,
+    },
+}
+
+/// A token bucket on local state: synchronous, never waits, never exceeds its rate.
+///
+/// It begins empty, so that a restart or reload grants nothing a running relay would not have granted.
+#[derive(Clone, Debug)]
+pub struct Limiter {
+    rate: Option<Rate>,
+}
+
+#[derive(Clone, Debug)]
+struct Rate {
+    /// Between two tokens.
+    interval: Duration,
+    /// Tokens the bucket holds: a tenth of a second's worth, at least one.
+    burst: u32,
+    tokens: u32,
+    /// When the next token drops; a full bucket lets it pass by.
+    next: Timestamp,
+    /// How much later than exact `next` is: [`Timestamp`] has no finer grain than a millisecond, rates above 1,000 do.
+    late_by: Duration,
+}
+
+impl Limiter {
+    /// `messages_per_second` above zero, or unlimited.
+    pub fn new(messages_per_second: Option<f64>, now: Timestamp) -> Self {
+        let rate = messages_per_second.map(|rate| {
+            let mut fresh = Rate {
+                interval: Duration::from_secs_f64(1.0 / rate.max(1e-6)),
+                burst: (rate / 10.0).max(1.0) as u32,
+                tokens: 0,
+                next: now,
+                late_by: Duration::ZERO,
+            };
+            fresh.advance();
+            fresh
+        });
+        Self { rate }
+    }
+
+    /// Takes a token, or says when to ask again.
+    pub fn reserve(&mut self, now: Timestamp) -> Grant {
+        let Some(rate) = &mut self.rate else {
+            return Grant::Granted;
+        };
+        rate.refill(now);
+        if rate.tokens == 0 {
+            return Grant::NotBefore {
+                at: rate.next,
+                held_by: "messages_per_second",
+            };
+        }
+        rate.tokens -= 1;
+        Grant::Granted
+    }
+
+    /// Gives back a token that was not used.
+    pub fn refund(&mut self) {
+        if let Some(rate) = &mut self.rate {
+            rate.tokens = (rate.tokens + 1).min(rate.burst);
+        }
+    }
+}
+
+impl Rate {
+    fn refill(&mut self, now: Timestamp) {
+        while self.next <= now && self.tokens < self.burst {
+            self.tokens += 1;
+            self.advance();
+        }
+        if self.next <= now {
+            // The bucket ran over: the next token drops one interval from now.
+            self.next = now;
+            self.late_by = Duration::ZERO;
+            self.advance();
+        }
+    }
+
+    /// Moves `next` on by one interval, rounded up to the millisecond; what was rounded shortens the next step.
+    fn advance(&mut self) {
+        let exact = self.interval.saturating_sub(self.late_by);
+        let overdue = self.late_by.saturating_sub(self.interval);
+        let millis = u64::try_from(exact.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        self.late_by = overdue + Duration::from_millis(millis).saturating_sub(exact);
+        self.next = Timestamp(self.next.0.saturating_add(millis));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const START: Timestamp = Timestamp(1_700_000_000_000);
+
+    #[test]
+    fn unlimited_always_grants() {
+        let mut limiter = Limiter::new(None, START);
+        for _ in 0..10_000 {
+            assert_eq!(limiter.reserve(START), Grant::Granted);
+        }
+    }
+
+    #[test]
+    fn begins_empty_and_keeps_its_rate() {
+        let mut limiter = Limiter::new(Some(2.0), START);
+        assert_eq!(
+            limiter.reserve(START),
+            Grant::NotBefore {
+                at: START + Duration::from_millis(500),
+                held_by: "messages_per_second"
+            }
+        );
+        assert_eq!(
+            limiter.reserve(START + Duration::from_millis(500)),
+            Grant::Granted
+        );
+        assert!(matches!(
+            limiter.reserve(START + Duration::from_millis(501)),
+            Grant::NotBefore { .. }
+        ));
+    }
+
+    #[test]
+    fn a_refund_is_spent_again() {
+        let mut limiter = Limiter::new(Some(1.0), START);
+        let later = START + Duration::from_secs(1);
+        assert_eq!(limiter.reserve(later), Grant::Granted);
+        limiter.refund();
+        assert_eq!(limiter.reserve(later), Grant::Granted);
+    }
+
+    proptest! {
+        /// Whoever asks as soon and as often as allowed gets the rate, and never more than a burst above it.
+        #[test]
+        fn never_exceeds_and_reaches_the_rate(rate in 0.5f64..5_000.0, idle in 0u64..5_000) {
+            let mut limiter = Limiter::new(Some(rate), START);
+            let begin = START + Duration::from_millis(idle);
+            let end = begin + Duration::from_secs(10);
+            let (mut now, mut granted) = (begin, 0u64);
+            while now < end {
+                match limiter.reserve(now) {
+                    Grant::Granted => granted += 1,
+                    Grant::NotBefore { at, .. } => {
+                        prop_assert!(at > now);
+                        now = at;
+                    }
+                }
+            }
+            let burst = (rate / 10.0).max(1.0) as u64;
+            prop_assert!(granted <= (rate * 10.0) as u64 + burst + 1, "{granted} granted at {rate}/s");
+            prop_assert!(granted as f64 >= rate * 10.0 * 0.98 - 2.0, "{granted} granted at {rate}/s");
+        }
+    }
+}

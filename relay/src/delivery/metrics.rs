@@ -1,0 +1,116 @@
+//! What the delivery side counts.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
+};
+use queue::Fate;
+
+/// Handles of the delivery side's series; cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    delivered: IntCounter,
+    bounced: IntCounter,
+    expired: IntCounter,
+    other_ends: IntCounter,
+    /// Recipients put off after their own reply or a lost connection.
+    pub deferred: IntCounter,
+    /// Transactions whose final reply never came: each may make a duplicate.
+    pub in_doubt: IntCounter,
+    /// Outcomes the store did not take. Alert on any: the mail may be sent again after a restart.
+    pub unrecorded: IntCounter,
+    /// Connections that came about.
+    pub connected: IntCounter,
+    /// Attempts to connect, over all hosts of a site, that failed.
+    pub not_connected: IntCounter,
+    /// Open now, idle ones too.
+    pub connections: IntGauge,
+    /// Queues in memory.
+    pub active_queues: IntGauge,
+    /// From our 250 to the peer's, in seconds.
+    pub delay: Histogram,
+    /// A transaction, from MAIL to the last reply, in seconds.
+    pub transaction: Histogram,
+}
+
+impl Metrics {
+    /// Makes and registers the series.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let ends = IntCounterVec::new(
+            Opts::new(
+                "postrider_recipients_ended_total",
+                "Recipients that ended, by how. Alert when bounced grows against delivered.",
+            ),
+            &["end"],
+        )?;
+        let connections_made = IntCounterVec::new(
+            Opts::new(
+                "postrider_delivery_connects_total",
+                "Attempts to connect to a site, all its hosts, by result.",
+            ),
+            &["result"],
+        )?;
+        let metrics = Self {
+            delivered: ends.with_label_values(&["delivered"]),
+            bounced: ends.with_label_values(&["bounced"]),
+            expired: ends.with_label_values(&["expired"]),
+            other_ends: ends.with_label_values(&["other"]),
+            deferred: IntCounter::new(
+                "postrider_recipients_deferred_total",
+                "Recipients put off by a reply of their own or a lost connection. Alert when it outgrows delivered.",
+            )?,
+            in_doubt: IntCounter::new(
+                "postrider_in_doubt_total",
+                "Transactions whose reply after the final dot never came; each may make a duplicate.",
+            )?,
+            unrecorded: IntCounter::new(
+                "postrider_outcomes_unrecorded_total",
+                "Outcomes the store did not take. Alert on any.",
+            )?,
+            connected: connections_made.with_label_values(&["connected"]),
+            not_connected: connections_made.with_label_values(&["failed"]),
+            connections: IntGauge::new(
+                "postrider_delivery_connections",
+                "Connections to next hops open now.",
+            )?,
+            active_queues: IntGauge::new("postrider_active_queues", "Queues in memory now.")?,
+            delay: Histogram::with_opts(
+                HistogramOpts::new(
+                    "postrider_delivery_delay_seconds",
+                    "From our 250 to the next hop's 250.",
+                )
+                .buckets(exponential_buckets(0.001, 4.0, 12)?),
+            )?,
+            transaction: Histogram::with_opts(
+                HistogramOpts::new(
+                    "postrider_transaction_seconds",
+                    "A transaction with a next hop, MAIL to last reply.",
+                )
+                .buckets(exponential_buckets(0.000_5, 4.0, 12)?),
+            )?,
+        };
+        registry.register(Box::new(ends))?;
+        registry.register(Box::new(connections_made))?;
+        for counter in [&metrics.deferred, &metrics.in_doubt, &metrics.unrecorded] {
+            registry.register(Box::new(counter.clone()))?;
+        }
+        for gauge in [&metrics.connections, &metrics.active_queues] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        for histogram in [&metrics.delay, &metrics.transaction] {
+            registry.register(Box::new(histogram.clone()))?;
+        }
+        Ok(metrics)
+    }
+
+    /// Counts a recipient's end.
+    pub fn ended(&self, fate: Fate) {
+        match fate {
+            Fate::Delivered => self.delivered.inc(),
+            Fate::Bounced => self.bounced.inc(),
+            Fate::Expired => self.expired.inc(),
+            Fate::Cancelled | Fate::Deleted | Fate::Suppressed | Fate::Discarded | Fate::HandedOver => {
+                self.other_ends.inc();
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Delivery: shards own queues and lanes, couriers carry (docs/architecture.md, "Delivery").
+
+pub mod agenda;
+pub mod attempt;
+pub mod client_tls;
+pub mod connection;
+//pub mod courier;
+pub mod lane;
+pub mod limiter;
+pub mod metrics;
+pub mod resolver;
+pub mod route;
+pub mod settle;
+pub mod shard;
+
+use queue::Backoff;
+
+use crate::config::settings::Retry;
+
+/// The queue's schedule, from the settings.
+pub fn backoff(retry: &Retry) -> Backoff {
+    Backoff {
+        first: retry.first,
+        factor: retry.factor,
+        cap: retry.cap,
+        jitter: retry.jitter,
+    }
+}

@@ -1,0 +1,178 @@
+//! The network as it is: the DNS through hickory, connections through the system.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError as Negative, NetError, NoRecords};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{RData, RecordType};
+use mail_core::Domain;
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::config::settings::DnsSettings;
+use crate::world::{DnsError, MxAnswer, MxHost, Net};
+
+/// Answers kept, some 500 octets each; TTLs are obeyed within a day.
+const CACHE: u64 = 16_384;
+const LONGEST_TTL: Duration = Duration::from_secs(86_400);
+
+/// MX hosts taken of one answer. Some domains list dozens; nobody tries that many.
+const MAX_HOSTS: usize = 16;
+
+/// Addresses taken of one host, of each family.
+const MAX_ADDRESSES: usize = 8;
+
+/// See the module.
+#[derive(Clone)]
+pub struct RealNet {
+    resolver: TokioResolver,
+}
+
+impl RealNet {
+    /// Asks the name servers of the settings, or those of /etc/resolv.conf; each question waits `patience` at most.
+    /// Belongs to the runtime it is made in.
+    pub fn new(settings: &DnsSettings, patience: Duration) -> anyhow::Result<Self> {
+        let mut builder = if settings.servers.is_empty() {
+            TokioResolver::builder_tokio()?
+        } else {
+            let servers = settings.servers.iter().map(name_server).collect();
+            TokioResolver::builder_with_config(
+                ResolverConfig::from_name_servers(servers),
+                TokioRuntimeProvider::default(),
+            )
+        };
+        set_options(builder.options_mut(), patience);
+        Ok(Self {
+            resolver: builder.build()?,
+        })
+    }
+
+    async fn lookup(&self, name: &Domain, kind: RecordType) -> Result<Answer, DnsError> {
+        // With the root's dot, so that no search list of this machine is tried.
+        match self.resolver.lookup(format!("{name}."), kind).await {
+            Ok(lookup) => Ok(Answer::Records(lookup)),
+            Err(NetError::Dns(Negative::NoRecordsFound(NoRecords {
+                response_code: ResponseCode::NXDomain,
+                ..
+            }))) => Ok(Answer::NoName),
+            Err(NetError::Dns(Negative::NoRecordsFound(NoRecords {
+                response_code: ResponseCode::NoError,
+                ..
+            }))) => Ok(Answer::NoRecords),
+            Err(error) => Err(DnsError {
+                question: format!("{name} {kind}"),
+                cause: error.to_string(),
+            }),
+        }
+    }
+}
+
+enum Answer {
+    Records(Lookup),
+    NoRecords,
+    NoName,
+}
+
+fn name_server(server: &SocketAddr) -> NameServerConfig {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = server.port();
+        connection
+    });
+    NameServerConfig::new(server.ip(), true, connections.into())
+}
+
+fn set_options(options: &mut ResolverOpts, patience: Duration) {
+    options.timeout = patience;
+    options.attempts = 2;
+    options.cache_size = CACHE;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.positive_max_ttl = Some(LONGEST_TTL);
+    options.negative_max_ttl = Some(Duration::from_secs(300));
+    options.try_tcp_on_error = true;
+    options.edns0 = true;
+}
+
+impl Net for RealNet {
+    type Stream = TcpStream;
+
+    async fn mx(&self, domain: &Domain) -> Result<MxAnswer, DnsError> {
+        let lookup = match self.lookup(domain, RecordType::MX).await? {
+            Answer::Records(lookup) => lookup,
+            Answer::NoRecords => return Ok(MxAnswer::Implicit),
+            Answer::NoName => return Ok(MxAnswer::NoDomain),
+        };
+        let (mut hosts, mut null, mut any) = (Vec::new(), false, false);
+        for record in lookup.answers() {
+            let RData::MX(mx) = &record.data else { continue };
+            any = true;
+            if mx.exchange.is_root() {
+                null = true;
+            } else if let Ok(host) = mx.exchange.to_ascii().parse() {
+                hosts.push(MxHost {
+                    preference: mx.preference,
+                    host,
+                });
+            }
+        }
+        hosts.sort_unstable();
+        hosts.truncate(MAX_HOSTS);
+        match (hosts.is_empty(), null, any) {
+            (false, ..) => Ok(MxAnswer::Hosts(hosts)),
+            (true, true, _) => Ok(MxAnswer::Null),
+            // Only a CNAME in the answer: its target has no MX.
+            (true, false, false) => Ok(MxAnswer::Implicit),
+            (true, false, true) => Err(DnsError {
+                question: format!("{domain} MX"),
+                cause: "no answer names a usable host".into(),
+            }),
+        }
+    }
+
+    async fn addresses(&self, host: &Domain) -> Result<Vec<IpAddr>, DnsError> {
+        let (six, four) = tokio::join!(
+            self.lookup(host, RecordType::AAAA),
+            self.lookup(host, RecordType::A)
+        );
+        let found = |answer: &Result<Answer, DnsError>| -> Vec<IpAddr> {
+            let Ok(Answer::Records(lookup)) = answer else {
+                return Vec::new();
+            };
+            let addresses = lookup.answers().iter().filter_map(|record| match &record.data {
+                RData::A(address) => Some(IpAddr::V4(address.0)),
+                RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+                _ => None,
+            });
+            addresses.take(MAX_ADDRESSES).collect()
+        };
+        let (sixes, fours) = (found(&six), found(&four));
+        if sixes.is_empty() && fours.is_empty() {
+            // One family that can't be told may be the one that has the address.
+            four?;
+            six?;
+        }
+        // By turns, so that one family that is down does not use up all tries.
+        let most = sixes.len().max(fours.len());
+        let turns = (0..most).flat_map(|turn| [sixes.get(turn), fours.get(turn)]);
+        Ok(turns.flatten().copied().collect())
+    }
+
+    async fn connect(&self, source: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if to.is_ipv6() {
+            TcpSocket::new_v6()?
+        } else {
+            TcpSocket::new_v4()?
+        };
+        if let Some(source) = source.filter(|source| source.is_ipv6() == to.is_ipv6()) {
+            socket.bind(SocketAddr::new(source, 0))?;
+        }
+        socket.set_nodelay(true)?;
+        socket.connect(to).await
+    }
+}

@@ -1,0 +1,218 @@
+//! From what was said of each recipient to what is recorded.
+
+use std::sync::Arc;
+
+use mail_core::{Mailbox, Timestamp};
+use queue::{Again, Backoff, End, Fate, Hop, NewMessage, Settle, StillOpen, UnitKey};
+
+use crate::report::{Cause, Failure};
+
+/// What an attempt, or a decision of ours, says of one recipient.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Its index in the unit.
+    pub recipient: u16,
+    /// Who.
+    pub mailbox: Mailbox,
+    /// What.
+    pub verdict: Verdict,
+    /// The peer's reply, or the cause in our words, on one line.
+    pub reply: String,
+    /// The host that said it; none where we decided.
+    pub host: Option<String>,
+}
+
+impl Outcome {
+    /// For the report on it, if it failed for good.
+    pub fn failure(&self, now: Timestamp) -> Option<Failure> {
+        let Verdict::Failed(cause) = &self.verdict else {
+            return None;
+        };
+        Some(Failure {
+            mailbox: self.mailbox.clone(),
+            cause: cause.clone(),
+            remote: self.host.clone(),
+            last_attempt: self.host.is_some().then_some(now),
+        })
+    }
+}
+
+/// What becomes of the recipient.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// The next hop has it.
+    Delivered,
+    /// It ends here.
+    Failed(Cause),
+    /// Try again.
+    Later,
+    /// The final dot was sent and no reply came: the next hop may have it (RFC 1047).
+    InDoubt,
+}
+
+/// What was known of a unit when it was claimed.
+#[derive(Clone, Copy, Debug)]
+pub struct Past {
+    /// Attempts that ended with a deferral.
+    pub attempts: u32,
+    /// How many of them were left in doubt.
+    pub in_doubt: u32,
+    /// When the message expires.
+    pub expires_at: Timestamp,
+}
+
+/// Makes the record of an attempt. `reports` tells of those that failed for good.
+pub fn settle(
+    unit: UnitKey,
+    past: Past,
+    outcomes: &[Outcome],
+    hop: Option<Hop>,
+    reports: Vec<Arc<NewMessage>>,
+    retry: (&Backoff, f64),
+    now: Timestamp,
+) -> Settle {
+    let ends = outcomes.iter().filter_map(end).collect();
+    let open: Vec<_> = outcomes
+        .iter()
+        .filter(|outcome| end(outcome).is_none())
+        .map(still_open)
+        .collect();
+    let doubtful = outcomes
+        .iter()
+        .any(|outcome| matches!(outcome.verdict, Verdict::InDoubt));
+    let attempts = past.attempts + 1;
+    let (backoff, chance) = retry;
+    let again = (!open.is_empty()).then(|| Again {
+        // The last attempt comes just before the message expires, not after.
+        due: (now + backoff.delay(attempts, chance)).min(past.expires_at.max(now)),
+        attempts,
+        in_doubt: past.in_doubt + u32::from(doubtful),
+        doubtful,
+        open,
+        signature: None,
+    });
+    let attempt = if hop.is_some() { attempts } else { 0 };
+    Settle {
+        unit,
+        at: now,
+        attempt,
+        hop,
+        ends,
+        again,
+        reports,
+    }
+}
+
+fn end(outcome: &Outcome) -> Option<End> {
+    let fate = match outcome.verdict {
+        Verdict::Delivered => Fate::Delivered,
+        Verdict::Failed(Cause::Refused(_) | Cause::Undeliverable(..)) => Fate::Bounced,
+        Verdict::Failed(Cause::Expired(_)) => Fate::Expired,
+        Verdict::Later | Verdict::InDoubt => return None,
+    };
+    Some(End {
+        mailbox: outcome.mailbox.clone(),
+        fate,
+        reply: outcome.reply.clone(),
+    })
+}
+
+fn still_open(outcome: &Outcome) -> StillOpen {
+    StillOpen {
+        recipient: outcome.recipient,
+        mailbox: outcome.mailbox.clone(),
+        reply: outcome.reply.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mail_core::{MessageId, Reply};
+    use queue::QueueId;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+    const RETRY: Backoff = Backoff {
+        first: Duration::from_secs(60),
+        factor: 2.0,
+        cap: Duration::from_secs(600),
+        jitter: 0.0,
+    };
+
+    fn outcome(recipient: u16, verdict: Verdict) -> Outcome {
+        let mailbox = format!("r{recipient}@ok.test").parse().unwrap();
+        Outcome {
+            recipient,
+            mailbox,
+            verdict,
+            reply: "said so".into(),
+            host: None,
+        }
+    }
+
+    fn settled(outcomes: &[Outcome], expires_in: u64) -> Settle {
+        let unit = UnitKey {
+            queue: QueueId(1),
+            due: NOW,
+            id: MessageId::from_bytes([1; 16]),
+            unit: 0,
+        };
+        let past = Past {
+            attempts: 2,
+            in_doubt: 1,
+            expires_at: NOW + Duration::from_secs(expires_in),
+        };
+        settle(
+            unit,
+            past,
+            outcomes,
+            Some(Hop::default()),
+            Vec::new(),
+            (&RETRY, 0.5),
+            NOW,
+        )
+    }
+
+    #[test]
+    fn ends_and_waits_are_told_apart() {
+        let settle = settled(
+            &[
+                outcome(0, Verdict::Delivered),
+                outcome(
+                    3,
+                    Verdict::Failed(Cause::Refused(Reply::new(550, 1, 1, "no such user"))),
+                ),
+                outcome(4, Verdict::Later),
+            ],
+            10_000,
+        );
+        assert_eq!(
+            settle.ends.iter().map(|end| end.fate).collect::<Vec<_>>(),
+            [Fate::Delivered, Fate::Bounced]
+        );
+        let again = settle.again.unwrap();
+        assert_eq!(again.open[0].recipient, 4);
+        assert_eq!((again.attempts, again.in_doubt, again.doubtful), (3, 1, false));
+        assert_eq!(again.due, NOW + Duration::from_secs(240));
+    }
+
+    #[test]
+    fn doubt_is_counted_and_tried_again() {
+        let again = settled(&[outcome(0, Verdict::InDoubt)], 10_000).again.unwrap();
+        assert_eq!((again.in_doubt, again.doubtful), (2, true));
+    }
+
+    #[test]
+    fn no_attempt_is_planned_past_the_end() {
+        let again = settled(&[outcome(0, Verdict::Later)], 30).again.unwrap();
+        assert_eq!(again.due, NOW + Duration::from_secs(30));
+    }
+
+    #[test]
+    fn all_ended_is_the_units_end() {
+        assert!(settled(&[outcome(0, Verdict::Delivered)], 30).again.is_none());
+    }
+}

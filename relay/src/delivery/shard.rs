@@ -1,0 +1,888 @@
+//! A shard: the owner of queues and of the lanes they go through. It decides; [`super::courier`] does.
+//!
+//! Nothing here waits. Each method takes in one thing that happened, and leaves in [`Shard::take_effects`] what is to be
+//! done about it. Reads of the store are short: a page of a queue's due index, a queue's record.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_core::{Domain, Timestamp};
+use queue::{Backoff, HoldRecord, HoldScope, NewMessage, Queue, QueueId, QueueName, ReadError, UnitKey};
+use slab::Slab;
+
+use crate::config::settings::DeliverySettings;
+use crate::world::{DnsError, Random};
+
+use super::agenda::{Agenda, PAGE, place};
+use super::lane::{ConnectionId, Lane, LaneKey, Plan, Rest, Rule};
+use super::limiter::Grant;
+use super::route::Route;
+
+/// Queues in memory at once, some 500 octets each beside their windows. Further ones wait in the catalogue.
+pub const MAX_ACTIVE: usize = 20_000;
+
+/// A queue with nothing to do for longer than this leaves memory; the catalogue brings it back in time.
+const HORIZON: Duration = Duration::from_secs(30);
+
+/// How often the catalogue is asked for queues that wake, and the deadline index for units that expire.
+const SCAN_EVERY: Duration = Duration::from_secs(1);
+
+/// Catalogue entries, or expired units, read at a time.
+const SCAN_PAGE: usize = 256;
+
+/// Lookups under way at once; further domains wait their turn.
+const MAX_LOOKUPS: usize = 64;
+
+/// Units that end without a connection (expired, refused by routing) at once, so that they leave room for the others.
+const MAX_ENDINGS: usize = 64;
+
+/// A site is looked up anew this long after it was last confirmed.
+const SITE_TTL: Duration = Duration::from_secs(300);
+
+/// A site that seems to have changed is asked again after this long, since one answer is not believed.
+const SITE_DOUBT: Duration = Duration::from_secs(15);
+
+/// After the store failed to answer a read.
+const READ_AGAIN: Duration = Duration::from_secs(5);
+
+/// A slot of [`Shard`]'s lanes.
+pub type LaneId = usize;
+
+/// A unit to work on; the shard holds its claim.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// What the claim is on.
+    pub unit: UnitKey,
+    /// The message, where it is still in memory.
+    pub message: Option<Arc<NewMessage>>,
+}
+
+/// How a unit ends that no peer is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Routing refuses it: no such domain, a null MX, a loop.
+    Refused(mail_core::Reply),
+    /// Its time is up. What held it last, where something did.
+    Expired(Option<String>),
+}
+
+/// What the courier is to do.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the fields are named after their types")]
+pub enum Effect {
+    /// Find the domain's route, then [`Shard::resolved`].
+    Resolve(Domain),
+    /// Make a connection and send the job over it.
+    Connect { lane: LaneId, connection: ConnectionId, plan: Rc<Plan>, job: Job },
+    /// Send the job over this idle connection.
+    Send { connection: ConnectionId, job: Job },
+    /// Quit this idle connection.
+    Close(ConnectionId),
+    /// End the unit, then [`Shard::ended`].
+    End { lane: Option<LaneId>, job: Job, ending: Ending },
+}
+
+/// What became of a claim.
+#[derive(Debug)]
+pub enum Settled {
+    /// The unit is gone from the queue.
+    Gone,
+    /// It is due again at this time.
+    Due(Timestamp),
+    /// Nothing was sent and nothing recorded: it is due as before.
+    Untouched,
+    /// The outcome could not be recorded. The claim stays, so that nothing is sent twice while this process lives.
+    Unknown,
+}
+
+struct Active {
+    name: QueueName,
+    agenda: Agenda<Arc<NewMessage>>,
+    way: Way,
+    /// The lane's `turn` holds the queue.
+    in_turn: bool,
+    /// When the site is to be looked up again.
+    confirm: Timestamp,
+    /// A differing site that one answer named.
+    rumour: Option<Rc<str>>,
+    timer: Option<Timestamp>,
+}
+
+/// How long a queue that leaves memory sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rests {
+    UntilDue,
+    Until(Timestamp),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Unknown,
+    Lane(LaneId),
+}
+
+#[derive(Default)]
+struct Lookup {
+    queues: Vec<QueueId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Scan,
+    Queue(QueueId),
+    Lane(LaneId),
+}
+
+/// See the module.
+pub struct Shard {
+    queue: Queue,
+    settings: Arc<DeliverySettings>,
+    backoff: Backoff,
+    random: Random,
+    active: HashMap<QueueId, Active>,
+    lanes: Slab<Lane>,
+    lane_of: HashMap<LaneKey, LaneId>,
+    lookups: HashMap<Domain, Lookup>,
+    lookups_waiting: VecDeque<Domain>,
+    lookups_running: usize,
+    timers: BTreeSet<(Timestamp, Timer)>,
+    connections: usize,
+    last_connection: u64,
+    endings: usize,
+    /// Lanes that would open a connection once another closes.
+    starved: VecDeque<LaneId>,
+    draining: bool,
+    effects: Vec<Effect>,
+}
+
+impl Shard {
+    /// A shard that has read nothing yet; [`Shard::tick`] begins.
+    pub fn new(queue: Queue, settings: Arc<DeliverySettings>, random: Random, now: Timestamp) -> Self {
+        Self {
+            queue,
+            backoff: super::backoff(&settings.retry),
+            settings,
+            random,
+            active: HashMap::new(),
+            lanes: Slab::new(),
+            lane_of: HashMap::new(),
+            lookups: HashMap::new(),
+            lookups_waiting: VecDeque::new(),
+            lookups_running: 0,
+            timers: BTreeSet::from([(now, Timer::Scan)]),
+            connections: 0,
+            last_connection: 0,
+            endings: 0,
+            starved: VecDeque::new(),
+            draining: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// What is to be done, in order.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When [`Shard::tick`] is to be called at the latest.
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    /// Starts nothing new from here on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        let idle: Vec<_> = self
+            .lanes
+            .iter_mut()
+            .flat_map(|(_, lane)| std::mem::take(&mut lane.idle))
+            .collect();
+        self.effects.extend(idle.into_iter().map(Effect::Close));
+    }
+
+    /// Nothing is on the wire, and no outcome waits to be recorded.
+    pub fn is_quiet(&self) -> bool {
+        self.connections == 0
+            && self.endings == 0
+            && self.active.values().all(|active| active.agenda.claims() == 0)
+    }
+
+    /// Connections open now, and queues in memory.
+    pub fn load(&self) -> (usize, usize) {
+        (self.connections, self.active.len())
+    }
+
+    /// Units that the queue has just taken in, with their message where it may stay in memory.
+    pub fn accepted(&mut self, units: &[UnitKey], message: Option<&Arc<NewMessage>>, now: Timestamp) {
+        for unit in units {
+            if self.activate(unit.queue, now) {
+                self.note(unit, message, now);
+                self.look_at(unit.queue, now);
+            }
+        }
+    }
+
+    /// Timers that are up.
+    pub fn tick(&mut self, now: Timestamp) {
+        while let Some(&(at, timer)) = self.timers.first()
+            && at <= now
+        {
+            self.timers.pop_first();
+            match timer {
+                Timer::Scan => self.scan(now),
+                Timer::Queue(id) => {
+                    if let Some(active) = self.active.get_mut(&id).filter(|active| active.timer == Some(at)) {
+                        active.timer = None;
+                        self.look_at(id, now);
+                    }
+                }
+                Timer::Lane(id) => {
+                    if let Some(lane) = self.lanes.get_mut(id).filter(|lane| lane.timer == Some(at)) {
+                        lane.timer = None;
+                        self.pump(id, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the DNS said of a domain asked for by [`Effect::Resolve`].
+    pub fn resolved(&mut self, domain: &Domain, answer: Result<Route, DnsError>, now: Timestamp) {
+        self.lookups_running -= 1;
+        let queues = self.lookups.remove(domain).unwrap_or_default().queues;
+        self.next_lookup();
+        match answer {
+            Ok(route) => {
+                self.lift(&HoldScope::Domain(domain.clone()));
+                for id in queues {
+                    self.route(id, &route, now);
+                    self.look_at(id, now);
+                }
+            }
+            Err(error) => {
+                let scope = HoldScope::Domain(domain.clone());
+                let failures = self.rest(&scope).map_or(0, |rest| rest.failures) + 1;
+                let until = now + self.wait(failures);
+                tracing::warn!(%domain, %error, failures, until = until.0, "deferred: destination not found");
+                let cause = format!("4.4.3 {error}");
+                self.queue.hold(
+                    scope,
+                    HoldRecord {
+                        since: now,
+                        until,
+                        failures,
+                        cause,
+                    },
+                );
+                for id in queues {
+                    self.hold_back(id, until, now);
+                }
+            }
+        }
+    }
+
+    /// A connection has sent its job and is ready for another.
+    pub fn connection_free(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
+        if let Some(at) = self.lanes.get_mut(lane) {
+            at.idle.push(connection);
+        }
+        if self.draining {
+            self.close_idle(lane);
+        } else {
+            self.pump(lane, now);
+        }
+    }
+
+    /// A connection is gone, idle or not.
+    pub fn connection_closed(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
+        self.connections -= 1;
+        if let Some(at) = self.lanes.get_mut(lane) {
+            at.open -= 1;
+            at.idle.retain(|&idle| idle != connection);
+        }
+        self.pump(lane, now);
+        self.feed_starved(now);
+        self.forget_lane(lane);
+    }
+
+    /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
+    /// stay as they are. The connection is reported closed apart from this.
+    pub fn lane_failed(&mut self, lane: LaneId, cause: &str, now: Timestamp) {
+        let (backoff, random) = (self.backoff.clone(), self.random.clone());
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        // The failed connection itself is still counted.
+        at.open -= 1;
+        let rests = at.failed(cause, |failures| backoff.delay(failures, random.fraction()), now);
+        at.open += 1;
+        if let (true, Some(rest)) = (rests, &at.rest) {
+            let until = rest.until;
+            tracing::warn!(site = %at.key.scope(), cause, failures = rest.failures, until = until.0, "deferred: destination rests");
+            let record = HoldRecord {
+                since: now,
+                until,
+                failures: rest.failures,
+                cause: cause.to_owned(),
+            };
+            self.queue.hold(HoldScope::Lane(at.key.scope()), record);
+            let waiting: Vec<_> = at.turn.iter().copied().collect();
+            for id in waiting {
+                self.hold_back(id, until, now);
+            }
+        }
+    }
+
+    /// A transaction got through to a host of the lane, whatever it answered.
+    pub fn lane_works(&mut self, lane: LaneId, now: Timestamp) {
+        if let Some(at) = self.lanes.get_mut(lane)
+            && at.rest.take().is_some()
+        {
+            tracing::info!(site = %at.key.scope(), "destination works again");
+            let scope = HoldScope::Lane(at.key.scope());
+            self.lift(&scope);
+            self.pump(lane, now);
+        }
+    }
+
+    /// A claim is over.
+    pub fn settled(&mut self, unit: &UnitKey, settled: Settled, now: Timestamp) {
+        let Some(active) = self.active.get_mut(&unit.queue) else {
+            return;
+        };
+        match settled {
+            Settled::Gone => active.agenda.settled(place(unit)),
+            Settled::Due(due) => {
+                active.agenda.settled(place(unit));
+                self.note(&UnitKey { due, ..*unit }, None, now);
+            }
+            Settled::Untouched => active.agenda.unclaim(place(unit)),
+            Settled::Unknown => return,
+        }
+        self.look_at(unit.queue, now);
+    }
+
+    /// An [`Effect::End`] is done; its claim is reported by [`Shard::settled`] apart from this.
+    pub fn ended(&mut self, lane: Option<LaneId>, now: Timestamp) {
+        self.endings -= 1;
+        if let Some(lane) = lane {
+            self.pump(lane, now);
+        }
+        self.feed_starved(now);
+    }
+
+    fn wait(&self, failures: u32) -> Duration {
+        self.backoff.delay(failures, self.random.fraction())
+    }
+
+    /// Brings a queue into memory. False where it is not there, or there is no room.
+    fn activate(&mut self, id: QueueId, now: Timestamp) -> bool {
+        if self.active.contains_key(&id) {
+            return true;
+        }
+        if self.draining || self.active.len() >= MAX_ACTIVE {
+            return false;
+        }
+        let Some(info) = self.read(now, |queue| queue.info(id)).flatten() else {
+            return false;
+        };
+        let fresh = Active {
+            name: info.name,
+            agenda: Agenda::default(),
+            way: Way::Unknown,
+            in_turn: false,
+            confirm: now,
+            rumour: None,
+            timer: None,
+        };
+        self.active.insert(id, fresh);
+        true
+    }
+
+    /// Reads from the store. A failure is logged, and the catalogue asked again later.
+    fn read<T>(&mut self, now: Timestamp, what: impl FnOnce(&Queue) -> Result<T, ReadError>) -> Option<T> {
+        match what(&self.queue) {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::error!(%error, "the store does not answer");
+                self.timers.insert((now + READ_AGAIN, Timer::Scan));
+                None
+            }
+        }
+    }
+
+    /// Notes a unit that came into the store, or moved there. It may have been seen by a read of the index before it is
+    /// told of here, worked on and settled, so the store is asked whether it is still there.
+    fn note(&mut self, unit: &UnitKey, message: Option<&Arc<NewMessage>>, now: Timestamp) {
+        let is_new = self
+            .active
+            .get(&unit.queue)
+            .is_some_and(|active| active.agenda.is_new(place(unit)));
+        if is_new
+            && self.read(now, |queue| queue.is_due(unit)) == Some(true)
+            && let Some(active) = self.active.get_mut(&unit.queue)
+        {
+            active.agenda.note(place(unit), message.cloned());
+        }
+    }
+
+    /// Asks the catalogue for queues that wake, and the deadline index for units that expire.
+    fn scan(&mut self, now: Timestamp) {
+        if self.draining {
+            return;
+        }
+        self.timers.retain(|(_, timer)| *timer != Timer::Scan);
+        self.timers.insert((now + SCAN_EVERY, Timer::Scan));
+        self.wake_queues(now);
+        self.expire(now);
+    }
+
+    fn wake_queues(&mut self, now: Timestamp) {
+        let mut after = None;
+        while self.active.len() < MAX_ACTIVE {
+            let Some(page) = self.read(now, |queue| queue.waking(after, now + SCAN_EVERY, SCAN_PAGE)) else {
+                return;
+            };
+            let Some(&last) = page.last() else { return };
+            after = Some(last);
+            for (_, id) in page {
+                if !self.active.contains_key(&id) && self.activate(id, now) {
+                    self.look_at(id, now);
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Timestamp) {
+        let Some(units) = self.read(now, |queue| queue.expired(now, SCAN_PAGE)) else {
+            return;
+        };
+        for unit in units {
+            if self.endings >= MAX_ENDINGS {
+                return;
+            }
+            if !self.activate(unit.queue, now) {
+                continue;
+            }
+            let cause = self.cause(unit.queue);
+            if let Some(active) = self.active.get_mut(&unit.queue)
+                && active.agenda.claim_at(place(&unit))
+            {
+                self.endings += 1;
+                let job = Job { unit, message: None };
+                self.effects.push(Effect::End {
+                    lane: None,
+                    job,
+                    ending: Ending::Expired(cause),
+                });
+            }
+        }
+    }
+
+    /// What holds a queue now, for the report on a unit that expires unsent.
+    fn cause(&self, id: QueueId) -> Option<String> {
+        let active = self.active.get(&id)?;
+        let by_lane = match active.way {
+            Way::Lane(lane) => self
+                .lanes
+                .get(lane)
+                .and_then(|lane| lane.rest.as_ref())
+                .map(|rest| rest.cause.clone()),
+            Way::Unknown => None,
+        };
+        by_lane.or_else(|| {
+            self.rest(&HoldScope::Domain(active.name.domain.clone()))
+                .map(|rest| rest.cause)
+        })
+    }
+
+    /// Decides what a queue does next: read on, wait, leave memory, find its lane, take its turn.
+    fn look_at(&mut self, id: QueueId, now: Timestamp) {
+        if self.draining {
+            return;
+        }
+        self.fill(id, now);
+        let Some(active) = self.active.get(&id) else {
+            return;
+        };
+        match active.agenda.earliest() {
+            None if active.agenda.claims() > 0 => {}
+            None if active.agenda.is_complete() => self.unload(id, None),
+            // The store did not answer; the catalogue brings the queue back.
+            None => self.unload(id, None),
+            Some(due) if due > now + HORIZON && active.agenda.claims() == 0 => {
+                self.unload(id, Some(Rests::UntilDue))
+            }
+            Some(due) if due > now => self.set_queue_timer(id, due),
+            Some(_) => self.go_ahead(id, now),
+        }
+    }
+
+    /// Reads on in the due index where the window runs low.
+    fn fill(&mut self, id: QueueId, now: Timestamp) {
+        while let Some(active) = self.active.get(&id)
+            && active.agenda.earliest().is_none_or(|due| due > now)
+            && let Some(from) = active.agenda.wants()
+        {
+            let Some((page, more)) = self.read(now, |queue| queue.due(id, from, PAGE)) else {
+                return;
+            };
+            if let Some(active) = self.active.get_mut(&id) {
+                active.agenda.load(page.iter().map(place), more);
+            }
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Something is due: to the lane with it.
+    fn go_ahead(&mut self, id: QueueId, now: Timestamp) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let Way::Lane(lane) = active.way else {
+            return self.look_up(id, now);
+        };
+        if !active.in_turn
+            && let Some(at) = self.lanes.get_mut(lane)
+        {
+            active.in_turn = true;
+            at.turn.push_back(id);
+        }
+        if now >= active.confirm {
+            self.look_up(id, now);
+        }
+        self.pump(lane, now);
+    }
+
+    fn look_up(&mut self, id: QueueId, now: Timestamp) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let domain = active.name.domain.clone();
+        active.confirm = now + SITE_TTL;
+        if active.way == Way::Unknown
+            && let Some(rest) = self
+                .rest(&HoldScope::Domain(domain.clone()))
+                .filter(|rest| rest.until > now)
+        {
+            return self.hold_back(id, rest.until, now);
+        }
+        let known = self.lookups.contains_key(&domain);
+        let lookup = self.lookups.entry(domain.clone()).or_default();
+        if !lookup.queues.contains(&id) {
+            lookup.queues.push(id);
+        }
+        if !known {
+            self.lookups_waiting.push_back(domain);
+            self.next_lookup();
+        }
+    }
+
+    fn next_lookup(&mut self) {
+        while self.lookups_running < MAX_LOOKUPS
+            && let Some(domain) = self.lookups_waiting.pop_front()
+        {
+            self.lookups_running += 1;
+            self.effects.push(Effect::Resolve(domain));
+        }
+    }
+
+    /// Puts a queue on the lane its route names. A site other than the one in use is believed when a second answer says so.
+    fn route(&mut self, id: QueueId, route: &Route, now: Timestamp) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let site: Rc<str> = route.site().into();
+        if let Way::Lane(current) = active.way
+            && self.lanes.get(current).is_some_and(|lane| lane.key.site != site)
+            && active.rumour.as_ref() != Some(&site)
+        {
+            active.rumour = Some(site);
+            active.confirm = now + SITE_DOUBT;
+            return;
+        }
+        active.rumour = None;
+        let domain = active.name.domain.clone();
+        let lane = self.lane(&domain, site, route, now);
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let before = std::mem::replace(&mut active.way, Way::Lane(lane));
+        if before == Way::Lane(lane) {
+            return;
+        }
+        active.in_turn = false;
+        self.lanes[lane].queues += 1;
+        if let Way::Lane(before) = before {
+            self.leave_lane(id, before);
+        }
+    }
+
+    fn lane(&mut self, domain: &Domain, site: Rc<str>, route: &Route, now: Timestamp) -> LaneId {
+        let rule = Rule::of(domain, &self.settings);
+        let key = LaneKey {
+            site,
+            rule: rule.number,
+        };
+        let plan = route.plan(&rule);
+        if let Some(&lane) = self.lane_of.get(&key) {
+            // Preferences may have changed though the hosts did not.
+            self.lanes[lane].plan = Rc::new(plan);
+            return lane;
+        }
+        let rest = self.rest(&HoldScope::Lane(key.scope()));
+        let lane = self.lanes.insert(Lane::new(key.clone(), plan, &rule, rest, now));
+        self.lane_of.insert(key, lane);
+        lane
+    }
+
+    fn leave_lane(&mut self, id: QueueId, lane: LaneId) {
+        if let Some(at) = self.lanes.get_mut(lane) {
+            at.queues -= 1;
+            at.turn.retain(|&queue| queue != id);
+        }
+        self.forget_lane(lane);
+    }
+
+    /// A lane without queues and connections leaves memory: its rest is in the store, its bucket begins empty anew.
+    fn forget_lane(&mut self, lane: LaneId) {
+        if self.lanes.get(lane).is_some_and(Lane::is_unused) {
+            let gone = self.lanes.remove(lane);
+            self.lane_of.remove(&gone.key);
+            if let Some(at) = gone.timer {
+                self.timers.remove(&(at, Timer::Lane(lane)));
+            }
+            self.starved.retain(|&starved| starved != lane);
+        }
+    }
+
+    /// Takes a queue out of memory. `rest`: it is in the catalogue, and wakes at its first due time, or later if it is told.
+    fn unload(&mut self, id: QueueId, rest: Option<Rests>) {
+        let Some(active) = self.active.remove(&id) else {
+            return;
+        };
+        if let Some(at) = active.timer {
+            self.timers.remove(&(at, Timer::Queue(id)));
+        }
+        if let Some(lookup) = self.lookups.get_mut(&active.name.domain) {
+            lookup.queues.retain(|&queue| queue != id);
+        }
+        match rest {
+            Some(Rests::UntilDue) => self.queue.rest(id, None),
+            Some(Rests::Until(until)) => self.queue.rest(id, Some(until)),
+            None => {}
+        }
+        if let Way::Lane(lane) = active.way {
+            self.leave_lane(id, lane);
+        }
+    }
+
+    /// Nothing of the queue goes before `until`, since its destination rests: it waits in memory if that is soon.
+    fn hold_back(&mut self, id: QueueId, until: Timestamp, now: Timestamp) {
+        let Some(active) = self.active.get(&id) else {
+            return;
+        };
+        if until > now + HORIZON && active.agenda.claims() == 0 {
+            self.unload(id, Some(Rests::Until(until)));
+        } else {
+            self.set_queue_timer(id, until);
+        }
+    }
+
+    fn set_queue_timer(&mut self, id: QueueId, at: Timestamp) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        if let Some(before) = active.timer.replace(at) {
+            self.timers.remove(&(before, Timer::Queue(id)));
+        }
+        self.timers.insert((at, Timer::Queue(id)));
+    }
+
+    fn set_lane_timer(&mut self, lane: LaneId, at: Timestamp) {
+        let Some(lane_at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        if let Some(before) = lane_at.timer.replace(at) {
+            self.timers.remove(&(before, Timer::Lane(lane)));
+        }
+        self.timers.insert((at, Timer::Lane(lane)));
+    }
+
+    /// Sends what can be sent through a lane now: a unit is claimed only when a connection and a token are there.
+    fn pump(&mut self, lane: LaneId, now: Timestamp) {
+        while !self.draining && self.lanes.contains(lane) {
+            if let Some(until) = self.lanes[lane].resting(now) {
+                return self.rest_lane(lane, until, now);
+            }
+            let Some(id) = self.next_turn(lane, now) else {
+                break;
+            };
+            if !self.has_room(lane, now) {
+                return;
+            }
+            if let Grant::NotBefore { at, .. } = self.lanes[lane].limiter.reserve(now) {
+                return self.set_lane_timer(lane, at);
+            }
+            match self
+                .active
+                .get_mut(&id)
+                .and_then(|active| active.agenda.claim(now))
+            {
+                Some((place, message)) => {
+                    let (due, message_id, unit) = place;
+                    let job = Job {
+                        unit: UnitKey {
+                            queue: id,
+                            due,
+                            id: message_id,
+                            unit,
+                        },
+                        message,
+                    };
+                    self.lanes[lane].turn.rotate_left(1);
+                    self.send(lane, job);
+                }
+                None => self.lanes[lane].limiter.refund(),
+            }
+        }
+    }
+
+    /// The queue whose turn it is, brought to the front. Queues with nothing due leave the turn.
+    fn next_turn(&mut self, lane: LaneId, now: Timestamp) -> Option<QueueId> {
+        loop {
+            let id = *self.lanes.get(lane)?.turn.front()?;
+            self.fill(id, now);
+            let due = self.active.get(&id).and_then(|active| active.agenda.earliest());
+            if due.is_some_and(|due| due <= now) {
+                return Some(id);
+            }
+            self.lanes[lane].turn.pop_front();
+            if let Some(active) = self.active.get_mut(&id) {
+                active.in_turn = false;
+                self.look_at(id, now);
+            }
+        }
+    }
+
+    /// Whether a unit could be sent through the lane at once.
+    fn has_room(&mut self, lane: LaneId, now: Timestamp) -> bool {
+        let at = &self.lanes[lane];
+        if matches!(*at.plan, Plan::Refuse(_)) {
+            if self.endings >= MAX_ENDINGS {
+                self.starve(lane);
+            }
+            return self.endings < MAX_ENDINGS;
+        }
+        if !at.idle.is_empty() {
+            return true;
+        }
+        if !at.may_open(now) {
+            if at.no_more_before > now {
+                let again = at.no_more_before;
+                self.set_lane_timer(lane, again);
+            }
+            return false;
+        }
+        if self.connections < self.settings.max_connections {
+            return true;
+        }
+        // Full: an idle connection of another lane makes room, and this lane is asked again when it is closed.
+        self.starve(lane);
+        if let Some(idler) = self
+            .lanes
+            .iter()
+            .find(|(_, lane)| !lane.idle.is_empty())
+            .map(|(idler, _)| idler)
+            && let Some(connection) = self.lanes[idler].idle.pop()
+        {
+            self.effects.push(Effect::Close(connection));
+        }
+        false
+    }
+
+    /// Has a lane asked again once something else has ended.
+    fn starve(&mut self, lane: LaneId) {
+        if !self.starved.contains(&lane) {
+            self.starved.push_back(lane);
+        }
+    }
+
+    /// Lanes that wait for room, each once.
+    fn feed_starved(&mut self, now: Timestamp) {
+        for _ in 0..self.starved.len() {
+            if let Some(lane) = self.starved.pop_front() {
+                self.pump(lane, now);
+            }
+        }
+    }
+
+    fn send(&mut self, lane: LaneId, job: Job) {
+        let at = &mut self.lanes[lane];
+        if let Plan::Refuse(reply) = &*at.plan {
+            let ending = Ending::Refused(reply.clone());
+            self.endings += 1;
+            return self.effects.push(Effect::End {
+                lane: Some(lane),
+                job,
+                ending,
+            });
+        }
+        if let Some(connection) = at.idle.pop() {
+            return self.effects.push(Effect::Send { connection, job });
+        }
+        at.open += 1;
+        self.connections += 1;
+        self.last_connection += 1;
+        let connection = ConnectionId(self.last_connection);
+        self.effects.push(Effect::Connect {
+            lane,
+            connection,
+            plan: at.plan.clone(),
+            job,
+        });
+    }
+
+    /// A resting lane: its queues leave memory if it is for long, and wait otherwise.
+    fn rest_lane(&mut self, lane: LaneId, until: Timestamp, now: Timestamp) {
+        let waiting = std::mem::take(&mut self.lanes[lane].turn);
+        for &id in &waiting {
+            if let Some(active) = self.active.get_mut(&id) {
+                active.in_turn = false;
+            }
+        }
+        for id in waiting {
+            self.hold_back(id, until, now);
+        }
+    }
+
+    fn close_idle(&mut self, lane: LaneId) {
+        if let Some(at) = self.lanes.get_mut(lane) {
+            self.effects.extend(at.idle.drain(..).map(Effect::Close));
+        }
+    }
+
+    fn rest(&self, scope: &HoldScope) -> Option<Rest> {
+        match self.queue.held(scope) {
+            Ok(hold) => hold.map(|hold| Rest {
+                failures: hold.failures,
+                until: hold.until,
+                cause: hold.cause,
+            }),
+            Err(error) => {
+                tracing::error!(%error, "a hold cannot be read");
+                None
+            }
+        }
+    }
+
+    fn lift(&mut self, scope: &HoldScope) {
+        if self.rest(scope).is_some() {
+            self.queue.lift(scope.clone());
+        }
+    }
+}
