@@ -16,7 +16,7 @@ fn main() {
     }
     let records: BTreeMap<String, String> = signer
         .keys()
-        .map(|key| key.record().expect("a public key"))
+        .map(dkim_signer::DomainKey::record)
         .map(|record| (record.name, record.text))
         .collect();
     let json = serde_json::to_vec_pretty(&records).expect("plain JSON");

@@ -2,7 +2,7 @@
 
 use mail_core::Domain;
 
-use crate::key::{KeyError, PrivateKey};
+use crate::key::PrivateKey;
 use crate::sign::{DomainKey, Selector};
 
 /// A TXT record.
@@ -33,15 +33,11 @@ impl TxtRecord {
 }
 
 /// `SELECTOR._domainkey.DOMAIN` with the public key (RFC 6376 §3.6, RFC 8463 §4).
-pub fn key_record(domain: &Domain, selector: &Selector, key: &PrivateKey) -> Result<TxtRecord, KeyError> {
-    Ok(TxtRecord {
+pub fn key_record(domain: &Domain, selector: &Selector, key: &PrivateKey) -> TxtRecord {
+    TxtRecord {
         name: format!("{selector}._domainkey.{domain}"),
-        text: format!(
-            "v=DKIM1; k={}; p={}",
-            key.algorithm().key_tag(),
-            key.public_key()?
-        ),
-    })
+        text: format!("v=DKIM1; k={}; p={}", key.algorithm().key_tag(), key.public_key()),
+    }
 }
 
 /// What else a domain that sends through us should say: that our hosts may send for it (RFC 7208), and a DMARC policy that
@@ -62,7 +58,7 @@ pub fn suggestions(domain: &Domain, sender: &Domain) -> [TxtRecord; 2] {
 
 impl DomainKey {
     /// See [`key_record`].
-    pub fn record(&self) -> Result<TxtRecord, KeyError> {
+    pub fn record(&self) -> TxtRecord {
         key_record(&self.domain, &self.selector, &self.key)
     }
 }
@@ -77,7 +73,6 @@ mod tests {
             &"S2024.mail".parse().unwrap(),
             &PrivateKey::from_pem(pem.as_bytes()).unwrap(),
         )
-        .unwrap()
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use aws_lc_rs::digest::Digest;
+use aws_lc_rs::digest::{Digest, SHA256, digest};
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::error::{KeyRejected, Unspecified};
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
@@ -115,7 +115,10 @@ impl From<Unspecified> for KeyError {
 }
 
 /// A parsed private key. Parsing costs as much as signing, so keep it. Its `Debug` shows no part of the secret.
-pub struct PrivateKey(Material);
+pub struct PrivateKey {
+    material: Material,
+    public: String,
+}
 
 enum Material {
     Rsa(RsaKeyPair),
@@ -168,7 +171,10 @@ impl PrivateKey {
                 None => Err(KeyError::Damaged("no PKCS#8")),
                 Some(RSA_OID) => rsa(RsaKeyPair::from_pkcs8(key.secret_pkcs8_der())),
                 Some(ED25519_OID) => Ed25519KeyPair::from_pkcs8(key.secret_pkcs8_der())
-                    .map(|pair| Self(Material::Ed25519(pair)))
+                    .map(|pair| Self {
+                        public: BASE64.encode(pair.public_key().as_ref()),
+                        material: Material::Ed25519(pair),
+                    })
                     .map_err(|rejected| KeyError::Damaged(rejected.description_())),
                 Some(_) => Err(KeyError::OtherAlgorithm),
             },
@@ -178,7 +184,7 @@ impl PrivateKey {
 
     /// What its signatures are.
     pub fn algorithm(&self) -> Algorithm {
-        match &self.0 {
+        match &self.material {
             Material::Rsa(_) => Algorithm::RsaSha256,
             Material::Ed25519(_) => Algorithm::Ed25519Sha256,
         }
@@ -186,20 +192,24 @@ impl PrivateKey {
 
     /// The record's `p=`: for RSA the SubjectPublicKeyInfo (RFC 6376 §3.6.1 as all implement it, erratum 3017), for Ed25519
     /// the 32 octets themselves (RFC 8463 §4.2), in base64.
-    pub fn public_key(&self) -> Result<String, KeyError> {
-        Ok(match &self.0 {
-            Material::Rsa(pair) => {
-                let der: PublicKeyX509Der<'_> = pair.public_key().as_der()?;
-                BASE64.encode(der.as_ref())
-            }
-            Material::Ed25519(pair) => BASE64.encode(pair.public_key().as_ref()),
-        })
+    pub fn public_key(&self) -> &str {
+        &self.public
+    }
+
+    /// Tells keys apart, one of the same selector from the one it replaces too: part of the public key's SHA-256, in
+    /// hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        let hash = digest(&SHA256, self.public.as_bytes());
+        hash.as_ref()[..8]
+            .iter()
+            .map(|octet| format!("{octet:02x}"))
+            .collect()
     }
 
     /// Signs a SHA-256 digest: PKCS#1 1.5 for RSA (RFC 6376 §3.3.2), and for Ed25519 the digest's octets as the message
     /// (RFC 8463 §3).
     pub(crate) fn sign_digest(&self, digest: &Digest) -> Result<Vec<u8>, KeyError> {
-        match &self.0 {
+        match &self.material {
             Material::Rsa(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
                 pair.sign_digest(&RSA_PKCS1_SHA256, digest, &mut signature)?;
@@ -225,7 +235,11 @@ fn rsa(parsed: Result<RsaKeyPair, KeyRejected>) -> Result<PrivateKey, KeyError> 
     if !RSA_BITS.contains(&bits) {
         return Err(KeyError::RsaSize(Some(bits)));
     }
-    Ok(PrivateKey(Material::Rsa(pair)))
+    let der: PublicKeyX509Der<'_> = pair.public_key().as_der()?;
+    Ok(PrivateKey {
+        public: BASE64.encode(der.as_ref()),
+        material: Material::Rsa(pair),
+    })
 }
 
 /// 1.2.840.113549.1.1.1 (RFC 8017 appendix C).
@@ -311,15 +325,13 @@ mod tests {
             assert_eq!(read(file).unwrap().algorithm(), algorithm, "{file}");
         }
         // Both hold the same key; openssl says its public half is this.
-        let public = read("rsa2048.pkcs8.pem").unwrap().public_key().unwrap();
-        assert_eq!(public, read("rsa2048.pkcs1.pem").unwrap().public_key().unwrap());
+        let pkcs8 = read("rsa2048.pkcs8.pem").unwrap();
+        let public = pkcs8.public_key();
+        assert_eq!(public, read("rsa2048.pkcs1.pem").unwrap().public_key());
         let told = include_str!("../tests/keys/rsa2048.public.txt");
         assert_eq!(public, told.trim_end());
         let told = include_str!("../tests/keys/ed25519.public.txt");
-        assert_eq!(
-            read("ed25519.pkcs8.pem").unwrap().public_key().unwrap(),
-            told.trim_end()
-        );
+        assert_eq!(read("ed25519.pkcs8.pem").unwrap().public_key(), told.trim_end());
     }
 
     #[test]
@@ -368,7 +380,7 @@ mod tests {
             let made = generate_file(algorithm, &path).unwrap();
             let loaded = PrivateKey::load(&path).unwrap();
             assert_eq!(loaded.algorithm(), algorithm);
-            assert_eq!(loaded.public_key().unwrap(), made.public_key().unwrap());
+            assert_eq!(loaded.public_key(), made.public_key());
             assert_eq!(format!("{loaded:?}"), format!("PrivateKey({algorithm})"));
             assert!(matches!(
                 generate_file(algorithm, &path),
