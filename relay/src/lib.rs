@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod delivery;
+pub mod prepare;
 pub mod report;
 pub mod world;

@@ -454,10 +454,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 last();
             }
             let step = self.write_or_hear(&vectors[..count]);
-            let Some(mut written) = timeout(patience, step)
-                .await
-                .map_err(|_| Broken::Silence)??
-            else {
+            let Some(mut written) = timeout(patience, step).await.map_err(|_| Broken::Silence)?? else {
                 return Ok(Written::Interrupted);
             };
             while written > 0 || (slice < slices.len() && offset == slices[slice].len()) {

@@ -75,13 +75,22 @@ pub enum Effect {
     /// Find the domain's route, then [`Shard::resolved`].
     Resolve(Domain),
     /// Make a connection and send the job over it.
-    Connect { lane: LaneId, connection: ConnectionId, plan: Rc<Plan>, job: Job },
+    Connect {
+        lane: LaneId,
+        connection: ConnectionId,
+        plan: Rc<Plan>,
+        job: Job,
+    },
     /// Send the job over this idle connection.
     Send { connection: ConnectionId, job: Job },
     /// Quit this idle connection.
     Close(ConnectionId),
     /// End the unit, then [`Shard::ended`].
-    End { lane: Option<LaneId>, job: Job, ending: Ending },
+    End {
+        lane: Option<LaneId>,
+        job: Job,
+        ending: Ending,
+    },
 }
 
 /// What became of a claim.

@@ -1,0 +1,724 @@
+//! What a message needs before it goes on the wire, done off the reactor: it is read from the queue and signed.
+//!
+//! Reading blocks and signing takes half a millisecond, so plain threads do both. Their channel is bounded: where it is
+//! full, whoever wants a message waits, and deliveries go no faster than signatures are made.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign};
+use dkim_signer::{KeyError, PrivateKey};
+use mail_core::header::{self, BadAddressList};
+use mail_core::{Domain, MessageId, Recipient, ReversePath, Timestamp};
+use parking_lot::Mutex;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, exponential_buckets};
+use queue::{EnvelopeRecord, NewMessage, Queue, ReadError, Signature, StateRecord, UnitKey};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::settings::DkimKey;
+use crate::report::Original;
+
+/// Jobs that wait for a thread, about 100 B each. Full means that signing is the slow part: the caller waits.
+pub const WAITING_JOBS: usize = 64;
+
+/// A message ready for the wire.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Who it is from and for.
+    pub message: Loaded,
+    /// What earlier attempts left; `None` before the first deferral.
+    pub state: Option<StateRecord>,
+    /// Goes before `body`: the signatures, on top of the whole (RFC 6376 §5.6), then the fields that we add.
+    pub head: Bytes,
+    /// As the client sent it, header and all.
+    pub body: Bytes,
+    /// An octet over 127 in it, whatever BODY said.
+    pub eight_bit: bool,
+    /// The signatures in `head`, for [`queue::Again`]; `None` where no key signs for the sender.
+    pub signature: Option<Signature>,
+}
+
+/// A message as it was found.
+#[derive(Clone, Debug)]
+pub enum Loaded {
+    /// In memory since it was accepted.
+    Memory(Arc<NewMessage>),
+    /// In the queue.
+    Record(MessageId, Box<EnvelopeRecord>),
+}
+
+impl Loaded {
+    /// Where reports go.
+    pub fn reverse_path(&self) -> &ReversePath {
+        match self {
+            Self::Memory(message) => &message.reverse_path,
+            Self::Record(_, envelope) => &envelope.reverse_path,
+        }
+    }
+
+    /// All recipients of a unit, in order, ended ones too; empty where there is no such unit.
+    pub fn recipients(&self, unit: u16) -> &[Recipient] {
+        let unit = usize::from(unit);
+        match self {
+            Self::Memory(message) => message.units.get(unit).map(|unit| unit.recipients.as_slice()),
+            Self::Record(_, envelope) => envelope.units.get(unit).map(|unit| unit.recipients.as_slice()),
+        }
+        .unwrap_or_default()
+    }
+
+    fn prefix(&self) -> &Bytes {
+        match self {
+            Self::Memory(message) => &message.prefix,
+            Self::Record(_, envelope) => &envelope.prefix,
+        }
+    }
+}
+
+impl Prepared {
+    /// What a failure report needs to know.
+    pub fn original(&self) -> Original<'_> {
+        match &self.message {
+            Loaded::Memory(message) => Original::from_new(message),
+            Loaded::Record(id, envelope) => Original::from_record(*id, envelope, &self.body),
+        }
+    }
+}
+
+/// Why a message can't be prepared.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// It has ended meanwhile: the claim is void.
+    #[error("the message is no longer in the queue")]
+    Gone,
+    /// What the queue holds of it is damaged, or the disk fails.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Our own mistake, brought out by this message.
+    #[error("preparing the message failed: a mistake of the relay's, told in its log")]
+    Panicked,
+    /// The relay is stopping.
+    #[error("the relay is stopping")]
+    Stopping,
+}
+
+/// What signing counts.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    signatures: IntCounterVec,
+    unsigned: IntCounter,
+    seconds: Histogram,
+}
+
+impl Metrics {
+    /// Makes and registers the series.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let signatures = IntCounterVec::new(
+            Opts::new(
+                "postrider_dkim_signatures_total",
+                "DKIM signatures by algorithm and result: made, kept (of an earlier attempt), failed. Messages that no key \
+                 signs count once as algorithm none, result unsigned. Alert on any failed.",
+            ),
+            &["algorithm", "result"],
+        )?;
+        let seconds = Histogram::with_opts(
+            HistogramOpts::new(
+                "postrider_dkim_seconds",
+                "Signing one message with all its keys, hashing its body included, in seconds.",
+            )
+            .buckets(exponential_buckets(0.000_1, 2.0, 14)?),
+        )?;
+        registry.register(Box::new(signatures.clone()))?;
+        registry.register(Box::new(seconds.clone()))?;
+        Ok(Self {
+            unsigned: signatures.with_label_values(&["none", "unsigned"]),
+            signatures,
+            seconds,
+        })
+    }
+
+    fn count(&self, keys: &[DomainKey], result: &str) {
+        for key in keys {
+            self.signatures
+                .with_label_values(&[key.key.algorithm().signature_tag(), result])
+                .inc();
+        }
+    }
+}
+
+/// A handle on the threads; cloning shares them. They end when the last handle is gone.
+#[derive(Clone)]
+pub struct Preparer(Mode);
+
+#[derive(Clone)]
+enum Mode {
+    Threads(mpsc::Sender<Job>),
+    Inline(Arc<Worker>),
+}
+
+struct Job {
+    unit: UnitKey,
+    message: Option<Arc<NewMessage>>,
+    now: Timestamp,
+    answer: oneshot::Sender<Result<Prepared, PrepareError>>,
+}
+
+impl Preparer {
+    /// Starts `threads` threads, at least one.
+    pub fn threaded(
+        queue: Queue,
+        signer: Arc<Signer>,
+        metrics: Metrics,
+        threads: usize,
+    ) -> std::io::Result<Self> {
+        let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
+        let waiting = Arc::new(Mutex::new(waiting));
+        let worker = Arc::new(Worker {
+            queue,
+            signer,
+            metrics,
+        });
+        for number in 0..threads.max(1) {
+            let (worker, waiting) = (worker.clone(), waiting.clone());
+            std::thread::Builder::new()
+                .name(format!("prepare-{number}"))
+                .spawn(move || worker.run(&waiting))?;
+        }
+        Ok(Self(Mode::Threads(jobs)))
+    }
+
+    /// Works on the caller's thread, for simulations and tests.
+    pub fn inline(queue: Queue, signer: Arc<Signer>, metrics: Metrics) -> Self {
+        Self(Mode::Inline(Arc::new(Worker {
+            queue,
+            signer,
+            metrics,
+        })))
+    }
+
+    /// Reads the unit's message, unless it is still in memory as `message`, and what earlier attempts left of the unit, and
+    /// signs it with the keys for its From (a kept signature of the same keys is used again). Waits while all threads are
+    /// busy and [`WAITING_JOBS`] wait already; dropped, it is not worked on if it has not begun.
+    pub async fn prepare(
+        &self,
+        unit: UnitKey,
+        message: Option<Arc<NewMessage>>,
+        now: Timestamp,
+    ) -> Result<Prepared, PrepareError> {
+        match &self.0 {
+            Mode::Inline(worker) => worker.prepare_safely(unit, message, now),
+            Mode::Threads(jobs) => {
+                let (answer, answered) = oneshot::channel();
+                let job = Job {
+                    unit,
+                    message,
+                    now,
+                    answer,
+                };
+                jobs.send(job).await.map_err(|_| PrepareError::Stopping)?;
+                answered.await.map_err(|_| PrepareError::Stopping)?
+            }
+        }
+    }
+}
+
+struct Worker {
+    queue: Queue,
+    signer: Arc<Signer>,
+    metrics: Metrics,
+}
+
+impl Worker {
+    fn run(&self, waiting: &Mutex<mpsc::Receiver<Job>>) {
+        loop {
+            // One thread waits for the next job, the others for its place.
+            let next = waiting.lock().blocking_recv();
+            let Some(job) = next else { return };
+            if job.answer.is_closed() {
+                continue;
+            }
+            let prepared = self.prepare_safely(job.unit, job.message, job.now);
+            // Nobody may want to know any more.
+            let _ = job.answer.send(prepared);
+        }
+    }
+
+    /// A message that brings out a mistake of ours must not take the thread, and all other mail, with it.
+    fn prepare_safely(
+        &self,
+        unit: UnitKey,
+        message: Option<Arc<NewMessage>>,
+        now: Timestamp,
+    ) -> Result<Prepared, PrepareError> {
+        catch_unwind(AssertUnwindSafe(|| self.prepare(unit, message, now))).unwrap_or_else(|_| {
+            tracing::error!(id = %unit.id, "preparing this message panicked");
+            Err(PrepareError::Panicked)
+        })
+    }
+
+    fn prepare(
+        &self,
+        unit: UnitKey,
+        message: Option<Arc<NewMessage>>,
+        now: Timestamp,
+    ) -> Result<Prepared, PrepareError> {
+        let (message, body) = match message {
+            Some(message) => {
+                let body = message.body.clone();
+                (Loaded::Memory(message), body)
+            }
+            None => {
+                let envelope = self.queue.envelope(unit.id)?.ok_or(PrepareError::Gone)?;
+                let body = self.queue.body(unit.id, &envelope)?;
+                (Loaded::Record(unit.id, Box::new(envelope)), body)
+            }
+        };
+        let state = self.queue.state(unit.id, unit.unit)?;
+        let kept = state.as_ref().and_then(|state| state.signature.as_ref());
+        let prefix = message.prefix();
+        let signature = self.signature(unit.id, prefix, &body, kept, now);
+        let head = match &signature {
+            Some(signature) => {
+                let mut head = BytesMut::with_capacity(signature.fields.len() + prefix.len());
+                head.extend_from_slice(&signature.fields);
+                head.extend_from_slice(prefix);
+                head.freeze()
+            }
+            None => prefix.clone(),
+        };
+        Ok(Prepared {
+            eight_bit: !prefix.is_ascii() || !body.is_ascii(),
+            message,
+            state,
+            head,
+            body,
+            signature,
+        })
+    }
+
+    /// A message that can't be signed goes unsigned: whether that is good enough is for its receiver to say.
+    fn signature(
+        &self,
+        id: MessageId,
+        prefix: &[u8],
+        message: &[u8],
+        kept: Option<&Signature>,
+        now: Timestamp,
+    ) -> Option<Signature> {
+        let (headers, body) = header::split(message);
+        let keys = match from_domain(headers) {
+            Ok(domain) => self.signer.keys_for(&domain),
+            Err(error) => {
+                tracing::debug!(%id, %error, "not signed");
+                &[]
+            }
+        };
+        if keys.is_empty() {
+            self.metrics.unsigned.inc();
+            return None;
+        }
+        let made_with = made_with(keys);
+        if let Some(kept) = kept.filter(|kept| kept.made_with == made_with) {
+            self.metrics.count(keys, "kept");
+            return Some(kept.clone());
+        }
+        let begun = Instant::now();
+        let made = sign(keys, &[prefix, headers], body, now);
+        self.metrics.seconds.observe(begun.elapsed().as_secs_f64());
+        match made {
+            Ok(fields) => {
+                self.metrics.count(keys, "made");
+                Some(Signature {
+                    made_with,
+                    fields: fields.into(),
+                })
+            }
+            Err(error) => {
+                self.metrics.count(keys, "failed");
+                match error {
+                    SignError::Key(_) => tracing::error!(%id, %error, "not signed"),
+                    SignError::NoFrom | SignError::TooManyFields => tracing::warn!(%id, %error, "not signed"),
+                }
+                None
+            }
+        }
+    }
+}
+
+/// What a kept signature was made with: the keys, and the form of the body, which is the client's own.
+fn made_with(keys: &[DomainKey]) -> String {
+    let mut text = String::from("as sent");
+    for key in keys {
+        text.push_str(&format!(
+            " {}/{}/{}",
+            key.domain,
+            key.selector,
+            key.key.fingerprint()
+        ));
+    }
+    text
+}
+
+/// Why no key can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum NoSender {
+    #[error("a message has one From; this one has {0}")]
+    Fields(usize),
+    #[error("From: {0}")]
+    Address(#[from] BadAddressList),
+}
+
+/// The domain of the first address in From, by which DMARC judges.
+fn from_domain(headers: &[u8]) -> Result<Domain, NoSender> {
+    let mut fields = header::fields(headers).filter(|field| field.is("From"));
+    let from = fields.next().ok_or(NoSender::Fields(0))?;
+    match fields.count() {
+        0 => {
+            let addresses = header::addresses(from.value())?;
+            let first = addresses.first().ok_or(BadAddressList::None)?;
+            Ok(first.domain().clone())
+        }
+        more => Err(NoSender::Fields(1 + more)),
+    }
+}
+
+/// Why the keys of the configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadKey {
+    /// The selector is none.
+    #[error("dkim: {domain}: {selector:?}: {cause}")]
+    Selector {
+        /// Whose key.
+        domain: Domain,
+        /// As configured.
+        selector: String,
+        /// What is wrong with it.
+        #[source]
+        cause: dkim_signer::sign::BadSelector,
+    },
+    /// The file holds no key that can be used, or others can read it.
+    #[error("dkim: {domain}: {file}: {cause}")]
+    File {
+        /// Whose key.
+        domain: Domain,
+        /// Where it should be.
+        file: String,
+        /// What is wrong with it.
+        #[source]
+        cause: KeyError,
+    },
+    /// Two keys for the same purpose.
+    #[error("dkim: {0}")]
+    Duplicate(#[from] DuplicateKey),
+}
+
+/// Reads and parses all configured keys; of several mistakes all are told.
+pub fn load_keys(keys: &[DkimKey]) -> Result<Signer, Vec<BadKey>> {
+    let mut wrong = Vec::new();
+    let mut loaded = Vec::new();
+    for key in keys {
+        match load_key(key) {
+            Ok(key) => loaded.push(key),
+            Err(error) => wrong.push(error),
+        }
+    }
+    match Signer::new(loaded) {
+        Ok(signer) if wrong.is_empty() => Ok(signer),
+        Ok(_) => Err(wrong),
+        Err(duplicate) => {
+            wrong.push(duplicate.into());
+            Err(wrong)
+        }
+    }
+}
+
+/// Reads and parses one.
+pub fn load_key(key: &DkimKey) -> Result<DomainKey, BadKey> {
+    let selector: Selector = key.selector.parse().map_err(|cause| BadKey::Selector {
+        domain: key.domain.clone(),
+        selector: key.selector.clone(),
+        cause,
+    })?;
+    let private = PrivateKey::load(&key.file).map_err(|cause| BadKey::File {
+        domain: key.domain.clone(),
+        file: key.file.display().to_string(),
+        cause,
+    })?;
+    Ok(DomainKey {
+        domain: key.domain.clone(),
+        selector,
+        key: Arc::new(private),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use dkim_signer::Algorithm;
+    use dkim_signer::key::generate;
+    use mail_core::BodyType;
+    use queue::store::{Batch, Family, MemoryStore, Store};
+    use queue::{Again, End, NewUnit, Origin, RouteGroup, Settle, StillOpen};
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+    fn message(body: &str) -> Arc<NewMessage> {
+        let unit = |domain: &str, names: &[&str]| NewUnit {
+            route_group: RouteGroup(0),
+            domain: domain.parse().unwrap(),
+            due: NOW,
+            recipients: names
+                .iter()
+                .map(|name| Recipient {
+                    mailbox: format!("{name}@{domain}").parse().unwrap(),
+                })
+                .collect(),
+        };
+        Arc::new(NewMessage {
+            id: MessageId::new(NOW, &[7; 10]),
+            received_at: NOW,
+            expires_at: Timestamp(NOW.0 + 1_000_000),
+            tenant: "acme".into(),
+            stream: "transactional".into(),
+            reverse_path: ReversePath::Mailbox("app@example.com".parse().unwrap()),
+            body_type: BodyType::SevenBit,
+            prefix: Bytes::from_static(b"Received: by relay.test\r\n"),
+            body: Bytes::copy_from_slice(body.as_bytes()),
+            origin: Origin::default(),
+            cause: None,
+            units: vec![unit("ok.test", &["a"]), unit("second.test", &["b", "c"])],
+        })
+    }
+
+    fn key(selector: &str, algorithm: Algorithm) -> DomainKey {
+        DomainKey {
+            domain: "example.com".parse().unwrap(),
+            selector: selector.parse().unwrap(),
+            key: Arc::new(PrivateKey::from_pem(generate(algorithm).unwrap().as_bytes()).unwrap()),
+        }
+    }
+
+    struct World {
+        store: MemoryStore,
+        queue: Queue,
+        metrics: Metrics,
+        key: DomainKey,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let store = MemoryStore::new();
+            Self {
+                queue: Queue::in_memory(store.clone()).unwrap(),
+                store,
+                metrics: Metrics::new(&Registry::new()).unwrap(),
+                key: key("e1", Algorithm::Ed25519Sha256),
+            }
+        }
+
+        fn preparer(&self, keys: &[&DomainKey]) -> Preparer {
+            let signer = Signer::new(keys.iter().map(|&key| key.clone())).unwrap();
+            Preparer::inline(self.queue.clone(), Arc::new(signer), self.metrics.clone())
+        }
+
+        fn count(&self, algorithm: &str, result: &str) -> u64 {
+            self.metrics
+                .signatures
+                .with_label_values(&[algorithm, result])
+                .get()
+        }
+    }
+
+    const PLAIN: &str = "From: Shop <shop@mail.example.com>\r\nSubject: x\r\n\r\nhello\r\n";
+
+    #[tokio::test]
+    async fn from_memory_and_from_the_queue_it_is_the_same() {
+        let world = World::new();
+        let preparer = world.preparer(&[&world.key]);
+        let message = message(PLAIN);
+        let units = world.queue.accept(message.clone()).await.unwrap().units;
+        let memory = preparer
+            .prepare(units[0], Some(message.clone()), NOW)
+            .await
+            .unwrap();
+        let record = preparer.prepare(units[1], None, NOW).await.unwrap();
+        assert_eq!(memory.head, record.head);
+        assert_eq!(memory.body, record.body);
+        assert_eq!(record.body, message.body);
+        assert!(
+            memory
+                .head
+                .starts_with(b"DKIM-Signature: v=1; a=ed25519-sha256; ")
+        );
+        assert!(memory.head.ends_with(b"\r\nReceived: by relay.test\r\n"));
+        assert_eq!(record.message.recipients(1), message.units[1].recipients);
+        assert_eq!(record.message.recipients(9), []);
+        assert_eq!(record.original().id, message.id);
+        assert_eq!(record.original().body, &message.body[..]);
+        assert!(!memory.eight_bit);
+        assert_eq!(world.count("ed25519-sha256", "made"), 2);
+    }
+
+    #[tokio::test]
+    async fn a_kept_signature_is_used_until_a_key_changes() {
+        let world = World::new();
+        let message = message(PLAIN);
+        let unit = world.queue.accept(message).await.unwrap().units[0];
+        let first = world
+            .preparer(&[&world.key])
+            .prepare(unit, None, NOW)
+            .await
+            .unwrap();
+        let settle = Settle {
+            unit,
+            at: NOW,
+            attempt: 1,
+            hop: None,
+            ends: Vec::<End>::new(),
+            again: Some(Again {
+                due: Timestamp(NOW.0 + 60_000),
+                attempts: 1,
+                in_doubt: 0,
+                doubtful: false,
+                open: vec![StillOpen {
+                    recipient: 0,
+                    mailbox: "a@ok.test".parse().unwrap(),
+                    reply: "450 later".into(),
+                }],
+                signature: first.signature.clone(),
+            }),
+            reports: Vec::new(),
+        };
+        let settled = world.queue.settle(settle).await.unwrap().await.unwrap();
+        let unit = settled.unit.unwrap();
+        let later = Timestamp(NOW.0 + 60_000);
+        let second = world
+            .preparer(&[&world.key])
+            .prepare(unit, None, later)
+            .await
+            .unwrap();
+        assert_eq!(second.head, first.head);
+        assert_eq!(second.state.unwrap().attempts, 1);
+        assert_eq!(world.count("ed25519-sha256", "kept"), 1);
+
+        let replaced = key("e1", Algorithm::Ed25519Sha256);
+        let third = world
+            .preparer(&[&replaced])
+            .prepare(unit, None, later)
+            .await
+            .unwrap();
+        assert_ne!(third.head, first.head);
+    }
+
+    #[tokio::test]
+    async fn what_no_key_signs_goes_as_it_is() {
+        let world = World::new();
+        let preparer = world.preparer(&[&world.key]);
+        let two = "From: a@example.com\r\nFrom: b@example.com\r\n\r\n";
+        for body in [
+            "From: a@other.test\r\n\r\n",
+            "From: broken\r\n\r\n",
+            "Subject: x\r\n\r\n",
+            two,
+            "",
+        ] {
+            let message = message(body);
+            let unit = UnitKey {
+                queue: queue::QueueId(1),
+                due: NOW,
+                id: message.id,
+                unit: 0,
+            };
+            let prepared = preparer.prepare(unit, Some(message.clone()), NOW).await.unwrap();
+            assert_eq!(prepared.head, message.prefix, "{body:?}");
+            assert!(prepared.signature.is_none());
+        }
+        assert_eq!(world.count("none", "unsigned"), 5);
+    }
+
+    #[tokio::test]
+    async fn octets_decide_what_is_eight_bit() {
+        let world = World::new();
+        let preparer = world.preparer(&[]);
+        let message = message("Subject: x\r\n\r\ngr\u{fc}n\r\n");
+        let unit = world.queue.accept(message.clone()).await.unwrap().units[0];
+        assert!(preparer.prepare(unit, None, NOW).await.unwrap().eight_bit);
+    }
+
+    #[tokio::test]
+    async fn damage_and_absence_are_told_apart() {
+        let world = World::new();
+        let preparer = world.preparer(&[&world.key]);
+        let message = message(PLAIN);
+        let unit = world.queue.accept(message.clone()).await.unwrap().units[0];
+        let mut batch = Batch::default();
+        batch.put(
+            Family::Body,
+            &queue::keys::body(message.id, 0),
+            Bytes::from_static(b"other"),
+        );
+        world.store.write(&batch, true).unwrap();
+        assert!(matches!(
+            preparer.prepare(unit, None, NOW).await,
+            Err(PrepareError::Read(ReadError::Damaged { .. }))
+        ));
+        let gone = UnitKey {
+            id: MessageId::from_bytes([9; 16]),
+            ..unit
+        };
+        assert!(matches!(
+            preparer.prepare(gone, None, NOW).await,
+            Err(PrepareError::Gone)
+        ));
+    }
+
+    #[tokio::test]
+    async fn threads_answer_all_and_end_with_their_handle() {
+        let world = World::new();
+        let message = message(PLAIN);
+        let unit = world.queue.accept(message.clone()).await.unwrap().units[0];
+        let signer = Arc::new(Signer::new([world.key.clone()]).unwrap());
+        let preparer =
+            Preparer::threaded(world.queue.clone(), signer.clone(), world.metrics.clone(), 2).unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..3 * WAITING_JOBS {
+            let preparer = preparer.clone();
+            tasks.spawn(async move { preparer.prepare(unit, None, NOW).await.is_ok() });
+        }
+        assert!(tasks.join_all().await.into_iter().all(|good| good));
+        drop(preparer);
+        while Arc::strong_count(&signer) > 1 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn all_mistakes_in_keys_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key.pem");
+        dkim_signer::key::generate_file(Algorithm::Ed25519Sha256, &file).unwrap();
+        let configured = |selector: &str, file: &std::path::Path| DkimKey {
+            domain: "example.com".parse().unwrap(),
+            selector: selector.into(),
+            file: file.to_owned(),
+        };
+        assert_eq!(load_keys(&[configured("s1", &file)]).unwrap().keys().count(), 1);
+        let wrong = load_keys(&[
+            configured("s 1", &file),
+            configured("s2", &folder.path().join("none")),
+            configured("s3", &file),
+            configured("s4", &file),
+        ])
+        .unwrap_err();
+        let told: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 3);
+        assert!(told[0].starts_with("dkim: example.com: \"s 1\": a selector is"));
+        assert!(told[1].contains("No such file"));
+        assert_eq!(
+            told[2],
+            "dkim: example.com has two ed25519-sha256 keys, s3 and s4"
+        );
+    }
+}
