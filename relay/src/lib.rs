@@ -4,4 +4,5 @@ pub mod config;
 pub mod delivery;
 pub mod prepare;
 pub mod report;
+pub mod tls;
 pub mod world;

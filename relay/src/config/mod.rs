@@ -1,5 +1,63 @@
-//! The configuration: as written (TOML), then as proven ([`Settings`]).
+//! The configuration: as written (TOML, [`source`]), read key by key ([`section`]), then as proven ([`Settings`]).
+//!
+//! Start, reload and `postrider check` share [`load`]: it tells every mistake it finds, each with its place, and gives
+//! settings only if there is none.
 
+mod check;
+mod section;
 pub mod settings;
+mod source;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
 
 pub use settings::Settings;
+pub use source::Problem;
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug)]
+pub struct Mistakes(pub Vec<Problem>);
+
+impl fmt::Display for Mistakes {
+    /// A line each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lines = self.0.iter().peekable();
+        while let Some(problem) = lines.next() {
+            write!(f, "{problem}")?;
+            if lines.peek().is_some() {
+                writeln!(f)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Reads and checks the configuration in `path`, with all that it includes.
+pub fn load(path: &Path) -> Result<Settings, Mistakes> {
+    let (settings, problems, _) = load_with_keys(path);
+    match settings {
+        Some(settings) if problems.is_empty() => Ok(settings),
+        _ => Err(Mistakes(problems)),
+    }
+}
+
+/// As [`load`], with every key that was looked for: what a configuration can say.
+fn load_with_keys(path: &Path) -> (Option<Settings>, Vec<Problem>, BTreeSet<String>) {
+    let (files, root, problems) = source::read(path);
+    let unread = problems.iter().any(|problem| problem.line == 0);
+    let check = section::Check::new(&files, problems);
+    // What a file that could not be read might say is not missed.
+    let settings = if unread {
+        None
+    } else {
+        check::settings(&check, root)
+    };
+    let (problems, known) = check.into_problems();
+    (settings, problems, known)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,575 @@
+//! The check: from the configuration as written to [`Settings`], telling every mistake at once.
+//!
+//! Each key's meaning and default stand in `docs/postrider.example.toml`; a test holds that file and this one together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dkim_signer::{PrivateKey, Selector};
+use ipnet::IpNet;
+use mail_core::{Domain, Mailbox};
+
+use super::section::{Check, Section, Spot};
+use super::settings::{
+    ClientTimeouts, DeliverySettings, Destination, DestinationLimits, DkimKey, DnsSettings, Listener,
+    ListenerKind, LogFormat, Retry, SenderPattern, Settings, StoreSettings, SubmissionSettings, Tenant,
+    TlsFiles, TlsLevel,
+};
+use super::source::Node;
+
+const MS: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+/// Anything longer is a slip of the pen.
+const EVER: Duration = Duration::from_secs(366 * 86_400);
+
+const MIB: u64 = 1 << 20;
+
+/// Reads the whole configuration. What is missing or wrong is noted in `check`; the settings are whole only if nothing is.
+pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
+    let mut top = Section::root(check, root);
+    let hostname = top.parsed::<Domain>("hostname");
+    let hostname = top.required(
+        "hostname",
+        hostname,
+        "the name other mail servers know this one by, such as \"mail.example.com\"",
+    );
+    let postmaster = top.parsed::<Mailbox>("postmaster");
+    let credentials_file = top.file("credentials").map(|spot| spot.value);
+    let drain_timeout = top.duration("drain_timeout", MS..=DAY, Duration::from_secs(30));
+    let store = store(top.section("store"));
+    let tenants = tenants(&mut top);
+    let listeners = listeners(check, &mut top, &tenants);
+    let submission = submission(top.section("submission"));
+    let dns = dns(top.section("dns"));
+    let dkim = dkim(check, &mut top);
+    let metrics = optional_address(top.section("metrics"), "address");
+    let admin_socket = admin(top.section("admin"));
+    let log = log(top.section("log"));
+    let delivery = delivery(check, &mut top, hostname.as_ref().map(|spot| &spot.value));
+    top.end();
+    let hostname = hostname?.value;
+    let postmaster = match postmaster {
+        Some(spot) => spot.value,
+        None => Mailbox::new("postmaster", hostname.clone()).ok()?,
+    };
+    Some(Settings {
+        postmaster,
+        store: store?,
+        listeners,
+        submission,
+        tenants,
+        credentials_file,
+        delivery: delivery?,
+        dns,
+        dkim,
+        metrics,
+        admin_socket,
+        log,
+        drain_timeout,
+        hostname,
+    })
+}
+
+fn store(mut section: Section<'_>) -> Option<StoreSettings> {
+    let path = section.file("path");
+    let path = section.required(
+        "path",
+        path,
+        "a folder that the relay has to itself, such as \"/var/lib/postrider\"",
+    );
+    let store = StoreSettings {
+        path: path.map(|spot| spot.value).unwrap_or_default(),
+        min_free_bytes: section.size("min_free", 0..=u64::MAX / 2).unwrap_or(512 * MIB),
+        expire_after: section.duration("expire_after", MS..=EVER, 5 * DAY),
+        commit_patience: section.duration("commit_patience", MS..=HOUR, Duration::from_secs(30)),
+        body_cache_bytes: section.size("body_cache", 0..=u64::MAX / 2).unwrap_or(64 * MIB),
+    };
+    section.end();
+    (!store.path.as_os_str().is_empty()).then_some(store)
+}
+
+fn tenants(top: &mut Section<'_>) -> BTreeMap<Arc<str>, Tenant> {
+    let mut tenants = BTreeMap::new();
+    for (name, mut section) in top.named("tenants") {
+        let senders = section.list::<SenderPattern>("senders");
+        if senders.is_none() {
+            section.problem(
+                "senders",
+                "is needed: the addresses or domains that may be used, or [\"*\"] for any",
+            );
+        }
+        if !is_name(&name) {
+            section.problem(
+                "",
+                "a tenant's name is made of letters, digits, '-', '_' and '.', 64 at the most",
+            );
+        }
+        let tenant = Tenant {
+            senders: senders
+                .unwrap_or_default()
+                .into_iter()
+                .map(|spot| spot.value)
+                .collect(),
+            max_message_bytes: section.size("max_message", 1..=u64::MAX / 2),
+            max_recipients: section
+                .optional_integer("max_recipients", 100..=100_000)
+                .map(as_usize),
+            max_connections: section
+                .optional_integer("max_connections", 1..=1_000_000)
+                .map(as_usize),
+        };
+        section.end();
+        tenants.insert(name.into(), tenant);
+    }
+    tenants
+}
+
+/// Names that stand in keys, labels and paths.
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
+}
+
+fn listeners(
+    check: &Check<'_>,
+    top: &mut Section<'_>,
+    tenants: &BTreeMap<Arc<str>, Tenant>,
+) -> Vec<Listener> {
+    let mut listeners = Vec::new();
+    let mut taken = BTreeSet::new();
+    let sections = top.sections("listener");
+    if sections.is_empty() {
+        top.required::<()>("listener", None, "without a [[listener]] no mail can come in");
+    }
+    for mut section in sections {
+        let address = section.parsed::<SocketAddr>("address");
+        let address = section.required("address", address, "where to listen, such as \"0.0.0.0:587\"");
+        if let Some(spot) = &address
+            && spot.value.port() != 0
+            && !taken.insert(spot.value)
+        {
+            check.problem(
+                spot.at,
+                &spot.key,
+                format!("{} is another listener's already", spot.value),
+            );
+        }
+        if let Some(kind) = listener_kind(check, &mut section, tenants)
+            && let Some(address) = address
+        {
+            listeners.push(Listener {
+                address: address.value,
+                kind,
+            });
+        }
+        section.end();
+    }
+    listeners
+}
+
+fn listener_kind(
+    check: &Check<'_>,
+    section: &mut Section<'_>,
+    tenants: &BTreeMap<Arc<str>, Tenant>,
+) -> Option<ListenerKind> {
+    let kind = section.word(
+        "kind",
+        &[
+            ("submission", Some(0)),
+            ("submissions", Some(1)),
+            ("trusted", Some(2)),
+        ],
+        None,
+    );
+    let tls = tls_files(check, section);
+    let networks = section.list::<IpNet>("networks");
+    let tenant = section.string("tenant");
+    let needs_tls = |section: &Section<'_>| {
+        if tls.is_none() {
+            section.problem(
+                "certificate",
+                "is needed: passwords and mail of this listener go through TLS only",
+            );
+        }
+    };
+    match kind {
+        Some(0 | 1) => {
+            needs_tls(section);
+            for (key, given) in [("networks", networks.is_some()), ("tenant", tenant.is_some())] {
+                if given {
+                    section.problem(key, "is for trusted listeners; here clients log in, and their credential names the tenant");
+                }
+            }
+            let tls = tls?;
+            Some(if kind == Some(0) {
+                ListenerKind::Submission(tls)
+            } else {
+                ListenerKind::Submissions(tls)
+            })
+        }
+        Some(_) => {
+            let networks = trusted_networks(check, section, networks);
+            let tenant = section.required("tenant", tenant, "the tenant that these clients speak for");
+            if let Some(spot) = &tenant
+                && !tenants.contains_key(spot.value.as_str())
+            {
+                let text = format!(
+                    "there is no tenant \"{}\"; it would be a table [tenants.{}]",
+                    spot.value, spot.value
+                );
+                check.problem(spot.at, &spot.key, text);
+            }
+            Some(ListenerKind::Trusted {
+                networks,
+                tenant: tenant?.value.into(),
+                tls,
+            })
+        }
+        None => {
+            section.required::<()>("kind", None, "\"submission\", \"submissions\" or \"trusted\"");
+            None
+        }
+    }
+}
+
+fn trusted_networks(
+    check: &Check<'_>,
+    section: &Section<'_>,
+    networks: Option<Vec<Spot<IpNet>>>,
+) -> Vec<IpNet> {
+    let networks = networks.unwrap_or_default();
+    if networks.is_empty() {
+        section.problem(
+            "networks",
+            "is needed: whose mail is taken without a password, such as [\"10.0.0.0/8\"]",
+        );
+    }
+    for spot in networks.iter().filter(|spot| spot.value.prefix_len() == 0) {
+        let text = format!(
+            "{} is everyone: an open relay; name the networks of your own clients",
+            spot.value
+        );
+        check.problem(spot.at, &spot.key, text);
+    }
+    networks.into_iter().map(|spot| spot.value).collect()
+}
+
+/// A certificate and its key, checked to be there and to fit.
+fn tls_files(check: &Check<'_>, section: &mut Section<'_>) -> Option<TlsFiles> {
+    let (certificate, key) = (section.file("certificate"), section.file("key"));
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => {
+            let files = TlsFiles {
+                certificate: certificate.value,
+                key: key.value,
+            };
+            if let Err(error) = crate::tls::server_config(&files) {
+                check.problem(certificate.at, &certificate.key, format!("{error:#}"));
+            }
+            Some(files)
+        }
+        (Some(_), None) => {
+            section.problem("key", "is needed: the certificate's private key");
+            None
+        }
+        (None, Some(_)) => {
+            section.problem("certificate", "is needed: the certificate of the key");
+            None
+        }
+        (None, None) => None,
+    }
+}
+
+fn submission(mut section: Section<'_>) -> SubmissionSettings {
+    let submission = SubmissionSettings {
+        max_message_bytes: section
+            .size("max_message", 65_536..=u64::MAX / 2)
+            .unwrap_or(25 * MIB),
+        max_recipients: as_usize(section.integer("max_recipients", 100..=100_000, 1_000)),
+        max_connections: as_usize(section.integer("max_connections", 1..=1_000_000, 1_000)),
+        max_connections_per_address: as_usize(section.integer(
+            "max_connections_per_address",
+            1..=1_000_000,
+            100,
+        )),
+        max_bytes_in_flight: section
+            .size("max_in_flight", 65_536..=u64::MAX / 2)
+            .unwrap_or(256 * MIB),
+        max_errors: section.integer("max_errors", 1..=10_000, 20) as u32,
+        command_timeout: section.duration("command_timeout", MS..=DAY, 5 * MINUTE),
+        data_timeout: section.duration("data_timeout", MS..=DAY, 3 * MINUTE),
+        tls_timeout: section.duration("tls_timeout", MS..=HOUR, Duration::from_secs(30)),
+        session_timeout: section.duration("session_timeout", MS..=EVER, HOUR),
+    };
+    section.end();
+    submission
+}
+
+fn dns(mut section: Section<'_>) -> DnsSettings {
+    let servers = section.list::<NameServer>("servers").unwrap_or_default();
+    section.end();
+    DnsSettings {
+        servers: servers.into_iter().map(|spot| spot.value.0).collect(),
+    }
+}
+
+/// An address, with or without a port.
+struct NameServer(SocketAddr);
+
+impl std::str::FromStr for NameServer {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let with_port = text.parse().ok();
+        let address = with_port.or_else(|| Some(SocketAddr::new(text.parse().ok()?, 53)));
+        address
+            .map(Self)
+            .ok_or("an IP address is needed, with a port where it is not 53, such as \"127.0.0.1:5353\"")
+    }
+}
+
+fn dkim(check: &Check<'_>, top: &mut Section<'_>) -> Vec<DkimKey> {
+    let mut keys = Vec::new();
+    for mut section in top.sections("dkim") {
+        let domain = section.parsed::<Domain>("domain");
+        let domain = section.required("domain", domain, "whose mail the key signs");
+        let selector = section.parsed::<Selector>("selector");
+        let selector = section.required("selector", selector, "the key's name in the DNS, such as \"s1\"");
+        let file = section.file("key");
+        let file = section.required(
+            "key",
+            file,
+            "the private key's file; `postrider dkim keygen` makes one",
+        );
+        if let Some(spot) = &file
+            && let Err(error) = PrivateKey::load(&spot.value)
+        {
+            check.problem(spot.at, &spot.key, error.to_string());
+        }
+        section.end();
+        if let (Some(domain), Some(selector), Some(file)) = (domain, selector, file) {
+            let selector = selector.value.to_string();
+            keys.push(DkimKey {
+                domain: domain.value,
+                selector,
+                file: file.value,
+            });
+        }
+    }
+    keys
+}
+
+fn optional_address(mut section: Section<'_>, key: &'static str) -> Option<SocketAddr> {
+    let address = section.parsed::<SocketAddr>(key);
+    section.end();
+    address.map(|spot| spot.value)
+}
+
+fn admin(mut section: Section<'_>) -> Option<std::path::PathBuf> {
+    let socket = section.file("socket");
+    section.end();
+    socket.map(|spot| spot.value)
+}
+
+fn log(mut section: Section<'_>) -> LogFormat {
+    let format = section.word(
+        "format",
+        &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+        LogFormat::Text,
+    );
+    section.end();
+    format
+}
+
+fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>) -> Option<DeliverySettings> {
+    let mut section = top.section("delivery");
+    let ehlo = section
+        .parsed::<Domain>("ehlo")
+        .map(|spot| spot.value)
+        .or_else(|| hostname.cloned());
+    let (limits, tls) = (
+        limits(section.section("limits"), None),
+        tls_level(&mut section, TlsLevel::Opportunistic),
+    );
+    let own_addresses = section.list::<IpAddr>("own_addresses").unwrap_or_default();
+    let delivery = DeliverySettings {
+        port: section.integer("port", 1..=65_535, 25) as u16,
+        ehlo: ehlo.clone().or_else(|| "localhost".parse().ok())?,
+        source: section.parsed::<IpAddr>("source").map(|spot| spot.value),
+        own_addresses: own_addresses.into_iter().map(|spot| spot.value).collect(),
+        ca_file: section.file("ca_file").map(|spot| {
+            if let Err(error) = crate::delivery::client_tls::ClientTls::new(Some(&spot.value)) {
+                check.problem(spot.at, &spot.key, format!("{error:#}"));
+            }
+            spot.value
+        }),
+        retry: retry(section.section("retry")),
+        timeouts: timeouts(section.section("timeouts")),
+        destinations: destinations(check, top, &limits, tls),
+        limits,
+        tls,
+        max_connections: as_usize(section.integer("max_connections", 1..=1_000_000, 1_000)),
+        max_report_bytes: as_usize(
+            section
+                .size("max_report", 4_096..=u64::from(u32::MAX))
+                .unwrap_or(50 * 1024),
+        ),
+    };
+    section.end();
+    ehlo.map(|_| delivery)
+}
+
+fn tls_level(section: &mut Section<'_>, default: TlsLevel) -> TlsLevel {
+    let words = [
+        ("opportunistic", TlsLevel::Opportunistic),
+        ("required", TlsLevel::Required),
+        ("off", TlsLevel::Off),
+    ];
+    section.word("tls", &words, default)
+}
+
+/// Limits of a table; what it leaves out comes from `defaults`.
+fn limits(mut section: Section<'_>, defaults: Option<&DestinationLimits>) -> DestinationLimits {
+    let shipped = DestinationLimits {
+        connections: 20,
+        messages_per_second: None,
+        messages_per_connection: 1_000,
+        recipients_per_transaction: 100,
+    };
+    let defaults = defaults.unwrap_or(&shipped);
+    let limits = DestinationLimits {
+        connections: as_usize(section.integer("connections", 1..=100_000, defaults.connections as u64)),
+        messages_per_second: section
+            .number("messages_per_second", 0.001..=1e6)
+            .or(defaults.messages_per_second),
+        messages_per_connection: section.integer(
+            "messages_per_connection",
+            1..=1_000_000_000,
+            u64::from(defaults.messages_per_connection),
+        ) as u32,
+        recipients_per_transaction: as_usize(section.integer(
+            "recipients_per_transaction",
+            1..=100_000,
+            defaults.recipients_per_transaction as u64,
+        )),
+    };
+    section.end();
+    limits
+}
+
+fn destinations(
+    check: &Check<'_>,
+    top: &mut Section<'_>,
+    defaults: &DestinationLimits,
+    tls: TlsLevel,
+) -> Vec<Destination> {
+    let mut destinations = Vec::new();
+    let mut seen = BTreeSet::new();
+    for mut section in top.sections("destination") {
+        let domain = section.parsed::<DomainPattern>("domain");
+        let domain = section.required(
+            "domain",
+            domain,
+            "a domain, or \"*.example.com\" for all below one",
+        );
+        let tls = tls_level(&mut section, tls);
+        let limits = limits(section.section("limits"), Some(defaults));
+        section.end();
+        let Some(spot) = domain else { continue };
+        let DomainPattern { domain, below } = spot.value;
+        if !seen.insert((domain.clone(), below)) {
+            check.problem(spot.at, &spot.key, format!("{domain} has another rule already"));
+        }
+        destinations.push(Destination {
+            domain,
+            below,
+            tls,
+            limits,
+        });
+    }
+    destinations
+}
+
+struct DomainPattern {
+    domain: Domain,
+    below: bool,
+}
+
+impl std::str::FromStr for DomainPattern {
+    type Err = mail_core::BadDomain;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (text, below) = text
+            .strip_prefix("*.")
+            .map_or((text, false), |parent| (parent, true));
+        Ok(Self {
+            domain: text.parse()?,
+            below,
+        })
+    }
+}
+
+fn retry(mut section: Section<'_>) -> Retry {
+    let retry = Retry {
+        first: section.duration("first", MS..=EVER, 5 * MINUTE),
+        factor: section.number("factor", 1.0..=100.0).unwrap_or(2.0),
+        cap: section.duration("cap", MS..=EVER, 4 * HOUR),
+        jitter: section.number("jitter", 0.0..=0.5).unwrap_or(0.2),
+    };
+    if retry.cap < retry.first {
+        section.problem("cap", "is shorter than the first wait");
+    }
+    section.end();
+    retry
+}
+
+fn timeouts(mut section: Section<'_>) -> ClientTimeouts {
+    let mut wait = |key, default| section.duration(key, MS..=DAY, default);
+    let timeouts = ClientTimeouts {
+        connect: wait("connect", Duration::from_secs(30)),
+        greeting: wait("greeting", 5 * MINUTE),
+        command: wait("command", 5 * MINUTE),
+        tls: wait("tls", MINUTE),
+        mail: wait("mail", 5 * MINUTE),
+        rcpt: wait("rcpt", 5 * MINUTE),
+        data: wait("data", 2 * MINUTE),
+        block: wait("block", 3 * MINUTE),
+        final_dot: wait("final_dot", 10 * MINUTE),
+        idle: wait("idle", Duration::from_secs(15)),
+        dns: wait("dns", Duration::from_secs(5)),
+    };
+    section.end();
+    timeouts
+}
+
+fn as_usize(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+impl std::str::FromStr for SenderPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        if text.contains('@') {
+            return text
+                .parse()
+                .map(Self::Mailbox)
+                .map_err(|error: mail_core::BadMailbox| error.to_string());
+        }
+        let parsed = text.parse::<DomainPattern>().map_err(|error| error.to_string())?;
+        Ok(if parsed.below {
+            Self::Below(parsed.domain)
+        } else {
+            Self::Domain(parsed.domain)
+        })
+    }
+}

@@ -1,0 +1,474 @@
+//! Reading a table of the configuration key by key: each with its type, its default, and its problem if there is one.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::source::{At, Files, Node, Problem, Value};
+
+/// What all sections of one check share.
+pub struct Check<'a> {
+    files: &'a Files,
+    problems: RefCell<Vec<Problem>>,
+    /// Every key asked for, lists as `[]` and names as `NAME`: what a configuration can say.
+    known: RefCell<BTreeSet<String>>,
+}
+
+impl<'a> Check<'a> {
+    /// Nothing wrong so far but what reading the files has found.
+    pub fn new(files: &'a Files, problems: Vec<Problem>) -> Self {
+        Self {
+            files,
+            problems: RefCell::new(problems),
+            known: RefCell::default(),
+        }
+    }
+
+    /// Notes a problem.
+    pub fn problem(&self, at: At, key: &str, text: impl Into<String>) {
+        self.problems.borrow_mut().push(self.files.problem(at, key, text));
+    }
+
+    /// All problems, in order of place, each once.
+    pub fn into_problems(self) -> (Vec<Problem>, BTreeSet<String>) {
+        let mut problems = self.problems.into_inner();
+        problems.sort();
+        problems.dedup();
+        (problems, self.known.into_inner())
+    }
+
+    /// A path, made absolute by the folder of the file that names it.
+    pub fn path(&self, spot: &Spot<String>) -> PathBuf {
+        self.files.folder(spot.at).join(&spot.value)
+    }
+}
+
+/// A value, with its place and key for problems found later.
+#[derive(Clone, Debug)]
+pub struct Spot<T> {
+    /// What.
+    pub value: T,
+    /// Where.
+    pub at: At,
+    /// Path of the key.
+    pub key: String,
+}
+
+/// A table being read. [`Section::end`] tells of the keys nobody asked for.
+pub struct Section<'a> {
+    check: &'a Check<'a>,
+    entries: BTreeMap<String, Node>,
+    path: String,
+    /// Path as in [`Check`]'s list of known keys.
+    pattern: String,
+    at: At,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Section<'a> {
+    /// The whole configuration.
+    pub fn root(check: &'a Check<'a>, node: Node) -> Self {
+        Self::new(check, node, String::new(), String::new())
+    }
+
+    fn new(check: &'a Check<'a>, node: Node, path: String, pattern: String) -> Self {
+        let at = node.at;
+        let entries = match node.value {
+            Value::Table(entries) => entries,
+            other => {
+                check.problem(at, &path, format!("a table is needed, not {}", other.kind()));
+                BTreeMap::new()
+            }
+        };
+        Self {
+            check,
+            entries,
+            path,
+            pattern,
+            at,
+            asked: Vec::new(),
+        }
+    }
+
+    /// The path of a key in it.
+    pub fn key(&self, key: &str) -> String {
+        join(&self.path, key)
+    }
+
+    /// Notes a problem with a key, at the value if it is there, else at the table.
+    pub fn problem(&self, key: &str, text: impl Into<String>) {
+        self.check.problem(self.at, &self.key(key), text);
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Node> {
+        self.asked.push(key);
+        self.check.known.borrow_mut().insert(join(&self.pattern, key));
+        self.entries.remove(key)
+    }
+
+    fn read<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Option<Spot<T>> {
+        let node = self.take(key)?;
+        let path = self.key(key);
+        match read(&node.value) {
+            Ok(value) => Some(Spot {
+                value,
+                at: node.at,
+                key: path,
+            }),
+            Err(why) => {
+                self.check.problem(node.at, &path, why);
+                None
+            }
+        }
+    }
+
+    /// A string.
+    pub fn string(&mut self, key: &'static str) -> Option<Spot<String>> {
+        self.read(key, string)
+    }
+
+    /// A string of some form; what it is not is said by the form's own error.
+    pub fn parsed<T>(&mut self, key: &'static str) -> Option<Spot<T>>
+    where
+        T: FromStr,
+        T::Err: std::fmt::Display,
+    {
+        self.read(key, |value| parse(&string(value)?))
+    }
+
+    /// A value that has to be there.
+    pub fn required<T>(&self, key: &str, found: Option<Spot<T>>, what: &str) -> Option<Spot<T>> {
+        let reported = || {
+            let path = self.key(key);
+            self.check
+                .problems
+                .borrow()
+                .iter()
+                .any(|problem| problem.key == path)
+        };
+        if found.is_none() && !reported() {
+            self.problem(key, format!("is needed: {what}"));
+        }
+        found
+    }
+
+    /// A path, absolute.
+    pub fn file(&mut self, key: &'static str) -> Option<Spot<PathBuf>> {
+        let spot = self.string(key)?;
+        Some(Spot {
+            value: self.check.path(&spot),
+            at: spot.at,
+            key: spot.key,
+        })
+    }
+
+    /// One of some words.
+    pub fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)], default: T) -> T {
+        let read = |value: &Value| {
+            let text = string(value)?;
+            let all = || {
+                words
+                    .iter()
+                    .map(|(word, _)| format!("\"{word}\""))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
+            let found = words.iter().find(|(word, _)| *word == text);
+            found
+                .map(|(_, meaning)| *meaning)
+                .ok_or_else(|| format!("\"{text}\" is none of {}", all()))
+        };
+        self.read(key, read).map_or(default, |spot| spot.value)
+    }
+
+    /// An integer within bounds.
+    pub fn integer(&mut self, key: &'static str, bounds: RangeInclusive<u64>, default: u64) -> u64 {
+        self.optional_integer(key, bounds).unwrap_or(default)
+    }
+
+    /// An integer within bounds, if it is there.
+    pub fn optional_integer(&mut self, key: &'static str, bounds: RangeInclusive<u64>) -> Option<u64> {
+        let read = |value: &Value| match value {
+            Value::Integer(number) => within(u64::try_from(*number).ok(), &bounds, number),
+            other => Err(format!("an integer is needed, not {}", other.kind())),
+        };
+        self.read(key, read).map(|spot| spot.value)
+    }
+
+    /// A number within bounds, if it is there.
+    pub fn number(&mut self, key: &'static str, bounds: RangeInclusive<f64>) -> Option<f64> {
+        let read = |value: &Value| {
+            let number = match value {
+                Value::Integer(number) => *number as f64,
+                Value::Float(number) => *number,
+                other => return Err(format!("a number is needed, not {}", other.kind())),
+            };
+            if bounds.contains(&number) {
+                return Ok(number);
+            }
+            Err(format!(
+                "{number} is not within {} and {}",
+                bounds.start(),
+                bounds.end()
+            ))
+        };
+        self.read(key, read).map(|spot| spot.value)
+    }
+
+    /// A time span such as `"250ms"`, `"1h30m"`, within bounds.
+    pub fn duration(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<Duration>,
+        default: Duration,
+    ) -> Duration {
+        let read = |value: &Value| match value {
+            Value::String(text) => {
+                let span = duration(text)?;
+                if bounds.contains(&span) {
+                    return Ok(span);
+                }
+                Err(format!(
+                    "{text} is not within {:?} and {:?}",
+                    bounds.start(),
+                    bounds.end()
+                ))
+            }
+            other => Err(format!(
+                "a time span such as \"30s\" or \"1h30m\" is needed, not {}",
+                other.kind()
+            )),
+        };
+        self.read(key, read).map_or(default, |spot| spot.value)
+    }
+
+    /// A size such as `"25MiB"` or a number of bytes, within bounds, if it is there.
+    pub fn size(&mut self, key: &'static str, bounds: RangeInclusive<u64>) -> Option<u64> {
+        let read = |value: &Value| match value {
+            Value::Integer(number) => within(u64::try_from(*number).ok(), &bounds, number),
+            Value::String(text) => within(Some(size(text)?), &bounds, text),
+            other => Err(format!(
+                "a size such as \"25MiB\" is needed, not {}",
+                other.kind()
+            )),
+        };
+        self.read(key, read).map(|spot| spot.value)
+    }
+
+    /// A list of strings of some form; those that are not are told and left out.
+    pub fn list<T>(&mut self, key: &'static str) -> Option<Vec<Spot<T>>>
+    where
+        T: FromStr,
+        T::Err: std::fmt::Display,
+    {
+        let node = self.take(key)?;
+        let path = self.key(key);
+        let Value::Array(items) = node.value else {
+            self.check.problem(
+                node.at,
+                &path,
+                format!("a list is needed, not {}", node.value.kind()),
+            );
+            return None;
+        };
+        let mut list = Vec::with_capacity(items.len());
+        for (number, item) in items.iter().enumerate() {
+            let key = format!("{path}[{number}]");
+            match string(&item.value).and_then(|text| parse(&text)) {
+                Ok(value) => list.push(Spot {
+                    value,
+                    at: item.at,
+                    key,
+                }),
+                Err(why) => self.check.problem(item.at, &key, why),
+            }
+        }
+        Some(list)
+    }
+
+    /// A table within; empty if it is not there.
+    pub fn section(&mut self, key: &'static str) -> Section<'a> {
+        let node = self.take(key).unwrap_or(Node {
+            value: Value::Table(BTreeMap::new()),
+            at: self.at,
+        });
+        Section::new(self.check, node, self.key(key), join(&self.pattern, key))
+    }
+
+    /// A list of tables.
+    pub fn sections(&mut self, key: &'static str) -> Vec<Section<'a>> {
+        let Some(node) = self.take(key) else {
+            return Vec::new();
+        };
+        let path = self.key(key);
+        let pattern = format!("{}[]", join(&self.pattern, key));
+        match node.value {
+            Value::Array(items) => items
+                .into_iter()
+                .enumerate()
+                .map(|(number, item)| {
+                    Section::new(self.check, item, format!("{path}[{number}]"), pattern.clone())
+                })
+                .collect(),
+            other => {
+                let text = format!(
+                    "a list of tables is needed, written [[{path}]], not {}",
+                    other.kind()
+                );
+                self.check.problem(node.at, &path, text);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Tables by names of the user's own.
+    pub fn named(&mut self, key: &'static str) -> Vec<(String, Section<'a>)> {
+        let section = self.section(key);
+        let pattern = join(&section.pattern, "NAME");
+        let (check, path) = (section.check, section.path);
+        let named = |(name, node): (String, Node)| {
+            let path = join(&path, &name);
+            (name, Section::new(check, node, path, pattern.clone()))
+        };
+        section.entries.into_iter().map(named).collect()
+    }
+
+    /// Tells of keys that mean nothing here.
+    pub fn end(self) {
+        for (key, node) in &self.entries {
+            let near = self.asked.iter().map(|known| (distance(key, known), known)).min();
+            let text = match near {
+                Some((steps, known)) if steps <= 2 || known.contains(key.as_str()) => {
+                    format!("is not known; is \"{known}\" meant?")
+                }
+                _ => format!("is not known; here there can be {}", self.asked.join(", ")),
+            };
+            self.check.problem(node.at, &self.key(key), text);
+        }
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+fn string(value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        other => Err(format!("a string is needed, not {}", other.kind())),
+    }
+}
+
+fn parse<T: FromStr>(text: &str) -> Result<T, String>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| format!("\"{text}\": {error}"))
+}
+
+fn within(
+    number: Option<u64>,
+    bounds: &RangeInclusive<u64>,
+    written: impl std::fmt::Display,
+) -> Result<u64, String> {
+    let outside = || format!("{written} is not within {} and {}", bounds.start(), bounds.end());
+    number
+        .filter(|number| bounds.contains(number))
+        .ok_or_else(outside)
+}
+
+/// `"250ms"`, `"30s"`, `"1h30m"`, `"5d"`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is no time span; write such as \"250ms\", \"30s\", \"1h30m\", \"5d\"");
+    let mut rest = text;
+    let mut whole = Duration::ZERO;
+    while !rest.is_empty() {
+        let (digits, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?);
+        let number: u32 = digits.parse().map_err(|_| wrong())?;
+        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
+        let unit = match unit {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3_600),
+            "d" => Duration::from_secs(86_400),
+            _ => return Err(wrong()),
+        };
+        whole = unit
+            .checked_mul(number)
+            .and_then(|span| whole.checked_add(span))
+            .ok_or_else(wrong)?;
+        rest = after;
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(whole) }
+}
+
+/// `"500"`, `"64KiB"`, `"25 MiB"`, `"10MB"`.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is no size; write such as \"64KiB\", \"25MiB\", \"10GB\"");
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let unit: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// Letters to change, add or drop (Levenshtein).
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, l) in left.chars().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, r) in right.iter().enumerate() {
+            let change = corner + usize::from(l != *r);
+            corner = row[j + 1];
+            row[j + 1] = change.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[right.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_sizes() {
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for wrong in ["", "30", "s", "1 h", "-1s", "1w", "99999999999s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(size("25 MiB"), Ok(25 << 20));
+        assert_eq!(size("10"), Ok(10));
+        for wrong in ["", "MiB", "1.5GiB", "1 TB", "99999999999999999999"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn near_misses_are_near() {
+        assert_eq!(distance("adress", "address"), 1);
+        assert_eq!(distance("", "abc"), 3);
+        assert!(distance("tenants", "listener") > 2);
+    }
+}

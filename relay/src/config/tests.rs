@@ -1,0 +1,130 @@
+//! The example configuration is right and whole, and each mistake is told as its folder expects.
+
+use std::path::{Path, PathBuf};
+
+use super::{load, load_with_keys};
+
+fn repo(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+fn write(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+/// The example without the settings it shows, and with every default it shows set.
+fn example_with_defaults() -> String {
+    let text = std::fs::read_to_string(repo("docs/postrider.example.toml")).unwrap();
+    let is_default = |line: &str| {
+        line.strip_prefix("# ")
+            .and_then(|rest| rest.split_once(" = "))
+            .is_some_and(|(key, _)| key.bytes().all(|c| c.is_ascii_lowercase() || c == b'_'))
+    };
+    // What can't be set to its shown value on any machine, or has no default.
+    let not_set = [
+        "include",
+        "credentials",
+        "certificate",
+        "key",
+        "domain",
+        "selector",
+        "ca_file",
+        "source",
+        "own_addresses",
+        "servers",
+        "messages_per_second",
+        "max_message = \"10MiB\"",
+        "max_recipients = 500",
+        "max_connections = 100",
+    ];
+    let lines = text.lines().map(|line| {
+        let rest = line.strip_prefix("# ").unwrap_or(line);
+        let skipped = not_set
+            .iter()
+            .any(|key| rest == *key || rest.starts_with(&format!("{key} = ")));
+        if is_default(line) && !skipped { rest } else { line }
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_is_right() {
+    let settings = load(&repo("docs/postrider.example.toml")).unwrap();
+    assert_eq!(settings.hostname.as_str(), "mail.example.com");
+    assert_eq!(settings.listeners.len(), 1);
+}
+
+#[test]
+fn the_example_shows_the_real_defaults() {
+    let plain = load(&repo("docs/postrider.example.toml")).unwrap();
+    let (_folder, path) = write("postrider.toml", &example_with_defaults());
+    let mut spelt_out = load(&path).unwrap();
+    assert_eq!(spelt_out.metrics.take(), Some("127.0.0.1:9464".parse().unwrap()));
+    assert!(spelt_out.admin_socket.take().is_some());
+    assert_eq!(format!("{plain:#?}"), format!("{spelt_out:#?}"));
+}
+
+#[test]
+fn the_example_names_every_key() {
+    let text = std::fs::read_to_string(repo("docs/postrider.example.toml")).unwrap();
+    // Of lists and named tables only what is there is asked for: uncomment the DKIM table.
+    let text = text.replace("# [[dkim]]", "[[dkim]]");
+    let (_folder, path) = write("postrider.toml", &text);
+    let (_, _, known) = load_with_keys(&path);
+    assert!(known.len() > 60, "{known:?}");
+    for key in known {
+        let name = key.rsplit('.').next().unwrap().trim_end_matches("[]");
+        let shown = text.lines().any(|line| {
+            let line = line.trim_start_matches("# ");
+            line.starts_with(&format!("{name} ="))
+                || line.trim_matches(['[', ']']).split('.').any(|part| part == name)
+        });
+        assert!(shown, "{key} is not in the example");
+    }
+}
+
+#[test]
+fn every_mistake_is_told() {
+    let folder = repo("relay/tests/bad_configs");
+    let mut checked = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let case = entry.unwrap().path();
+        let expected = std::fs::read_to_string(case.join("expected")).unwrap();
+        let told = match load(&case.join("postrider.toml")) {
+            Err(mistakes) => mistakes.to_string().replace(&format!("{}/", case.display()), ""),
+            Ok(_) => "no mistake found".to_owned(),
+        };
+        assert_eq!(told.trim(), expected.trim(), "{}", case.display());
+        checked += 1;
+    }
+    assert!(checked >= 20, "{checked}");
+}
+
+#[test]
+fn files_are_merged_and_a_key_set_twice_is_told_with_both_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    std::fs::create_dir(folder.path().join("conf.d")).unwrap();
+    put(
+        "postrider.toml",
+        "include = [\"conf.d/*.toml\"]\nhostname = \"a.example\"\n[store]\npath = \"q\"\n",
+    );
+    put(
+        "conf.d/1.toml",
+        "[tenants.t]\nsenders = [\"*\"]\n[[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:25\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n",
+    );
+    let settings = load(&folder.path().join("postrider.toml")).unwrap();
+    assert_eq!(settings.store.path, folder.path().join("q"));
+    put("conf.d/2.toml", "hostname = \"b.example\"\n");
+    let told = load(&folder.path().join("postrider.toml"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        told.contains("conf.d/2.toml:1:12: hostname: set before at"),
+        "{told}"
+    );
+    assert!(told.contains("postrider.toml:2:12"), "{told}");
+}
