@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod delivery;
+pub mod dkim_cli;
 pub mod prepare;
 pub mod report;
 pub mod tls;
