@@ -25,7 +25,7 @@ pub fn keygen(
     let mut text = format!("Key written to {}. In the configuration:\n\n", out.display());
     let _ = writeln!(
         text,
-        "[[dkim]]\ndomain = {:?}\nselector = {:?}\nfile = {:?}\n",
+        "[[dkim]]\ndomain = {:?}\nselector = {:?}\nkey = {:?}\n",
         domain.as_str(),
         selector.as_str(),
         out.display().to_string(),
@@ -118,7 +118,7 @@ mod tests {
         let selector = "s1".parse().unwrap();
         let told = keygen(&domain, &selector, Algorithm::RsaSha256, &out).unwrap();
         assert!(
-            told.contains("[[dkim]]\ndomain = \"example.com\"\nselector = \"s1\"\nfile = \""),
+            told.contains("[[dkim]]\ndomain = \"example.com\"\nselector = \"s1\"\nkey = \""),
             "{told}"
         );
         assert!(

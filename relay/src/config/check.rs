@@ -336,6 +336,7 @@ impl std::str::FromStr for NameServer {
 
 fn dkim(check: &Check<'_>, top: &mut Section<'_>) -> Vec<DkimKey> {
     let mut keys = Vec::new();
+    let mut taken = BTreeSet::new();
     for mut section in top.sections("dkim") {
         let domain = section.parsed::<Domain>("domain");
         let domain = section.required("domain", domain, "whose mail the key signs");
@@ -347,10 +348,22 @@ fn dkim(check: &Check<'_>, top: &mut Section<'_>) -> Vec<DkimKey> {
             file,
             "the private key's file; `postrider dkim keygen` makes one",
         );
-        if let Some(spot) = &file
-            && let Err(error) = PrivateKey::load(&spot.value)
-        {
-            check.problem(spot.at, &spot.key, error.to_string());
+        if let Some(spot) = &file {
+            match PrivateKey::load(&spot.value) {
+                Err(error) => check.problem(spot.at, &spot.key, error.to_string()),
+                Ok(key) => {
+                    let kind = key.algorithm().key_tag();
+                    if let Some(domain) = &domain
+                        && !taken.insert((domain.value.clone(), kind))
+                    {
+                        let problem = format!(
+                            "a second {kind} key for {}: a domain has one rsa key, one ed25519 key, or both",
+                            domain.value
+                        );
+                        check.problem(spot.at, &spot.key, problem);
+                    }
+                }
+            }
         }
         section.end();
         if let (Some(domain), Some(selector), Some(file)) = (domain, selector, file) {

@@ -128,3 +128,23 @@ fn files_are_merged_and_a_key_set_twice_is_told_with_both_places() {
     );
     assert!(told.contains("postrider.toml:2:12"), "{told}");
 }
+
+#[test]
+fn two_keys_that_would_sign_alike_are_told() {
+    let text = "hostname = \"a.example\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\n\
+        kind = \"trusted\"\naddress = \"127.0.0.1:25\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n\
+        [[dkim]]\ndomain = \"a.example\"\nselector = \"s1\"\nkey = \"key.pem\"\n";
+    let (folder, path) = write("postrider.toml", text);
+    let key = folder.path().join("key.pem");
+    dkim_signer::key::generate_file(dkim_signer::Algorithm::Ed25519Sha256, &key).unwrap();
+    assert_eq!(load(&path).unwrap().dkim.len(), 1);
+    let again = "[[dkim]]\ndomain = \"a.example\"\nselector = \"s2\"\nkey = \"key.pem\"\n";
+    std::fs::write(&path, format!("{text}{again}")).unwrap();
+    let told = load(&path).unwrap_err().to_string();
+    assert!(
+        told.contains(
+            "postrider.toml:18:7: dkim[1].key: a second ed25519 key for a.example: a domain has one rsa key, one ed25519 key, or both"
+        ),
+        "{told}"
+    );
+}
