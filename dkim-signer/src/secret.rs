@@ -29,11 +29,13 @@ pub enum SecretError {
         /// Of the secret.
         path: PathBuf,
     },
-    /// Over [`MAX_SECRET_BYTES`].
-    #[error("{}: over {MAX_SECRET_BYTES} bytes", path.display())]
+    /// Over the bound.
+    #[error("{}: over {limit} bytes", path.display())]
     TooLarge {
         /// Of the secret.
         path: PathBuf,
+        /// The bound.
+        limit: u64,
     },
     /// Others on the machine may read or change it.
     #[error("{}: {who} can {what} it (mode {mode:04o}); chmod 0600 it, or 0640 with a group of this process", path.display())]
@@ -55,11 +57,16 @@ pub enum SecretError {
     },
 }
 
-/// Reads a whole file of at most [`MAX_SECRET_BYTES`]. Refused when everyone can read or change it, or a group can that is
+/// Reads a whole file of at most [`MAX_SECRET_BYTES`]; see [`read_at_most`].
+pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+    read_at_most(path, MAX_SECRET_BYTES)
+}
+
+/// Reads a whole file of at most `limit` octets. Refused when everyone can read or change it, or a group can that is
 /// none of this process's own (a Kubernetes secret volume with `fsGroup` is 0440 or 0640 for a group of the process).
 ///
 /// The open file is what is judged, so nothing can be swapped between look and read.
-pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+pub fn read_at_most(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, SecretError> {
     let io = |cause| SecretError::Io {
         path: path.to_owned(),
         cause,
@@ -91,13 +98,14 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
         });
     }
     // One allocation, so that growing leaves no copy behind that is not wiped.
-    let mut secret = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES as usize + 1));
-    file.take(MAX_SECRET_BYTES + 1)
-        .read_to_end(&mut secret)
-        .map_err(io)?;
-    if secret.len() as u64 > MAX_SECRET_BYTES {
+    // The file's own length is the room; it may have grown since, up to the limit.
+    let room = facts.len().clamp(MAX_SECRET_BYTES, limit.max(MAX_SECRET_BYTES)) + 1;
+    let mut secret = Zeroizing::new(Vec::with_capacity(usize::try_from(room).unwrap_or(usize::MAX)));
+    file.take(limit + 1).read_to_end(&mut secret).map_err(io)?;
+    if secret.len() as u64 > limit {
         return Err(SecretError::TooLarge {
             path: path.to_owned(),
+            limit,
         });
     }
     Ok(secret)

@@ -1,6 +1,7 @@
 //! The relay `postrider`: submission in front, the durable queue in the middle, delivery behind.
 
 pub mod config;
+pub mod credentials;
 pub mod delivery;
 pub mod dkim_cli;
 pub mod prepare;

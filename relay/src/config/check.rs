@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,16 +39,18 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
         "the name other mail servers know this one by, such as \"mail.example.com\"",
     );
     let postmaster = top.parsed::<Mailbox>("postmaster");
-    let credentials_file = top.file("credentials").map(|spot| spot.value);
+    let credentials = top.file("credentials");
+    let credentials = credentials.unwrap_or_else(|| top.default_file("credentials", "credentials.toml"));
     let drain_timeout = top.duration("drain_timeout", MS..=DAY, Duration::from_secs(30));
     let store = store(top.section("store"));
     let tenants = tenants(&mut top);
+    check_credentials(check, &credentials, &tenants);
     let listeners = listeners(check, &mut top, &tenants);
     let submission = submission(top.section("submission"));
     let dns = dns(top.section("dns"));
     let dkim = dkim(check, &mut top);
     let metrics = optional_address(top.section("metrics"), "address");
-    let admin_socket = admin(top.section("admin"));
+    let admin_socket = admin(top.section("admin"), store.as_ref().map(|store| &store.path));
     let log = log(top.section("log"));
     let delivery = delivery(check, &mut top, hostname.as_ref().map(|spot| &spot.value));
     top.end();
@@ -62,7 +65,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
         listeners,
         submission,
         tenants,
-        credentials_file,
+        credentials_file: Some(credentials.value),
         delivery: delivery?,
         dns,
         dkim,
@@ -134,6 +137,25 @@ fn is_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
+}
+
+/// The credentials file may come later. What is there has to be right, and of tenants that there are.
+fn check_credentials(check: &Check<'_>, file: &Spot<PathBuf>, tenants: &BTreeMap<Arc<str>, Tenant>) {
+    match crate::credentials::file::read(&file.value) {
+        Err(error) => check.problem(file.at, &file.key, error.to_string()),
+        Ok(entries) => {
+            for (name, (tenant, _)) in entries {
+                if !tenants.contains_key(tenant.as_str()) {
+                    let text = format!(
+                        "{}: credential {name} is of tenant \"{tenant}\", which there is not; add [tenants.{tenant}], or \
+                         `postrider credential remove {name}`",
+                        file.value.display()
+                    );
+                    check.problem(file.at, &file.key, text);
+                }
+            }
+        }
+    }
 }
 
 fn listeners(
@@ -250,11 +272,22 @@ fn trusted_networks(
             "is needed: whose mail is taken without a password, such as [\"10.0.0.0/8\"]",
         );
     }
-    for spot in networks.iter().filter(|spot| spot.value.prefix_len() == 0) {
-        let text = format!(
-            "{} is everyone: an open relay; name the networks of your own clients",
-            spot.value
-        );
+    for spot in &networks {
+        let text = match spot.value {
+            IpNet::V4(net) if net.prefix_len() >= 8 => continue,
+            IpNet::V6(net) if net.network().to_ipv4_mapped().is_some() => {
+                format!("{net} is a form of IPv4 addresses; write them as IPv4")
+            }
+            // Private addresses (RFC 4193) may be one network.
+            IpNet::V6(net) if net.prefix_len() >= 16 || net.network().is_unique_local() => continue,
+            net if net.prefix_len() == 0 => {
+                format!("{net} is everyone: an open relay; name the networks of your own clients")
+            }
+            // As good as everyone, or one half of it.
+            net => format!(
+                "{net} is a large part of the Internet: an open relay; name the networks of your own clients"
+            ),
+        };
         check.problem(spot.at, &spot.key, text);
     }
     networks.into_iter().map(|spot| spot.value).collect()
@@ -307,6 +340,12 @@ fn submission(mut section: Section<'_>) -> SubmissionSettings {
         tls_timeout: section.duration("tls_timeout", MS..=HOUR, Duration::from_secs(30)),
         session_timeout: section.duration("session_timeout", MS..=EVER, HOUR),
     };
+    if submission.max_bytes_in_flight < submission.max_message_bytes {
+        section.problem(
+            "max_in_flight",
+            "is less than max_message: the largest messages would never be taken",
+        );
+    }
     section.end();
     submission
 }
@@ -384,10 +423,20 @@ fn optional_address(mut section: Section<'_>, key: &'static str) -> Option<Socke
     address.map(|spot| spot.value)
 }
 
-fn admin(mut section: Section<'_>) -> Option<std::path::PathBuf> {
-    let socket = section.file("socket");
+fn admin(mut section: Section<'_>, store: Option<&PathBuf>) -> Option<PathBuf> {
+    /// What a socket's address holds (unix(7)), less room for the name under which it is made.
+    const MAX_PATH: usize = 100;
+    let socket = section.file("socket").map(|spot| spot.value);
+    let socket = socket.or_else(|| Some(store?.join("admin.sock")))?;
+    if socket.as_os_str().len() > MAX_PATH {
+        let text = format!(
+            "{} is longer than the {MAX_PATH} octets that a socket's path may have; set a shorter one",
+            socket.display()
+        );
+        section.problem("socket", text);
+    }
     section.end();
-    socket.map(|spot| spot.value)
+    Some(socket)
 }
 
 fn log(mut section: Section<'_>) -> LogFormat {

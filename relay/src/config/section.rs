@@ -169,6 +169,15 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// A path that is meant where the key is absent, beside the file of the table.
+    pub fn default_file(&self, key: &str, name: &str) -> Spot<PathBuf> {
+        Spot {
+            value: self.check.files.folder(self.at).join(name),
+            at: self.at,
+            key: self.key(key),
+        }
+    }
+
     /// One of some words.
     pub fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)], default: T) -> T {
         let read = |value: &Value| {

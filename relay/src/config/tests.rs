@@ -26,7 +26,6 @@ fn example_with_defaults() -> String {
     // What can't be set to its shown value on any machine, or has no default.
     let not_set = [
         "include",
-        "credentials",
         "certificate",
         "key",
         "domain",
@@ -59,11 +58,20 @@ fn the_example_is_right() {
 
 #[test]
 fn the_example_shows_the_real_defaults() {
-    let plain = load(&repo("docs/postrider.example.toml")).unwrap();
+    let mut plain = load(&repo("docs/postrider.example.toml")).unwrap();
     let (_folder, path) = write("postrider.toml", &example_with_defaults());
     let mut spelt_out = load(&path).unwrap();
     assert_eq!(spelt_out.metrics.take(), Some("127.0.0.1:9464".parse().unwrap()));
-    assert!(spelt_out.admin_socket.take().is_some());
+    // Beside the one file and the other.
+    for settings in [&mut plain, &mut spelt_out] {
+        assert!(
+            settings
+                .credentials_file
+                .take()
+                .unwrap()
+                .ends_with("credentials.toml")
+        );
+    }
     assert_eq!(format!("{plain:#?}"), format!("{spelt_out:#?}"));
 }
 
@@ -147,4 +155,26 @@ fn two_keys_that_would_sign_alike_are_told() {
         ),
         "{told}"
     );
+}
+
+/// A mistake that no folder of the repository can hold, since the file's permissions are part of it.
+#[test]
+fn a_wrong_credentials_file_is_told() {
+    let text = "hostname = \"a.example\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\n\
+        kind = \"trusted\"\naddress = \"127.0.0.1:25\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n";
+    let (folder, path) = write("postrider.toml", text);
+    // Not there yet: no mistake. Its default place is beside the configuration.
+    let credentials = folder.path().join("credentials.toml");
+    assert_eq!(load(&path).unwrap().credentials_file, Some(credentials.clone()));
+    crate::credentials::file::add(&credentials, "app", "gone", None).unwrap();
+    let told = load(&path).unwrap_err().to_string();
+    assert!(
+        told.contains("credentials: ") && told.contains("credential app is of tenant \"gone\""),
+        "{told}"
+    );
+    crate::credentials::file::remove(&credentials, "app").unwrap();
+    load(&path).unwrap();
+    std::fs::set_permissions(&credentials, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let told = load(&path).unwrap_err().to_string();
+    assert!(told.contains("everyone can read it"), "{told}");
 }

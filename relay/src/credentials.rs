@@ -1,0 +1,293 @@
+//! Who may log in: a file of names, tenants and SCRAM-SHA-256 verifiers, kept by `postrider credential`.
+//!
+//! No password is in it, nor anything that logs in by itself: a verifier (RFC 5803) tells whether a password is right. PLAIN
+//! and LOGIN are checked against the same verifiers that SCRAM will use.
+//!
+//! The file is read anew when its content changes, looked at once a second at the most and only when someone logs in. One
+//! that turns bad while the relay runs changes nothing: the credentials read last stay, and the log tells why.
+
+pub mod file;
+mod verifier;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::{digest, hmac, rand};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+pub use file::FileError;
+pub use verifier::Verifier;
+
+/// How often the file is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Passwords longer than this are wrong without being hashed.
+pub const MAX_PASSWORD_BYTES: usize = 1_024;
+
+/// Who has logged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The user name.
+    pub name: Arc<str>,
+    /// Whom it speaks for. May no longer be configured: whoever asks has to look.
+    pub tenant: Arc<str>,
+}
+
+/// The credentials of a file; cloning shares them.
+#[derive(Clone)]
+pub struct Credentials(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    /// Of this process alone: hides what is remembered of passwords, and chooses the verifier for unknown users.
+    key: hmac::Key,
+    known: ArcSwap<Known>,
+    look: Mutex<Look>,
+    /// Hashing at once; more would only take the cores from the sessions. Sessions wait here, and they are bounded.
+    hashing: Arc<Semaphore>,
+}
+
+struct Look {
+    next: Instant,
+    content: Option<digest::Digest>,
+    /// Told once, not once a second.
+    failing: Option<String>,
+}
+
+#[derive(Default)]
+struct Known {
+    by_name: HashMap<Arc<str>, Arc<Entry>>,
+    all: Vec<Arc<Entry>>,
+}
+
+struct Entry {
+    credential: Credential,
+    verifier: Verifier,
+    /// The last right password, under [`Inner::key`]: a client that logs in for each message is hashed once.
+    seen: Mutex<Option<hmac::Tag>>,
+}
+
+impl Credentials {
+    /// Reads the file. One that is not there holds no credentials, and may come later.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        let content = file::content(path)?;
+        let known = known(&file::parse(path, &content)?);
+        let mut key = Zeroizing::new([0; digest::SHA256_OUTPUT_LEN]);
+        rand::fill(&mut *key).map_err(|_| FileError::Randomness)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self(Arc::new(Inner {
+            path: path.to_owned(),
+            key: hmac::Key::new(hmac::HMAC_SHA256, &*key),
+            known: ArcSwap::from_pointee(known),
+            look: Mutex::new(Look {
+                next: Instant::now() + LOOK_EVERY,
+                content: Some(digest::digest(&digest::SHA256, &content)),
+                failing: None,
+            }),
+            hashing: Arc::new(Semaphore::new(cores)),
+        })))
+    }
+
+    /// Whose name and password these are; `None` where they are nobody's. An unknown name takes as long as a wrong password.
+    ///
+    /// Hashes on the runtime's threads for blocking work, as many at once as there are cores. The caller bounds the wait.
+    pub async fn verify(&self, user: &str, password: &[u8]) -> Option<Credential> {
+        if password.len() > MAX_PASSWORD_BYTES {
+            return None;
+        }
+        let this = self.clone();
+        if self.0.look.lock().next <= Instant::now() {
+            tokio::task::spawn_blocking(move || this.0.look(Instant::now()))
+                .await
+                .ok()?;
+        }
+        if let Some(credential) = self.0.recall(user, password) {
+            return Some(credential);
+        }
+        let permit = self.0.hashing.clone().acquire_owned().await.ok()?;
+        let (this, user) = (self.clone(), user.to_owned());
+        let password = Zeroizing::new(password.to_vec());
+        let verified = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            this.0.check(&user, &password)
+        });
+        verified.await.ok()?
+    }
+}
+
+impl Inner {
+    /// Reads the file anew if it is time to and its content has changed.
+    fn look(&self, now: Instant) {
+        let mut look = self.look.lock();
+        if now < look.next {
+            return;
+        }
+        look.next = now + LOOK_EVERY;
+        let read = file::content(&self.path).and_then(|content| {
+            let digest = digest::digest(&digest::SHA256, &content);
+            if look.content.as_ref().map(AsRef::as_ref) == Some(digest.as_ref()) {
+                return Ok(None);
+            }
+            Ok(Some((digest, known(&file::parse(&self.path, &content)?))))
+        });
+        match read {
+            Ok(changed) => {
+                if let Some((digest, known)) = changed {
+                    tracing::info!(file = %self.path.display(), credentials = known.all.len(), "credentials read anew");
+                    self.known.store(Arc::new(known));
+                    look.content = Some(digest);
+                }
+                look.failing = None;
+            }
+            Err(error) => {
+                let told = Some(error.to_string());
+                if look.failing != told {
+                    tracing::error!(%error, "credentials file: what was read before stays in force");
+                    look.failing = told;
+                }
+            }
+        }
+    }
+
+    /// Who it is, if the same password was right before.
+    fn recall(&self, user: &str, password: &[u8]) -> Option<Credential> {
+        let known = self.known.load();
+        let entry = known.by_name.get(user)?;
+        let seen = entry.seen.lock();
+        let tag = hmac::sign(&self.key, password);
+        verify_slices_are_equal(seen.as_ref()?.as_ref(), tag.as_ref()).ok()?;
+        Some(entry.credential.clone())
+    }
+
+    fn check(&self, user: &str, password: &[u8]) -> Option<Credential> {
+        let known = self.known.load_full();
+        let Some(entry) = known.by_name.get(user) else {
+            // The same name always meets the same verifier, as a known one does: neither the time nor its spread tells.
+            let stand_in = self.stand_in(&known, user);
+            std::hint::black_box(stand_in.matches(password));
+            return None;
+        };
+        if !entry.verifier.matches(password) {
+            return None;
+        }
+        *entry.seen.lock() = Some(hmac::sign(&self.key, password));
+        Some(entry.credential.clone())
+    }
+
+    fn stand_in(&self, known: &Known, user: &str) -> Verifier {
+        let tag = hmac::sign(&self.key, user.as_bytes());
+        let number = tag.as_ref().iter().fold(0_usize, |number, &octet| {
+            number.wrapping_mul(31).wrapping_add(octet.into())
+        });
+        match known.all.len() {
+            0 => Verifier::stand_in(),
+            len => known.all[number % len].verifier.clone(),
+        }
+    }
+}
+
+fn known(entries: &file::Entries) -> Known {
+    let all: Vec<_> = entries
+        .iter()
+        .map(|(name, (tenant, verifier))| {
+            Arc::new(Entry {
+                credential: Credential {
+                    name: name.as_str().into(),
+                    tenant: tenant.as_str().into(),
+                },
+                verifier: verifier.clone(),
+                seen: Mutex::default(),
+            })
+        })
+        .collect();
+    Known {
+        by_name: all
+            .iter()
+            .map(|entry| (entry.credential.name.clone(), entry.clone()))
+            .collect(),
+        all,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened() -> (tempfile::TempDir, PathBuf, String, Credentials) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("credentials.toml");
+        let password = file::add(&path, "app", "shop", None).unwrap();
+        let credentials = Credentials::open(&path).unwrap();
+        (folder, path, password.to_string(), credentials)
+    }
+
+    #[tokio::test]
+    async fn only_the_right_password_of_a_known_user_logs_in() {
+        let (_folder, _, password, credentials) = opened();
+        let app = Credential {
+            name: "app".into(),
+            tenant: "shop".into(),
+        };
+        // The second time from what is remembered.
+        for _ in 0..2 {
+            assert_eq!(
+                credentials.verify("app", password.as_bytes()).await,
+                Some(app.clone())
+            );
+            assert_eq!(credentials.verify("app", b"wrong").await, None);
+            assert_eq!(credentials.verify("App", password.as_bytes()).await, None);
+            assert_eq!(credentials.verify("nobody", password.as_bytes()).await, None);
+            assert_eq!(
+                credentials.verify("app", &[b'x'; MAX_PASSWORD_BYTES + 1]).await,
+                None
+            );
+        }
+        assert!(credentials.0.recall("app", password.as_bytes()).is_some());
+        assert!(credentials.0.recall("app", b"wrong").is_none());
+    }
+
+    #[test]
+    fn a_change_is_seen_a_second_later_and_a_bad_one_changes_nothing() {
+        let (_folder, path, password, credentials) = opened();
+        let inner = &credentials.0;
+        let logs_in = |user: &str, password: &str| inner.check(user, password.as_bytes()).is_some();
+        let mut now = Instant::now();
+        let second = file::add(&path, "second", "shop", None).unwrap();
+        inner.look(now);
+        assert!(!logs_in("second", &second), "looked too early");
+        now += LOOK_EVERY * 2;
+        inner.look(now);
+        assert!(logs_in("second", &second));
+
+        std::fs::write(&path, "credential = 5").unwrap();
+        now += LOOK_EVERY;
+        inner.look(now);
+        assert!(inner.look.lock().failing.is_some());
+        assert!(logs_in("second", &second) && logs_in("app", &password));
+
+        // A file that is gone says that nobody may log in.
+        std::fs::remove_file(&path).unwrap();
+        now += LOOK_EVERY;
+        inner.look(now);
+        assert!(!logs_in("app", &password));
+        assert!(inner.recall("app", password.as_bytes()).is_none());
+    }
+
+    #[test]
+    fn unknown_users_meet_the_work_of_known_ones() {
+        let (_folder, _, _, credentials) = opened();
+        let known = credentials.0.known.load_full();
+        let stand_in = credentials.0.stand_in(&known, "nobody");
+        assert_eq!(stand_in.iterations(), known.all[0].verifier.iterations());
+        assert_eq!(
+            credentials.0.stand_in(&Known::default(), "nobody").iterations(),
+            verifier::CHOSEN_ITERATIONS
+        );
+    }
+}
