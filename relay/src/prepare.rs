@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign};
 use dkim_signer::{KeyError, PrivateKey};
 use mail_core::header::{self, BadAddressList};
-use mail_core::{Domain, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, Domain, MessageId, Recipient, ReversePath, Timestamp};
 use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, exponential_buckets};
 use queue::{EnvelopeRecord, NewMessage, Queue, ReadError, Signature, StateRecord, UnitKey};
@@ -55,6 +55,14 @@ impl Loaded {
         match self {
             Self::Memory(message) => &message.reverse_path,
             Self::Record(_, envelope) => &envelope.reverse_path,
+        }
+    }
+
+    /// What the client declared at MAIL.
+    pub fn body_type(&self) -> BodyType {
+        match self {
+            Self::Memory(message) => message.body_type,
+            Self::Record(_, envelope) => envelope.body_type,
         }
     }
 

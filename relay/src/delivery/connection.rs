@@ -28,7 +28,7 @@ use crate::config::settings::{ClientTimeouts, TlsLevel};
 use crate::report::Cause;
 use crate::world::{MxHost, Net};
 
-pub use super::client_tls::ClientTls;
+use super::client_tls::ClientTls;
 
 /// Addresses tried for one connection, all hosts together; RFC 5321 §5.1 asks for two at least.
 const MAX_ADDRESSES: usize = 10;

@@ -8,18 +8,19 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mail_core::{Domain, Timestamp};
-use queue::{Backoff, Hop, NewMessage, Pending, Queue, UnitKey};
+use mail_core::{Domain, EnhancedCode, Recipient, Timestamp};
+use queue::{Backoff, CommitError, Fate, Hop, NewMessage, Queue, UnitKey, Waiting};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
 
 use crate::config::Settings;
-use crate::prepare::{Prepared, Preparer};
-use crate::report::{Cause, Original, ReportSettings, failure_report};
+use crate::prepare::{Loaded, PrepareError, Prepared, Preparer};
+use crate::report::{Cause, ReportSettings, failure_report};
 use crate::world::{Clock, DnsError, Net, Random};
 
-use super::attempt::{self, Attempt};
+use super::attempt::{self, Attempt, Load, OpenRecipient};
+use super::client_tls::ClientTls;
 use super::connection::{self, Connection};
 use super::lane::{ConnectionId, Plan};
 use super::metrics::Metrics;
@@ -47,7 +48,7 @@ pub struct Parts<N: Net> {
     /// Loads and signs, off the reactor.
     pub preparer: Preparer,
     /// TLS towards next hops.
-    pub tls: Arc<connection::ClientTls>,
+    pub tls: Arc<ClientTls>,
     /// What is counted.
     pub metrics: Metrics,
     /// Time.
@@ -76,7 +77,9 @@ pub async fn run<N: Net>(parts: Parts<N>, mut accepted: mpsc::Receiver<Accepted>
     let clock = parts.clock;
     let settings = Arc::new(parts.settings.delivery.clone());
     let mut shard = Shard::new(parts.queue.clone(), settings, parts.random.clone(), clock.now());
-    let courier = Rc::new(Courier { parts, events });
+    let reports = ReportSettings::new(&parts.settings);
+    let backoff = super::backoff(&parts.settings.delivery.retry);
+    let courier = Rc::new(Courier { parts, reports, backoff, events });
     let mut wires = HashMap::new();
     let mut draining = false;
     loop {
@@ -132,6 +135,8 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
 
 struct Courier<N: Net> {
     parts: Parts<N>,
+    reports: ReportSettings,
+    backoff: Backoff,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -200,7 +205,7 @@ impl<N: Net> Courier<N> {
             Err(failure) => {
                 self.parts.metrics.not_connected.inc();
                 match failure.permanent() {
-                    Some((cause, host)) => self.refuse(first, cause, Some(host)).await,
+                    Some((cause, host)) => self.refuse(first, cause, host).await,
                     None => {
                         self.tell(Event::LaneFailed(lane, failure.to_string()));
                         self.tell(Event::Settled(first.unit, Settled::Untouched));
@@ -244,78 +249,207 @@ impl<N: Net> Courier<N> {
     }
 
     /// One unit over one connection, and its record.
-    async fn deliver(
-        self: &Rc<Self>,
-        lane: LaneId,
-        connection: &mut Connection<N::Stream>,
-        job: &Job,
-        recipients_per_transaction: usize,
-    ) {
-        let Some(loaded) = self.load(job).await else { return };
-        tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = %connection.host(), "on the wire");
+    async fn deliver(self: &Rc<Self>, lane: LaneId, connection: &mut Connection<N::Stream>, job: &Job, most: usize) {
+        let Some(prepared) = self.prepare(job).await else { return };
+        let load = load(&prepared, job.unit.unit);
+        tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let begun = tokio::time::Instant::now();
-        let Attempt { outcomes, works } = attempt::run(connection, &loaded.attempt, recipients_per_transaction).await;
+        let Attempt { outcomes, works } = attempt::run(connection, &load, most).await;
+        let took = begun.elapsed();
+        self.parts.metrics.transaction.observe(took.as_secs_f64());
         if works {
             self.tell(Event::LaneWorks(lane));
-        } else if !connection.is_usable() && connection.messages() == 0 {
+        } else if connection.messages() == 0 {
+            // Not one transaction got through: the host is as good as unreachable.
             let cause = outcomes.first().map_or_else(String::new, |outcome| outcome.reply.clone());
             self.tell(Event::LaneFailed(lane, cause));
         }
-        let took = begun.elapsed();
-        self.parts.metrics.transaction.observe(took.as_secs_f64());
-        let hop = Hop { millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX), ..connection.hop() };
-        self.record(job.unit, &loaded, &outcomes, Some(hop)).await;
+        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.record(job.unit, &prepared, &outcomes, Some(Hop { millis, ..connection.hop() })).await;
     }
 
     /// Ends a unit that no peer is asked about.
     async fn end(self: &Rc<Self>, job: &Job, ending: Ending) {
-        let Some(loaded) = self.load(job).await else { return };
-        let outcomes: Vec<_> = loaded
-            .attempt
-            .recipients
-            .iter()
-            .map(|open| {
-                let cause = match &ending {
-                    Ending::Refused(reply) => Cause::Undeliverable(
-                        reply.enhanced.unwrap_or(mail_core::EnhancedCode(5, 0, 0)),
-                        reply.text.to_string(),
-                    ),
-                    Ending::Expired(held_by) => {
-                        Cause::Expired(open.last_reply.clone().or_else(|| held_by.clone()))
-                    }
-                };
-                let reply = match &ending {
-                    Ending::Refused(reply) => reply.to_string(),
-                    Ending::Expired(_) => "4.4.7 delivery time expired".to_owned(),
-                };
-                Outcome {
-                    recipient: open.index,
-                    mailbox: open.mailbox.clone(),
-                    verdict: Verdict::Failed(cause),
-                    reply,
-                    host: None,
+        let Some(prepared) = self.prepare(job).await else { return };
+        let outcomes = load(&prepared, job.unit.unit).recipients.into_iter().map(|open| {
+            let (cause, reply) = match &ending {
+                Ending::Refused(reply) => {
+                    let code = reply.enhanced.unwrap_or(EnhancedCode(5, 0, 0));
+                    (Cause::Undeliverable(code, reply.text.to_string()), reply.to_string())
                 }
-            })
-            .collect();
-        self.record(job.unit, &loaded, &outcomes, None).await;
+                Ending::Expired(held_by) => {
+                    let last = open.last_reply.clone().or_else(|| held_by.clone());
+                    let told = last.as_ref().map_or(String::new(), |last| format!("; last: {last}"));
+                    (Cause::Expired(last), format!("4.4.7 delivery time expired{told}"))
+                }
+            };
+            Outcome { recipient: open.index, mailbox: open.mailbox, verdict: Verdict::Failed(cause), reply, host: None }
+        });
+        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None).await;
     }
 
     /// Every host of the lane refused us for good: so does the unit end.
-    async fn refuse(self: &Rc<Self>, job: &Job, cause: Cause, host: Option<String>) {
-        let Some(loaded) = self.load(job).await else { return };
+    async fn refuse(self: &Rc<Self>, job: &Job, cause: Cause, host: String) {
+        let Some(prepared) = self.prepare(job).await else { return };
         let reply = match &cause {
             Cause::Refused(reply) => reply.to_string(),
             Cause::Undeliverable(code, why) => format!("{code} {why}"),
             Cause::Expired(_) => String::new(),
         };
-        let outcome = |open: &attempt::OpenRecipient| Outcome {
+        let outcomes = load(&prepared, job.unit.unit).recipients.into_iter().map(|open| Outcome {
             recipient: open.index,
-            mailbox: open.mailbox.clone(),
+            mailbox: open.mailbox,
             verdict: Verdict::Failed(cause.clone()),
             reply: reply.clone(),
-            host: host.clone(),
+            host: Some(host.clone()),
+        });
+        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None).await;
+    }
+
+    /// The unit's message, ready to be sent. `None`: it was told to the shard what becomes of the claim.
+    async fn prepare(&self, job: &Job) -> Option<Prepared> {
+        let error = match self.parts.preparer.prepare(job.unit, job.message.clone(), self.parts.clock.now()).await {
+            Ok(prepared) => return Some(prepared),
+            Err(error) => error,
         };
-        let outcomes: Vec<_> = loaded.attempt.recipients.iter().map(outcome).collect();
-        self.record(job.unit, &loaded, &outcomes, None).await;
+        let settled = match error {
+            PrepareError::Gone => Settled::Gone,
+            PrepareError::Stopping => Settled::Untouched,
+            // It stays claimed, so that it does not come up again and again; a restart, or a repair, brings it back.
+            PrepareError::Read(_) | PrepareError::Panicked => Settled::Unknown,
+        };
+        tracing::error!(id = %job.unit.id, %error, "a message can't be prepared");
+        self.tell(Event::Settled(job.unit, settled));
+        None
+    }
+
+    /// Has the outcomes recorded, with the report they cause. Waits for room in the committer's intake; what comes after the
+    /// disk has it is left to a task of its own, so that the connection can go on.
+    async fn record(self: &Rc<Self>, unit: UnitKey, prepared: &Prepared, outcomes: &[Outcome], hop: Option<Hop>) {
+        let now = self.parts.clock.now();
+        let past = past(prepared);
+        let failures: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.failure(now)).collect();
+        let report = failure_report(&prepared.original(), &failures, &self.reports, now, self.parts.random.message_id(now));
+        let reports = report.map(Arc::new).into_iter().collect();
+        let mut settle = settle::settle(unit, past, outcomes, hop, reports, (&self.backoff, self.parts.random.fraction()), now);
+        if let Some(again) = &mut settle.again {
+            again.signature = prepared.signature.clone();
+        }
+        let told = Told { at: now, received_at: received_at(prepared), attempt: past.attempts + 1, outcomes: outcomes.to_vec() };
+        match self.parts.queue.settle(settle).await {
+            Ok(pending) => {
+                let courier = self.clone();
+                drop(spawn_local(async move { courier.recorded(unit, pending.await, &told) }));
+            }
+            Err(error) => self.recorded(unit, Err(error), &told),
+        }
+    }
+
+    /// Says, counts and tells the shard what is on disk now.
+    fn recorded(&self, unit: UnitKey, result: Result<queue::Settled, CommitError>, told: &Told) {
+        match result {
+            Ok(settled) => {
+                for outcome in &told.outcomes {
+                    self.say(unit, outcome, told);
+                }
+                let moved = settled.unit.map_or(Settled::Gone, |unit| Settled::Due(unit.due));
+                self.tell(Event::Settled(unit, moved));
+                for report in settled.reports {
+                    tracing::info!(id = %report.id, cause = %unit.id, "report queued");
+                    self.tell(Event::Reported(report.units));
+                }
+            }
+            Err(CommitError::Gone) => self.tell(Event::Settled(unit, Settled::Gone)),
+            Err(error) => {
+                self.parts.metrics.unrecorded.inc();
+                let said: Vec<_> = told.outcomes.iter().map(|outcome| format!("{}: {}", outcome.mailbox, outcome.reply)).collect();
+                tracing::error!(id = %unit.id, %error, outcomes = said.join("; "), "an outcome could not be recorded");
+                self.tell(Event::Settled(unit, Settled::Unknown));
+            }
+        }
+    }
+
+    /// One line, and one count, for one recipient.
+    fn say(&self, unit: UnitKey, outcome: &Outcome, told: &Told) {
+        let metrics = &self.parts.metrics;
+        let Outcome { mailbox, reply, .. } = outcome;
+        let (id, attempt, host) = (unit.id, told.attempt, outcome.host.as_deref().unwrap_or_default());
+        match &outcome.verdict {
+            Verdict::Delivered => {
+                let delay = told.at.since(told.received_at).as_secs_f64();
+                metrics.ended(Fate::Delivered);
+                metrics.delay.observe(delay);
+                tracing::info!(%id, recipient = %mailbox, host, attempt, delay, reply, "delivered");
+            }
+            Verdict::Failed(Cause::Expired(_)) => {
+                metrics.ended(Fate::Expired);
+                tracing::info!(%id, recipient = %mailbox, attempt, reply, "expired");
+            }
+            Verdict::Failed(_) => {
+                metrics.ended(Fate::Bounced);
+                tracing::info!(%id, recipient = %mailbox, host, attempt, reply, "bounced");
+            }
+            Verdict::Later => {
+                metrics.deferred.inc();
+                tracing::info!(%id, recipient = %mailbox, host, attempt, reply, "deferred");
+            }
+            Verdict::InDoubt => {
+                metrics.in_doubt.inc();
+                tracing::warn!(%id, recipient = %mailbox, host, attempt, reply, "in doubt");
+            }
+        }
+    }
+}
+
+/// What is said of an attempt once it is recorded.
+struct Told {
+    at: Timestamp,
+    received_at: Timestamp,
+    attempt: u32,
+    outcomes: Vec<Outcome>,
+}
+
+/// The unit's open recipients, with all that is sent to them.
+fn load(prepared: &Prepared, unit: u16) -> Load {
+    let all = prepared.message.recipients(unit);
+    let fresh = |(index, recipient): (u16, &Recipient)| OpenRecipient {
+        index,
+        mailbox: recipient.mailbox.clone(),
+        last_reply: None,
+    };
+    let waiting = |open: &Waiting| {
+        all.get(usize::from(open.recipient)).map(|recipient| OpenRecipient {
+            index: open.recipient,
+            mailbox: recipient.mailbox.clone(),
+            last_reply: Some(open.reply.clone()),
+        })
+    };
+    let recipients = match &prepared.state {
+        Some(state) => state.open.iter().filter_map(waiting).collect(),
+        None => (0..).zip(all).map(fresh).collect(),
+    };
+    Load {
+        reverse_path: prepared.message.reverse_path().clone(),
+        body_type: prepared.message.body_type(),
+        head: prepared.head.clone(),
+        body: prepared.body.clone(),
+        eight_bit: prepared.eight_bit,
+        recipients,
+    }
+}
+
+fn past(prepared: &Prepared) -> Past {
+    let (attempts, in_doubt) = prepared.state.as_ref().map_or((0, 0), |state| (state.attempts, state.in_doubt));
+    let expires_at = match &prepared.message {
+        Loaded::Memory(message) => message.expires_at,
+        Loaded::Record(_, envelope) => envelope.expires_at,
+    };
+    Past { attempts, in_doubt, expires_at }
+}
+
+fn received_at(prepared: &Prepared) -> Timestamp {
+    match &prepared.message {
+        Loaded::Memory(message) => message.received_at,
+        Loaded::Record(_, envelope) => envelope.received_at,
     }
 }

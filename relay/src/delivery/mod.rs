@@ -4,7 +4,7 @@ pub mod agenda;
 pub mod attempt;
 pub mod client_tls;
 pub mod connection;
-//pub mod courier;
+pub mod courier;
 pub mod lane;
 pub mod limiter;
 pub mod metrics;
