@@ -72,14 +72,23 @@ enum Event {
 /// Delivers until `stop` turns true, then until what is on the wire has ended or been recorded.
 ///
 /// `accepted` is the submission side's channel; whoever sends waits while it is full.
-pub async fn run<N: Net>(parts: Parts<N>, mut accepted: mpsc::Receiver<Accepted>, mut stop: watch::Receiver<bool>) {
+pub async fn run<N: Net>(
+    parts: Parts<N>,
+    mut accepted: mpsc::Receiver<Accepted>,
+    mut stop: watch::Receiver<bool>,
+) {
     let (events, mut happened) = mpsc::unbounded_channel();
     let clock = parts.clock;
     let settings = Arc::new(parts.settings.delivery.clone());
     let mut shard = Shard::new(parts.queue.clone(), settings, parts.random.clone(), clock.now());
     let reports = ReportSettings::new(&parts.settings);
     let backoff = super::backoff(&parts.settings.delivery.retry);
-    let courier = Rc::new(Courier { parts, reports, backoff, events });
+    let courier = Rc::new(Courier {
+        parts,
+        reports,
+        backoff,
+        events,
+    });
     let mut wires = HashMap::new();
     let mut draining = false;
     loop {
@@ -93,7 +102,9 @@ pub async fn run<N: Net>(parts: Parts<N>, mut accepted: mpsc::Receiver<Accepted>
         if draining && shard.is_quiet() {
             return;
         }
-        let wake = shard.next_wake().unwrap_or(clock.now() + std::time::Duration::from_secs(1));
+        let wake = shard
+            .next_wake()
+            .unwrap_or(clock.now() + std::time::Duration::from_secs(1));
         tokio::select! {
             biased;
             Some(event) = happened.recv() => {
@@ -145,15 +156,24 @@ impl<N: Net> Courier<N> {
         let courier = self.clone();
         match effect {
             Effect::Resolve(domain) => drop(spawn_local(async move { courier.resolve(domain).await })),
-            Effect::Connect { lane, connection, plan, job } => {
+            Effect::Connect {
+                lane,
+                connection,
+                plan,
+                job,
+            } => {
                 let (wire, jobs) = mpsc::channel(1);
                 wires.insert(connection, wire);
-                drop(spawn_local(async move { courier.connection(lane, connection, plan, job, jobs).await }));
+                drop(spawn_local(async move {
+                    courier.connection(lane, connection, plan, job, jobs).await
+                }));
             }
             Effect::Send { connection, job } => {
                 // A connection that has just gone gives its jobs back.
                 let unit = job.unit;
-                let taken = wires.get(&connection).is_some_and(|wire| wire.try_send(job).is_ok());
+                let taken = wires
+                    .get(&connection)
+                    .is_some_and(|wire| wire.try_send(job).is_ok());
                 if !taken {
                     self.tell(Event::Settled(unit, Settled::Untouched));
                 }
@@ -175,15 +195,28 @@ impl<N: Net> Courier<N> {
         let limit = self.parts.settings.delivery.timeouts.dns * 4;
         let answer = match timeout(limit, self.parts.net.mx(&domain)).await {
             Ok(answer) => answer,
-            Err(_) => Err(DnsError { question: format!("{domain} MX"), cause: "timed out".into() }),
+            Err(_) => Err(DnsError {
+                question: format!("{domain} MX"),
+                cause: "timed out".into(),
+            }),
         };
-        let names = [self.parts.settings.hostname.clone(), self.parts.settings.delivery.ehlo.clone()];
+        let names = [
+            self.parts.settings.hostname.clone(),
+            self.parts.settings.delivery.ehlo.clone(),
+        ];
         let route = answer.map(|answer| Route::from_answer(&domain, answer, &names));
         self.tell(Event::Resolved(domain, route));
     }
 
     /// A connection's life: made for one job, kept for the next ones, gone when idle, used up or broken.
-    async fn connection(self: Rc<Self>, lane: LaneId, id: ConnectionId, plan: Rc<Plan>, first: Job, mut jobs: mpsc::Receiver<Job>) {
+    async fn connection(
+        self: Rc<Self>,
+        lane: LaneId,
+        id: ConnectionId,
+        plan: Rc<Plan>,
+        first: Job,
+        mut jobs: mpsc::Receiver<Job>,
+    ) {
         if let Some(connection) = self.open(lane, &plan, &first).await {
             self.serve(lane, id, &plan, connection, first, &mut jobs).await;
         }
@@ -195,9 +228,19 @@ impl<N: Net> Courier<N> {
     }
 
     async fn open(self: &Rc<Self>, lane: LaneId, plan: &Plan, first: &Job) -> Option<Connection<N::Stream>> {
-        let Plan::Hosts { hosts, tls, .. } = plan else { return None };
+        let Plan::Hosts { hosts, tls, .. } = plan else {
+            return None;
+        };
         let hosts = super::route::in_order(hosts, &self.parts.random);
-        match connection::open(&self.parts.net, &self.parts.settings, &self.parts.tls, &hosts, *tls).await {
+        match connection::open(
+            &self.parts.net,
+            &self.parts.settings,
+            &self.parts.tls,
+            &hosts,
+            *tls,
+        )
+        .await
+        {
             Ok(connection) => {
                 self.parts.metrics.connected.inc();
                 Some(connection)
@@ -225,11 +268,19 @@ impl<N: Net> Courier<N> {
         first: Job,
         jobs: &mut mpsc::Receiver<Job>,
     ) {
-        let Plan::Hosts { recipients_per_transaction, messages_per_connection, .. } = *plan else { return };
+        let Plan::Hosts {
+            recipients_per_transaction,
+            messages_per_connection,
+            ..
+        } = *plan
+        else {
+            return;
+        };
         let mut job = first;
         let mut messages = 0;
         loop {
-            self.deliver(lane, &mut connection, &job, recipients_per_transaction).await;
+            self.deliver(lane, &mut connection, &job, recipients_per_transaction)
+                .await;
             messages += 1;
             if !connection.is_usable() || messages >= messages_per_connection {
                 break;
@@ -249,8 +300,16 @@ impl<N: Net> Courier<N> {
     }
 
     /// One unit over one connection, and its record.
-    async fn deliver(self: &Rc<Self>, lane: LaneId, connection: &mut Connection<N::Stream>, job: &Job, most: usize) {
-        let Some(prepared) = self.prepare(job).await else { return };
+    async fn deliver(
+        self: &Rc<Self>,
+        lane: LaneId,
+        connection: &mut Connection<N::Stream>,
+        job: &Job,
+        most: usize,
+    ) {
+        let Some(prepared) = self.prepare(job).await else {
+            return;
+        };
         let load = load(&prepared, job.unit.unit);
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let begun = tokio::time::Instant::now();
@@ -261,54 +320,90 @@ impl<N: Net> Courier<N> {
             self.tell(Event::LaneWorks(lane));
         } else if connection.messages() == 0 {
             // Not one transaction got through: the host is as good as unreachable.
-            let cause = outcomes.first().map_or_else(String::new, |outcome| outcome.reply.clone());
+            let cause = outcomes
+                .first()
+                .map_or_else(String::new, |outcome| outcome.reply.clone());
             self.tell(Event::LaneFailed(lane, cause));
         }
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        self.record(job.unit, &prepared, &outcomes, Some(Hop { millis, ..connection.hop() })).await;
+        self.record(
+            job.unit,
+            &prepared,
+            &outcomes,
+            Some(Hop {
+                millis,
+                ..connection.hop()
+            }),
+        )
+        .await;
     }
 
     /// Ends a unit that no peer is asked about.
     async fn end(self: &Rc<Self>, job: &Job, ending: Ending) {
-        let Some(prepared) = self.prepare(job).await else { return };
+        let Some(prepared) = self.prepare(job).await else {
+            return;
+        };
         let outcomes = load(&prepared, job.unit.unit).recipients.into_iter().map(|open| {
             let (cause, reply) = match &ending {
                 Ending::Refused(reply) => {
                     let code = reply.enhanced.unwrap_or(EnhancedCode(5, 0, 0));
-                    (Cause::Undeliverable(code, reply.text.to_string()), reply.to_string())
+                    (
+                        Cause::Undeliverable(code, reply.text.to_string()),
+                        reply.to_string(),
+                    )
                 }
                 Ending::Expired(held_by) => {
                     let last = open.last_reply.clone().or_else(|| held_by.clone());
-                    let told = last.as_ref().map_or(String::new(), |last| format!("; last: {last}"));
+                    let told = last
+                        .as_ref()
+                        .map_or(String::new(), |last| format!("; last: {last}"));
                     (Cause::Expired(last), format!("4.4.7 delivery time expired{told}"))
                 }
             };
-            Outcome { recipient: open.index, mailbox: open.mailbox, verdict: Verdict::Failed(cause), reply, host: None }
+            Outcome {
+                recipient: open.index,
+                mailbox: open.mailbox,
+                verdict: Verdict::Failed(cause),
+                reply,
+                host: None,
+            }
         });
-        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None).await;
+        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None)
+            .await;
     }
 
     /// Every host of the lane refused us for good: so does the unit end.
     async fn refuse(self: &Rc<Self>, job: &Job, cause: Cause, host: String) {
-        let Some(prepared) = self.prepare(job).await else { return };
+        let Some(prepared) = self.prepare(job).await else {
+            return;
+        };
         let reply = match &cause {
             Cause::Refused(reply) => reply.to_string(),
             Cause::Undeliverable(code, why) => format!("{code} {why}"),
             Cause::Expired(_) => String::new(),
         };
-        let outcomes = load(&prepared, job.unit.unit).recipients.into_iter().map(|open| Outcome {
-            recipient: open.index,
-            mailbox: open.mailbox,
-            verdict: Verdict::Failed(cause.clone()),
-            reply: reply.clone(),
-            host: Some(host.clone()),
-        });
-        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None).await;
+        let outcomes = load(&prepared, job.unit.unit)
+            .recipients
+            .into_iter()
+            .map(|open| Outcome {
+                recipient: open.index,
+                mailbox: open.mailbox,
+                verdict: Verdict::Failed(cause.clone()),
+                reply: reply.clone(),
+                host: Some(host.clone()),
+            });
+        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None)
+            .await;
     }
 
     /// The unit's message, ready to be sent. `None`: it was told to the shard what becomes of the claim.
     async fn prepare(&self, job: &Job) -> Option<Prepared> {
-        let error = match self.parts.preparer.prepare(job.unit, job.message.clone(), self.parts.clock.now()).await {
+        let error = match self
+            .parts
+            .preparer
+            .prepare(job.unit, job.message.clone(), self.parts.clock.now())
+            .await
+        {
             Ok(prepared) => return Some(prepared),
             Err(error) => error,
         };
@@ -325,21 +420,51 @@ impl<N: Net> Courier<N> {
 
     /// Has the outcomes recorded, with the report they cause. Waits for room in the committer's intake; what comes after the
     /// disk has it is left to a task of its own, so that the connection can go on.
-    async fn record(self: &Rc<Self>, unit: UnitKey, prepared: &Prepared, outcomes: &[Outcome], hop: Option<Hop>) {
+    async fn record(
+        self: &Rc<Self>,
+        unit: UnitKey,
+        prepared: &Prepared,
+        outcomes: &[Outcome],
+        hop: Option<Hop>,
+    ) {
         let now = self.parts.clock.now();
         let past = past(prepared);
-        let failures: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.failure(now)).collect();
-        let report = failure_report(&prepared.original(), &failures, &self.reports, now, self.parts.random.message_id(now));
+        let failures: Vec<_> = outcomes
+            .iter()
+            .filter_map(|outcome| outcome.failure(now))
+            .collect();
+        let report = failure_report(
+            &prepared.original(),
+            &failures,
+            &self.reports,
+            now,
+            self.parts.random.message_id(now),
+        );
         let reports = report.map(Arc::new).into_iter().collect();
-        let mut settle = settle::settle(unit, past, outcomes, hop, reports, (&self.backoff, self.parts.random.fraction()), now);
+        let mut settle = settle::settle(
+            unit,
+            past,
+            outcomes,
+            hop,
+            reports,
+            (&self.backoff, self.parts.random.fraction()),
+            now,
+        );
         if let Some(again) = &mut settle.again {
             again.signature = prepared.signature.clone();
         }
-        let told = Told { at: now, received_at: received_at(prepared), attempt: past.attempts + 1, outcomes: outcomes.to_vec() };
+        let told = Told {
+            at: now,
+            received_at: received_at(prepared),
+            attempt: past.attempts + 1,
+            outcomes: outcomes.to_vec(),
+        };
         match self.parts.queue.settle(settle).await {
             Ok(pending) => {
                 let courier = self.clone();
-                drop(spawn_local(async move { courier.recorded(unit, pending.await, &told) }));
+                drop(spawn_local(async move {
+                    courier.recorded(unit, pending.await, &told)
+                }));
             }
             Err(error) => self.recorded(unit, Err(error), &told),
         }
@@ -362,7 +487,11 @@ impl<N: Net> Courier<N> {
             Err(CommitError::Gone) => self.tell(Event::Settled(unit, Settled::Gone)),
             Err(error) => {
                 self.parts.metrics.unrecorded.inc();
-                let said: Vec<_> = told.outcomes.iter().map(|outcome| format!("{}: {}", outcome.mailbox, outcome.reply)).collect();
+                let said: Vec<_> = told
+                    .outcomes
+                    .iter()
+                    .map(|outcome| format!("{}: {}", outcome.mailbox, outcome.reply))
+                    .collect();
                 tracing::error!(id = %unit.id, %error, outcomes = said.join("; "), "an outcome could not be recorded");
                 self.tell(Event::Settled(unit, Settled::Unknown));
             }
@@ -418,11 +547,12 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
         last_reply: None,
     };
     let waiting = |open: &Waiting| {
-        all.get(usize::from(open.recipient)).map(|recipient| OpenRecipient {
-            index: open.recipient,
-            mailbox: recipient.mailbox.clone(),
-            last_reply: Some(open.reply.clone()),
-        })
+        all.get(usize::from(open.recipient))
+            .map(|recipient| OpenRecipient {
+                index: open.recipient,
+                mailbox: recipient.mailbox.clone(),
+                last_reply: Some(open.reply.clone()),
+            })
     };
     let recipients = match &prepared.state {
         Some(state) => state.open.iter().filter_map(waiting).collect(),
@@ -439,12 +569,19 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
 }
 
 fn past(prepared: &Prepared) -> Past {
-    let (attempts, in_doubt) = prepared.state.as_ref().map_or((0, 0), |state| (state.attempts, state.in_doubt));
+    let (attempts, in_doubt) = prepared
+        .state
+        .as_ref()
+        .map_or((0, 0), |state| (state.attempts, state.in_doubt));
     let expires_at = match &prepared.message {
         Loaded::Memory(message) => message.expires_at,
         Loaded::Record(_, envelope) => envelope.expires_at,
     };
-    Past { attempts, in_doubt, expires_at }
+    Past {
+        attempts,
+        in_doubt,
+        expires_at,
+    }
 }
 
 fn received_at(prepared: &Prepared) -> Timestamp {

@@ -1,0 +1,556 @@
+//! Commands of SMTP clients, read from octets (RFC 5321 §4.1.1).
+
+use std::fmt;
+
+use memchr::memchr3;
+use zeroize::Zeroizing;
+
+use crate::{BadMailbox, BodyType, Mailbox, Reply, ReversePath};
+
+/// The longest line any command may have, CRLF included: AUTH's and its answers' (RFC 4954 §4).
+pub const MAX_LINE: usize = 12_288;
+
+/// A command line with its CRLF (RFC 5321 §4.5.3.1.4).
+const MAX_COMMAND: usize = 512;
+
+/// MAIL's: SIZE (RFC 1870 §3) adds 26 octets, BODY (RFC 6152 §2) 17, AUTH (RFC 4954 §3) 500.
+const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500;
+
+/// A path with its brackets (RFC 5321 §4.5.3.1.3).
+const MAX_PATH: usize = 256;
+
+/// Names in EHLO and HELO (RFC 5321 §4.5.3.1.2).
+const MAX_NAME: usize = 255;
+
+/// One command, its arguments read and within their limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// EHLO or HELO.
+    Hello(Hello),
+    /// MAIL FROM.
+    Mail(MailFrom),
+    /// RCPT TO.
+    Rcpt(ForwardPath),
+    /// DATA.
+    Data,
+    /// RSET.
+    Rset,
+    /// NOOP, whatever its argument.
+    Noop,
+    /// VRFY.
+    Vrfy,
+    /// EXPN.
+    Expn,
+    /// HELP.
+    Help,
+    /// QUIT.
+    Quit,
+    /// STARTTLS (RFC 3207).
+    StartTls,
+    /// AUTH (RFC 4954).
+    Auth {
+        /// Upper case.
+        mechanism: String,
+        /// The initial response, still in base64; empty where the client wrote `=`.
+        initial: Option<Secret>,
+    },
+    /// A word of another protocol, HTTP above all: a browser made to speak to us. The connection must end here, before
+    /// the rest of a request is read as commands.
+    Foreign,
+}
+
+/// What a client calls itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// As given: a domain or an address literal by RFC 5321 §4.1.1.1; letters, digits and `.-_:[]` are what we see to.
+    pub name: String,
+    /// EHLO rather than HELO.
+    pub esmtp: bool,
+}
+
+/// MAIL's arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MailFrom {
+    /// Where reports go.
+    pub reverse_path: ReversePath,
+    /// SIZE: octets the client means to send (RFC 1870 §4).
+    pub size: Option<u64>,
+    /// BODY (RFC 6152 §2).
+    pub body: Option<BodyType>,
+}
+
+/// RCPT's argument.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForwardPath {
+    /// `<postmaster>` in any case: ours (RFC 5321 §4.5.1).
+    Postmaster,
+    /// All others, source routes cut (RFC 5321 Appendix C).
+    Mailbox(Mailbox),
+}
+
+/// Octets that must not be seen: wiped when dropped, never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Wraps `octets`.
+    pub fn new(octets: Vec<u8>) -> Self {
+        Self(Zeroizing::new(octets))
+    }
+
+    /// The octets; for checking, not for keeping.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Reads one command line, given without its CRLF. The error is the reply that tells what is wrong; the session goes on.
+pub fn parse(line: &[u8]) -> Result<Command, Reply> {
+    let (verb, rest) = match line.iter().position(|&c| c == b' ') {
+        Some(at) => line.split_at(at),
+        None => (line, &[][..]),
+    };
+    let is = |name: &str| verb.eq_ignore_ascii_case(name.as_bytes());
+    let limit = if is("MAIL") {
+        MAX_MAIL
+    } else if is("AUTH") {
+        MAX_LINE
+    } else {
+        MAX_COMMAND
+    };
+    if line.len() + 2 > limit {
+        return Err(too_long());
+    }
+    // Only CRLF ends a line (RFC 5321 §2.3.8): what stands inside was meant to be read as an end by someone else.
+    if memchr3(b'\r', b'\n', 0, line).is_some() {
+        return Err(Reply::new(500, 5, 2, "bare CR, bare LF or NUL in a command"));
+    }
+    if is("MAIL") {
+        return mail(rest);
+    }
+    if is("RCPT") {
+        return rcpt(rest);
+    }
+    let argument = rest.trim_ascii();
+    if is("EHLO") || is("HELO") {
+        let esmtp = is("EHLO");
+        return hello(argument).map(|name| Command::Hello(Hello { name, esmtp }));
+    }
+    if is("AUTH") {
+        return auth(argument);
+    }
+    for (name, command) in [
+        ("NOOP", Command::Noop),
+        ("VRFY", Command::Vrfy),
+        ("EXPN", Command::Expn),
+        ("HELP", Command::Help),
+    ] {
+        if is(name) {
+            return Ok(command);
+        }
+    }
+    for (name, command) in [
+        ("DATA", Command::Data),
+        ("RSET", Command::Rset),
+        ("QUIT", Command::Quit),
+        ("STARTTLS", Command::StartTls),
+    ] {
+        if is(name) {
+            return if argument.is_empty() {
+                Ok(command)
+            } else {
+                Err(no_argument())
+            };
+        }
+    }
+    if is_foreign(verb) {
+        return Ok(Command::Foreign);
+    }
+    Err(Reply::new(500, 5, 1, "command not recognised"))
+}
+
+/// The reply to a line over its limit.
+pub fn too_long() -> Reply {
+    Reply::new(500, 5, 2, "line too long")
+}
+
+fn no_argument() -> Reply {
+    Reply::new(501, 5, 4, "this command takes no argument")
+}
+
+fn is_foreign(verb: &[u8]) -> bool {
+    const WORDS: [&str; 13] = [
+        "GET",
+        "POST",
+        "PUT",
+        "HEAD",
+        "OPTIONS",
+        "DELETE",
+        "PATCH",
+        "CONNECT",
+        "TRACE",
+        "PRI",
+        "PROPFIND",
+        "HOST:",
+        "USER-AGENT:",
+    ];
+    WORDS
+        .iter()
+        .any(|word| verb.eq_ignore_ascii_case(word.as_bytes()))
+}
+
+fn hello(name: &[u8]) -> Result<String, Reply> {
+    let allowed = |c: &u8| c.is_ascii_alphanumeric() || b".-_:[]".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME || !name.iter().all(allowed) {
+        return Err(Reply::new(501, 5, 4, "a domain or an address literal is needed"));
+    }
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+fn auth(argument: &[u8]) -> Result<Command, Reply> {
+    let bad = || {
+        Reply::new(
+            501,
+            5,
+            4,
+            "AUTH takes a mechanism and at most one initial response",
+        )
+    };
+    let mut words = argument.split(|&c| c == b' ').filter(|word| !word.is_empty());
+    let mechanism = words.next().ok_or_else(bad)?;
+    // RFC 4422 §3.1: 1 to 20 upper-case letters, digits, hyphens, underscores.
+    let allowed = |c: &u8| c.is_ascii_alphanumeric() || b"-_".contains(c);
+    if mechanism.len() > 20 || !mechanism.iter().all(allowed) {
+        return Err(bad());
+    }
+    let initial = match words.next() {
+        None => None,
+        Some(b"=") => Some(Secret::new(Vec::new())), // RFC 4954 §4: an empty initial response
+        Some(base64) => Some(Secret::new(base64.to_vec())),
+    };
+    if words.next().is_some() {
+        return Err(bad());
+    }
+    let mechanism = String::from_utf8_lossy(mechanism).to_ascii_uppercase();
+    Ok(Command::Auth { mechanism, initial })
+}
+
+fn mail(rest: &[u8]) -> Result<Command, Reply> {
+    let (path, parameters) = path(rest, "FROM:", 7)?;
+    let reverse_path = match path {
+        "" => ReversePath::Null,
+        address => ReversePath::Mailbox(mailbox(address, 7)?),
+    };
+    let (mut size, mut body, mut auth) = (None, None, None);
+    for parameter in parameters.split(' ').filter(|p| !p.is_empty()) {
+        let (name, value) = match parameter.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (parameter, None),
+        };
+        let repeated = if name.eq_ignore_ascii_case("SIZE") {
+            size.replace(octets(value)?).is_some()
+        } else if name.eq_ignore_ascii_case("BODY") {
+            body.replace(body_type(value)?).is_some()
+        } else if name.eq_ignore_ascii_case("AUTH") {
+            // RFC 4954 §5: who first submitted it, by the client's word. We trust none, so none is passed on.
+            auth.replace(value.filter(|v| !v.is_empty()).ok_or_else(bad_value)?)
+                .is_some()
+        } else {
+            return Err(unknown_parameter());
+        };
+        if repeated {
+            return Err(Reply::new(501, 5, 4, "parameter given twice"));
+        }
+    }
+    Ok(Command::Mail(MailFrom {
+        reverse_path,
+        size,
+        body,
+    }))
+}
+
+fn rcpt(rest: &[u8]) -> Result<Command, Reply> {
+    let (path, parameters) = path(rest, "TO:", 3)?;
+    if parameters.split(' ').any(|p| !p.is_empty()) {
+        return Err(unknown_parameter());
+    }
+    if path.eq_ignore_ascii_case("postmaster") {
+        return Ok(Command::Rcpt(ForwardPath::Postmaster));
+    }
+    Ok(Command::Rcpt(ForwardPath::Mailbox(mailbox(path, 3)?)))
+}
+
+/// Divides ` FROM:<PATH> PARAMETERS` into the address without brackets and source route, and the parameters. `detail` is
+/// the enhanced code's for a bad address: 7 of the sender, 3 of a recipient (RFC 3463 §3.2).
+fn path<'a>(rest: &'a [u8], keyword: &str, detail: u16) -> Result<(&'a str, &'a str), Reply> {
+    let syntax = |text| Reply::new(501, 5, 2, text);
+    let rest = rest.trim_ascii();
+    let (key, rest) = rest.split_at_checked(keyword.len()).unwrap_or_default();
+    if !key.eq_ignore_ascii_case(keyword.as_bytes()) {
+        return Err(syntax("FROM: or TO: is missing"));
+    }
+    if !rest.is_ascii() {
+        return Err(Reply::new(
+            553,
+            6,
+            7,
+            "addresses beyond ASCII need SMTPUTF8, which is not offered",
+        ));
+    }
+    let rest = std::str::from_utf8(rest).unwrap_or_default();
+    // A space behind the colon is not allowed, yet common.
+    let inside = rest
+        .trim_start()
+        .strip_prefix('<')
+        .ok_or_else(|| syntax("an address stands between < and >"))?;
+    let end =
+        closing_bracket(inside.as_bytes()).ok_or_else(|| syntax("an address stands between < and >"))?;
+    let (address, parameters) = (&inside[..end], &inside[end + 1..]);
+    if address.len() + 2 > MAX_PATH {
+        return Err(Reply::new(501, 1, detail, "address too long"));
+    }
+    if !parameters.is_empty() && !parameters.starts_with(' ') {
+        return Err(syntax("a space is needed behind the address"));
+    }
+    // RFC 5321 §4.1.1.3: source routes are read and dropped.
+    let address = match address.strip_prefix('@').and_then(|route| route.split_once(':')) {
+        Some((_, mailbox)) => mailbox,
+        None => address,
+    };
+    Ok((address, parameters))
+}
+
+/// Where the `>` stands that is not within quotes.
+fn closing_bracket(text: &[u8]) -> Option<usize> {
+    let mut quoted = false;
+    let mut octets = text.iter().enumerate();
+    while let Some((at, octet)) = octets.next() {
+        match octet {
+            b'\\' if quoted => drop(octets.next()),
+            b'"' => quoted = !quoted,
+            b'>' if !quoted => return Some(at),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn mailbox(address: &str, detail: u16) -> Result<Mailbox, Reply> {
+    address
+        .parse()
+        .map_err(|wrong: BadMailbox| Reply::new(501, 1, detail, "").with_text(wrong.to_string()))
+}
+
+fn octets(value: Option<&str>) -> Result<u64, Reply> {
+    let digits = value.filter(|v| (1..=20).contains(&v.len()) && v.bytes().all(|c| c.is_ascii_digit()));
+    // RFC 1870 §3 allows 20 digits, more than fit: too big in any case.
+    digits
+        .map(|v| v.parse().unwrap_or(u64::MAX))
+        .ok_or_else(bad_value)
+}
+
+fn body_type(value: Option<&str>) -> Result<BodyType, Reply> {
+    match value {
+        Some(v) if v.eq_ignore_ascii_case("7BIT") => Ok(BodyType::SevenBit),
+        Some(v) if v.eq_ignore_ascii_case("8BITMIME") => Ok(BodyType::EightBitMime),
+        _ => Err(bad_value()),
+    }
+}
+
+fn bad_value() -> Reply {
+    Reply::new(501, 5, 4, "bad parameter value")
+}
+
+/// RFC 5321 §4.1.1.11.
+pub(super) fn unknown_parameter() -> Reply {
+    Reply::new(555, 5, 4, "parameter not recognised")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(line: &[u8]) -> String {
+        match parse(line) {
+            Ok(command) => format!("{command:?}"),
+            Err(reply) => format!("{} {}", reply.code, reply.enhanced.unwrap()),
+        }
+    }
+
+    fn from(line: &str) -> MailFrom {
+        match parse(line.as_bytes()) {
+            Ok(Command::Mail(from)) => from,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn to(line: &str) -> String {
+        match parse(line.as_bytes()) {
+            Ok(Command::Rcpt(ForwardPath::Mailbox(mailbox))) => mailbox.to_string(),
+            Ok(Command::Rcpt(ForwardPath::Postmaster)) => "postmaster".to_owned(),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn reads_commands_in_any_case() {
+        for (line, command) in [
+            ("DATA", Command::Data),
+            ("data ", Command::Data),
+            ("RsEt", Command::Rset),
+            ("NOOP whatever", Command::Noop),
+            ("vrfy someone", Command::Vrfy),
+            ("EXPN list", Command::Expn),
+            ("help", Command::Help),
+            ("quit", Command::Quit),
+            ("starttls", Command::StartTls),
+            ("POST / HTTP/1.1", Command::Foreign),
+            ("get / HTTP/1.0", Command::Foreign),
+            ("Host: relay.test", Command::Foreign),
+        ] {
+            assert_eq!(parse(line.as_bytes()), Ok(command), "{line}");
+        }
+        let hello = |name: &str, esmtp| {
+            Ok(Command::Hello(Hello {
+                name: name.to_owned(),
+                esmtp,
+            }))
+        };
+        assert_eq!(parse(b"EHLO client.test"), hello("client.test", true));
+        assert_eq!(
+            parse(b"helo  [IPv6:2001:db8::1] "),
+            hello("[IPv6:2001:db8::1]", false)
+        );
+    }
+
+    #[test]
+    fn reads_mail() {
+        let all = from("MAIL FROM:<a@example.com> SIZE=1000 body=8bitmime AUTH=<>");
+        assert_eq!(all.reverse_path.to_string(), "a@example.com");
+        assert_eq!((all.size, all.body), (Some(1000), Some(BodyType::EightBitMime)));
+        let null = from("mail from:<>");
+        assert_eq!(
+            (null.reverse_path, null.size, null.body),
+            (ReversePath::Null, None, None)
+        );
+        assert_eq!(
+            from("MAIL FROM: <@a.test,@b.test:a@example.com>")
+                .reverse_path
+                .to_string(),
+            "a@example.com"
+        );
+        assert_eq!(
+            from("MAIL FROM:<a@b.test> SIZE=99999999999999999999").size,
+            Some(u64::MAX)
+        );
+    }
+
+    #[test]
+    fn reads_rcpt() {
+        assert_eq!(to("RCPT TO:<Bob@Example.COM>"), "Bob@example.com");
+        assert_eq!(to("rcpt to:<PostMaster>"), "postmaster");
+        assert_eq!(to("RCPT TO:<@hop.test:b@example.com>"), "b@example.com");
+        assert_eq!(
+            to(r#"RCPT TO:<"a> b\"@x"@example.com>"#),
+            r#""a> b\"@x"@example.com"#
+        );
+        assert_eq!(to("RCPT TO:<a%b.test@example.com>"), "a%b.test@example.com");
+    }
+
+    #[test]
+    fn tells_what_is_wrong() {
+        for (line, expected) in [
+            ("", "500 5.5.1"),
+            (" ", "500 5.5.1"),
+            ("XYZZY", "500 5.5.1"),
+            ("\u{e9}", "500 5.5.1"),
+            ("EHLO", "501 5.5.4"),
+            ("EHLO a b", "501 5.5.4"),
+            ("EHLO a(b)", "501 5.5.4"),
+            ("DATA now", "501 5.5.4"),
+            ("RSET x", "501 5.5.4"),
+            ("QUIT x", "501 5.5.4"),
+            ("STARTTLS x", "501 5.5.4"),
+            ("MAIL", "501 5.5.2"),
+            ("MAIL TO:<a@b.test>", "501 5.5.2"),
+            ("MAIL FROM:a@b.test", "501 5.5.2"),
+            ("MAIL FROM:<a@b.test", "501 5.5.2"),
+            ("MAIL FROM:<a@b.test>SIZE=1", "501 5.5.2"),
+            ("MAIL FROM:<a@b..test>", "501 5.1.7"),
+            ("MAIL FROM:<a>", "501 5.1.7"),
+            ("MAIL FROM:<postmaster>", "501 5.1.7"),
+            ("MAIL FROM:<j\u{fc}rgen@b.test>", "553 5.6.7"),
+            ("MAIL FROM:<a@m\u{fc}nchen.test>", "553 5.6.7"),
+            ("MAIL FROM:<a@b.test> SIZE", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> SIZE=-1", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> SIZE=1 SIZE=2", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> BODY=BINARYMIME", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> AUTH", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> RET=HDRS", "555 5.5.4"),
+            ("MAIL FROM:<a@b.test> SMTPUTF8", "555 5.5.4"),
+            ("RCPT TO:<>", "501 5.1.3"),
+            ("RCPT TO:<a@[192.0.2.1]>", "501 5.1.3"),
+            ("RCPT TO:<a b@example.com>", "501 5.1.3"),
+            ("RCPT TO:<a@example.com> NOTIFY=NEVER", "555 5.5.4"),
+            ("AUTH", "501 5.5.4"),
+            ("AUTH PLAIN a b", "501 5.5.4"),
+            ("AUTH PL/AIN", "501 5.5.4"),
+            ("NOOP a\nRSET", "500 5.5.2"),
+            ("RCPT TO:<a@b.test>\rx", "500 5.5.2"),
+            ("RCPT TO:<a\0@b.test>", "500 5.5.2"),
+        ] {
+            assert_eq!(code(line.as_bytes()), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn holds_the_limits() {
+        let noop = |octets: usize| format!("NOOP {}", "x".repeat(octets - 7));
+        assert_eq!(code(noop(512).as_bytes()), "Noop");
+        assert_eq!(code(noop(513).as_bytes()), "500 5.5.2");
+        let mail = |octets: usize| format!("MAIL FROM:<a@b.test> AUTH={}", "x".repeat(octets - 28));
+        assert!(parse(mail(MAX_MAIL).as_bytes()).is_ok());
+        assert_eq!(code(mail(MAX_MAIL + 1).as_bytes()), "500 5.5.2");
+        let auth = |octets: usize| format!("AUTH PLAIN {}", "x".repeat(octets - 13));
+        assert!(parse(auth(MAX_LINE).as_bytes()).is_ok());
+        assert_eq!(code(auth(MAX_LINE + 1).as_bytes()), "500 5.5.2");
+        let local = |n: usize| format!("RCPT TO:<{}@example.com>", "x".repeat(n));
+        assert!(parse(local(64).as_bytes()).is_ok());
+        assert_eq!(code(local(65).as_bytes()), "501 5.1.3");
+        let path = |n: usize| {
+            format!(
+                "RCPT TO:<{}@{}.test>",
+                "x".repeat(64),
+                vec!["abcdefg"; n].join(".")
+            )
+        };
+        assert!(parse(path(23).as_bytes()).is_ok()); // 64 + 1 + 183 + 5 + 2 = 255
+        assert_eq!(code(path(24).as_bytes()), "501 5.1.3");
+        let name = |n: usize| format!("EHLO {}", "x".repeat(n));
+        assert!(parse(name(255).as_bytes()).is_ok());
+        assert_eq!(code(name(256).as_bytes()), "501 5.5.4");
+    }
+
+    #[test]
+    fn hides_secrets() {
+        let auth = parse(b"auth plain AGEAYg==").unwrap();
+        assert_eq!(
+            format!("{auth:?}"),
+            "Auth { mechanism: \"PLAIN\", initial: Some(Secret(..)) }"
+        );
+        let Command::Auth { initial, .. } = auth else {
+            panic!()
+        };
+        assert_eq!(initial.unwrap().expose(), b"AGEAYg==");
+        let Ok(Command::Auth { initial, .. }) = parse(b"AUTH LOGIN =") else {
+            panic!()
+        };
+        assert_eq!(initial.unwrap().expose(), b"");
+    }
+}

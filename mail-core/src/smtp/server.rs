@@ -1,0 +1,569 @@
+//! The server's side of an SMTP session, as a value (RFC 5321 §4.1.4).
+//!
+//! The shell owns socket, time and policy. It feeds what it learns to [`Session::step`] and does what the action says:
+//!
+//! ```text
+//! Say            write the reply; then the next input: a line from the inbox, or silence for longer than patience()
+//! Ask            decide, then Input::Answer
+//! ReceiveData    write the 354, fill a data::Decoder up to its end, then Input::Data
+//! StartTls       write the 220 and flush; handshake; then Input::TlsStarted
+//! Close, Hangup  write the reply, flush, close
+//! ```
+//!
+//! Replies need not be flushed while the inbox holds more lines: a group of pipelined commands gets its replies in one
+//! write (RFC 2920 §3.2).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::smtp::command::{self, Command, ForwardPath, Hello, MailFrom, Secret};
+use crate::smtp::data::DataFault;
+use crate::{BodyType, Envelope, Mailbox, Recipient, Reply};
+
+mod sasl;
+
+use sasl::{Exchange, Turn};
+
+/// What a server is and offers; the same for all sessions of a listener.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The name in greeting and EHLO.
+    pub hostname: String,
+    /// Whose `<postmaster>` is (RFC 5321 §4.5.1).
+    pub postmaster: Mailbox,
+    /// SIZE in octets; 0: no limit (RFC 1870 §4).
+    pub max_message_bytes: u64,
+    /// Recipients of one transaction; more are told 452 4.5.3 (RFC 5321 §4.5.3.1.10).
+    pub max_recipients: usize,
+    /// Bad replies a client may cause; the next one is 421 4.7.0, and the end.
+    pub max_errors: u32,
+    /// STARTTLS is offered in clear.
+    pub starttls: bool,
+    /// Whether clients log in.
+    pub auth: Auth,
+    /// Offer PIPELINING (RFC 2920).
+    pub pipelining: bool,
+    /// Offer 8BITMIME (RFC 6152).
+    pub eight_bit_mime: bool,
+    /// Offer ENHANCEDSTATUSCODES (RFC 2034); else replies go without them.
+    pub enhanced_codes: bool,
+    /// Silence while a command is awaited (RFC 5321 §4.5.3.2.7).
+    pub command_timeout: Duration,
+    /// Silence within message data.
+    pub data_timeout: Duration,
+}
+
+/// Whether clients log in (RFC 4954). Mechanisms are PLAIN and LOGIN, under TLS only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// AUTH is not known here.
+    None,
+    /// Nothing is accepted before AUTH (RFC 6409 §4.3).
+    Required,
+}
+
+/// What the shell learned.
+pub enum Input<'a> {
+    /// The client is there, and TLS up where it comes first.
+    Connected,
+    /// The client spoke when it had to be silent: before the greeting, or between STARTTLS and the handshake.
+    EarlyTalk,
+    /// A line without its CRLF: see [`crate::smtp::inbox::Inbox`].
+    Line(&'a [u8]),
+    /// A line was longer than any may be.
+    LineTooLong,
+    /// Message data was read to its end.
+    Data(Result<(), DataFault>),
+    /// The answer to [`Action::Ask`]. 2yz: go on; all others: don't, and tell the client so.
+    Answer(Reply),
+    /// The handshake behind [`Action::StartTls`] succeeded. Where it fails, the shell closes.
+    TlsStarted,
+    /// Silence for longer than [`Session::patience`].
+    Timeout,
+    /// The server is going down. To be given where [`Session::is_between_transactions`].
+    Shutdown,
+    /// A decision of the shell's to end this now with these words, such as a limit on connections.
+    Close(Reply),
+}
+
+/// What the shell is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Write the reply and go on reading lines.
+    Say(Reply),
+    /// Decide; the next input is the answer.
+    Ask(Question),
+    /// Write the reply, then read message data. Its limit is [`Config::max_message_bytes`] or less.
+    ReceiveData(Reply),
+    /// Write the reply, flush, then the TLS handshake.
+    StartTls(Reply),
+    /// Write the reply, flush, close.
+    Close(Reply),
+    /// Close without a word.
+    Hangup,
+}
+
+/// A matter of policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// May this sender open a transaction? [`Reply::positive`] replies: [`replies::SENDER_OK`].
+    Mail(MailFrom),
+    /// May this recipient be added? See [`Session::envelope`]; [`replies::RECIPIENT_OK`].
+    Rcpt(Recipient),
+    /// May data follow? Any 2yz; the client is then told 354.
+    Data,
+    /// Is the message, whose data the shell has at hand, kept? 2yz only when it is durable.
+    Message(Envelope),
+    /// Is this the password? [`replies::LOGGED_IN`] or [`replies::BAD_LOGIN`].
+    Login {
+        /// As sent; UTF-8, not prepared (RFC 4616 §2).
+        user: String,
+        /// As sent.
+        password: Secret,
+    },
+    /// Can TLS start? Any 2yz, or 454 4.7.0 (RFC 3207 §4). With octets left in the inbox the input is `EarlyTalk`.
+    StartTls,
+}
+
+/// Replies for shells.
+pub mod replies {
+    use crate::Reply;
+
+    /// To MAIL.
+    pub const SENDER_OK: Reply = Reply::new(250, 1, 0, "sender ok");
+    /// To RCPT.
+    pub const RECIPIENT_OK: Reply = Reply::new(250, 1, 5, "recipient ok");
+    /// Answers [`super::Question::Data`] and [`super::Question::StartTls`]; not seen by the client.
+    pub const GO: Reply = Reply::new(250, 0, 0, "go");
+    /// To AUTH (RFC 4954 §6).
+    pub const LOGGED_IN: Reply = Reply::new(235, 7, 0, "logged in");
+    /// To AUTH, whatever was wrong.
+    pub const BAD_LOGIN: Reply = Reply::new(535, 7, 8, "user or password wrong");
+    /// To RCPT beyond a limit: the client sends the rest in another transaction (RFC 5321 §4.5.3.1.10).
+    pub const TOO_MANY_RECIPIENTS: Reply = Reply::new(452, 5, 3, "too many recipients");
+    /// To MAIL and to data over a limit (RFC 1870 §6).
+    pub const TOO_BIG: Reply = Reply::new(552, 3, 4, "message too big");
+}
+
+/// One session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    config: Arc<Config>,
+    hello: Option<Hello>,
+    tls: bool,
+    logged_in: bool,
+    errors: u32,
+    state: State,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    /// Before the greeting.
+    Silent,
+    /// Between transactions.
+    Ready,
+    Open(Transaction),
+    Receiving(Transaction),
+    Sasl(Exchange),
+    Asked(Asked),
+    Handshake,
+    Over,
+}
+
+/// What the shell is asked, with what its answer decides.
+#[derive(Clone, Debug)]
+enum Asked {
+    Mail(MailFrom),
+    Rcpt(Transaction, Recipient),
+    Data(Transaction),
+    Message,
+    Login,
+    StartTls,
+}
+
+/// A mail transaction: dropped whole by RSET, EHLO, STARTTLS.
+#[derive(Clone, Debug)]
+struct Transaction {
+    envelope: Envelope,
+    declared_bytes: Option<u64>,
+    /// Some RCPT was refused.
+    refused: bool,
+}
+
+impl Session {
+    /// A session whose client has not been greeted. `tls`: it began with a handshake (RFC 8314 §3.3).
+    pub fn new(config: Arc<Config>, tls: bool) -> Self {
+        Self {
+            config,
+            hello: None,
+            tls,
+            logged_in: false,
+            errors: 0,
+            state: State::Silent,
+        }
+    }
+
+    /// Takes one input to the next session and the one action it causes. Never fails: what does not fit ends the session.
+    pub fn step(mut self, input: Input<'_>) -> (Self, Action) {
+        let state = std::mem::replace(&mut self.state, State::Over);
+        let action = self.decide(state, input);
+        if matches!(action, Action::Close(_) | Action::Hangup) {
+            self.state = State::Over;
+        }
+        (self, action)
+    }
+
+    /// Whether [`Action::Close`] or [`Action::Hangup`] was given.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    /// The longest silence to bear now.
+    pub fn patience(&self) -> Duration {
+        match self.state {
+            State::Receiving(_) => self.config.data_timeout,
+            _ => self.config.command_timeout,
+        }
+    }
+
+    /// Whether ending the session now breaks off nothing: the moment for [`Input::Shutdown`].
+    pub fn is_between_transactions(&self) -> bool {
+        matches!(self.state, State::Silent | State::Ready | State::Sasl(_))
+    }
+
+    /// What the client calls itself.
+    pub fn hello(&self) -> Option<&Hello> {
+        self.hello.as_ref()
+    }
+
+    /// Whether TLS protects the session.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Whether AUTH succeeded.
+    pub fn is_logged_in(&self) -> bool {
+        self.logged_in
+    }
+
+    /// The transaction so far, while one is open.
+    pub fn envelope(&self) -> Option<&Envelope> {
+        self.transaction().map(|transaction| &transaction.envelope)
+    }
+
+    /// The size the client declared at MAIL, in octets (RFC 1870 §4), while a transaction is open.
+    pub fn declared_bytes(&self) -> Option<u64> {
+        self.transaction()
+            .and_then(|transaction| transaction.declared_bytes)
+    }
+
+    fn transaction(&self) -> Option<&Transaction> {
+        match &self.state {
+            State::Open(tx) | State::Receiving(tx) | State::Asked(Asked::Rcpt(tx, _) | Asked::Data(tx)) => {
+                Some(tx)
+            }
+            _ => None,
+        }
+    }
+
+    fn decide(&mut self, state: State, input: Input<'_>) -> Action {
+        match (state, input) {
+            (State::Over, _) => Action::Hangup,
+            (_, Input::Close(reply)) => self.close(reply),
+            (_, Input::Timeout) => {
+                self.close(Reply::new(421, 4, 2, "").with_text(self.named("silent for too long")))
+            }
+            (_, Input::Shutdown) => self.close(Reply::new(421, 3, 2, "").with_text(self.named("going down"))),
+            (State::Silent, Input::Connected) => {
+                self.state = State::Ready;
+                Action::Say(Reply::plain(220, "").with_text(self.named("ESMTP Postrider")))
+            }
+            // RFC 5321 §4.3.1: the client waits for the greeting. Those that don't are not mail programs.
+            (State::Silent, Input::EarlyTalk) => {
+                self.close(Reply::plain(554, "").with_text(self.named("you spoke before the greeting")))
+            }
+            // RFC 3207 §4.2: what came in clear behind STARTTLS may be someone else's.
+            (State::Asked(Asked::StartTls), Input::EarlyTalk) => {
+                self.close(Reply::new(554, 5, 1, "STARTTLS ends a group of commands"))
+            }
+            (State::Ready, Input::Line(line)) => self.command(None, line),
+            (State::Open(tx), Input::Line(line)) => self.command(Some(tx), line),
+            (State::Ready, Input::LineTooLong) => self.stay(None, command::too_long()),
+            (State::Open(tx), Input::LineTooLong) => self.stay(Some(tx), command::too_long()),
+            (State::Sasl(exchange), Input::Line(line)) => self.sasl(exchange.answer(line)),
+            (State::Sasl(_), Input::LineTooLong) => self.stay(None, Reply::new(500, 5, 6, "line too long")),
+            (State::Receiving(tx), Input::Data(Ok(()))) => {
+                self.ask(Asked::Message, Question::Message(tx.envelope))
+            }
+            (State::Receiving(_), Input::Data(Err(fault))) => self.stay(None, fault.reply()),
+            (State::Asked(asked), Input::Answer(reply)) => self.answered(asked, reply),
+            (State::Handshake, Input::TlsStarted) => {
+                // RFC 3207 §4.2: all that was known before is forgotten; the client says EHLO again.
+                self.hello = None;
+                self.logged_in = false;
+                self.tls = true;
+                self.state = State::Ready;
+                Action::Say(Reply::plain(0, ""))
+            }
+            // The shell's error, not the client's: ended rather than guessed at.
+            (_, _) => self.close(Reply::new(421, 3, 0, "internal error")),
+        }
+    }
+
+    fn command(&mut self, open: Option<Transaction>, line: &[u8]) -> Action {
+        let command = match command::parse(line) {
+            Ok(command) => command,
+            Err(reply) => return self.stay(open, reply),
+        };
+        match command {
+            Command::Hello(hello) => {
+                // RFC 5321 §4.1.4: as RSET.
+                let reply = self.hello_reply(&hello);
+                self.hello = Some(hello);
+                self.stay(None, reply)
+            }
+            Command::Mail(from) => match self.mail_refused(open.is_some(), &from) {
+                Some(reply) => self.stay(open, reply),
+                None => self.ask(Asked::Mail(from.clone()), Question::Mail(from)),
+            },
+            Command::Rcpt(to) => self.rcpt(open, to),
+            Command::Data => match open {
+                None => self.stay(None, out_of_order("MAIL and RCPT come first")),
+                Some(tx) if tx.envelope.recipients.is_empty() && tx.refused => {
+                    // RFC 2920 §3.1: DATA was sent before the client knew that no recipient was left.
+                    self.stay(Some(tx), Reply::new(554, 5, 1, "no valid recipients"))
+                }
+                Some(tx) if tx.envelope.recipients.is_empty() => {
+                    self.stay(Some(tx), out_of_order("RCPT comes first"))
+                }
+                Some(tx) => self.ask(Asked::Data(tx), Question::Data),
+            },
+            Command::Rset => self.stay(None, Reply::new(250, 0, 0, "ok")),
+            Command::Noop => self.stay(open, Reply::new(250, 0, 0, "ok")),
+            // RFC 5321 §3.5.3, §7.3: neither yes nor no.
+            Command::Vrfy => self.stay(open, Reply::new(252, 0, 0, "send mail and see")),
+            Command::Expn => self.stay(open, Reply::new(502, 5, 1, "not implemented")),
+            Command::Help => self.stay(open, Reply::new(214, 0, 0, "see RFC 5321")),
+            Command::Quit => self.close(Reply::new(221, 0, 0, "").with_text(self.named("bye"))),
+            Command::StartTls => match self.starttls_refused() {
+                Some(reply) => self.stay(open, reply),
+                None => self.ask(Asked::StartTls, Question::StartTls),
+            },
+            Command::Auth { mechanism, initial } => match self.auth_refused(open.is_some()) {
+                Some(reply) => self.stay(open, reply),
+                None => match Exchange::start(&mechanism) {
+                    Some(exchange) => self.sasl(exchange.begin(initial)),
+                    None => self.stay(None, Reply::new(504, 5, 4, "mechanism not known")),
+                },
+            },
+            Command::Foreign => self.close(Reply::new(554, 5, 1, "this is SMTP")),
+        }
+    }
+
+    fn hello_reply(&self, hello: &Hello) -> Reply {
+        let Config { hostname, .. } = &*self.config;
+        let mut text = hostname.clone();
+        if hello.esmtp {
+            let offers = [
+                (self.config.pipelining, "PIPELINING"),
+                (self.config.eight_bit_mime, "8BITMIME"),
+                (self.config.enhanced_codes, "ENHANCEDSTATUSCODES"),
+                (self.config.starttls && !self.tls, "STARTTLS"),
+                (self.config.auth != Auth::None && self.tls, sasl::OFFER),
+            ];
+            text.push_str(&format!("\nSIZE {}", self.config.max_message_bytes));
+            for (_, keyword) in offers.into_iter().filter(|(offered, _)| *offered) {
+                text.push('\n');
+                text.push_str(keyword);
+            }
+        }
+        Reply::plain(250, "").with_text(text)
+    }
+
+    fn mail_refused(&self, open: bool, from: &MailFrom) -> Option<Reply> {
+        if self.hello.is_none() {
+            return Some(out_of_order("EHLO comes first"));
+        }
+        if self.config.auth == Auth::Required && !self.logged_in {
+            let text = if self.tls {
+                "log in first"
+            } else {
+                "STARTTLS and log in first"
+            };
+            return Some(Reply::new(530, 7, 0, text));
+        }
+        if open {
+            return Some(out_of_order("a transaction is open"));
+        }
+        if from.body.is_some() && !self.config.eight_bit_mime {
+            return Some(command::unknown_parameter());
+        }
+        let limit = self.config.max_message_bytes;
+        from.size
+            .filter(|&size| limit != 0 && size > limit)
+            .map(|_| replies::TOO_BIG)
+    }
+
+    fn rcpt(&mut self, open: Option<Transaction>, to: ForwardPath) -> Action {
+        let Some(tx) = open else {
+            return self.stay(None, out_of_order("MAIL comes first"));
+        };
+        if tx.envelope.recipients.len() >= self.config.max_recipients {
+            return self.stay(Some(tx), replies::TOO_MANY_RECIPIENTS);
+        }
+        let mailbox = match to {
+            ForwardPath::Postmaster => self.config.postmaster.clone(),
+            ForwardPath::Mailbox(mailbox) => mailbox,
+        };
+        let recipient = Recipient { mailbox };
+        self.ask(Asked::Rcpt(tx, recipient.clone()), Question::Rcpt(recipient))
+    }
+
+    fn starttls_refused(&self) -> Option<Reply> {
+        if self.tls {
+            Some(out_of_order("TLS is active"))
+        } else if !self.config.starttls {
+            Some(Reply::new(502, 5, 1, "not implemented"))
+        } else if self.hello.is_none() {
+            Some(out_of_order("EHLO comes first"))
+        } else {
+            None
+        }
+    }
+
+    fn auth_refused(&self, open: bool) -> Option<Reply> {
+        if self.config.auth == Auth::None {
+            Some(Reply::new(502, 5, 1, "not implemented"))
+        } else if self.hello.is_none() {
+            Some(out_of_order("EHLO comes first"))
+        } else if !self.tls {
+            Some(Reply::new(538, 7, 11, "STARTTLS comes first")) // RFC 4954 §6
+        } else if self.logged_in {
+            Some(out_of_order("you are logged in"))
+        } else if open {
+            Some(out_of_order("AUTH stands outside of transactions"))
+        } else {
+            None
+        }
+    }
+
+    fn sasl(&mut self, turn: Turn) -> Action {
+        match turn {
+            Turn::Challenge(challenge, exchange) => {
+                self.state = State::Sasl(exchange);
+                Action::Say(Reply::plain(334, challenge))
+            }
+            Turn::Login { user, password } => self.ask(Asked::Login, Question::Login { user, password }),
+            Turn::Failed(reply) => self.stay(None, reply),
+        }
+    }
+
+    fn answered(&mut self, asked: Asked, reply: Reply) -> Action {
+        let yes = reply.is_positive();
+        match asked {
+            Asked::Mail(from) if yes => {
+                let tx = Transaction {
+                    envelope: Envelope {
+                        reverse_path: from.reverse_path,
+                        body: from.body.unwrap_or(BodyType::SevenBit),
+                        recipients: Vec::new(),
+                    },
+                    declared_bytes: from.size,
+                    refused: false,
+                };
+                self.stay(Some(tx), reply)
+            }
+            Asked::Rcpt(mut tx, recipient) => {
+                if yes {
+                    tx.envelope.recipients.push(recipient);
+                } else {
+                    tx.refused = true;
+                }
+                self.stay(Some(tx), reply)
+            }
+            Asked::Data(tx) if yes => {
+                self.state = State::Receiving(tx);
+                Action::ReceiveData(Reply::plain(354, "end with a line of one dot"))
+            }
+            Asked::StartTls if yes => {
+                self.state = State::Handshake;
+                Action::StartTls(Reply::new(220, 0, 0, "go ahead"))
+            }
+            Asked::Login => {
+                self.logged_in = yes;
+                self.stay(None, reply)
+            }
+            // A refused DATA leaves nothing to go on with (RFC 5321 §4.1.1.4); a refused STARTTLS drops the transaction too.
+            Asked::Mail(_) | Asked::Data(_) | Asked::Message | Asked::StartTls => self.stay(None, reply),
+        }
+    }
+
+    fn ask(&mut self, asked: Asked, question: Question) -> Action {
+        self.state = State::Asked(asked);
+        Action::Ask(question)
+    }
+
+    /// Says `reply`, and goes on with the open transaction or with none. A 421 of the shell's closes.
+    fn stay(&mut self, open: Option<Transaction>, reply: Reply) -> Action {
+        if reply.code == 421 {
+            return self.close(reply); // RFC 5321 §3.8
+        }
+        if counts(&reply) {
+            self.errors += 1;
+            if self.errors > self.config.max_errors {
+                return self.close(Reply::new(421, 7, 0, "").with_text(self.named("too many errors")));
+            }
+        }
+        self.state = match open {
+            Some(tx) => State::Open(tx),
+            None => State::Ready,
+        };
+        Action::Say(self.dressed(reply))
+    }
+
+    fn close(&mut self, reply: Reply) -> Action {
+        Action::Close(self.dressed(reply))
+    }
+
+    /// `hostname text`: replies that greet or close name the host (RFC 5321 §4.2.2).
+    fn named(&self, text: &str) -> String {
+        format!("{} {text}", self.config.hostname)
+    }
+
+    fn dressed(&self, mut reply: Reply) -> Reply {
+        if !self.config.enhanced_codes {
+            reply.enhanced = None;
+        }
+        reply
+    }
+}
+
+fn out_of_order(text: &'static str) -> Reply {
+    Reply::new(503, 5, 1, text)
+}
+
+/// Whether a reply tells of an error of the client's: not of ours (x.3.z, RFC 3463 §3.4), nor of recipients to be sent in
+/// another transaction.
+fn counts(reply: &Reply) -> bool {
+    let ours = reply.is_transient() && reply.enhanced.is_some_and(|code| code.1 == 3);
+    reply.code >= 400 && !ours && *reply != replies::TOO_MANY_RECIPIENTS
+}
+
+impl fmt::Debug for Input<'_> {
+    /// Without what the line says: it may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected => f.write_str("Connected"),
+            Self::EarlyTalk => f.write_str("EarlyTalk"),
+            Self::Line(line) => write!(f, "Line({} octets)", line.len()),
+            Self::LineTooLong => f.write_str("LineTooLong"),
+            Self::Data(result) => write!(f, "Data({result:?})"),
+            Self::Answer(reply) => write!(f, "Answer({reply})"),
+            Self::TlsStarted => f.write_str("TlsStarted"),
+            Self::Timeout => f.write_str("Timeout"),
+            Self::Shutdown => f.write_str("Shutdown"),
+            Self::Close(reply) => write!(f, "Close({reply})"),
+        }
+    }
+}

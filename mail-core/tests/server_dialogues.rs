@@ -1,0 +1,167 @@
+//! Dialogues with the server session, as text: `C:` lines are the client's, `S:` lines the codes of the server's replies.
+//!
+//! The policy here: senders and recipients `no@…` are refused, ada's password is `secret`, every message is kept. The client
+//! says all at once, as a pipelining client would; `\n` in a line is a bare LF.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_core::Reply;
+use mail_core::smtp::data::Decoder;
+use mail_core::smtp::inbox::{Inbox, Line};
+use mail_core::smtp::server::{Action, Auth, Config, Input, Question, Session, replies};
+
+fn config(auth: Auth) -> Arc<Config> {
+    Arc::new(Config {
+        hostname: "mx.test".into(),
+        postmaster: "postmaster@mx.test".parse().unwrap(),
+        max_message_bytes: 1_000,
+        max_recipients: 100,
+        max_errors: 5,
+        starttls: true,
+        auth,
+        pipelining: true,
+        eight_bit_mime: true,
+        enhanced_codes: true,
+        command_timeout: Duration::from_secs(300),
+        data_timeout: Duration::from_secs(180),
+    })
+}
+
+fn answer(question: &Question) -> Reply {
+    match question {
+        Question::Mail(from)
+            if from
+                .reverse_path
+                .mailbox()
+                .is_some_and(|from| from.local() == "no") =>
+        {
+            Reply::new(550, 7, 1, "not yours")
+        }
+        Question::Mail(_) => replies::SENDER_OK,
+        Question::Rcpt(to) if to.mailbox.local() == "no" => Reply::new(550, 1, 1, "unknown"),
+        Question::Rcpt(_) => replies::RECIPIENT_OK,
+        Question::Login { user, password } if user == "ada" && password.expose() == b"secret" => {
+            replies::LOGGED_IN
+        }
+        Question::Login { .. } => replies::BAD_LOGIN,
+        Question::Message(_) => Reply::new(250, 0, 0, "queued"),
+        Question::Data | Question::StartTls => replies::GO,
+    }
+}
+
+fn play(auth: Auth, tls: bool, client: &str) -> String {
+    let mut session = Session::new(config(auth), tls);
+    let mut inbox = Inbox::default();
+    inbox.buffer().extend_from_slice(client.as_bytes());
+    let mut said = Vec::new();
+    let mut input = Input::Connected;
+    let mut line;
+    loop {
+        let action;
+        (session, action) = session.step(input);
+        match action {
+            Action::Say(reply) => {
+                reply.write_to(&mut said);
+                input = match inbox.line() {
+                    Some(Line::Whole(octets)) => {
+                        line = octets.to_vec();
+                        Input::Line(&line)
+                    }
+                    Some(Line::TooLong) => Input::LineTooLong,
+                    None => break,
+                };
+            }
+            Action::Ask(Question::StartTls) if !inbox.is_empty() => input = Input::EarlyTalk,
+            Action::Ask(question) => input = Input::Answer(answer(&question)),
+            Action::ReceiveData(reply) => {
+                reply.write_to(&mut said);
+                let mut decoder = Decoder::new(1_000, None);
+                inbox.decode(&mut decoder);
+                assert!(decoder.is_at_end(), "the data has no end");
+                input = Input::Data(decoder.finish().map(drop));
+            }
+            Action::StartTls(reply) => {
+                reply.write_to(&mut said);
+                input = Input::TlsStarted;
+            }
+            Action::Close(reply) => {
+                reply.write_to(&mut said);
+                break;
+            }
+            Action::Hangup => break,
+        }
+    }
+    String::from_utf8(said).unwrap()
+}
+
+/// The code of each reply's last line, with the enhanced code if it has one.
+fn codes(said: &str) -> Vec<String> {
+    let last_lines = said.lines().filter(|line| line.as_bytes().get(3) == Some(&b' '));
+    let code = |line: &str| match line.split(' ').nth(1) {
+        Some(word) if word.split('.').count() == 3 && word.starts_with(['2', '4', '5']) => {
+            line[..4 + word.len()].to_owned()
+        }
+        _ => line[..3].to_owned(),
+    };
+    last_lines.map(code).collect()
+}
+
+#[test]
+fn every_dialogue_goes_as_written() {
+    let mut count = 0;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dialogues");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (mut client, mut expected) = (String::new(), Vec::new());
+        let (mut auth, mut tls) = (Auth::None, false);
+        for line in text.lines() {
+            match line.split_once(": ") {
+                Some(("C", said)) => client.push_str(&format!("{}\r\n", said.replace("\\n", "\n"))),
+                Some(("S", said)) => expected.push(said.to_owned()),
+                Some(("with", "auth")) => auth = Auth::Required,
+                Some(("with", "tls")) => tls = true,
+                _ => assert!(
+                    line.is_empty() || line.starts_with('#'),
+                    "{}: {line}",
+                    path.display()
+                ),
+            }
+        }
+        let said = play(auth, tls, &client);
+        assert_eq!(codes(&said), expected, "{}:\n{said}", path.display());
+        count += 1;
+    }
+    assert!(count >= 10, "{count}");
+}
+
+#[test]
+fn ehlo_offers_what_there_is() {
+    let clear = play(Auth::Required, false, "EHLO c.test\r\n");
+    assert!(
+        clear.contains("250-SIZE 1000\r\n") && clear.contains("STARTTLS\r\n") && !clear.contains("AUTH"),
+        "{clear}"
+    );
+    let under_tls = play(Auth::Required, true, "EHLO c.test\r\n");
+    assert!(
+        under_tls.contains("250 AUTH PLAIN LOGIN\r\n") && !under_tls.contains("STARTTLS"),
+        "{under_tls}"
+    );
+    assert!(!play(Auth::None, true, "HELO c.test\r\n").contains("SIZE"));
+}
+
+#[test]
+fn silence_and_shutdown_end_a_session() {
+    for (input, code) in [(Input::Timeout, "421 4.4.2"), (Input::Shutdown, "421 4.3.2")] {
+        let (session, _) = Session::new(config(Auth::None), false).step(Input::Connected);
+        let (session, action) = session.step(input);
+        assert!(
+            matches!(&action, Action::Close(reply) if reply.to_string().starts_with(code)),
+            "{action:?}"
+        );
+        assert!(session.is_over());
+    }
+    let (_, action) = Session::new(config(Auth::None), false).step(Input::EarlyTalk);
+    assert!(matches!(action, Action::Close(reply) if reply.code == 554));
+}
