@@ -61,8 +61,10 @@ fn play(auth: Auth, tls: bool, client: &str) -> String {
         let action;
         (session, action) = session.step(input);
         match action {
-            Action::Say(reply) => {
-                reply.write_to(&mut said);
+            action @ (Action::Say(_) | Action::Listen) => {
+                if let Action::Say(reply) = action {
+                    reply.write_to(&mut said);
+                }
                 input = match inbox.line() {
                     Some(Line::Whole(octets)) => {
                         line = octets.to_vec();

@@ -1,10 +1,14 @@
 //! The relay `postrider`: submission in front, the durable queue in the middle, delivery behind.
 
+pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod delivery;
 pub mod dkim_cli;
+pub mod health;
 pub mod prepare;
 pub mod report;
+pub mod run;
+pub mod submission;
 pub mod tls;
 pub mod world;

@@ -6,7 +6,7 @@
 //! fields as fit. The cap never cuts a recipient's entry: a report is about the recipients of one destination, so their
 //! number is bounded already.
 
-mod text;
+pub(crate) mod text;
 
 use std::fmt::Write as _;
 use std::sync::Arc;

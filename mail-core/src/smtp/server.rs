@@ -92,6 +92,8 @@ pub enum Input<'a> {
 pub enum Action {
     /// Write the reply and go on reading lines.
     Say(Reply),
+    /// Go on reading lines.
+    Listen,
     /// Decide; the next input is the answer.
     Ask(Question),
     /// Write the reply, then read message data. Its limit is [`Config::max_message_bytes`] or less.
@@ -304,7 +306,7 @@ impl Session {
                 self.logged_in = false;
                 self.tls = true;
                 self.state = State::Ready;
-                Action::Say(Reply::plain(0, ""))
+                Action::Listen
             }
             // The shell's error, not the client's: ended rather than guessed at.
             (_, _) => self.close(Reply::new(421, 3, 0, "internal error")),

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mail_core::{Domain, EnhancedCode, Recipient, Timestamp};
 use queue::{Backoff, CommitError, Fate, Hop, NewMessage, Queue, UnitKey, Waiting};
@@ -34,7 +35,44 @@ pub struct Accepted {
     /// The message's units, as the queue keeps them.
     pub units: Vec<UnitKey>,
     /// The message, where it may stay in memory.
-    pub message: Option<Arc<NewMessage>>,
+    pub message: Option<Arc<Kept>>,
+}
+
+/// A message that stays in memory until it is sent, or put off: within a budget of octets.
+#[derive(Debug)]
+pub struct Kept {
+    message: Arc<NewMessage>,
+    budget: Arc<AtomicU64>,
+}
+
+impl Kept {
+    /// Keeps the message if the budget, the octets still free, has room for it.
+    pub fn within(budget: &Arc<AtomicU64>, message: Arc<NewMessage>) -> Option<Arc<Self>> {
+        let bytes = size(&message);
+        let take = |free: u64| free.checked_sub(bytes);
+        budget
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .ok()?;
+        Some(Arc::new(Self {
+            message,
+            budget: budget.clone(),
+        }))
+    }
+
+    /// The message.
+    pub fn message(&self) -> &Arc<NewMessage> {
+        &self.message
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.budget.fetch_add(size(&self.message), Ordering::AcqRel);
+    }
+}
+
+fn size(message: &NewMessage) -> u64 {
+    (message.prefix.len() + message.body.len()) as u64
 }
 
 /// What a delivery side is made of.
@@ -401,7 +439,11 @@ impl<N: Net> Courier<N> {
         let error = match self
             .parts
             .preparer
-            .prepare(job.unit, job.message.clone(), self.parts.clock.now())
+            .prepare(
+                job.unit,
+                job.message.as_ref().map(|kept| kept.message().clone()),
+                self.parts.clock.now(),
+            )
             .await
         {
             Ok(prepared) => return Some(prepared),

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
-use queue::{Backoff, HoldRecord, HoldScope, NewMessage, Queue, QueueId, QueueName, ReadError, UnitKey};
+use queue::{Backoff, HoldRecord, HoldScope, Queue, QueueId, QueueName, ReadError, UnitKey};
 use slab::Slab;
 
 use crate::config::settings::DeliverySettings;
 use crate::world::{DnsError, Random};
 
 use super::agenda::{Agenda, PAGE, place};
+use super::courier::Kept;
 use super::lane::{ConnectionId, Lane, LaneKey, Plan, Rest, Rule};
 use super::limiter::Grant;
 use super::route::Route;
@@ -56,7 +57,7 @@ pub struct Job {
     /// What the claim is on.
     pub unit: UnitKey,
     /// The message, where it is still in memory.
-    pub message: Option<Arc<NewMessage>>,
+    pub message: Option<Arc<Kept>>,
 }
 
 /// How a unit ends that no peer is asked about.
@@ -108,7 +109,7 @@ pub enum Settled {
 
 struct Active {
     name: QueueName,
-    agenda: Agenda<Arc<NewMessage>>,
+    agenda: Agenda<Arc<Kept>>,
     way: Way,
     /// The lane's `turn` holds the queue.
     in_turn: bool,
@@ -224,7 +225,7 @@ impl Shard {
     }
 
     /// Units that the queue has just taken in, with their message where it may stay in memory.
-    pub fn accepted(&mut self, units: &[UnitKey], message: Option<&Arc<NewMessage>>, now: Timestamp) {
+    pub fn accepted(&mut self, units: &[UnitKey], message: Option<&Arc<Kept>>, now: Timestamp) {
         for unit in units {
             if self.activate(unit.queue, now) {
                 self.note(unit, message, now);
@@ -424,7 +425,7 @@ impl Shard {
 
     /// Notes a unit that came into the store, or moved there. It may have been seen by a read of the index before it is
     /// told of here, worked on and settled, so the store is asked whether it is still there.
-    fn note(&mut self, unit: &UnitKey, message: Option<&Arc<NewMessage>>, now: Timestamp) {
+    fn note(&mut self, unit: &UnitKey, message: Option<&Arc<Kept>>, now: Timestamp) {
         let is_new = self
             .active
             .get(&unit.queue)

@@ -125,7 +125,7 @@ pub(super) fn span(time: Duration) -> String {
 }
 
 /// RFC 5322 §3.3, in UTC.
-pub(super) fn date(at: Timestamp) -> String {
+pub(crate) fn date(at: Timestamp) -> String {
     let millis = i64::try_from(at.0).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(millis)
         .unwrap_or(jiff::Timestamp::MAX)

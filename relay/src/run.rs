@@ -1,0 +1,261 @@
+//! The process: from settings to a relay that runs, and to one that has stopped.
+//!
+//! One current-thread runtime a core, each with listeners of its own; the first one's thread has the shard too. Committer
+//! and signers are threads beside, and the HTTP door has a small runtime of its own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use prometheus::Registry;
+use queue::{Options, Queue};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::config::Settings;
+use crate::config::settings::{Listener, ListenerKind};
+use crate::credentials::Credentials;
+use crate::delivery::client_tls::ClientTls;
+use crate::delivery::courier::{self, Accepted, Parts};
+use crate::delivery::resolver::RealNet;
+use crate::health::{self, Health};
+use crate::prepare::{self, Preparer};
+use crate::submission::front::Front;
+use crate::submission::listener::{self, Bound};
+use crate::world::{Clock, Random};
+use crate::{delivery, submission};
+
+/// Messages kept that the shard has not been told of. Sessions wait while it is full.
+const TOLD_TO_SHARD: usize = 1_024;
+
+/// A relay that runs.
+pub struct Running {
+    /// Where clients come in: kind, as in the configuration, and address.
+    pub listeners: Vec<(&'static str, SocketAddr)>,
+    /// Where metrics and health are.
+    pub metrics: Option<SocketAddr>,
+    queue: Queue,
+    health: Arc<Health>,
+    stop: watch::Sender<bool>,
+    workers: Vec<JoinHandle<()>>,
+    doors: Runtime,
+    drain_timeout: Duration,
+}
+
+/// What each worker's thread is given.
+struct Worker {
+    front: Arc<Front>,
+    bound: Vec<Bound>,
+    accepted: mpsc::Sender<Accepted>,
+    stop: watch::Receiver<bool>,
+    delivery: Option<Delivery>,
+}
+
+/// What the worker with the shard is given beside.
+struct Delivery {
+    accepted: mpsc::Receiver<Accepted>,
+    preparer: Preparer,
+    tls: Arc<ClientTls>,
+    metrics: delivery::metrics::Metrics,
+}
+
+/// Starts a relay; it takes mail when this returns.
+pub fn start(settings: Settings) -> anyhow::Result<Running> {
+    let settings = Arc::new(settings);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let registry = Registry::new();
+    let _ = registry.register(Box::new(
+        prometheus::process_collector::ProcessCollector::for_self(),
+    ));
+    let credentials = settings
+        .credentials_file
+        .as_deref()
+        .map(Credentials::open)
+        .transpose()?;
+    let signer = prepare::load_keys(&settings.dkim).map_err(|bad| {
+        anyhow::anyhow!(
+            "{}",
+            bad.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        )
+    })?;
+    let tls = Arc::new(ClientTls::new(settings.delivery.ca_file.as_deref())?);
+    // Ports before the store: a relay that can't listen leaves no trace.
+    let mut addresses = Vec::new();
+    let mut bound: Vec<Vec<Bound>> = (0..cores).map(|_| Vec::new()).collect();
+    for listener in &settings.listeners {
+        let (address, sockets) = listener::bind(listener, cores)?;
+        addresses.push((word(listener), address));
+        for (worker, socket) in bound.iter_mut().zip(sockets) {
+            worker.push(socket);
+        }
+    }
+    let metrics = settings.metrics.map(health::bind).transpose()?;
+    let metrics_address = metrics
+        .as_ref()
+        .map(std::net::TcpListener::local_addr)
+        .transpose()?;
+    let options = Options {
+        min_free_bytes: settings.store.min_free_bytes,
+        commit_patience: settings.store.commit_patience,
+    };
+    let queue = Queue::open(&settings.store.path, &options)
+        .with_context(|| format!("the queue in {}", settings.store.path.display()))?;
+    let clock = Clock::system();
+    let front = Arc::new(Front::new(
+        settings.clone(),
+        credentials,
+        queue.clone(),
+        submission::metrics::Metrics::new(&registry)?,
+        clock,
+    ));
+    let preparer = Preparer::threaded(
+        queue.clone(),
+        Arc::new(signer),
+        prepare::Metrics::new(&registry)?,
+        cores,
+    )?;
+    let health = Arc::new(Health::new(registry.clone(), queue.clone())?);
+    let (tell, accepted) = mpsc::channel(TOLD_TO_SHARD);
+    let (stop, stopped) = watch::channel(false);
+    let mut delivery = Some(Delivery {
+        accepted,
+        preparer,
+        tls,
+        metrics: delivery::metrics::Metrics::new(&registry)?,
+    });
+    let mut workers = Vec::with_capacity(cores);
+    for (number, bound) in bound.into_iter().enumerate() {
+        let worker = Worker {
+            front: front.clone(),
+            bound,
+            accepted: tell.clone(),
+            stop: stopped.clone(),
+            delivery: delivery.take(),
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        workers.push(thread.spawn(move || worker.run())?);
+    }
+    let doors = Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("http")
+        .enable_all()
+        .build()?;
+    if let Some(listener) = metrics {
+        doors.spawn(health::serve(listener, health.clone()));
+    }
+    let drain_timeout = settings.drain_timeout;
+    for (kind, address) in &addresses {
+        tracing::info!(kind, %address, "listening");
+    }
+    Ok(Running {
+        listeners: addresses,
+        metrics: metrics_address,
+        queue,
+        health,
+        stop,
+        workers,
+        doors,
+        drain_timeout,
+    })
+}
+
+fn word(listener: &Listener) -> &'static str {
+    match listener.kind {
+        ListenerKind::Submission(_) => "submission",
+        ListenerKind::Submissions(_) => "submissions",
+        ListenerKind::Trusted { .. } => "trusted",
+    }
+}
+
+impl Running {
+    /// The durable queue.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// The runtime that HTTP doors run on.
+    pub fn doors(&self) -> &Runtime {
+        &self.doors
+    }
+
+    /// Stops accepting, lets what is on the wire finish within the drain timeout, and closes the queue. False if something
+    /// was still under way when the time was up: it is in the queue, and was perhaps delivered.
+    pub fn stop(self) -> bool {
+        tracing::info!("draining");
+        self.health.drain();
+        // Every worker listens.
+        let _ = self.stop.send(true);
+        let until = Instant::now() + self.drain_timeout;
+        while Instant::now() < until && !self.workers.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let quiet = self.workers.iter().all(JoinHandle::is_finished);
+        self.queue.close();
+        self.doors.shutdown_background();
+        if quiet {
+            tracing::info!("stopped");
+        } else {
+            tracing::warn!("stopped with work under way: it is in the queue");
+        }
+        quiet
+    }
+}
+
+impl Worker {
+    fn run(self) {
+        let runtime = match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "a worker could not start"),
+        };
+        LocalSet::new().block_on(&runtime, self.serve());
+    }
+
+    async fn serve(self) {
+        let random = Random::system();
+        let mut tasks = JoinSet::new();
+        for bound in self.bound {
+            let (front, random) = (self.front.clone(), random.clone());
+            let (accepted, stop) = (self.accepted.clone(), self.stop.clone());
+            tasks.spawn_local(async move {
+                if let Err(error) = listener::run(bound, front, random, accepted, stop).await {
+                    tracing::error!(%error, "a listener failed");
+                }
+            });
+        }
+        if let Some(delivery) = self.delivery {
+            let (front, stop) = (self.front.clone(), self.stop.clone());
+            tasks.spawn_local(async move {
+                if let Err(error) = deliver(delivery, &front, random, stop).await {
+                    tracing::error!(error = format!("{error:#}"), "delivery could not start");
+                }
+            });
+        }
+        // The sessions' way to the shard closes with the last of them.
+        drop(self.accepted);
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+async fn deliver(
+    delivery: Delivery,
+    front: &Front,
+    random: Random,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let settings = front.settings.clone();
+    let parts = Parts {
+        net: RealNet::new(&settings.dns, settings.delivery.timeouts.dns)?,
+        settings,
+        queue: front.queue.clone(),
+        preparer: delivery.preparer,
+        tls: delivery.tls,
+        metrics: delivery.metrics,
+        clock: front.clock,
+        random,
+    };
+    courier::run(parts, delivery.accepted, stop).await;
+    Ok(())
+}

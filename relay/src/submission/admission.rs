@@ -1,0 +1,151 @@
+//! Who may send what: the rules a message meets before it is kept (RFC 6409 §6.1).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use mail_core::header;
+use mail_core::{Domain, Recipient, Reply, ReversePath, Timestamp};
+use queue::{NewUnit, RouteGroup};
+
+use crate::config::settings::Tenant;
+
+use super::front::may_use;
+
+const NOT_YOURS: Reply = Reply::new(550, 7, 1, "this sender address is not yours to use");
+
+/// Whether MAIL's address is one of the tenant's. The null path is: programs report, too.
+pub(super) fn sender(tenant: &Tenant, from: &ReversePath) -> Option<Reply> {
+    from.mailbox()
+        .filter(|from| !may_use(tenant, from))
+        .map(|_| NOT_YOURS)
+}
+
+/// Whether the message's header can be sent on in the tenant's name.
+pub(super) fn content(tenant: &Tenant, message: &[u8]) -> Option<Reply> {
+    if message
+        .first()
+        .is_some_and(|&octet| octet == b' ' || octet == b'\t')
+    {
+        // It would continue the last field we put above it.
+        return Some(Reply::new(
+            550,
+            6,
+            0,
+            "the message begins with a continuation line",
+        ));
+    }
+    if !super::stamp::begins_with_field(message) {
+        return None;
+    }
+    let (headers, _) = header::split(message);
+    let mut authors = header::fields(headers).filter(|field| field.is("From"));
+    let from = authors.next()?;
+    if authors.next().is_some() {
+        return Some(Reply::new(550, 6, 0, "the message has more than one From"));
+    }
+    match header::addresses(from.value()) {
+        Ok(addresses) if addresses.iter().all(|address| may_use(tenant, address)) => None,
+        Ok(_) => Some(NOT_YOURS.with_text("the message's From is not yours to use")),
+        Err(error) => {
+            Some(Reply::new(550, 6, 0, "").with_text(format!("the message's From can't be read: {error}")))
+        }
+    }
+}
+
+/// One unit for each destination domain, in the order the client named them; each mailbox once.
+pub(super) fn units(recipients: &[Recipient], due: Timestamp) -> Vec<NewUnit> {
+    let mut units: Vec<NewUnit> = Vec::new();
+    let mut place: HashMap<&Domain, usize> = HashMap::new();
+    let mut seen = std::collections::HashSet::new();
+    for recipient in recipients.iter().filter(|recipient| seen.insert(*recipient)) {
+        let domain = recipient.mailbox.domain();
+        let number = *place.entry(domain).or_insert_with(|| {
+            let unit = NewUnit {
+                route_group: RouteGroup::default(),
+                domain: domain.clone(),
+                due,
+                recipients: Vec::new(),
+            };
+            units.push(unit);
+            units.len() - 1
+        });
+        units[number].recipients.push(recipient.clone());
+    }
+    units
+}
+
+/// The only stream there is so far.
+pub(super) fn stream() -> Arc<str> {
+    "transactional".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(senders: &[&str]) -> Tenant {
+        let senders = senders.iter().map(|pattern| pattern.parse().unwrap()).collect();
+        Tenant {
+            senders,
+            max_message_bytes: None,
+            max_recipients: None,
+            max_connections: None,
+        }
+    }
+
+    fn code(reply: Option<Reply>) -> String {
+        reply.map_or("ok".into(), |reply| reply.to_string()[..9].to_owned())
+    }
+
+    #[test]
+    fn senders_are_the_tenants_own() {
+        let tenant = tenant(&["a.test", "*.b.test", "News@c.test"]);
+        for (from, verdict) in [
+            ("x@a.test", "ok"),
+            ("x@sub.a.test", "550 5.7.1"),
+            ("x@sub.b.test", "ok"),
+            ("x@b.test", "550 5.7.1"),
+            ("news@c.test", "ok"),
+            ("other@c.test", "550 5.7.1"),
+        ] {
+            assert_eq!(
+                code(sender(&tenant, &ReversePath::Mailbox(from.parse().unwrap()))),
+                verdict,
+                "{from}"
+            );
+        }
+        assert_eq!(code(sender(&tenant, &ReversePath::Null)), "ok");
+    }
+
+    #[test]
+    fn one_from_that_is_theirs() {
+        let tenant = tenant(&["a.test"]);
+        for (message, verdict) in [
+            ("From: Ada <ada@a.test>\r\n\r\n", "ok"),
+            ("Subject: none\r\n\r\nFrom: evil@x.test\r\n", "ok"),
+            ("no header at all\r\n", "ok"),
+            ("From: evil@x.test\r\n\r\n", "550 5.7.1"),
+            ("From: ada@a.test, evil@x.test\r\n\r\n", "550 5.7.1"),
+            ("From: ada@a.test\r\nfrom: ada@a.test\r\n\r\n", "550 5.6.0"),
+            ("From: <<<\r\n\r\n", "550 5.6.0"),
+            (" continued\r\nFrom: ada@a.test\r\n\r\n", "550 5.6.0"),
+        ] {
+            assert_eq!(code(content(&tenant, message.as_bytes())), verdict, "{message:?}");
+        }
+    }
+
+    #[test]
+    fn a_unit_for_each_domain_and_each_mailbox_once() {
+        let recipients: Vec<_> = ["a@x.test", "b@y.test", "c@x.test", "a@x.test"]
+            .map(|to| Recipient {
+                mailbox: to.parse().unwrap(),
+            })
+            .to_vec();
+        let units = units(&recipients, Timestamp(1));
+        let told: Vec<_> = units
+            .iter()
+            .map(|unit| (unit.domain.to_string(), unit.recipients.len()))
+            .collect();
+        assert_eq!(told, [("x.test".to_owned(), 2), ("y.test".to_owned(), 1)]);
+    }
+}

@@ -1,0 +1,175 @@
+//! What all sessions of all listeners share.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use mail_core::{Mailbox, Reply};
+use parking_lot::Mutex;
+use queue::{Queue, Status};
+
+use crate::config::Settings;
+use crate::config::settings::{SenderPattern, Tenant};
+use crate::credentials::Credentials;
+use crate::world::Clock;
+
+use super::metrics::Metrics;
+
+/// See the module.
+pub struct Front {
+    /// The configuration.
+    pub settings: Arc<Settings>,
+    /// Who may log in.
+    pub credentials: Option<Credentials>,
+    /// The durable queue.
+    pub queue: Queue,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Time.
+    pub clock: Clock,
+    /// Octets that messages may still take in memory between accept and delivery.
+    pub keep: Arc<AtomicU64>,
+    sessions: AtomicUsize,
+    /// Octets of messages being received.
+    receiving: AtomicU64,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    by_tenant: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+impl Front {
+    /// With no session open.
+    pub fn new(
+        settings: Arc<Settings>,
+        credentials: Option<Credentials>,
+        queue: Queue,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            keep: Arc::new(AtomicU64::new(settings.store.body_cache_bytes)),
+            settings,
+            credentials,
+            queue,
+            metrics,
+            clock,
+            sessions: AtomicUsize::new(0),
+            receiving: AtomicU64::new(0),
+            by_address: Mutex::default(),
+            by_tenant: Mutex::default(),
+        }
+    }
+
+    /// Counts a connection in, or says why it is turned away.
+    pub fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Entered, Reply> {
+        let settings = &self.settings.submission;
+        let full = Reply::new(421, 3, 2, "too many connections; come back later");
+        let mut by_address = self.by_address.lock();
+        let count = by_address.entry(address).or_default();
+        let sessions = self.sessions.load(Ordering::Relaxed);
+        if *count >= settings.max_connections_per_address || sessions >= settings.max_connections {
+            if *count == 0 {
+                by_address.remove(&address);
+            }
+            return Err(full);
+        }
+        *count += 1;
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.metrics.sessions.inc();
+        Ok(Entered {
+            front: self.clone(),
+            address,
+            tenant: None,
+            receiving: 0,
+        })
+    }
+
+    /// Whether mail can be taken now; if not, what a client is told.
+    pub fn readiness(&self) -> Option<Reply> {
+        match self.queue.status() {
+            Status::Healthy => None,
+            Status::Full { .. } => Some(Reply::new(452, 3, 1, "too little space; come back later")),
+            Status::Failing(_) => Some(Reply::new(
+                451,
+                3,
+                0,
+                "the queue does not take mail; come back later",
+            )),
+        }
+    }
+
+    /// A tenant's rules.
+    pub fn tenant(&self, name: &str) -> Option<&Tenant> {
+        self.settings.tenants.get(name)
+    }
+}
+
+/// Whether a tenant may use an address. The local part is compared without case: what differs by case alone is one person.
+pub fn may_use(tenant: &Tenant, address: &Mailbox) -> bool {
+    tenant.senders.iter().any(|pattern| match pattern {
+        SenderPattern::Any => true,
+        SenderPattern::Domain(domain) => address.domain() == domain,
+        SenderPattern::Below(parent) => address.domain() != parent && address.domain().is_within(parent),
+        SenderPattern::Mailbox(mailbox) => {
+            address.domain() == mailbox.domain() && address.local().eq_ignore_ascii_case(mailbox.local())
+        }
+    })
+}
+
+/// A connection that is counted; dropping it counts it out.
+pub struct Entered {
+    front: Arc<Front>,
+    address: IpAddr,
+    tenant: Option<Arc<str>>,
+    receiving: u64,
+}
+
+impl Entered {
+    /// Counts the session to a tenant; false if it has too many.
+    pub fn speak_for(&mut self, name: &Arc<str>, tenant: &Tenant) -> bool {
+        let mut by_tenant = self.front.by_tenant.lock();
+        let count = by_tenant.entry(name.clone()).or_default();
+        if *count >= tenant.max_connections.unwrap_or(usize::MAX) {
+            return false;
+        }
+        *count += 1;
+        self.tenant = Some(name.clone());
+        true
+    }
+
+    /// Counts octets received, `kept` in all of this message; false if all sessions together have too many.
+    pub fn receive(&mut self, kept: u64) -> bool {
+        let more = kept.saturating_sub(self.receiving);
+        let before = self.front.receiving.fetch_add(more, Ordering::Relaxed);
+        self.receiving += more;
+        before + more <= self.front.settings.submission.max_bytes_in_flight
+    }
+
+    /// The message is kept, or refused.
+    pub fn received(&mut self) {
+        self.front
+            .receiving
+            .fetch_sub(std::mem::take(&mut self.receiving), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.received();
+        self.front.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.front.metrics.sessions.dec();
+        count_out(&mut self.front.by_address.lock(), &self.address);
+        if let Some(tenant) = &self.tenant {
+            count_out(&mut self.front.by_tenant.lock(), tenant);
+        }
+    }
+}
+
+fn count_out<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What the submission side counts.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Handles of the submission side's series; cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Sessions open now.
+    pub sessions: IntGauge,
+    /// Connections, by what came of them.
+    pub connections: IntCounterVec,
+    /// Messages kept.
+    pub accepted: IntCounter,
+    /// Their octets.
+    pub bytes: IntCounter,
+    /// Messages, senders and recipients refused, by the reply's three digits.
+    pub refused: IntCounterVec,
+    /// Logins, by result.
+    pub logins: IntCounterVec,
+}
+
+impl Metrics {
+    /// Makes and registers the series.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let vector = |name, help, label| IntCounterVec::new(Opts::new(name, help), &[label]);
+        let metrics = Self {
+            sessions: IntGauge::new("postrider_submission_sessions", "Submission sessions open now.")?,
+            connections: vector(
+                "postrider_submission_connections_total",
+                "Connections by result: served, or turned away by a limit (full) or a network (foreign). Alert on full.",
+                "result",
+            )?,
+            accepted: IntCounter::new(
+                "postrider_messages_accepted_total",
+                "Messages kept and acknowledged.",
+            )?,
+            bytes: IntCounter::new(
+                "postrider_accepted_bytes_total",
+                "Octets of messages kept and acknowledged.",
+            )?,
+            refused: vector(
+                "postrider_submission_refusals_total",
+                "Senders, recipients and messages refused, by reply code. Alert on 451 and 452.",
+                "code",
+            )?,
+            logins: vector(
+                "postrider_submission_logins_total",
+                "Logins by result: ok, failed. Alert on failed.",
+                "result",
+            )?,
+        };
+        registry.register(Box::new(metrics.sessions.clone()))?;
+        registry.register(Box::new(metrics.accepted.clone()))?;
+        registry.register(Box::new(metrics.bytes.clone()))?;
+        for vector in [&metrics.connections, &metrics.refused, &metrics.logins] {
+            registry.register(Box::new(vector.clone()))?;
+        }
+        Ok(metrics)
+    }
+}

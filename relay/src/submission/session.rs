@@ -1,0 +1,568 @@
+//! A client's session: the shell around mail-core's. It reads and writes within its limits, and answers what the session asks.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_core::smtp::command::MailFrom;
+use mail_core::smtp::data::{Data, DataFault, Decoder};
+use mail_core::smtp::inbox::{Inbox, Line};
+use mail_core::smtp::server::{Action, Auth, Input, Question, Session, replies};
+use mail_core::{Envelope, MessageId, Recipient, Reply};
+use queue::{CommitError, NewMessage, Origin};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::config::settings::Tenant;
+use crate::delivery::courier::{Accepted, Kept};
+use crate::world::Random;
+
+use super::admission;
+use super::front::{Entered, Front};
+use super::stamp::{Arrival, prefix};
+
+/// Octets read at a time.
+const READ: usize = 64 * 1024;
+
+/// How long a refused client may take to read why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What the sessions of one listener share.
+pub(super) struct Service {
+    pub(super) front: Arc<Front>,
+    pub(super) config: Arc<mail_core::smtp::server::Config>,
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    /// TLS comes first (RFC 8314 §3.3).
+    pub(super) implicit_tls: bool,
+    /// For whom clients speak that need not log in.
+    pub(super) tenant: Option<Arc<str>>,
+    pub(super) random: Random,
+    /// To the shard.
+    pub(super) accepted: mpsc::Sender<Accepted>,
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+enum Wire<S> {
+    Clear(S),
+    Tls(Box<TlsStream<S>>),
+    /// A handshake failed.
+    Gone,
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Unpin> Duplex for S {}
+
+impl<S: Duplex> Wire<S> {
+    fn stream(&mut self) -> Option<Pin<&mut dyn Duplex>> {
+        match self {
+            Self::Clear(stream) => Some(Pin::new(stream)),
+            Self::Tls(stream) => Some(Pin::new(stream)),
+            Self::Gone => None,
+        }
+    }
+}
+
+/// One session.
+pub(super) struct Shell<S> {
+    service: Rc<Service>,
+    entered: Entered,
+    client: IpAddr,
+    wire: Wire<S>,
+    inbox: Inbox,
+    out: Vec<u8>,
+    line: Vec<u8>,
+    data: Option<Data>,
+    /// For whom the client speaks, and by which credential.
+    tenant: Option<Arc<str>>,
+    credential: Option<Arc<str>>,
+    tls: Option<String>,
+    deadline: Instant,
+    stop: watch::Receiver<bool>,
+    stopping: bool,
+}
+
+/// The connection is gone, or of no more use.
+struct Lost;
+
+/// Why reading ended without octets.
+enum Quiet {
+    Silence,
+    Stopping,
+    Lost,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
+    pub(super) fn new(service: Rc<Service>, entered: Entered, client: IpAddr, stream: S) -> Self {
+        let deadline = Instant::now() + service.front.settings.submission.session_timeout;
+        let stopping = *service.stop.borrow();
+        Self {
+            deadline,
+            tenant: service.tenant.clone(),
+            stop: service.stop.clone(),
+            stopping,
+            service,
+            entered,
+            client,
+            wire: Wire::Clear(stream),
+            inbox: Inbox::default(),
+            out: Vec::new(),
+            line: Vec::new(),
+            data: None,
+            credential: None,
+            tls: None,
+        }
+    }
+
+    /// Serves the client to the end.
+    pub(super) async fn run(mut self) {
+        // How it ends is told where it matters; here the connection is just gone.
+        let _ = self.serve().await;
+        if let Some(mut stream) = self.wire.stream() {
+            let _ = timeout(LAST_WORDS, stream.shutdown()).await;
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), Lost> {
+        if self.service.implicit_tls {
+            self.start_tls().await?;
+        }
+        let mut session = Session::new(self.service.config.clone(), self.service.implicit_tls);
+        let mut action;
+        (session, action) = session.step(match self.refusal() {
+            Some(reply) => Input::Close(reply),
+            None => Input::Connected,
+        });
+        loop {
+            let next = match action {
+                Action::Say(reply) => {
+                    reply.write_to(&mut self.out);
+                    self.listen(&session).await?
+                }
+                Action::Listen => self.listen(&session).await?,
+                Action::Ask(Question::StartTls) if !self.inbox.is_empty() => Next::Input(Input::EarlyTalk),
+                Action::Ask(question) => Next::Input(Input::Answer(self.answer(&session, question).await)),
+                Action::ReceiveData(reply) => {
+                    reply.write_to(&mut self.out);
+                    self.receive(&session).await?
+                }
+                Action::StartTls(reply) => {
+                    reply.write_to(&mut self.out);
+                    self.flush().await?;
+                    self.start_tls().await?;
+                    Next::Input(Input::TlsStarted)
+                }
+                Action::Close(reply) => {
+                    reply.write_to(&mut self.out);
+                    return self.flush().await;
+                }
+                Action::Hangup => return Ok(()),
+            };
+            let input = match next {
+                Next::Line => Input::Line(&self.line),
+                Next::Input(input) => input,
+            };
+            (session, action) = session.step(input);
+        }
+    }
+
+    /// Whether the client is turned away at the greeting.
+    fn refusal(&mut self) -> Option<Reply> {
+        if *self.stop.borrow() {
+            return Some(Reply::new(421, 3, 2, "going down"));
+        }
+        let name = self.tenant.clone()?;
+        let tenant = self.service.front.tenant(&name)?;
+        (!self.entered.speak_for(&name, tenant))
+            .then(|| Reply::new(421, 3, 2, "too many connections of this tenant"))
+    }
+
+    /// The next line. What was said is sent only when nothing more of the client's is at hand (RFC 2920 §3.2).
+    async fn listen(&mut self, session: &Session) -> Result<Next, Lost> {
+        loop {
+            match self.inbox.line() {
+                Some(Line::Whole(line)) => {
+                    self.line.clear();
+                    self.line.extend_from_slice(line);
+                    return Ok(Next::Line);
+                }
+                Some(Line::TooLong) => return Ok(Next::Input(Input::LineTooLong)),
+                None => {}
+            }
+            self.flush().await?;
+            match self
+                .fill(session.patience(), session.is_between_transactions())
+                .await
+            {
+                Ok(()) => {}
+                Err(Quiet::Silence) => return Ok(Next::Input(Input::Timeout)),
+                Err(Quiet::Stopping) => return Ok(Next::Input(Input::Shutdown)),
+                Err(Quiet::Lost) => return Err(Lost),
+            }
+        }
+    }
+
+    /// Message data up to its real end.
+    async fn receive(&mut self, session: &Session) -> Result<Next, Lost> {
+        self.flush().await?;
+        let mut decoder = Decoder::new(self.max_message_bytes(), session.declared_bytes());
+        loop {
+            self.inbox.decode(&mut decoder);
+            if !self.entered.receive(decoder.kept() as u64) {
+                decoder.abandon();
+            }
+            if decoder.is_at_end() {
+                break;
+            }
+            match self.fill(session.patience(), false).await {
+                Ok(()) => {}
+                Err(Quiet::Silence) => return Ok(Next::Input(Input::Timeout)),
+                Err(Quiet::Stopping | Quiet::Lost) => return Err(Lost),
+            }
+        }
+        let result = decoder.finish().map(|data| self.data = Some(data));
+        if let Err(fault) = &result {
+            self.entered.received();
+            self.count_refusal(&fault.reply());
+            self.say_refused(session.envelope(), &fault.reply(), *fault);
+        }
+        Ok(Next::Input(Input::Data(result)))
+    }
+
+    fn say_refused(&self, envelope: Option<&Envelope>, reply: &Reply, fault: DataFault) {
+        let from = envelope.map(|envelope| envelope.reverse_path.to_string());
+        tracing::info!(client = %self.client, from, %reply, %fault, "refused");
+    }
+
+    /// Reads something. `may_stop`: the relay's going down ends the wait.
+    async fn fill(&mut self, patience: Duration, may_stop: bool) -> Result<(), Quiet> {
+        let until = self.deadline.min(Instant::now() + patience);
+        let buffer = self.inbox.buffer();
+        buffer.reserve(READ);
+        let Some(mut stream) = self.wire.stream() else {
+            return Err(Quiet::Lost);
+        };
+        let read = timeout_at(until, stream.read_buf(buffer));
+        if may_stop && self.stopping {
+            return Err(Quiet::Stopping);
+        }
+        tokio::select! {
+            biased;
+            read = read => match read {
+                Ok(Ok(0) | Err(_)) => Err(Quiet::Lost),
+                Ok(Ok(_)) => Ok(()),
+                Err(_) => Err(Quiet::Silence),
+            },
+            _ = self.stop.changed(), if may_stop => {
+                self.stopping = true;
+                Err(Quiet::Stopping)
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Lost> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let until = self
+            .deadline
+            .min(Instant::now() + self.service.config.command_timeout)
+            + LAST_WORDS;
+        let Some(mut stream) = self.wire.stream() else {
+            return Err(Lost);
+        };
+        let written = timeout_at(until, async {
+            stream.write_all(&self.out).await?;
+            stream.flush().await
+        });
+        let done = written.await;
+        self.out.clear();
+        matches!(done, Ok(Ok(()))).then_some(()).ok_or(Lost)
+    }
+
+    async fn start_tls(&mut self) -> Result<(), Lost> {
+        let Wire::Clear(stream) = std::mem::replace(&mut self.wire, Wire::Gone) else {
+            return Err(Lost);
+        };
+        let Some(config) = &self.service.tls else {
+            return Err(Lost);
+        };
+        let limit = self.service.front.settings.submission.tls_timeout;
+        match timeout(limit, TlsAcceptor::from(config.clone()).accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let (_, session) = stream.get_ref();
+                let version = session.protocol_version().map(|version| format!("{version:?}"));
+                let suite = session
+                    .negotiated_cipher_suite()
+                    .map(|suite| format!("{:?}", suite.suite()));
+                self.tls = Some(
+                    [version, suite]
+                        .into_iter()
+                        .flatten()
+                        .collect::<Vec<_>>()
+                        .join(" "),
+                );
+                self.wire = Wire::Tls(Box::new(stream));
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                tracing::info!(client = %self.client, %error, "TLS handshake failed");
+                Err(Lost)
+            }
+            Err(_) => Err(Lost),
+        }
+    }
+
+    async fn answer(&mut self, session: &Session, question: Question) -> Reply {
+        let reply = match question {
+            Question::Login { user, password } => self.login(&user, password.expose()).await,
+            Question::Mail(from) => self.mail(&from),
+            Question::Rcpt(recipient) => self.rcpt(session, &recipient),
+            Question::Message(envelope) => self.message(session, envelope).await,
+            Question::Data | Question::StartTls => replies::GO,
+        };
+        self.count_refusal(&reply);
+        reply
+    }
+
+    fn count_refusal(&self, reply: &Reply) {
+        if !reply.is_positive() {
+            self.service
+                .front
+                .metrics
+                .refused
+                .with_label_values(&[&reply.code.to_string()])
+                .inc();
+        }
+    }
+
+    async fn login(&mut self, user: &str, password: &[u8]) -> Reply {
+        let front = self.service.front.clone();
+        let verified = match &front.credentials {
+            Some(credentials) => {
+                timeout(
+                    self.service.config.command_timeout,
+                    credentials.verify(user, password),
+                )
+                .await
+            }
+            None => Ok(None),
+        };
+        // A credential of a tenant that is no longer configured opens nothing.
+        let known = verified
+            .ok()
+            .flatten()
+            .and_then(|found| front.tenant(&found.tenant).map(|tenant| (found, tenant)));
+        let Some((found, tenant)) = known else {
+            front.metrics.logins.with_label_values(&["failed"]).inc();
+            tracing::warn!(client = %self.client, user, "login failed");
+            return replies::BAD_LOGIN;
+        };
+        if !self.entered.speak_for(&found.tenant, tenant) {
+            return Reply::new(421, 3, 2, "too many connections of this tenant");
+        }
+        front.metrics.logins.with_label_values(&["ok"]).inc();
+        (self.tenant, self.credential) = (Some(found.tenant), Some(found.name));
+        replies::LOGGED_IN
+    }
+
+    fn rules(&self) -> Option<&Tenant> {
+        self.tenant
+            .as_ref()
+            .and_then(|name| self.service.front.tenant(name))
+    }
+
+    fn max_message_bytes(&self) -> u64 {
+        let most = self.service.config.max_message_bytes;
+        self.rules()
+            .and_then(|tenant| tenant.max_message_bytes)
+            .map_or(most, |own| own.min(most))
+    }
+
+    fn mail(&self, from: &MailFrom) -> Reply {
+        if let Some(reply) = self.service.front.readiness() {
+            return reply;
+        }
+        let Some(tenant) = self.rules() else {
+            return sabotaged_open_relay().unwrap_or(Reply::new(530, 7, 0, "log in first"));
+        };
+        if from.size.is_some_and(|size| size > self.max_message_bytes()) {
+            return replies::TOO_BIG;
+        }
+        match admission::sender(tenant, &from.reverse_path) {
+            Some(reply) => {
+                tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %from.reverse_path, %reply, "refused");
+                reply
+            }
+            None => replies::SENDER_OK,
+        }
+    }
+
+    fn rcpt(&self, session: &Session, _recipient: &Recipient) -> Reply {
+        let most = self
+            .rules()
+            .and_then(|tenant| tenant.max_recipients)
+            .unwrap_or(usize::MAX);
+        if session
+            .envelope()
+            .is_some_and(|envelope| envelope.recipients.len() >= most)
+        {
+            return replies::TOO_MANY_RECIPIENTS;
+        }
+        replies::RECIPIENT_OK
+    }
+
+    /// Keeps the message. 250 only once it is on disk (RFC 5321 §4.2.5, §6.1).
+    async fn message(&mut self, session: &Session, envelope: Envelope) -> Reply {
+        let Some(data) = self.data.take() else {
+            return Reply::new(451, 3, 0, "the message is not at hand");
+        };
+        if let Some(reply) = self
+            .rules()
+            .and_then(|tenant| admission::content(tenant, &data.octets))
+        {
+            self.entered.received();
+            tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %envelope.reverse_path, %reply, "refused");
+            return reply;
+        }
+        let message = Arc::new(self.stamped(session, &envelope, data));
+        let (id, bytes) = (message.id, message.body.len() as u64);
+        let kept = self.service.front.queue.accept(message.clone()).await;
+        self.entered.received();
+        match kept {
+            Ok(accepted) => {
+                let front = &self.service.front;
+                front.metrics.accepted.inc();
+                front.metrics.bytes.inc_by(bytes);
+                self.say_accepted(id, &envelope, bytes);
+                let message = Kept::within(&front.keep, message);
+                // The queue has it; a shard that has gone finds it there after the restart.
+                let _ = self
+                    .service
+                    .accepted
+                    .send(Accepted {
+                        units: accepted.units,
+                        message,
+                    })
+                    .await;
+                Reply::new(250, 0, 0, "").with_text(format!("queued as {id}"))
+            }
+            Err(error) => {
+                tracing::warn!(client = %self.client, tenant = self.tenant.as_deref(), %error, "not kept");
+                refusal(&error)
+            }
+        }
+    }
+
+    fn say_accepted(&self, id: MessageId, envelope: &Envelope, bytes: u64) {
+        let recipients: Vec<_> = envelope
+            .recipients
+            .iter()
+            .take(10)
+            .map(|to| to.mailbox.to_string())
+            .collect();
+        tracing::info!(
+            %id,
+            tenant = self.tenant.as_deref(),
+            client = %self.client,
+            from = %envelope.reverse_path,
+            recipients = envelope.recipients.len(),
+            to = recipients.join(","),
+            bytes,
+            "accepted"
+        );
+    }
+
+    fn stamped(&self, session: &Session, envelope: &Envelope, data: Data) -> NewMessage {
+        let front = &self.service.front;
+        let now = front.clock.now();
+        let id = self.service.random.message_id(now);
+        let hello = session.hello();
+        let protocol = protocol(
+            hello.is_some_and(|hello| hello.esmtp),
+            session.is_tls(),
+            session.is_logged_in(),
+        );
+        let helo = hello.map_or("", |hello| hello.name.as_str());
+        let arrival = Arrival {
+            id,
+            now,
+            hostname: &front.settings.hostname,
+            client: self.client,
+            helo,
+            protocol,
+            tls: self.tls.as_deref(),
+        };
+        NewMessage {
+            id,
+            received_at: now,
+            expires_at: now + front.settings.store.expire_after,
+            tenant: self.tenant.clone().unwrap_or_else(|| "none".into()),
+            stream: admission::stream(),
+            reverse_path: envelope.reverse_path.clone(),
+            body_type: envelope.body,
+            prefix: prefix(&arrival, envelope, &data.octets),
+            body: data.octets,
+            origin: Origin {
+                client: Some(self.client),
+                helo: helo.to_owned(),
+                credential: self.credential.as_ref().map(|name| name.to_string()),
+                protocol: protocol.to_owned(),
+            },
+            cause: None,
+            units: admission::units(&envelope.recipients, now),
+        }
+    }
+}
+
+/// The session's next input; a line is in [`Shell::line`].
+enum Next {
+    Line,
+    Input(Input<'static>),
+}
+
+/// RFC 3848.
+fn protocol(esmtp: bool, tls: bool, logged_in: bool) -> &'static str {
+    match (esmtp, tls, logged_in) {
+        (false, ..) => "SMTP",
+        (true, false, false) => "ESMTP",
+        (true, true, false) => "ESMTPS",
+        (true, false, true) => "ESMTPA",
+        (true, true, true) => "ESMTPSA",
+    }
+}
+
+fn refusal(error: &CommitError) -> Reply {
+    match error {
+        CommitError::Withdrawn => Reply::new(451, 3, 2, "too busy; come back later"),
+        CommitError::Full => Reply::new(452, 3, 1, "too little space; come back later"),
+        CommitError::Failing(_) | CommitError::Gone => {
+            Reply::new(451, 3, 0, "the queue does not take mail; come back later")
+        }
+        CommitError::Units => Reply::new(452, 5, 3, "too many destination domains"),
+    }
+}
+
+/// Whether clients have to log in; never a question outside of CI's controls (docs/promises.md).
+pub(super) fn auth() -> Auth {
+    if sabotaged_open_relay().is_some() {
+        Auth::None
+    } else {
+        Auth::Required
+    }
+}
+
+fn sabotaged_open_relay() -> Option<Reply> {
+    #[cfg(feature = "sabotage")]
+    if std::env::var("POSTRIDER_SABOTAGE")
+        .is_ok_and(|switches| switches.split(',').any(|on| on == "open-relay"))
+    {
+        return Some(replies::SENDER_OK);
+    }
+    None
+}
