@@ -270,7 +270,7 @@ pub enum RecipientResult {
 /// What the shell does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransactionAction {
-    /// Writes this, then goes on with [`Transaction::next`].
+    /// Writes this, then goes on with [`Transaction::advance`].
     Write(Vec<u8>),
     /// Reads one reply and gives it to [`Transaction::reply`].
     Read(Stage),
@@ -364,7 +364,7 @@ impl Transaction {
     }
 
     /// What comes next.
-    pub fn next(&mut self) -> TransactionAction {
+    pub fn advance(&mut self) -> TransactionAction {
         if self.over {
             return TransactionAction::Done { usable: self.usable };
         }
@@ -580,7 +580,7 @@ mod tests {
         let mut transaction = Transaction::new(message, offers);
         let (mut wrote, mut peer) = (String::new(), peer.iter());
         loop {
-            match transaction.next() {
+            match transaction.advance() {
                 TransactionAction::Write(line) => {
                     wrote.push_str(&String::from_utf8(line).unwrap().replace("\r\n", "|"))
                 }
@@ -861,11 +861,11 @@ mod tests {
             ("450 no", "deferred"),
         ] {
             let mut transaction = Transaction::new(&one.message(), &PIPELINING);
-            transaction.next();
+            transaction.advance();
             for line in ["250 a", "250 a", "354 go", line] {
                 transaction.reply(reply(line));
             }
-            assert_eq!(transaction.next(), TransactionAction::Done { usable: false });
+            assert_eq!(transaction.advance(), TransactionAction::Done { usable: false });
             assert_eq!(word(&transaction.results()[0]), expected, "{line}");
         }
     }

@@ -297,7 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub async fn send(&mut self, message: &Message<'_>, parts: &[&[u8]]) -> Vec<RecipientResult> {
         let mut transaction = Transaction::new(message, &self.offers);
         loop {
-            let done = match transaction.next() {
+            let done = match transaction.advance() {
                 TransactionAction::Write(line) => self.write(&line).await,
                 TransactionAction::Read(stage) => {
                     self.read_reply(stage).await.map(|reply| transaction.reply(reply))
