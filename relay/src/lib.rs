@@ -6,6 +6,7 @@ pub mod credentials;
 pub mod delivery;
 pub mod dkim_cli;
 pub mod health;
+pub mod lab;
 pub mod prepare;
 pub mod report;
 pub mod run;

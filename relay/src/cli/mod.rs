@@ -11,6 +11,8 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Settings};
 
+pub(crate) use run::{log, told_to_stop};
+
 /// An outbound mail relay: takes mail from applications, keeps it on disk, signs it, and delivers it.
 #[derive(Parser)]
 #[command(name = "postrider", version, propagate_version = true)]
@@ -38,6 +40,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run the relay in a small Internet of its own on loopback: DNS, mail servers, mailboxes. No root, no configuration.
+    Lab(crate::lab::Options),
     /// Keep the credentials by which clients log in.
     #[command(subcommand)]
     Credential(credential::Command),
@@ -94,6 +98,11 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run { config } => config.load().and_then(run::run),
         Command::Check { file, json } => check(&file, json),
+        Command::Lab(options) => match crate::lab::main(&options) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error.into()),
+        },
         Command::Credential(command) => credential::run(command),
         Command::Dkim(command) => dkim::run(command),
     };
