@@ -3,6 +3,11 @@
 //! The policy here: senders and recipients `no@…` are refused, ada's password is `secret`, every message is kept. The client
 //! says all at once, as a pipelining client would; `\n` in a line is a bare LF.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test; its helpers are outside of test functions"
+)]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -151,10 +151,10 @@ impl Committer {
                 reply,
             } => {
                 let accepted = self.accept(group, &message, chunks);
-                let result = accepted
-                    .as_ref()
-                    .map(Clone::clone)
-                    .map_err(|error| CommitError::Failing(error.to_string()));
+                let result = match &accepted {
+                    Ok(accepted) => Ok(accepted.clone()),
+                    Err(error) => Err(CommitError::Failing(error.to_string())),
+                };
                 group.answers.push(Answer::Accepted(reply, result));
                 accepted.map(drop)
             }

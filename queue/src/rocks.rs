@@ -34,7 +34,7 @@ impl RocksStore {
         let families = Family::ALL
             .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
         let db = DB::open_cf_descriptors(&database_options(), folder, families)
-            .map_err(|error| StoreError(explain(folder, &error.to_string())))?;
+            .map_err(|error| StoreError(explain(folder, error.as_ref())))?;
         Ok(Self { db })
     }
 
