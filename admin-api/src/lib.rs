@@ -1,1 +1,17 @@
-//! Placeholder.
+//! The HTTP API for operators: its routes and JSON types, a server and a client for its Unix socket.
+//!
+//! The program is reached through [`Control`] alone. Errors are problem details (RFC 9457).
+
+pub mod client;
+mod control;
+mod routes;
+pub mod server;
+pub mod socket;
+mod types;
+
+pub use control::{Control, ControlError};
+pub use routes::{MAX_PAGE, router};
+pub use types::{
+    EventView, Hold, HoldList, MessageView, Problem, QueueList, QueueSummary, QueuesQuery, RecipientState,
+    RecipientView, Time,
+};

@@ -142,6 +142,17 @@ pub fn hold(scope: &HoldScope) -> Vec<u8> {
     key
 }
 
+/// Reads a key made by [`hold`].
+pub fn parse_hold(key: &[u8]) -> Option<HoldScope> {
+    let (mark, name) = key.split_first()?;
+    let name = std::str::from_utf8(name).ok()?;
+    match mark {
+        b'd' => Some(HoldScope::Domain(name.parse().ok()?)),
+        b'l' => Some(HoldScope::Lane(name.to_owned())),
+        _ => None,
+    }
+}
+
 /// A big-endian u64.
 pub fn number(octets: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(octets.try_into().ok()?))

@@ -211,6 +211,22 @@ impl Queue {
         read(&*self.store, Family::Hold, &keys::hold(scope))
     }
 
+    /// What rests, and why: domains, then lanes, each by name. Those whose time is over may be among them.
+    pub fn holds(&self, limit: usize) -> Result<Vec<(HoldScope, HoldRecord)>, ReadError> {
+        let mut page = Vec::new();
+        let mut damage = None;
+        let end = [u8::MAX];
+        self.store.scan(Family::Hold, &[], &end, &mut |key, value| {
+            match (keys::parse_hold(key), decode(value)) {
+                (Some(scope), Ok(record)) => page.push((scope, record)),
+                (_, Err(error)) => damage = Some(ReadError::damaged("hold", key, error.0)),
+                (None, Ok(_)) => damage = Some(ReadError::damaged("hold", key, "key")),
+            }
+            damage.is_none() && page.len() < limit
+        })?;
+        damage.map_or(Ok(page), Err)
+    }
+
     /// Events from number `from` on, with their numbers.
     pub fn events(&self, from: u64, limit: usize) -> Result<Vec<(u64, Event)>, ReadError> {
         let mut page = Vec::new();

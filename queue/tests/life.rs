@@ -376,7 +376,14 @@ fn a_hold_is_kept_and_lifted() {
         };
         queue.hold(scope.clone(), record.clone());
         let reopened = Queue::in_memory(store.cut_power()).unwrap();
-        assert_eq!(reopened.held(&scope).unwrap(), Some(record));
+        assert_eq!(reopened.held(&scope).unwrap(), Some(record.clone()));
+        let lane = HoldScope::Lane("mx.dead.test".into());
+        reopened.hold(lane.clone(), record.clone());
+        assert_eq!(
+            reopened.holds(9).unwrap(),
+            [(scope.clone(), record.clone()), (lane, record)]
+        );
+        assert_eq!(reopened.holds(1).unwrap().len(), 1);
         reopened.lift(scope.clone());
         assert_eq!(reopened.held(&scope).unwrap(), None);
     });

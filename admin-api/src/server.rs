@@ -1,0 +1,72 @@
+//! A small HTTP/1 server with bounds, for listeners that operators and probes reach.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
+use axum::serve::Listener;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::Semaphore;
+
+use crate::routes::problem;
+
+/// Connections at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Octets of a request's line and header.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// Octets of a request's body.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// From the first octet of a request, or from the end of the one before, to the end of its header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A request from its header to its answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection in all: one that only takes octets slowly ends some time.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Serves until the future is dropped. Whatever a client sends, it ends that client's connection at the most.
+pub async fn serve<L: Listener>(mut listener: L, router: Router) {
+    let router = router
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn(answer_in_time));
+    let service = TowerToHyperService::new(router);
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Dropping the set ends the connections with it.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
+        };
+        let (stream, _) = listener.accept().await;
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADER_BYTES);
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        connections.spawn(async move {
+            match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "HTTP connection"),
+                Err(_) => tracing::debug!("HTTP connection took too long"),
+            }
+            drop(permit);
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn answer_in_time(request: Request, next: Next) -> axum::response::Response {
+    match tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the answer took too long"),
+    }
+}

@@ -1,0 +1,173 @@
+//! The API as a client meets it: over a Unix socket, with a made-up program behind.
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use admin_api::client::{Client, ClientError};
+use admin_api::socket::{AdminSocket, SocketError};
+use admin_api::{
+    Control, ControlError, HoldList, MessageView, QueueList, QueueSummary, QueuesQuery, Time, router,
+};
+use mail_core::{MessageId, Timestamp};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+const KNOWN: MessageId = MessageId::from_bytes([7; 16]);
+
+struct Made;
+
+impl Control for Made {
+    async fn queues(&self, query: QueuesQuery) -> Result<QueueList, ControlError> {
+        let queue = QueueSummary {
+            id: query.after.unwrap_or(0) + 1,
+            tenant: "acme".into(),
+            stream: "transactional".into(),
+            route_group: 0,
+            domain: "example.com".into(),
+            messages: 3,
+            bytes: 4_000,
+            oldest: None,
+            next_due: Some(Time(Timestamp(1_700_000_000_000))),
+            wake: None,
+            hold: None,
+        };
+        Ok(QueueList {
+            queues: vec![queue; query.limit.unwrap_or(1)],
+            next: None,
+        })
+    }
+
+    async fn holds(&self) -> Result<HoldList, ControlError> {
+        Err(ControlError::Store("made to fail".into()))
+    }
+
+    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ControlError> {
+        assert_eq!(id, KNOWN);
+        Ok(None)
+    }
+}
+
+fn serve(path: &Path) -> tokio::task::JoinHandle<()> {
+    let socket = AdminSocket::bind(path).unwrap();
+    tokio::spawn(socket.serve(router(Arc::new(Made))))
+}
+
+async fn raw(path: &Path, request: &[u8]) -> String {
+    let mut stream = UnixStream::connect(path).await.unwrap();
+    // The server may have answered and closed before all of it was written.
+    let _ = stream.write_all(request).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn answers_and_tells_problems() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let _server = serve(&path);
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    let client = Client::new(&path);
+    let query = QueuesQuery {
+        after: Some(41),
+        limit: Some(2),
+        empty: true,
+    };
+    let list = client.queues(&query).await.unwrap();
+    assert_eq!((list.queues.len(), list.queues[0].id), (2, 42));
+    let too_many = QueuesQuery {
+        limit: Some(1_001),
+        ..QueuesQuery::default()
+    };
+    for (problem, status) in [
+        (client.queues(&too_many).await.unwrap_err(), 400),
+        (client.holds().await.unwrap_err(), 503),
+        (client.message(KNOWN).await.unwrap_err(), 404),
+    ] {
+        let ClientError::Refused(problem) = problem else {
+            panic!("{problem}")
+        };
+        assert_eq!(problem.status, status, "{problem:?}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_ends_its_own_connection_at_the_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let _server = serve(&path);
+    let close = "Host: x\r\nConnection: close\r\n\r\n";
+    let mut large = b"GET /v1/queues HTTP/1.1\r\nX: ".to_vec();
+    large.resize(1 << 20, b'x');
+    for (request, expected) in [
+        (b"\0\xff\x16\x03\x01 garbage\r\n\r\n".to_vec(), "HTTP/1.1 400"),
+        (large, "HTTP/1.1 431"),
+        (
+            format!("GET /v1/messages/..%2fetc HTTP/1.1\r\n{close}").into_bytes(),
+            "HTTP/1.1 400",
+        ),
+        (
+            format!("GET /v1/messages/%ff HTTP/1.1\r\n{close}").into_bytes(),
+            "HTTP/1.1 400",
+        ),
+        (
+            format!("GET /v1/queues?limit=-1 HTTP/1.1\r\n{close}").into_bytes(),
+            "HTTP/1.1 400",
+        ),
+        (
+            format!("GET /v1/queues?unknown=1 HTTP/1.1\r\n{close}").into_bytes(),
+            "HTTP/1.1 400",
+        ),
+        (
+            format!("POST /v1/queues HTTP/1.1\r\n{close}").into_bytes(),
+            "HTTP/1.1 405",
+        ),
+        (
+            format!("GET /nothing HTTP/1.1\r\n{close}").into_bytes(),
+            "HTTP/1.1 404",
+        ),
+        (
+            format!("GET /v1/queues HTTP/1.1\r\n{close}").into_bytes(),
+            "HTTP/1.1 200",
+        ),
+    ] {
+        let shown = String::from_utf8_lossy(&request[..request.len().min(60)]).into_owned();
+        let answer = raw(&path, &request).await;
+        assert!(answer.starts_with(expected), "{shown}: {answer}");
+        let is_problem = answer.contains("application/problem+json");
+        let is_ours = expected.ends_with("404") || expected.ends_with("405") || shown.contains("queues?");
+        assert!(is_problem || !is_ours, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn replaces_a_dead_socket_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let server = serve(&path);
+    assert!(matches!(AdminSocket::bind(&path), Err(SocketError::InUse(_))));
+    server.abort();
+    let _ = server.await;
+    assert!(!path.exists(), "the name stays after the end");
+
+    // Left by a process that was killed.
+    drop(StdListener::bind(&path).unwrap());
+    let replaced = AdminSocket::bind(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    drop(replaced);
+
+    std::fs::write(&path, "precious").unwrap();
+    assert!(matches!(
+        AdminSocket::bind(&path),
+        Err(SocketError::NotASocket(_))
+    ));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    assert!(matches!(
+        AdminSocket::bind(&folder.path().join("none/admin.sock")),
+        Err(SocketError::Io { .. })
+    ));
+    // Nothing is left beside it.
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}

@@ -1,0 +1,516 @@
+//! The relay as the admin API sees it: reads of the queue and its journal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use admin_api::{
+    Control, ControlError, EventView, Hold, HoldList, MAX_PAGE, MessageView, QueueList, QueueSummary,
+    QueuesQuery, RecipientState, RecipientView, Time,
+};
+use mail_core::{Mailbox, MessageId, Timestamp};
+use queue::{
+    Event, EventKind, HoldRecord, HoldScope, Message, Queue, QueueId, QueueRecord, ReadError, StateRecord,
+};
+use tokio::sync::Semaphore;
+
+/// Reads at once; a message's history may look through many entries of the journal.
+const READS: usize = 4;
+
+/// How long a question waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Queues in a page, unless said.
+const PAGE: usize = 100;
+
+/// Queue records looked at for one page, where most queues are empty.
+const LOOKED_AT: usize = 50_000;
+
+/// Holds shown.
+const MAX_HOLDS: usize = 1_000;
+
+/// Answers from a queue.
+pub struct QueueControl {
+    queue: Queue,
+    room: Arc<Semaphore>,
+}
+
+impl QueueControl {
+    /// For this queue.
+    pub fn new(queue: Queue) -> Self {
+        Self {
+            queue,
+            room: Arc::new(Semaphore::new(READS)),
+        }
+    }
+
+    /// Reads on a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Queue) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let permit = match tokio::time::timeout(PATIENCE, self.room.clone().acquire_owned()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) | Err(_) => return Err(ControlError::Busy),
+        };
+        let queue = self.queue.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            read(&queue)
+        });
+        match done.await {
+            Ok(result) => result.map_err(|error| ControlError::Store(error.to_string())),
+            Err(error) => Err(ControlError::Store(error.to_string())),
+        }
+    }
+}
+
+impl Control for QueueControl {
+    async fn queues(&self, query: QueuesQuery) -> Result<QueueList, ControlError> {
+        self.read(move |queue| queues(queue, &query)).await
+    }
+
+    async fn holds(&self) -> Result<HoldList, ControlError> {
+        self.read(|queue| {
+            let mut holds = queue.holds(MAX_HOLDS + 1)?;
+            let more = holds.len() > MAX_HOLDS;
+            holds.truncate(MAX_HOLDS);
+            let holds = holds.into_iter().map(|(scope, record)| hold(&scope, record)).collect();
+            Ok(HoldList { holds, more })
+        })
+        .await
+    }
+
+    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ControlError> {
+        self.read(move |queue| {
+            let message = queue.message(id)?;
+            let history = match queue.history(id) {
+                Ok(history) => history,
+                // What is in the queue is known without the journal.
+                Err(error) if message.is_some() => {
+                    tracing::warn!(%error, %id, "the journal did not read");
+                    Vec::new()
+                }
+                Err(error) => return Err(error),
+            };
+            Ok(view(id, message, &history))
+        })
+        .await
+    }
+}
+
+fn queues(queue: &Queue, query: &QueuesQuery) -> Result<QueueList, ReadError> {
+    let limit = query.limit.unwrap_or(PAGE);
+    let mut list = QueueList::default();
+    let mut after = query.after.map(QueueId);
+    let mut looked = 0;
+    loop {
+        let page = queue.queues(after, MAX_PAGE)?;
+        let full = page.len() == MAX_PAGE;
+        looked += page.len();
+        for (id, record) in page {
+            if list.queues.len() == limit {
+                list.next = after.map(|id| id.0);
+                return Ok(list);
+            }
+            after = Some(id);
+            if record.count > 0 || query.empty {
+                list.queues.push(summary(queue, id, &record)?);
+            }
+        }
+        if !full {
+            return Ok(list);
+        }
+        if looked >= LOOKED_AT {
+            list.next = after.map(|id| id.0);
+            return Ok(list);
+        }
+    }
+}
+
+fn summary(queue: &Queue, id: QueueId, record: &QueueRecord) -> Result<QueueSummary, ReadError> {
+    let first = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+    let (first, _) = queue.due(id, first, 1)?;
+    let first = first.first();
+    let scope = HoldScope::Domain(record.name.domain.clone());
+    Ok(QueueSummary {
+        id: id.0,
+        tenant: record.name.tenant.to_string(),
+        stream: record.name.stream.to_string(),
+        route_group: record.name.route_group.0,
+        domain: record.name.domain.to_string(),
+        messages: record.count,
+        bytes: record.bytes,
+        oldest: first.map(|unit| Time(unit.id.created())),
+        next_due: first.map(|unit| Time(unit.due)),
+        wake: record.wake.map(Time),
+        hold: queue.held(&scope)?.map(|record| hold(&scope, record)),
+    })
+}
+
+fn hold(scope: &HoldScope, record: HoldRecord) -> Hold {
+    let (scope, name) = match scope {
+        HoldScope::Domain(domain) => ("domain", domain.to_string()),
+        HoldScope::Lane(lane) => ("lane", lane.clone()),
+    };
+    Hold {
+        scope: scope.to_owned(),
+        name,
+        since: Time(record.since),
+        until: Time(record.until),
+        failures: record.failures,
+        cause: record.cause,
+    }
+}
+
+/// What is known of a message: from the queue while some of it is there, and from the journal.
+fn view(id: MessageId, message: Option<Message>, history: &[Event]) -> Option<MessageView> {
+    if message.is_none() && history.is_empty() {
+        return None;
+    }
+    let told = Told::new(history);
+    let name = history.iter().find_map(|event| event.queue.as_ref());
+    let envelope = message.as_ref().map(|message| &message.envelope);
+    let queued = message.as_ref().is_some_and(|message| !message.units.is_empty());
+    Some(MessageView {
+        id: id.to_string(),
+        queued,
+        tenant: envelope
+            .map(|envelope| envelope.tenant.to_string())
+            .or_else(|| Some(name?.tenant.to_string())),
+        stream: envelope
+            .map(|envelope| envelope.stream.to_string())
+            .or_else(|| Some(name?.stream.to_string())),
+        sender: envelope.map(|envelope| {
+            let sender = envelope.reverse_path.mailbox();
+            sender.map(Mailbox::to_string).unwrap_or_default()
+        }),
+        bytes: envelope.map(|envelope| envelope.body_bytes),
+        received_at: Time(envelope.map_or_else(|| id.created(), |envelope| envelope.received_at)),
+        expires_at: envelope.map(|envelope| Time(envelope.expires_at)),
+        client: envelope.and_then(|envelope| Some(envelope.origin.client?.to_string())),
+        helo: envelope.map(|envelope| envelope.origin.helo.clone()),
+        credential: envelope.and_then(|envelope| envelope.origin.credential.clone()),
+        protocol: envelope.map(|envelope| envelope.origin.protocol.clone()),
+        cause: envelope.and_then(|envelope| Some(envelope.cause?.to_string())),
+        recipients: match &message {
+            Some(message) => recipients_in_queue(message, &told),
+            None => recipients_told_of(history, &told),
+        },
+        events: history.iter().map(event).collect(),
+    })
+}
+
+/// The last that the journal says of each recipient. An address may stand in two units only if its domain is routed anew.
+struct Told<'a>(HashMap<&'a str, &'a Event>);
+
+impl<'a> Told<'a> {
+    fn new(history: &'a [Event]) -> Self {
+        let about_one = history.iter().filter(|event| event.kind != EventKind::Accepted);
+        Self(
+            about_one
+                .flat_map(|event| event.recipients.iter().map(move |who| (who.as_str(), event)))
+                .collect(),
+        )
+    }
+
+    /// A recipient that has ended, or waits without more being known.
+    fn of(&self, recipient: &str, unknown: RecipientState) -> RecipientView {
+        let event = self.0.get(recipient);
+        RecipientView {
+            recipient: recipient.to_owned(),
+            state: event.and_then(|event| end(event.kind)).unwrap_or(unknown),
+            attempts: event.map_or(0, |event| event.attempt),
+            in_doubt: 0,
+            next_due: None,
+            last_attempt: event.map(|event| Time(event.at)),
+            last_reply: event
+                .map(|event| event.reply.clone())
+                .filter(|reply| !reply.is_empty()),
+            host: event.and_then(|event| host(event)),
+            queue: None,
+        }
+    }
+}
+
+fn recipients_in_queue(message: &Message, told: &Told<'_>) -> Vec<RecipientView> {
+    let mut views = Vec::new();
+    for (number, unit) in (0..u16::MAX).zip(&message.envelope.units) {
+        let open = message.units.iter().find(|open| open.key.unit == number);
+        for (index, recipient) in (0..u16::MAX).zip(&unit.recipients) {
+            let recipient = recipient.mailbox.to_string();
+            let mut view = told.of(&recipient, RecipientState::Ended);
+            if let Some(open) = open {
+                let waits = |state: &StateRecord| {
+                    let waiting = state.open.iter().find(|waiting| waiting.recipient == index)?;
+                    Some(waiting.reply.clone())
+                };
+                match &open.state {
+                    None => view.state = RecipientState::Queued,
+                    Some(state) => {
+                        if let Some(reply) = waits(state) {
+                            view.state = RecipientState::Deferred;
+                            view.attempts = state.attempts;
+                            view.in_doubt = state.in_doubt;
+                            view.last_attempt = Some(Time(state.last_attempt));
+                            view.last_reply = Some(reply);
+                        }
+                    }
+                }
+                if matches!(view.state, RecipientState::Queued | RecipientState::Deferred) {
+                    view.next_due = Some(Time(open.key.due));
+                    view.queue = Some(open.key.queue.0);
+                }
+            }
+            views.push(view);
+        }
+    }
+    views
+}
+
+/// Of a message that has left the queue.
+fn recipients_told_of(history: &[Event], told: &Told<'_>) -> Vec<RecipientView> {
+    let accepted = history.iter().find(|event| event.kind == EventKind::Accepted);
+    let mut names: Vec<&str> = match accepted {
+        Some(event) => event.recipients.iter().map(String::as_str).collect(),
+        None => told.0.keys().copied().collect(),
+    };
+    if accepted.is_none() {
+        names.sort_unstable();
+    }
+    names
+        .into_iter()
+        .map(|name| told.of(name, RecipientState::Ended))
+        .collect()
+}
+
+fn end(kind: EventKind) -> Option<RecipientState> {
+    Some(match kind {
+        EventKind::Delivered => RecipientState::Delivered,
+        EventKind::Bounced => RecipientState::Bounced,
+        EventKind::Expired => RecipientState::Expired,
+        EventKind::Cancelled => RecipientState::Cancelled,
+        EventKind::Deleted => RecipientState::Deleted,
+        EventKind::Suppressed => RecipientState::Suppressed,
+        EventKind::Discarded => RecipientState::Discarded,
+        EventKind::HandedOver => RecipientState::HandedOver,
+        EventKind::Accepted
+        | EventKind::Deferred
+        | EventKind::InDoubt
+        | EventKind::Complained
+        | EventKind::Unsubscribed
+        | EventKind::Parked
+        | EventKind::Damaged
+        | EventKind::Restored => return None,
+    })
+}
+
+fn host(event: &Event) -> Option<String> {
+    let hop = event.hop.as_ref()?;
+    Some(format!("{} [{}]", hop.host, hop.address))
+}
+
+fn event(event: &Event) -> EventView {
+    let hop = event.hop.as_ref();
+    EventView {
+        at: Time(event.at),
+        kind: kind(event.kind).to_owned(),
+        recipients: event.recipients.clone(),
+        attempt: event.attempt,
+        host: host(event),
+        tls: hop.map(|hop| hop.tls.clone()).filter(|tls| !tls.is_empty()),
+        millis: hop.map(|hop| hop.millis),
+        reply: event.reply.clone(),
+    }
+}
+
+/// DESIGN's word for it.
+fn kind(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Accepted => "accepted",
+        EventKind::Delivered => "delivered",
+        EventKind::Deferred => "deferred",
+        EventKind::Bounced => "bounced",
+        EventKind::Expired => "expired",
+        EventKind::Cancelled => "cancelled",
+        EventKind::Deleted => "deleted",
+        EventKind::Suppressed => "suppressed",
+        EventKind::InDoubt => "in_doubt",
+        EventKind::Complained => "complained",
+        EventKind::Unsubscribed => "unsubscribed",
+        EventKind::Parked => "parked",
+        EventKind::Damaged => "damaged",
+        EventKind::Restored => "restored",
+        EventKind::HandedOver => "handed_over",
+        EventKind::Discarded => "discarded",
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use bytes::Bytes;
+    use mail_core::{BodyType, Recipient, ReversePath};
+    use queue::store::MemoryStore;
+    use queue::{Accepted, Again, End, Fate, Hop, NewMessage, NewUnit, Origin, RouteGroup, Settle, StillOpen};
+
+    use super::*;
+
+    const START: Timestamp = Timestamp(1_700_000_000_000);
+
+    /// Two recipients at each of the domains.
+    pub(crate) async fn accept(queue: &Queue, number: u8, domains: &[&str]) -> Accepted {
+        let message = NewMessage {
+            id: MessageId::new(START, &[number; 10]),
+            received_at: START,
+            expires_at: START + Duration::from_secs(3_600),
+            tenant: "acme".into(),
+            stream: "transactional".into(),
+            reverse_path: ReversePath::Mailbox("from@acme.test".parse().unwrap()),
+            body_type: BodyType::SevenBit,
+            prefix: Bytes::new(),
+            body: Bytes::from_static(b"Subject: x\r\n\r\nx\r\n"),
+            origin: Origin::default(),
+            cause: None,
+            units: domains
+                .iter()
+                .map(|domain| NewUnit {
+                    route_group: RouteGroup(0),
+                    domain: domain.parse().unwrap(),
+                    due: START,
+                    recipients: ["one", "two"]
+                        .map(|local| Recipient {
+                            mailbox: format!("{local}@{domain}").parse().unwrap(),
+                        })
+                        .into(),
+                })
+                .collect(),
+        };
+        queue.accept(Arc::new(message)).await.unwrap()
+    }
+
+    fn control() -> (Queue, QueueControl) {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        (queue.clone(), QueueControl::new(queue))
+    }
+
+    #[tokio::test]
+    async fn pages_of_queues_cover_all_once() {
+        let (queue, control) = control();
+        for (number, domain) in ["a.test", "b.test", "c.test", "d.test", "e.test"].iter().enumerate() {
+            accept(&queue, u8::try_from(number).unwrap(), &[domain]).await;
+        }
+        let record = HoldRecord {
+            since: START,
+            until: START + Duration::from_secs(60),
+            failures: 1,
+            cause: "SERVFAIL".into(),
+        };
+        queue.hold(HoldScope::Domain("c.test".parse().unwrap()), record);
+        let mut seen = Vec::new();
+        let mut query = QueuesQuery {
+            limit: Some(2),
+            ..QueuesQuery::default()
+        };
+        loop {
+            let list = control.queues(query.clone()).await.unwrap();
+            assert!(list.queues.len() <= 2);
+            seen.extend(list.queues);
+            match list.next {
+                Some(next) => query.after = Some(next),
+                None => break,
+            }
+        }
+        let domains: Vec<_> = seen.iter().map(|queue| queue.domain.as_str()).collect();
+        assert_eq!(domains, ["a.test", "b.test", "c.test", "d.test", "e.test"]);
+        assert_eq!(seen[0].messages, 1);
+        assert_eq!(seen[0].oldest, Some(Time(START)));
+        let held: Vec<_> = seen.iter().map(|queue| queue.hold.is_some()).collect();
+        assert_eq!(held, [false, false, true, false, false]);
+        let holds = control.holds().await.unwrap();
+        assert_eq!((holds.holds[0].name.as_str(), holds.more), ("c.test", false));
+    }
+
+    #[tokio::test]
+    async fn a_message_is_shown_from_its_first_moment_past_its_end() {
+        let (queue, control) = control();
+        let accepted = accept(&queue, 1, &["a.test"]).await;
+        let id = accepted.id;
+        let states = |view: &MessageView| {
+            let of_one = |view: &RecipientView| (view.state, view.attempts, view.last_reply.clone());
+            view.recipients.iter().map(of_one).collect::<Vec<_>>()
+        };
+        let view = control.message(id).await.unwrap().unwrap();
+        assert!(view.queued && view.sender.as_deref() == Some("from@acme.test"));
+        assert_eq!(states(&view), vec![(RecipientState::Queued, 0, None); 2]);
+        assert_eq!(view.recipients[0].next_due, Some(Time(START)));
+
+        // One is delivered, the other put off, then bounced.
+        let who = |local: &str| format!("{local}@a.test").parse::<Mailbox>().unwrap();
+        let end = |local, fate, reply: &str| End {
+            mailbox: who(local),
+            fate,
+            reply: reply.into(),
+        };
+        let due = START + Duration::from_secs(300);
+        let hop = Hop {
+            host: "mx.a.test".into(),
+            address: "192.0.2.1:25".into(),
+            ..Hop::default()
+        };
+        let settle = Settle {
+            unit: accepted.units[0],
+            at: START + Duration::from_secs(1),
+            attempt: 1,
+            hop: Some(hop),
+            ends: vec![end("one", Fate::Delivered, "250 2.0.0 ok")],
+            again: Some(Again {
+                due,
+                attempts: 1,
+                in_doubt: 0,
+                doubtful: false,
+                open: vec![StillOpen {
+                    recipient: 1,
+                    mailbox: who("two"),
+                    reply: "450 4.2.0 later".into(),
+                }],
+                signature: None,
+            }),
+            reports: Vec::new(),
+        };
+        let settled = queue.settle(settle.clone()).await.unwrap().await.unwrap();
+        let view = control.message(id).await.unwrap().unwrap();
+        assert_eq!(
+            states(&view),
+            [
+                (RecipientState::Delivered, 1, Some("250 2.0.0 ok".into())),
+                (RecipientState::Deferred, 1, Some("450 4.2.0 later".into()))
+            ]
+        );
+        assert_eq!(view.recipients[0].host.as_deref(), Some("mx.a.test [192.0.2.1:25]"));
+        assert_eq!((view.recipients[0].next_due, view.recipients[1].next_due), (None, Some(Time(due))));
+
+        let last = Settle {
+            unit: settled.unit.unwrap(),
+            attempt: 2,
+            ends: vec![end("two", Fate::Bounced, "550 5.1.1 unknown")],
+            again: None,
+            ..settle
+        };
+        queue.settle(last).await.unwrap().await.unwrap();
+        let view = control.message(id).await.unwrap().unwrap();
+        assert!(!view.queued);
+        assert_eq!(
+            states(&view),
+            [
+                (RecipientState::Delivered, 1, Some("250 2.0.0 ok".into())),
+                (RecipientState::Bounced, 2, Some("550 5.1.1 unknown".into()))
+            ]
+        );
+        let kinds: Vec<_> = view.events.iter().map(|event| event.kind.as_str()).collect();
+        assert_eq!(kinds, ["accepted", "delivered", "deferred", "bounced"]);
+        assert_eq!(view.tenant.as_deref(), Some("acme"));
+
+        let nobody = MessageId::new(START, &[9; 10]);
+        assert_eq!(control.message(nobody).await, Ok(None));
+    }
+}
