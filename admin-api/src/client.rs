@@ -29,7 +29,6 @@ pub enum ClientError {
         /// The socket.
         path: PathBuf,
         /// What the system said.
-        #[source]
         cause: io::Error,
     },
     /// The connection broke, or HTTP did.

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
-/// A listening Unix socket of mode 0600. Its name goes when it is dropped.
+/// A listening Unix socket of mode 0600.
 #[derive(Debug)]
 pub struct AdminSocket {
-    listener: Option<UnixListener>,
-    _name: SocketName,
+    /// To be served by [`crate::server::serve`].
+    pub listener: UnixListener,
+    /// To be kept as long as it listens.
+    pub name: SocketName,
 }
 
-/// Removes the socket's name, if it is still that socket's.
+/// The socket's name, removed when this is dropped if it is still that socket's.
 #[derive(Debug)]
 pub struct SocketName {
     path: PathBuf,
@@ -37,7 +39,6 @@ pub enum SocketError {
         /// The socket's path.
         path: PathBuf,
         /// What the system said.
-        #[source]
         cause: io::Error,
     },
 }
@@ -81,19 +82,12 @@ impl AdminSocket {
         let listener = bound.map_err(io)?;
         let facts = fs::symlink_metadata(path).map_err(io)?;
         Ok(Self {
-            listener: Some(listener),
-            _name: SocketName {
+            listener,
+            name: SocketName {
                 path: path.to_owned(),
                 file: (facts.dev(), facts.ino()),
             },
         })
-    }
-
-    /// Answers until the future is dropped; then the socket's name goes too.
-    pub async fn serve(mut self, router: axum::Router) {
-        if let Some(listener) = self.listener.take() {
-            crate::server::serve(listener, router).await;
-        }
     }
 }
 

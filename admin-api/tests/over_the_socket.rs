@@ -50,8 +50,11 @@ impl Control for Made {
 }
 
 fn serve(path: &Path) -> tokio::task::JoinHandle<()> {
-    let socket = AdminSocket::bind(path).unwrap();
-    tokio::spawn(socket.serve(router(Arc::new(Made))))
+    let AdminSocket { listener, name } = AdminSocket::bind(path).unwrap();
+    tokio::spawn(async move {
+        let _name = name;
+        admin_api::server::serve(listener, router(Arc::new(Made))).await;
+    })
 }
 
 async fn raw(path: &Path, request: &[u8]) -> String {

@@ -20,7 +20,6 @@ pub enum SecretError {
         /// Of the secret.
         path: PathBuf,
         /// What the system said.
-        #[source]
         cause: io::Error,
     },
     /// A folder, a pipe, a device.

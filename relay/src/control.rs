@@ -75,7 +75,10 @@ impl Control for QueueControl {
             let mut holds = queue.holds(MAX_HOLDS + 1)?;
             let more = holds.len() > MAX_HOLDS;
             holds.truncate(MAX_HOLDS);
-            let holds = holds.into_iter().map(|(scope, record)| hold(&scope, record)).collect();
+            let holds = holds
+                .into_iter()
+                .map(|(scope, record)| hold(&scope, record))
+                .collect();
             Ok(HoldList { holds, more })
         })
         .await
@@ -351,7 +354,9 @@ pub(crate) mod tests {
     use bytes::Bytes;
     use mail_core::{BodyType, Recipient, ReversePath};
     use queue::store::MemoryStore;
-    use queue::{Accepted, Again, End, Fate, Hop, NewMessage, NewUnit, Origin, RouteGroup, Settle, StillOpen};
+    use queue::{
+        Accepted, Again, End, Fate, Hop, NewMessage, NewUnit, Origin, RouteGroup, Settle, StillOpen,
+    };
 
     use super::*;
 
@@ -396,7 +401,10 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn pages_of_queues_cover_all_once() {
         let (queue, control) = control();
-        for (number, domain) in ["a.test", "b.test", "c.test", "d.test", "e.test"].iter().enumerate() {
+        for (number, domain) in ["a.test", "b.test", "c.test", "d.test", "e.test"]
+            .iter()
+            .enumerate()
+        {
             accept(&queue, u8::try_from(number).unwrap(), &[domain]).await;
         }
         let record = HoldRecord {
@@ -486,8 +494,14 @@ pub(crate) mod tests {
                 (RecipientState::Deferred, 1, Some("450 4.2.0 later".into()))
             ]
         );
-        assert_eq!(view.recipients[0].host.as_deref(), Some("mx.a.test [192.0.2.1:25]"));
-        assert_eq!((view.recipients[0].next_due, view.recipients[1].next_due), (None, Some(Time(due))));
+        assert_eq!(
+            view.recipients[0].host.as_deref(),
+            Some("mx.a.test [192.0.2.1:25]")
+        );
+        assert_eq!(
+            (view.recipients[0].next_due, view.recipients[1].next_due),
+            (None, Some(Time(due)))
+        );
 
         let last = Settle {
             unit: settled.unit.unwrap(),

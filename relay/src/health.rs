@@ -3,19 +3,23 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use queue::{Queue, Status};
+
+use crate::metrics::QueueSeries;
 
 /// What readiness goes by.
 pub struct Health {
     registry: Registry,
     queue: Queue,
+    series: QueueSeries,
     draining: AtomicBool,
     accepting: IntGauge,
 }
@@ -28,7 +32,15 @@ impl Health {
             "1 while mail is accepted, 0 while the disk is full or failing or the relay drains. Alert on 0.",
         )?;
         registry.register(Box::new(accepting.clone()))?;
+        let build = Opts::new(
+            "postrider_build_info",
+            "1, with the version as a label. Alert when versions differ for long.",
+        );
+        let build = IntGaugeVec::new(build, &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(build))?;
         Ok(Self {
+            series: QueueSeries::new(&registry, queue.clone())?,
             registry,
             queue,
             draining: AtomicBool::new(false),
@@ -39,6 +51,17 @@ impl Health {
     /// Mail is accepted no longer.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// All series as Prometheus reads them. Blocks.
+    fn text(&self) -> Result<String, String> {
+        self.accepting.set(i64::from(self.obstacle().is_none()));
+        if let Err(error) = self.series.refresh(Instant::now()) {
+            // What was read before is better than nothing.
+            tracing::warn!(%error, "the queue's series could not be read");
+        }
+        let text = TextEncoder::new().encode_to_string(&self.registry.gather());
+        text.map_err(|error| error.to_string())
     }
 
     /// Why no mail is accepted, if none is.
@@ -63,13 +86,20 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until its runtime ends.
-pub async fn serve(listener: TcpListener, health: Arc<Health>) -> std::io::Result<()> {
-    let routes = Router::new()
+pub async fn serve(listener: TcpListener, health: Arc<Health>) {
+    match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => admin_api::server::serve(listener, routes(health)).await,
+        Err(error) => tracing::error!(%error, "metrics and health can't be served"),
+    }
+}
+
+fn routes(health: Arc<Health>) -> Router {
+    Router::new()
+        // About the process alone: to start it anew makes no disk larger.
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(health);
-    axum::serve(tokio::net::TcpListener::from_std(listener)?, routes).await
+        .with_state(health)
 }
 
 async fn readyz(State(health): State<Arc<Health>>) -> Response {
@@ -80,11 +110,36 @@ async fn readyz(State(health): State<Arc<Health>>) -> Response {
 }
 
 async fn metrics(State(health): State<Arc<Health>>) -> Response {
-    health.accepting.set(i64::from(health.obstacle().is_none()));
-    let encoder = TextEncoder::new();
-    let mut text = Vec::new();
-    match encoder.encode(&health.registry.gather(), &mut text) {
-        Ok(()) => ([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response(),
+    // Reads the store.
+    let text = tokio::task::spawn_blocking(move || health.text()).await;
+    match text.map_err(|error| error.to_string()).and_then(|text| text) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use queue::store::MemoryStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tells_of_the_process_the_queue_and_the_drain() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let health = Arc::new(Health::new(Registry::new(), queue).unwrap());
+        let ready = readyz(State(health.clone())).await;
+        assert_eq!(ready.status(), StatusCode::OK);
+        health.drain();
+        let ready = readyz(State(health.clone())).await;
+        assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let text = health.text().unwrap();
+        for line in [
+            "postrider_accepting 0\n",
+            "postrider_queues 0\n",
+            "postrider_build_info{version=\"",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
     }
 }

@@ -2,11 +2,13 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod credentials;
 pub mod delivery;
 pub mod dkim_cli;
 pub mod health;
 pub mod lab;
+pub mod metrics;
 pub mod prepare;
 pub mod report;
 pub mod run;

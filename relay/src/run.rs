@@ -4,10 +4,12 @@
 //! and signers are threads beside, and the HTTP door has a small runtime of its own.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use admin_api::socket::{AdminSocket, SocketName};
 use anyhow::Context as _;
 use prometheus::Registry;
 use queue::{Options, Queue};
@@ -17,6 +19,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::Settings;
 use crate::config::settings::{Listener, ListenerKind};
+use crate::control::QueueControl;
 use crate::credentials::Credentials;
 use crate::delivery::client_tls::ClientTls;
 use crate::delivery::courier::{self, Accepted, Parts};
@@ -37,6 +40,9 @@ pub struct Running {
     pub listeners: Vec<(&'static str, SocketAddr)>,
     /// Where metrics and health are.
     pub metrics: Option<SocketAddr>,
+    /// The admin API's Unix socket.
+    pub admin: Option<PathBuf>,
+    _admin_name: Option<SocketName>,
     queue: Queue,
     health: Arc<Health>,
     stop: watch::Sender<bool>,
@@ -103,6 +109,17 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
     };
     let queue = Queue::open(&settings.store.path, &options)
         .with_context(|| format!("the queue in {}", settings.store.path.display()))?;
+    let doors = Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("http")
+        .enable_all()
+        .build()?;
+    // After the store, whose lock keeps a second process out, and in whose folder it is by default.
+    let admin = {
+        let _entered = doors.enter();
+        let bind = |path: &PathBuf| AdminSocket::bind(path).context("the admin API's socket");
+        settings.admin_socket.as_ref().map(bind).transpose()?
+    };
     let clock = Clock::system();
     let front = Arc::new(Front::new(
         settings.clone(),
@@ -138,14 +155,14 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         workers.push(thread.spawn(move || worker.run())?);
     }
-    let doors = Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("http")
-        .enable_all()
-        .build()?;
     if let Some(listener) = metrics {
         doors.spawn(health::serve(listener, health.clone()));
     }
+    let admin_name = admin.map(|AdminSocket { listener, name }| {
+        let control = Arc::new(QueueControl::new(queue.clone()));
+        doors.spawn(admin_api::server::serve(listener, admin_api::router(control)));
+        name
+    });
     let drain_timeout = settings.drain_timeout;
     for (kind, address) in &addresses {
         tracing::info!(kind, %address, "listening");
@@ -153,6 +170,8 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
     Ok(Running {
         listeners: addresses,
         metrics: metrics_address,
+        admin: settings.admin_socket.clone(),
+        _admin_name: admin_name,
         queue,
         health,
         stop,

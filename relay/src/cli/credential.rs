@@ -8,11 +8,14 @@ use zeroize::Zeroizing;
 
 use crate::credentials::file;
 
+use super::output::{columns, print, print_json};
 use super::{ConfigFile, Failure};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Add a credential, and print its password: it is kept nowhere.
+    /// Add a credential, and print its password: it is kept nowhere. A running relay knows it within a second.
+    #[command(after_help = "Examples:\n  postrider credential add app --tenant shop\n  \
+        pass show mail/app | postrider credential add app --tenant shop --password-stdin")]
     Add {
         /// The user name.
         name: String,
@@ -58,7 +61,9 @@ impl Which {
         if let Some(file) = &self.file {
             return Ok(file.clone());
         }
-        let settings = self.config.load()?;
+        // Mistakes elsewhere do not hinder: perhaps this command is to mend one.
+        let (settings, mistakes) = self.config.look()?;
+        let settings = settings.ok_or_else(|| Failure::Usage(mistakes.to_string()))?;
         if let Some(tenant) = tenant.filter(|tenant| !settings.tenants.contains_key(*tenant)) {
             let text = format!(
                 "there is no tenant {tenant:?}; it would be a table [tenants.{tenant}] in the configuration"
@@ -85,7 +90,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
             let made = chosen.is_none();
             let password = file::add(&path, &name, &tenant, chosen)?;
             if made {
-                println!("{}", *password);
+                print(&format!("{}\n", *password))?;
             }
         }
         Command::List { json, which } => {
@@ -95,9 +100,11 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
                 let rows: Vec<_> = rows
                     .map(|(name, tenant)| serde_json::json!({ "name": name, "tenant": tenant }))
                     .collect();
-                println!("{}", serde_json::Value::from(rows));
+                print_json(&rows)?;
             } else {
-                rows.for_each(|(name, tenant)| println!("{name}\t{tenant}"));
+                let heads = ["NAME", "TENANT"].map(String::from);
+                let rows = rows.map(|(name, tenant)| [name.clone(), tenant.clone()]);
+                print(&columns(&std::iter::once(heads).chain(rows).collect::<Vec<_>>()))?;
             }
         }
         Command::Remove { name, which } => file::remove(&which.path(None)?, &name)?,

@@ -69,6 +69,5 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
             )
         })?,
     };
-    print!("{text}");
-    Ok(())
+    Ok(super::output::print(&text)?)
 }

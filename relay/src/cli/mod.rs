@@ -2,6 +2,8 @@
 
 mod credential;
 mod dkim;
+mod output;
+mod queue;
 mod run;
 
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Settings};
+use crate::config::{self, Mistakes, Settings};
 
 pub(crate) use run::{log, told_to_stop};
 
@@ -17,7 +19,8 @@ pub(crate) use run::{log, told_to_stop};
 #[derive(Parser)]
 #[command(name = "postrider", version, propagate_version = true)]
 #[command(
-    after_help = "Begin with docs/postrider.example.toml; `postrider check FILE` tells every mistake in a configuration."
+    after_help = "Begin with a configuration: postrider check --example > postrider.toml. `postrider check FILE` tells every \
+        mistake in it.\n\nExit codes: 0 done, 1 failed, 2 wrong usage or configuration."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -34,14 +37,23 @@ enum Command {
     /// Check a configuration and tell every mistake with its place.
     Check {
         /// The configuration.
-        #[arg(default_value = DEFAULT_CONFIG)]
+        #[arg(env = "POSTRIDER_CONFIG", default_value = DEFAULT_CONFIG)]
         file: PathBuf,
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Print a configuration to begin with: every key with its meaning and default.
+        #[arg(long, exclusive = true)]
+        example: bool,
     },
     /// Run the relay in a small Internet of its own on loopback: DNS, mail servers, mailboxes. No root, no configuration.
     Lab(crate::lab::Options),
+    /// See the queues of the running relay.
+    #[command(subcommand)]
+    Queue(queue::QueueCommand),
+    /// See what became of a message.
+    #[command(subcommand)]
+    Message(queue::MessageCommand),
     /// Keep the credentials by which clients log in.
     #[command(subcommand)]
     Credential(credential::Command),
@@ -65,6 +77,12 @@ impl ConfigFile {
     fn load(&self) -> Result<Settings, Failure> {
         load(&self.path)
     }
+
+    /// See [`config::look`].
+    fn look(&self) -> Result<(Option<Settings>, Mistakes), Failure> {
+        exists(&self.path)?;
+        Ok(config::look(&self.path))
+    }
 }
 
 /// Why a command did not do what it should.
@@ -81,13 +99,19 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-fn load(path: &Path) -> Result<Settings, Failure> {
-    if !path.exists() {
-        return Err(Failure::Usage(format!(
-            "there is no configuration {}; write one after docs/postrider.example.toml, or name one with --config",
-            path.display()
-        )));
+fn exists(path: &Path) -> Result<(), Failure> {
+    if path.exists() {
+        return Ok(());
     }
+    Err(Failure::Usage(format!(
+        "there is no configuration {}; begin with what `postrider check --example` prints, or name another with --config \
+         FILE or POSTRIDER_CONFIG",
+        path.display()
+    )))
+}
+
+fn load(path: &Path) -> Result<Settings, Failure> {
+    exists(path)?;
     config::load(path).map_err(|mistakes| Failure::Usage(mistakes.to_string()))
 }
 
@@ -97,12 +121,15 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let done = match Cli::parse().command {
         Command::Run { config } => config.load().and_then(run::run),
-        Command::Check { file, json } => check(&file, json),
         Command::Lab(options) => match crate::lab::main(&options) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error.into()),
         },
+        Command::Check { example: true, .. } => output::print(EXAMPLE).map_err(Failure::from),
+        Command::Check { file, json, .. } => check(&file, json),
+        Command::Queue(command) => queue::queue(command),
+        Command::Message(command) => queue::message(command),
         Command::Credential(command) => credential::run(command),
         Command::Dkim(command) => dkim::run(command),
     };
@@ -113,24 +140,56 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(Failure::Usage(text)) => {
-            eprintln!("{text}");
+            if !text.is_empty() {
+                eprintln!("{text}");
+            }
             ExitCode::from(2)
         }
     }
 }
 
+/// Every key with its meaning and default.
+const EXAMPLE: &str = include_str!("../../../docs/postrider.example.toml");
+
 fn check(file: &Path, json: bool) -> Result<(), Failure> {
-    match load(file) {
-        Ok(_) if json => println!("{}", serde_json::json!({ "ok": true, "mistakes": [] })),
-        Ok(_) => println!("{}: no mistakes", file.display()),
-        Err(Failure::Usage(text)) if json => {
-            println!(
-                "{}",
-                serde_json::json!({ "ok": false, "mistakes": text.lines().collect::<Vec<_>>() })
-            );
-            return Err(Failure::Usage(String::new()));
+    exists(file)?;
+    let mistakes = match config::load(file) {
+        Ok(_) if json => {
+            return Ok(output::print_json(
+                &serde_json::json!({ "ok": true, "mistakes": [] }),
+            )?);
         }
-        Err(failure) => return Err(failure),
+        Ok(_) => return Ok(output::print(&format!("{}: no mistakes\n", file.display()))?),
+        Err(mistakes) => mistakes,
+    };
+    if !json {
+        return Err(Failure::Usage(mistakes.to_string()));
     }
-    Ok(())
+    let list: Vec<_> = mistakes
+        .0
+        .iter()
+        .map(|problem| {
+            serde_json::json!({
+                "file": problem.file,
+                "line": problem.line,
+                "column": problem.column,
+                "key": problem.key,
+                "text": problem.text,
+            })
+        })
+        .collect();
+    output::print_json(&serde_json::json!({ "ok": false, "mistakes": list }))?;
+    Err(Failure::Usage(String::new()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }

@@ -44,6 +44,13 @@ pub fn load(path: &Path) -> Result<Settings, Mistakes> {
     }
 }
 
+/// Settings as far as they can be told, with what is wrong: for commands that need one of them, and may be there to mend the
+/// rest. `None` where what is wrong leaves too little.
+pub fn look(path: &Path) -> (Option<Settings>, Mistakes) {
+    let (settings, problems, _) = load_with_keys(path);
+    (settings, Mistakes(problems))
+}
+
 /// As [`load`], with every key that was looked for: what a configuration can say.
 fn load_with_keys(path: &Path) -> (Option<Settings>, Vec<Problem>, BTreeSet<String>) {
     let (files, root, problems) = source::read(path);

@@ -37,7 +37,6 @@ pub enum FileError {
         /// The file, or one beside it.
         path: PathBuf,
         /// What the system said.
-        #[source]
         cause: io::Error,
     },
     /// Not the TOML it should be. The text itself is not shown.

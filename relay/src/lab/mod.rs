@@ -115,6 +115,12 @@ impl Stage {
         found.map(|(_, address)| address.to_string()).unwrap_or_default()
     }
 
+    /// As `POSTRIDER_ADMIN` takes it.
+    fn admin(&self) -> Option<String> {
+        let path = self.relay.admin.as_ref()?;
+        Some(format!("unix:{}", path.display()))
+    }
+
     fn addresses(&self) -> serde_json::Value {
         serde_json::json!({
             "submission": self.listener("submission"),
@@ -123,6 +129,7 @@ impl Stage {
             "metrics": self.relay.metrics.map(|address| address.to_string()),
             "dns": self.lab.dns.to_string(),
             "lab": self.lab.http.to_string(),
+            "admin": self.admin(),
             "username": USERNAME,
             "password": *self.password,
             "sender": SENDER,
@@ -140,7 +147,8 @@ impl Stage {
              certificate authority  {ca}\n\n\
              To ok.test, second.test (take all), greylist.test (asks for a second try), reject.test (does not know nobody@),\n\
              dead.test (nothing listens). What arrives:  curl http://{http}/lab/mailboxes\n\
-             Metrics:  curl http://{metrics}/metrics\n\n\
+             Metrics:  curl http://{metrics}/metrics\n\
+             Queues:   POSTRIDER_ADMIN={admin} postrider queue list\n\n\
              A first message:\n  \
              swaks --server {submission} --tls --auth PLAIN --auth-user {USERNAME} --auth-password {password} \\\n    \
              --from {SENDER} --to you@ok.test\n\nCtrl-C ends it.\n",
@@ -149,6 +157,7 @@ impl Stage {
             submissions = self.listener("submissions"),
             trusted = self.listener("trusted"),
             http = self.lab.http,
+            admin = self.admin().unwrap_or_default(),
             metrics = self
                 .relay
                 .metrics

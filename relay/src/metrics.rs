@@ -1,0 +1,145 @@
+//! The queue's series, read when they are asked for. Each other part registers its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
+use queue::{Queue, QueueId, ReadError};
+
+/// They are read anew no more often: each reading looks at every queue's record.
+const REFRESH_EVERY: Duration = Duration::from_secs(10);
+
+/// Queue records read at a time.
+const PAGE: usize = 1_000;
+
+/// Tenants with series of their own; the others are `other`.
+const MAX_TENANTS: usize = 200;
+
+/// Holds counted; more are shown as so many.
+const MAX_HOLDS: usize = 10_000;
+
+/// The queue's series.
+#[derive(Clone)]
+pub struct QueueSeries(Arc<Inner>);
+
+struct Inner {
+    queue: Queue,
+    queues: IntGauge,
+    messages: IntGaugeVec,
+    bytes: IntGaugeVec,
+    holds: IntGauge,
+    /// When they were read.
+    read: Mutex<Option<Instant>>,
+}
+
+impl QueueSeries {
+    /// Makes and registers the series.
+    pub fn new(registry: &Registry, queue: Queue) -> prometheus::Result<Self> {
+        let by_tenant = |name, help| IntGaugeVec::new(Opts::new(name, help), &["tenant"]);
+        let series = Inner {
+            queue,
+            queues: IntGauge::new(
+                "postrider_queues",
+                "Queues with mail: tenant, stream and destination. Refreshed every 10 s.",
+            )?,
+            messages: by_tenant(
+                "postrider_queue_messages",
+                "Messages that wait, each once for each destination domain. Alert when it grows for longer than your mail may \
+                 be late.",
+            )?,
+            bytes: by_tenant(
+                "postrider_queue_bytes",
+                "Octets of the messages that wait. Alert before it nears the store's disk.",
+            )?,
+            holds: IntGauge::new(
+                "postrider_holds",
+                "Destinations that rest as a whole, after DNS or connection failures. Alert on a jump: the network may be \
+                 gone.",
+            )?,
+            read: Mutex::default(),
+        };
+        for gauge in [&series.queues, &series.holds] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        for vector in [&series.messages, &series.bytes] {
+            registry.register(Box::new(vector.clone()))?;
+        }
+        Ok(Self(Arc::new(series)))
+    }
+
+    /// Reads the store if the last time is long enough ago. Blocks.
+    pub fn refresh(&self, now: Instant) -> Result<(), ReadError> {
+        let series = &self.0;
+        let mut read = series.read.lock();
+        if read.is_some_and(|read| now < read + REFRESH_EVERY) {
+            return Ok(());
+        }
+        *read = Some(now);
+        let (mut queues, mut tenants) = (0, BTreeMap::<Arc<str>, (u64, u64)>::new());
+        let mut after: Option<QueueId> = None;
+        loop {
+            let page = series.queue.queues(after, PAGE)?;
+            after = page.last().map(|(id, _)| *id);
+            for (_, record) in page.iter().filter(|(_, record)| record.count > 0) {
+                queues += 1;
+                let (messages, bytes) = tenants.entry(record.name.tenant.clone()).or_default();
+                *messages += record.count;
+                *bytes += record.bytes;
+            }
+            if page.len() < PAGE {
+                break;
+            }
+        }
+        series.queues.set(queues);
+        series.messages.reset();
+        series.bytes.reset();
+        for (number, (tenant, (messages, bytes))) in tenants.into_iter().enumerate() {
+            let label: &str = if number < MAX_TENANTS { &tenant } else { "other" };
+            let add = |vector: &IntGaugeVec, more: u64| {
+                let more = i64::try_from(more).unwrap_or(i64::MAX);
+                vector.with_label_values(&[label]).add(more);
+            };
+            add(&series.messages, messages);
+            add(&series.bytes, bytes);
+        }
+        let holds = series.queue.holds(MAX_HOLDS)?.len();
+        series.holds.set(i64::try_from(holds).unwrap_or(i64::MAX));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+    use queue::store::MemoryStore;
+
+    use super::*;
+    use crate::control::tests::accept;
+
+    #[tokio::test]
+    async fn counts_what_waits_by_tenant() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        accept(&queue, 1, &["a.test", "b.test"]).await;
+        let registry = Registry::new();
+        let series = QueueSeries::new(&registry, queue.clone()).unwrap();
+        let start = Instant::now();
+        series.refresh(start).unwrap();
+        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        for line in [
+            "postrider_queues 2\n",
+            "postrider_queue_messages{tenant=\"acme\"} 2\n",
+            "postrider_holds 0\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        // Read anew when the time has come, and not before.
+        accept(&queue, 2, &["a.test"]).await;
+        let shown = || series.0.messages.with_label_values(&["acme"]).get();
+        series.refresh(start + REFRESH_EVERY / 2).unwrap();
+        assert_eq!(shown(), 2);
+        series.refresh(start + REFRESH_EVERY).unwrap();
+        assert_eq!(shown(), 3);
+    }
+}
