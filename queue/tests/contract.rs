@@ -1,5 +1,10 @@
 //! What every store does alike: the model and RocksDB pass the same suite, and random operations leave equal contents.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test; its helpers are outside of test functions"
+)]
+
 use proptest::prelude::*;
 use queue::rocks::RocksStore;
 use queue::store::{Batch, Family, MemoryStore, Store};

@@ -1,5 +1,10 @@
 //! A message's life in the queue: kept, claimed, put off, ended; and what is left after each kind of break.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test; its helpers are outside of test functions"
+)]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,10 @@
 //! Random lives of many messages, against a naive model: nothing is lost from any index, and all counts agree.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test; its helpers are outside of test functions"
+)]
+
 mod common;
 
 use std::collections::BTreeMap;
