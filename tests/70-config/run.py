@@ -1,0 +1,128 @@
+"""The program as an operator meets it: checks, exit codes, one process a store, stopping, and what a restart keeps."""
+
+import json
+import os
+import shutil
+import smtplib
+import socket
+import tempfile
+import unittest
+
+from lib import LabTest, Process, command, get, host_port, main, message, queue_id, wait_for
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Check(unittest.TestCase):
+    def test_the_example_is_right(self):
+        code, out, err = command("check", os.path.join(ROOT, "docs", "postrider.example.toml"))
+        self.assertEqual((code, err), (0, ""), out)
+
+    def test_every_mistake_is_told_and_the_code_is_2(self):
+        case = os.path.join(ROOT, "relay", "tests", "bad_configs", "many-at-once")
+        code, out, err = command("check", os.path.join(case, "postrider.toml"))
+        self.assertEqual((code, out), (2, ""))
+        self.assertEqual(len(err.strip().splitlines()), 4, err)
+        code, out, _ = command("check", "--json", os.path.join(case, "postrider.toml"))
+        self.assertEqual(code, 2)
+        self.assertEqual(len(json.loads(out)["mistakes"]), 4)
+
+    def test_wrong_usage_is_2(self):
+        self.assertEqual(command("no-such-command")[0], 2)
+        code, _, err = command("run", "--config", "/nonexistent.toml")
+        self.assertEqual(code, 2)
+        self.assertIn("docs/postrider.example.toml", err)
+
+
+class Relay(LabTest):
+    """A relay of the test's own beside the lab's, in the same Internet."""
+
+    def setUp(self):
+        self.dir = tempfile.mkdtemp(prefix="postrider-test-")
+        self.addCleanup(shutil.rmtree, self.dir, True)
+        self.port, self.metrics = free_port(), free_port()
+        self.config = os.path.join(self.dir, "postrider.toml")
+        with open(os.path.join(self.lab.at["dir"], "postrider.toml"), encoding="utf-8") as lab:
+            delivery_port = next(line for line in lab if line.startswith("port = "))
+        with open(self.config, "w", encoding="utf-8") as config:
+            config.write(
+                'hostname = "relay.sender.test"\ndrain_timeout = "5s"\n[store]\npath = "queue"\nmin_free = "16MiB"\n'
+                '[tenants.t]\nsenders = ["sender.test"]\n'
+                f'[[listener]]\nkind = "trusted"\naddress = "127.0.0.1:{self.port}"\nnetworks = ["127.0.0.0/8"]\ntenant = "t"\n'
+                f'[delivery]\n{delivery_port}[delivery.retry]\nfirst = "2s"\ncap = "4s"\n'
+                f'[dns]\nservers = ["{self.lab.at["dns"]}"]\n[metrics]\naddress = "127.0.0.1:{self.metrics}"\n'
+                '[log]\nformat = "json"\n'
+            )
+
+    def start(self):
+        relay = Process("run", "--config", self.config)
+        self.addCleanup(relay.kill)
+
+        def ready():
+            self.assertIsNone(relay.child.poll(), relay.logged())
+            try:
+                return get(f"127.0.0.1:{self.metrics}", "/readyz")[0] == 200
+            except OSError:
+                return False
+
+        wait_for(ready, "the relay is ready")
+        return relay
+
+    def submit(self, recipient):
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
+            client.ehlo()
+            client.mail(self.lab.sender)
+            client.rcpt(recipient)
+            return queue_id(client.data(message(self.lab.sender, recipient)))
+
+    def events(self, relay, ident):
+        lines = [json.loads(line) for line in relay.logged().splitlines()]
+        return [line["message"] for line in lines if line.get("id") == ident]
+
+    def test_health_and_metrics(self):
+        relay = self.start()
+        at = f"127.0.0.1:{self.metrics}"
+        self.assertEqual(get(at, "/healthz")[0], 200)
+        self.submit("metrics@ok.test")
+        self.lab.arrived("metrics@ok.test")
+        wait_for(lambda: b'postrider_recipients_ended_total{end="delivered"} 1' in get(at, "/metrics")[1], "counted")
+        self.assertEqual(relay.stop(), 0)
+
+    def test_a_store_has_one_process(self):
+        self.start()
+        with open(self.config, encoding="utf-8") as config:
+            other = config.read().replace(str(self.port), str(free_port())).replace(str(self.metrics), str(free_port()))
+        path = os.path.join(self.dir, "other.toml")
+        with open(path, "w", encoding="utf-8") as config:
+            config.write(other)
+        code, _, err = command("run", "--config", path)
+        self.assertEqual(code, 1)
+        self.assertIn("in use by another process", err)
+
+    def test_what_waits_is_tried_again_after_a_restart(self):
+        relay = self.start()
+        first = self.submit("later@greylist.test")
+        wait_for(lambda: "deferred" in self.events(relay, first), "deferred")
+        self.assertEqual(relay.stop(), 0)
+        relay = self.start()
+        self.lab.arrived("later@greylist.test")
+        wait_for(lambda: "delivered" in self.events(relay, first), "delivered")
+        self.assertEqual(relay.stop(), 0)
+
+    def test_stopping_is_clean_and_quick_when_nothing_listens(self):
+        relay = self.start()
+        self.submit("nobody@dead.test")
+        wait_for(lambda: "destination rests" in relay.logged(), "the destination rests")
+        self.assertEqual(relay.stop(within=10), 0)
+        relay = self.start()
+        self.assertEqual(relay.stop(within=10), 0)
+
+
+if __name__ == "__main__":
+    main()
