@@ -1,5 +1,10 @@
 //! The API as a client meets it: over a Unix socket, with a made-up program behind.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test; its helpers are outside of test functions"
+)]
+
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
