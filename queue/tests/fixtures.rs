@@ -1,0 +1,177 @@
+//! Stores of every released format are opened for ever.
+//!
+//! A fixture is a store's contents as text: family, key and value in hexadecimal, a line each. `v1.txt` holds one message
+//! put off at one domain and fresh at another, one that ended, and a destination at rest.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test; its helpers are outside of test functions"
+)]
+
+mod common;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use common::{FIRST, START, block_on, defer, end, message, settle};
+use queue::rocks::RocksStore;
+use queue::store::{Batch, Family, MemoryStore, Store};
+use queue::{EventKind, Fate, HoldRecord, HoldScope, Queue};
+
+const V1: &str = include_str!("fixtures/v1.txt");
+
+/// How `v1.txt` was made; kept, so that the next format's fixture is made the same way.
+fn fill(store: &MemoryStore) {
+    block_on(async {
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let waits = queue
+            .accept(message(
+                1,
+                &["ok.test", "second.test"],
+                b"Subject: one\r\n\r\nhello\r\n",
+            ))
+            .await
+            .unwrap();
+        settle(&queue, defer(waits.units[0], START + Duration::from_secs(60)))
+            .await
+            .unwrap();
+        let over = queue
+            .accept(message(2, &["ok.test"], b"Subject: two\r\n\r\nhello\r\n"))
+            .await
+            .unwrap();
+        settle(&queue, end(over.units[0], Fate::Delivered)).await.unwrap();
+        let scope = HoldScope::Domain("second.test".parse().unwrap());
+        let until = START + Duration::from_secs(30);
+        queue.hold(
+            scope,
+            HoldRecord {
+                since: START,
+                until,
+                failures: 1,
+                cause: "4.4.3 SERVFAIL".into(),
+            },
+        );
+    });
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().fold(String::new(), |mut text, octet| {
+        let _ = write!(text, "{octet:02x}");
+        text
+    })
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+fn load(store: &dyn Store, fixture: &str) {
+    let mut batch = Batch::default();
+    for line in fixture.lines() {
+        let mut words = line.split(' ');
+        let name = words.next().unwrap();
+        let family = Family::ALL
+            .into_iter()
+            .find(|family| family.name() == name)
+            .unwrap();
+        batch.put(
+            family,
+            &unhex(words.next().unwrap()),
+            unhex(words.next().unwrap_or_default()),
+        );
+    }
+    store.write(&batch, true).unwrap();
+}
+
+fn look(queue: &Queue) {
+    let queues = queue.queues(None, 9).unwrap();
+    let told: Vec<_> = queues
+        .iter()
+        .map(|(_, record)| (record.name.domain.as_str(), record.count))
+        .collect();
+    assert_eq!(told, [("ok.test", 1), ("second.test", 1)]);
+    let (units, more) = queue.due(queues[0].0, FIRST, 9).unwrap();
+    assert!(!more && units.len() == 1);
+    let message = queue.message(units[0].id).unwrap().unwrap();
+    assert_eq!(message.units.len(), 2);
+    assert_eq!(message.units[0].state.as_ref().unwrap().attempts, 1);
+    assert_eq!(
+        &queue.body(message.id, &message.envelope).unwrap()[..],
+        b"Subject: one\r\n\r\nhello\r\n"
+    );
+    let held = queue
+        .held(&HoldScope::Domain("second.test".parse().unwrap()))
+        .unwrap()
+        .unwrap();
+    assert_eq!(held.cause, "4.4.3 SERVFAIL");
+    let kinds: Vec<_> = queue
+        .events(0, 99)
+        .unwrap()
+        .into_iter()
+        .map(|(_, event)| event.kind)
+        .collect();
+    let expected = [
+        EventKind::Accepted,
+        EventKind::Deferred,
+        EventKind::Accepted,
+        EventKind::Delivered,
+        EventKind::Deferred,
+    ];
+    assert_eq!(kinds, expected);
+}
+
+#[test]
+fn version_1_reads_in_both_stores_and_can_be_worked_on() {
+    let store = MemoryStore::new();
+    load(&store, V1);
+    let queue = Queue::in_memory(store).unwrap();
+    look(&queue);
+    block_on(async {
+        for (id, _) in queue.queues(None, 9).unwrap() {
+            for unit in queue.due(id, FIRST, 9).unwrap().0 {
+                settle(&queue, end(unit, Fate::Delivered)).await.unwrap();
+            }
+        }
+    });
+    assert!(
+        queue
+            .queues(None, 9)
+            .unwrap()
+            .iter()
+            .all(|(_, record)| record.count == 0)
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    load(&RocksStore::open(&folder.path().join("store")).unwrap(), V1);
+    let options = queue::Options {
+        min_free_bytes: 0,
+        commit_patience: Duration::from_secs(60),
+    };
+    let queue = Queue::open(folder.path(), &options).unwrap();
+    look(&queue);
+    queue.close();
+}
+
+/// Today's format is the fixture's, octet for octet: a change of layout needs a new version and a new fixture.
+#[test]
+fn what_is_written_today_is_version_1() {
+    let store = MemoryStore::new();
+    fill(&store);
+    let lines = |text: &str| {
+        text.lines()
+            .filter(|line| !line.starts_with("meta 73746f7265 "))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let mut written = String::new();
+    for (family, key, value) in store.contents() {
+        let _ = writeln!(written, "{} {} {}", family.name(), hex(&key), hex(&value));
+    }
+    if let Some(path) = std::env::var_os("POSTRIDER_WRITE_FIXTURE") {
+        std::fs::write(path, &written).unwrap();
+    }
+    assert_eq!(lines(&written), lines(V1));
+}
