@@ -43,7 +43,7 @@ enum Command {
         #[arg(long)]
         json: bool,
         /// Print a configuration to begin with: every key with its meaning and default.
-        #[arg(long, exclusive = true)]
+        #[arg(long)]
         example: bool,
     },
     /// Run the relay in a small Internet of its own on loopback: DNS, mail servers, mailboxes. No root, no configuration.

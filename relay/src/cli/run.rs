@@ -32,7 +32,15 @@ pub(crate) async fn told_to_stop() -> std::io::Result<&'static str> {
 
 /// Sends log lines to standard error, those of `RUST_LOG`'s choice.
 pub(crate) fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // The DNS libraries tell of each question at `info`.
+    let usual = || EnvFilter::new("info,hickory_server=warn,hickory_resolver=warn,hickory_proto=warn");
+    let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(wish) if !wish.is_empty() => EnvFilter::try_new(&wish).unwrap_or_else(|error| {
+            eprintln!("postrider: RUST_LOG is passed over: {error}");
+            usual()
+        }),
+        _ => usual(),
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -1,0 +1,143 @@
+//! The program as it is called: what it prints, where, and with which exit code.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests too")]
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const CONFIG: &str = "hostname = \"mail.example.com\"\n[store]\npath = \"queue\"\n[tenants.shop]\nsenders = [\"*\"]\n\
+    [[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.0/8\"]\ntenant = \"shop\"\n";
+
+fn postrider(config: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
+    command
+        .args(arguments)
+        .env_remove("POSTRIDER_ADMIN")
+        .env("POSTRIDER_CONFIG", config);
+    command
+}
+
+/// Exit code, standard output and standard error.
+fn told(output: Output) -> (i32, String, String) {
+    let text = |octets| String::from_utf8(octets).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+fn run(config: &Path, arguments: &[&str]) -> (i32, String, String) {
+    told(postrider(config, arguments).output().unwrap())
+}
+
+fn folder() -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("postrider.toml");
+    std::fs::write(&config, CONFIG).unwrap();
+    (folder, config)
+}
+
+#[test]
+fn wrong_usage_and_configuration_are_2_and_say_how_to_begin() {
+    let (folder, config) = folder();
+    let none = folder.path().join("none.toml");
+    let wrong = folder.path().join("wrong.toml");
+    std::fs::write(&wrong, format!("{CONFIG}[submission]\nmax_recipient = 5\n")).unwrap();
+    for (config, arguments, expected) in [
+        (&none, vec!["run"], "there is no configuration"),
+        (&none, vec!["run"], "postrider check --example"),
+        (
+            &wrong,
+            vec!["run"],
+            "wrong.toml:12:17: submission.max_recipient: is not known; is \"max_recipients\" meant?",
+        ),
+        (&wrong, vec!["check"], "is \"max_recipients\" meant?"),
+        (&config, vec!["frobnicate"], "unrecognized subcommand"),
+        (&config, vec!["message", "show", "5"], "32 hexadecimal digits"),
+        (
+            &config,
+            vec!["queue", "list", "--admin", "tcp:1"],
+            "write unix:PATH",
+        ),
+        (
+            &config,
+            vec!["credential", "add", "app", "--tenant", "nobody"],
+            "there is no tenant \"nobody\"",
+        ),
+    ] {
+        let (code, out, err) = run(config, &arguments);
+        assert_eq!((code, out.as_str()), (2, ""), "{arguments:?}: {err}");
+        assert!(err.contains(expected), "{arguments:?}: {err}");
+    }
+    let (code, out, _) = run(&wrong, &["check", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, 2);
+    assert_eq!(json["mistakes"][0]["line"], 12);
+    assert_eq!(json["mistakes"][0]["key"], "submission.max_recipient");
+
+    let (code, out, _) = run(&config, &["check"]);
+    assert_eq!((code, out.ends_with("no mistakes\n")), (0, true));
+    // What it says to begin with is right as it is.
+    let (_, example, _) = run(&none, &["check", "--example"]);
+    std::fs::write(&config, example).unwrap();
+    assert_eq!(run(&config, &["check"]).0, 0);
+}
+
+#[test]
+fn a_relay_that_does_not_run_is_1_in_one_line() {
+    let (_folder, config) = folder();
+    let (code, out, err) = run(&config, &["queue", "list"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(
+        err.contains("queue/admin.sock: No such file") && err.lines().count() == 1,
+        "{err}"
+    );
+    assert_eq!(err.matches("os error 2").count(), 1, "{err}");
+}
+
+#[test]
+fn credentials_are_added_listed_and_removed() {
+    let (folder, config) = folder();
+    let (code, password, _) = run(&config, &["credential", "add", "app", "--tenant", "shop"]);
+    assert_eq!((code, password.trim_end().len()), (0, 28));
+    assert_eq!(
+        run(&config, &["credential", "add", "app", "--tenant", "shop"]).0,
+        1
+    );
+
+    let mut add = postrider(
+        &config,
+        &["credential", "add", "own", "--tenant", "shop", "--password-stdin"],
+    )
+    .stdin(Stdio::piped())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    add.stdin
+        .take()
+        .unwrap()
+        .write_all(b"a password of mine\n")
+        .unwrap();
+    let (code, out, err) = told(add.wait_with_output().unwrap());
+    assert_eq!((code, out.as_str()), (0, ""), "{err}");
+    let kept = relay::credentials::file::read(&folder.path().join("credentials.toml")).unwrap();
+    assert!(kept["own"].1.matches(b"a password of mine"));
+
+    let (_, out, _) = run(&config, &["credential", "list"]);
+    assert_eq!(out, "NAME  TENANT\napp   shop\nown   shop\n");
+    let (_, out, _) = run(&config, &["credential", "list", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json[0], serde_json::json!({ "name": "app", "tenant": "shop" }));
+
+    // A credential whose tenant has gone is a mistake that the same command can mend.
+    std::fs::write(&config, CONFIG.replace("shop", "other")).unwrap();
+    assert_eq!(run(&config, &["check"]).0, 2);
+    for name in ["app", "own"] {
+        assert_eq!(run(&config, &["credential", "remove", name]).0, 0);
+    }
+    assert_eq!(run(&config, &["check"]).0, 0);
+    assert_eq!(run(&config, &["credential", "remove", "app"]).0, 1);
+}
