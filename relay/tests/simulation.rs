@@ -1,0 +1,451 @@
+//! The delivery side on a made-up Internet and a virtual clock: the real shard, lanes, connections and queue records, with
+//! DNS, peers, time and chance in the test's hand. No test here takes longer than its computing.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test; its helpers are outside of test functions"
+)]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dkim_signer::Signer;
+use mail_core::{BodyType, Domain, MessageId, Recipient, ReversePath, Timestamp};
+use prometheus::Registry;
+use queue::store::MemoryStore;
+use queue::{EventKind, NewMessage, NewUnit, Origin, Queue, RouteGroup};
+use relay::config::{self, Settings};
+use relay::delivery::client_tls::ClientTls;
+use relay::delivery::courier::{self, Accepted, Parts};
+use relay::delivery::metrics::Metrics;
+use relay::prepare::{self, Preparer};
+use relay::world::{Clock, DnsError, MxAnswer, MxHost, Net, Random};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::{Instant, sleep};
+
+const START: Timestamp = Timestamp(1_700_000_000_000);
+
+/// What a host does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Host {
+    /// Takes everything.
+    Takes,
+    /// Nothing listens.
+    Dead,
+    /// Greets with this.
+    Greets(&'static str),
+    /// Takes connections and says nothing.
+    Silent,
+    /// Takes the message, and hangs up instead of saying so, the first time.
+    HangsUpAfterDot,
+    /// Says this to RCPT.
+    Rcpt(&'static str),
+}
+
+/// A message as a host has it: when, where, and for whom.
+type Taken = (Instant, usize, Vec<String>);
+
+#[derive(Clone)]
+struct SimNet(Rc<World>);
+
+#[derive(Default)]
+struct World {
+    mx: HashMap<String, MxAnswer>,
+    /// The host `hN.test` has the address 10.0.0.N.
+    hosts: Vec<Host>,
+    taken: RefCell<Vec<Taken>>,
+    connections: RefCell<Vec<usize>>,
+    doubted: RefCell<bool>,
+}
+
+impl Net for SimNet {
+    type Stream = DuplexStream;
+
+    async fn mx(&self, domain: &Domain) -> Result<MxAnswer, DnsError> {
+        let unknown = || DnsError {
+            question: format!("{domain} MX"),
+            cause: "SERVFAIL".into(),
+        };
+        self.0.mx.get(domain.as_str()).cloned().ok_or_else(unknown)
+    }
+
+    async fn addresses(&self, host: &Domain) -> Result<Vec<IpAddr>, DnsError> {
+        let number = host
+            .as_str()
+            .trim_start_matches('h')
+            .split('.')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        Ok(vec![Ipv4Addr::new(10, 0, 0, number).into()])
+    }
+
+    async fn connect(&self, _source: Option<IpAddr>, to: SocketAddr) -> io::Result<DuplexStream> {
+        let IpAddr::V4(address) = to.ip() else {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        };
+        let number = usize::from(address.octets()[3]);
+        self.0.connections.borrow_mut().push(number);
+        if self.0.hosts[number] == Host::Dead {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let (ours, theirs) = duplex(64 * 1024);
+        let world = self.0.clone();
+        // How a conversation ends is seen on the other side.
+        drop(spawn_local(async move {
+            drop(converse(&world, number, theirs).await)
+        }));
+        Ok(ours)
+    }
+}
+
+async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Result<()> {
+    let host = world.hosts[number];
+    let mut peer = BufReader::new(stream);
+    if host == Host::Silent {
+        sleep(Duration::from_secs(86_400)).await;
+    }
+    let greeting = if let Host::Greets(words) = host {
+        words
+    } else {
+        "220 hello"
+    };
+    say(&mut peer, greeting).await?;
+    let mut to = Vec::new();
+    loop {
+        let mut line = String::new();
+        if peer.read_line(&mut line).await? == 0 {
+            return Ok(());
+        }
+        match line.get(..4).unwrap_or_default() {
+            "EHLO" => say(&mut peer, "250-hN\r\n250-PIPELINING\r\n250 8BITMIME").await?,
+            "RCPT" => match host {
+                Host::Rcpt(words) => say(&mut peer, words).await?,
+                _ => {
+                    to.push(
+                        line.trim()
+                            .trim_start_matches("RCPT TO:<")
+                            .trim_end_matches('>')
+                            .to_owned(),
+                    );
+                    say(&mut peer, "250 ok").await?;
+                }
+            },
+            "DATA" => {
+                say(&mut peer, "354 go").await?;
+                while line != ".\r\n" {
+                    line.clear();
+                    if peer.read_line(&mut line).await? == 0 {
+                        return Ok(());
+                    }
+                }
+                if !to.is_empty() {
+                    world
+                        .taken
+                        .borrow_mut()
+                        .push((Instant::now(), number, std::mem::take(&mut to)));
+                }
+                if host == Host::HangsUpAfterDot && !world.doubted.replace(true) {
+                    return Ok(());
+                }
+                say(&mut peer, "250 kept").await?;
+            }
+            "QUIT" => return say(&mut peer, "221 bye").await,
+            _ => say(&mut peer, "250 ok").await?,
+        }
+    }
+}
+
+async fn say(peer: &mut BufReader<DuplexStream>, words: &str) -> io::Result<()> {
+    peer.get_mut().write_all(format!("{words}\r\n").as_bytes()).await
+}
+
+fn hosts(preferences: &[(u16, usize)]) -> MxAnswer {
+    let host = |&(preference, number)| MxHost {
+        preference,
+        host: format!("h{number}.test").parse().unwrap(),
+    };
+    MxAnswer::Hosts(preferences.iter().map(host).collect())
+}
+
+fn settings(delivery: &str) -> Arc<Settings> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("postrider.toml");
+    let text = format!(
+        "hostname = \"relay.test\"\n[store]\npath = \"q\"\nexpire_after = \"1h\"\n[tenants.t]\nsenders = [\"*\"]\n\
+         [[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n\
+         [delivery.retry]\nfirst = \"1m\"\ncap = \"10m\"\njitter = 0.0\n{delivery}"
+    );
+    std::fs::write(&path, text).unwrap();
+    Arc::new(config::load(&path).unwrap())
+}
+
+/// Runs the delivery side over `world` with one message for each of `recipients`, for `span` of virtual time.
+fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) -> (Rc<World>, Queue) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let world = Rc::new(world);
+    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    let (net, of_courier, settings) = (SimNet(world.clone()), queue.clone(), settings(delivery));
+    LocalSet::new().block_on(&runtime, async move {
+        let registry = Registry::new();
+        let signer = Arc::new(Signer::default());
+        let parts = Parts {
+            net,
+            preparer: Preparer::inline(
+                of_courier.clone(),
+                signer,
+                prepare::Metrics::new(&registry).unwrap(),
+            ),
+            tls: Arc::new(ClientTls::new(None).unwrap()),
+            metrics: Metrics::new(&registry).unwrap(),
+            clock: Clock::anchored(START),
+            random: Random::seeded(7),
+            queue: of_courier.clone(),
+            settings,
+        };
+        let (tell, accepted) = mpsc::channel(16);
+        let (stop, stopped) = watch::channel(false);
+        let running = spawn_local(courier::run(parts, accepted, stopped));
+        for (number, recipient) in (0..).zip(recipients) {
+            let kept = of_courier.accept(message(number, recipient)).await.unwrap();
+            tell.send(Accepted {
+                units: kept.units,
+                message: None,
+            })
+            .await
+            .unwrap();
+        }
+        sleep(span).await;
+        stop.send(true).unwrap();
+        running.await.unwrap();
+    });
+    (world, queue)
+}
+
+fn message(number: u8, recipient: &str) -> Arc<NewMessage> {
+    let recipient = Recipient {
+        mailbox: recipient.parse().unwrap(),
+    };
+    Arc::new(NewMessage {
+        id: MessageId::new(START, &[number; 10]),
+        received_at: START,
+        expires_at: START + Duration::from_secs(3_600),
+        tenant: "t".into(),
+        stream: "transactional".into(),
+        reverse_path: ReversePath::Mailbox("sender@back.test".parse().unwrap()),
+        body_type: BodyType::SevenBit,
+        prefix: Bytes::from_static(b"Received: by relay.test\r\n"),
+        body: Bytes::from_static(b"From: sender@back.test\r\nSubject: hi\r\n\r\nhello\r\n"),
+        origin: Origin::default(),
+        cause: None,
+        units: vec![NewUnit {
+            route_group: RouteGroup(0),
+            domain: recipient.mailbox.domain().clone(),
+            due: START,
+            recipients: vec![recipient],
+        }],
+    })
+}
+
+/// A world whose `to.test` has these hosts, and whose reports come back to a host of their own, number 9.
+fn world(answer: MxAnswer, first_hosts: &[Host]) -> World {
+    let mut all = vec![Host::Takes; 10];
+    all[..first_hosts.len()].copy_from_slice(first_hosts);
+    let mx = HashMap::from([
+        ("to.test".to_owned(), answer),
+        ("back.test".to_owned(), hosts(&[(1, 9)])),
+    ]);
+    World {
+        mx,
+        hosts: all,
+        ..World::default()
+    }
+}
+
+fn kinds(queue: &Queue) -> Vec<EventKind> {
+    queue
+        .events(0, 1_000)
+        .unwrap()
+        .into_iter()
+        .map(|(_, event)| event.kind)
+        .collect()
+}
+
+fn is_empty(queue: &Queue) -> bool {
+    queue
+        .queues(None, 99)
+        .unwrap()
+        .iter()
+        .all(|(_, record)| record.count == 0)
+}
+
+fn reports(world: &World) -> usize {
+    world
+        .taken
+        .borrow()
+        .iter()
+        .filter(|(_, host, _)| *host == 9)
+        .count()
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_dead_host_leaves_the_mail_to_the_next_one() {
+    for first in [
+        Host::Dead,
+        Host::Greets("554 not here"),
+        Host::Greets("421 busy"),
+        Host::Silent,
+    ] {
+        let world = world(hosts(&[(10, 0), (20, 1)]), &[first, Host::Takes]);
+        let (world, queue) = deliver(world, "", &["a@to.test"], 8 * MINUTE);
+        let taken: Vec<_> = world
+            .taken
+            .borrow()
+            .iter()
+            .map(|(_, host, to)| (*host, to.clone()))
+            .collect();
+        assert_eq!(taken, [(1, vec!["a@to.test".to_owned()])], "{first:?}");
+        assert_eq!(
+            kinds(&queue),
+            [EventKind::Accepted, EventKind::Delivered],
+            "{first:?}"
+        );
+        assert!(is_empty(&queue));
+    }
+}
+
+#[test]
+fn every_host_refusing_for_good_is_a_bounce_and_one_refusing_for_now_is_not() {
+    let all = world(
+        hosts(&[(10, 0), (20, 1)]),
+        &[Host::Greets("554 no"), Host::Greets("550 no")],
+    );
+    let (all, queue) = deliver(all, "", &["a@to.test"], MINUTE);
+    assert_eq!(reports(&all), 1);
+    assert_eq!(kinds(&queue)[..2], [EventKind::Accepted, EventKind::Bounced]);
+    let one = world(
+        hosts(&[(10, 0), (20, 1)]),
+        &[Host::Greets("554 no"), Host::Greets("421 busy")],
+    );
+    let (one, queue) = deliver(one, "", &["a@to.test"], MINUTE / 2);
+    assert_eq!(reports(&one), 0);
+    assert!(!kinds(&queue).contains(&EventKind::Bounced));
+}
+
+#[test]
+fn no_such_domain_and_null_mx_bounce_without_a_connection() {
+    for answer in [MxAnswer::NoDomain, MxAnswer::Null] {
+        let (world, queue) = deliver(world(answer, &[]), "", &["a@to.test"], MINUTE);
+        assert_eq!(*world.connections.borrow(), [9], "only the report goes out");
+        assert_eq!(reports(&world), 1);
+        assert!(is_empty(&queue));
+    }
+}
+
+#[test]
+fn a_name_server_that_fails_touches_no_message() {
+    let (world, queue) = deliver(World::default(), "", &["a@to.test", "b@to.test"], 30 * MINUTE);
+    assert!(world.connections.borrow().is_empty());
+    // One event for each time the destination was found at rest, none of a message's own.
+    let own = queue
+        .events(0, 99)
+        .unwrap()
+        .into_iter()
+        .filter(|(_, event)| event.id.is_some())
+        .count();
+    assert_eq!(own, 2, "accepted, twice");
+    assert!(
+        queue
+            .message(MessageId::new(START, &[0; 10]))
+            .unwrap()
+            .unwrap()
+            .units[0]
+            .state
+            .is_none()
+    );
+}
+
+#[test]
+fn a_reply_lost_after_the_dot_is_in_doubt_and_tried_again() {
+    let world = world(hosts(&[(10, 0)]), &[Host::HangsUpAfterDot]);
+    let (world, queue) = deliver(world, "", &["a@to.test"], 5 * MINUTE);
+    assert_eq!(
+        world.taken.borrow().len(),
+        2,
+        "the copy that could not be told from none"
+    );
+    assert_eq!(
+        kinds(&queue)
+            .iter()
+            .filter(|&&kind| kind == EventKind::InDoubt)
+            .count(),
+        1
+    );
+    assert_eq!(kinds(&queue).last(), Some(&EventKind::Delivered));
+    assert!(is_empty(&queue));
+}
+
+#[test]
+fn what_is_put_off_again_and_again_expires_with_a_report() {
+    for host in [Host::Rcpt("450 4.2.1 later"), Host::Dead] {
+        let world = world(hosts(&[(10, 0)]), &[host]);
+        let (world, queue) = deliver(world, "", &["a@to.test"], 70 * MINUTE);
+        assert!(
+            kinds(&queue).contains(&EventKind::Expired),
+            "{host:?}: {:?}",
+            kinds(&queue)
+        );
+        assert_eq!(reports(&world), 1, "{host:?}");
+        assert!(is_empty(&queue), "{host:?}");
+        let tries = world
+            .connections
+            .borrow()
+            .iter()
+            .filter(|&&number| number == 0)
+            .count();
+        // 1, 2, 4, 8 and then every 10 minutes: no storm.
+        assert!((5..=12).contains(&tries), "{host:?}: {tries} tries");
+    }
+}
+
+#[test]
+fn a_rate_is_kept_to() {
+    let recipients: Vec<String> = (0..30).map(|number| format!("r{number}@to.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let limits = "[delivery.limits]\nmessages_per_second = 2\nconnections = 5\n";
+    let (world, queue) = deliver(
+        world(hosts(&[(10, 0)]), &[Host::Takes]),
+        limits,
+        &recipients,
+        MINUTE,
+    );
+    let taken = world.taken.borrow();
+    assert_eq!(taken.len(), 30);
+    for pair in taken.windows(2) {
+        assert!(
+            pair[1].0 - pair[0].0 >= Duration::from_millis(499),
+            "{:?}",
+            pair[1].0 - pair[0].0
+        );
+    }
+    assert!(
+        taken[29].0 - taken[0].0 <= Duration::from_millis(14_600),
+        "tokens were left unspent"
+    );
+    assert!(is_empty(&queue));
+}
