@@ -37,7 +37,7 @@ class Check(unittest.TestCase):
         self.assertEqual(command("no-such-command")[0], 2)
         code, _, err = command("run", "--config", "/nonexistent.toml")
         self.assertEqual(code, 2)
-        self.assertIn("docs/postrider.example.toml", err)
+        self.assertIn("postrider check --example", err)
 
 
 class Relay(LabTest):
