@@ -218,6 +218,7 @@ impl Queue {
     /// Commits what is waiting and stops. Later requests are refused; blocks until the disk has it all.
     pub fn close(&self) {
         self.intake.close();
+        self.store.quiet();
     }
 }
 

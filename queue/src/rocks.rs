@@ -96,6 +96,10 @@ fn family_options(family: Family, cache: &Cache) -> Options {
 }
 
 impl Store for RocksStore {
+    fn quiet(&self) {
+        self.db.cancel_all_background_work(true);
+    }
+
     fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
         let mut writes = WriteBatch::with_capacity_bytes(batch.size() + 32 * batch.writes().len());
         for write in batch.writes() {

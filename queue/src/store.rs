@@ -158,6 +158,9 @@ pub trait Store: Send + Sync + 'static {
         each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError>;
 
+    /// Ends whatever the store does in the background; nothing is written afterwards.
+    fn quiet(&self) {}
+
     /// The last key below `to` and at or above `from`.
     fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError>;
 }

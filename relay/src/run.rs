@@ -213,6 +213,9 @@ impl Running {
         }
         let quiet = self.workers.iter().all(JoinHandle::is_finished);
         self.queue.close();
+        // Threads that outlive this hold the store too. Whichever let go of it last would run RocksDB's destructor while the
+        // process runs those of its globals, and free twice; so nobody is last. All is on disk.
+        std::mem::forget(self.queue.clone());
         self.doors.shutdown_background();
         if quiet {
             tracing::info!("stopped");

@@ -115,6 +115,30 @@ class Relay(LabTest):
         wait_for(lambda: "delivered" in self.events(relay, first), "delivered")
         self.assertEqual(relay.stop(), 0)
 
+    def required_tls(self, more):
+        with open(self.config, encoding="utf-8") as config:
+            text = config.read()
+        rule = '\n[[destination]]\ndomain = "ok.test"\ntls = "required"\n'
+        with open(self.config, "w", encoding="utf-8") as config:
+            config.write(text.replace("[delivery]\n", "[delivery]\n" + more) + rule)
+
+    def test_required_tls_takes_a_certificate_that_verifies(self):
+        self.required_tls(f'ca_file = "{self.lab.at["ca"]}"\n')
+        relay = self.start()
+        self.submit("verified@ok.test")
+        self.lab.arrived("verified@ok.test")
+        self.assertIn("TLS", self.lab.mailbox("verified@ok.test")[0]["tls"])
+        self.assertEqual(relay.stop(), 0)
+
+    def test_required_tls_waits_rather_than_trust_anyone(self):
+        self.required_tls("")
+        relay = self.start()
+        self.submit("unverified@ok.test")
+        wait_for(lambda: "destination rests" in relay.logged(), "the destination rests")
+        self.assertIn("4.7.5", relay.logged())
+        self.assertEqual(self.lab.mailbox("unverified@ok.test"), [], "sent to a host that could not be verified")
+        self.assertEqual(relay.stop(), 0)
+
     def test_stopping_is_clean_and_quick_when_nothing_listens(self):
         relay = self.start()
         self.submit("nobody@dead.test")
