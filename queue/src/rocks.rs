@@ -46,7 +46,9 @@ impl RocksStore {
 }
 
 fn explain(folder: &Path, error: &str) -> String {
-    if error.contains("lock") || error.contains("LOCK") {
+    // RocksDB's words for a lock that is held: by another process, and by this one. "block" and files that may not be opened
+    // have "lock" in their errors too.
+    if error.contains("While lock file") || error.contains("lock hold by current process") {
         return format!(
             "{} is in use by another process; one relay at a time can have it open",
             folder.display()
@@ -162,4 +164,26 @@ impl Store for RocksStore {
 
 fn failed(error: rocksdb::Error) -> StoreError {
     StoreError(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_held_lock_is_called_one() {
+        let told = |error| explain(Path::new("/q"), error);
+        for held in [
+            "IO error: While lock file: /q/LOCK: Resource temporarily unavailable",
+            "IO error: lock hold by current process, acquire time 1 acquiring thread 2: /q/LOCK: No locks available",
+        ] {
+            assert!(told(held).contains("in use by another process"), "{held}");
+        }
+        for other in [
+            "Corruption: block checksum mismatch: stored = 1, computed = 2",
+            "IO error: While open a file for lock: /q/LOCK: Permission denied",
+        ] {
+            assert_eq!(told(other), format!("/q: {other}"));
+        }
+    }
 }
