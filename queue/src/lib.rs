@@ -86,6 +86,15 @@ pub enum OpenError {
         /// The last group known synced.
         mark: u64,
     },
+    /// Acknowledged mail is missing, with the whole store it was in.
+    #[error(
+        "group {mark} was synced in this folder, but the store it belongs to is not here: was the right volume mounted? Bring \
+         it back, or, to go on without what is missing, delete the file `mark`"
+    )]
+    NotItsMark {
+        /// The last group known synced.
+        mark: u64,
+    },
 }
 
 /// A read that did not succeed.
@@ -150,10 +159,19 @@ impl Queue {
             path: folder.display().to_string(),
             cause,
         };
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        let store: Arc<dyn Store> = Arc::new(RocksStore::open(&folder.join("store"))?);
+        make_folder(folder).map_err(failed)?;
+        let (store_folder, mark_file) = (folder.join("store"), folder.join("mark"));
+        // RocksDB would make an empty store, beside which the missing one could not be put back.
+        let synced = Mark::peek(&mark_file).map_err(failed)?;
+        if synced > 0 && !store_folder.join("CURRENT").exists() {
+            return Err(OpenError::NotItsMark { mark: synced });
+        }
+        let store: Arc<dyn Store> = Arc::new(RocksStore::open(&store_folder)?);
         let name = prepare(&*store)?;
-        let mark = Mark::open(&folder.join("mark"), name).map_err(failed)?;
+        let mark = Mark::open(&mark_file, name).map_err(failed)?;
+        if let Some(mark) = mark.of_another() {
+            return Err(OpenError::NotItsMark { mark });
+        }
         let group = committer::read_counters(&*store)?.group;
         if group < mark.group() {
             return Err(OpenError::OlderThanMark {
@@ -220,6 +238,22 @@ impl Queue {
         self.intake.close();
         self.store.quiet();
     }
+}
+
+/// Makes the folder if it is not there, so that a power cut does not take it away again, with all that is in it.
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_folder(parent)?;
+    }
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Names an empty store, checks the version of any other. Returns the name.

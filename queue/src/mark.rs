@@ -1,7 +1,8 @@
 //! The mark: a small file beside the store that remembers the last group known synced.
 //!
 //! Point-in-time recovery stops at the first record of the WAL that does not verify, and says nothing of what lay behind.
-//! A store that opens with an older group than its mark has lost what was acknowledged, and is refused. The file is
+//! A store that opens with an older group than its mark has lost what was acknowledged, and is refused; so is an empty
+//! folder, or another store, where the mark tells of one that held something. The file is
 //! overwritten in place, which costs half of what an append costs; two slots in turn, so that a torn write leaves the other.
 
 use std::fs::{File, OpenOptions};
@@ -19,12 +20,31 @@ pub(crate) struct Mark {
     file: File,
     store: [u8; 16],
     group: u64,
+    of_another: Option<u64>,
     next_slot: u64,
 }
 
 impl Mark {
-    /// Opens or makes the file. The mark of another store counts for nothing: the store was put back from a copy under a
-    /// new name, or the file was.
+    /// The newest group that the file at `path` tells of, of whatever store; 0 for none.
+    pub(crate) fn peek(path: &Path) -> io::Result<u64> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        if file.metadata()?.len() < 2 * SECTOR {
+            return Ok(0);
+        }
+        let slots = [read_slot(&file, 0)?, read_slot(&file, 1)?];
+        Ok(slots
+            .into_iter()
+            .flatten()
+            .map(|(_, group)| group)
+            .max()
+            .unwrap_or(0))
+    }
+
+    /// Opens or makes the file.
     pub(crate) fn open(path: &Path, store: [u8; 16]) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -39,12 +59,18 @@ impl Mark {
                 File::open(folder)?.sync_all()?;
             }
         }
-        let slots = [read_slot(&file, 0, &store)?, read_slot(&file, 1, &store)?];
+        let read = [read_slot(&file, 0)?, read_slot(&file, 1)?];
+        let slots = read.map(|slot| slot.filter(|(of, _)| *of == store).map(|(_, group)| group));
+        let ours = slots[0].max(slots[1]);
         let newest = u64::from(slots[1] > slots[0]);
         Ok(Self {
             file,
             store,
-            group: slots[0].max(slots[1]).unwrap_or(0),
+            group: ours.unwrap_or(0),
+            of_another: match ours {
+                Some(_) => None,
+                None => read.into_iter().flatten().map(|(_, group)| group).max(),
+            },
             next_slot: 1 - newest,
         })
     }
@@ -52,6 +78,11 @@ impl Mark {
     /// The last group known synced; 0 for none.
     pub(crate) fn group(&self) -> u64 {
         self.group
+    }
+
+    /// The last group synced of another store, where the file tells of none of this one's.
+    pub(crate) fn of_another(&self) -> Option<u64> {
+        self.of_another
     }
 
     /// Remembers `group`, and syncs.
@@ -72,14 +103,18 @@ impl Mark {
     }
 }
 
-fn read_slot(file: &File, slot: u64, store: &[u8; 16]) -> io::Result<Option<u64>> {
+/// A slot that verifies: the store's name and the group.
+fn read_slot(file: &File, slot: u64) -> io::Result<Option<([u8; 16], u64)>> {
     let mut octets = [0; SLOT];
     file.read_exact_at(&mut octets, slot * SECTOR)?;
     let crc = crc32c::crc32c(&octets[..24]);
-    if octets[..16] != store[..] || octets[24..] != crc.to_le_bytes() {
+    if octets[24..] != crc.to_le_bytes() {
         return Ok(None);
     }
-    Ok(crate::keys::number(&octets[16..24]))
+    Ok(octets
+        .first_chunk()
+        .copied()
+        .zip(crate::keys::number(&octets[16..24])))
 }
 
 #[cfg(test)]
@@ -99,10 +134,10 @@ mod tests {
         // Slots take turns, and the first group goes to slot 1.
         mark.file.write_all_at(&[0xff; 10], SECTOR + 10).unwrap();
         assert_eq!(Mark::open(&path, [7; 16]).unwrap().group(), 4);
-        assert_eq!(
-            Mark::open(&path, [8; 16]).unwrap().group(),
-            0,
-            "another store's mark"
-        );
+        assert_eq!(Mark::open(&path, [7; 16]).unwrap().of_another(), None);
+        let another = Mark::open(&path, [8; 16]).unwrap();
+        assert_eq!((another.group(), another.of_another()), (0, Some(4)));
+        assert_eq!(Mark::peek(&path).unwrap(), 4);
+        assert_eq!(Mark::peek(&folder.path().join("none")).unwrap(), 0);
     }
 }

@@ -393,3 +393,30 @@ fn a_hold_is_kept_and_lifted() {
         assert_eq!(reopened.held(&scope).unwrap(), None);
     });
 }
+
+#[test]
+fn a_missing_store_is_not_made_anew_beside_its_mark() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("not/there/yet");
+    block_on(async {
+        let queue = Queue::open(&path, &OPTIONS).unwrap();
+        queue.accept(message(1, &["ok.test"], b"hello")).await.unwrap();
+        queue.close();
+    });
+    let refuses = |path: &std::path::Path| match Queue::open(path, &OPTIONS) {
+        Err(OpenError::NotItsMark { mark: 1 }) => {}
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("opened with all mail missing"),
+    };
+    // Gone, and another one in its place.
+    std::fs::rename(path.join("store"), folder.path().join("elsewhere")).unwrap();
+    refuses(&path);
+    assert!(!path.join("store").exists(), "an empty store was made");
+    let other = folder.path().join("other");
+    Queue::open(&other, &OPTIONS).unwrap().close();
+    std::fs::rename(other.join("store"), path.join("store")).unwrap();
+    refuses(&path);
+    // Without the mark, the operator has decided.
+    std::fs::remove_file(path.join("mark")).unwrap();
+    Queue::open(&path, &OPTIONS).unwrap().close();
+}
