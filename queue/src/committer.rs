@@ -15,7 +15,7 @@ use crate::records::{
     Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, StateRecord, UnitRecord,
     Waiting, decode, encode,
 };
-use crate::store::{Batch, Family, Store};
+use crate::store::{Batch, Family, Store, StoreError};
 use crate::{CommitError, ReadError};
 
 /// Queues whose record and number are kept in memory, some 300 octets each; all are forgotten when there are more.
@@ -107,7 +107,7 @@ impl Committer {
         let mut group = Group::default();
         for request in requests {
             if let Err(error) = self.take(&mut group, request) {
-                return Err(self.fail(group, error));
+                return Err(self.fail(group, error.into()));
             }
         }
         if let Err(error) = self.finish(&mut group) {
@@ -143,32 +143,35 @@ impl Committer {
         error
     }
 
-    fn take(&mut self, group: &mut Group, request: Request) -> Result<(), ReadError> {
+    /// An error says that the store failed. A request that meets a damaged record is refused alone, before it has written
+    /// anything: one bad record must not stop all other mail, now and after each restart.
+    fn take(&mut self, group: &mut Group, request: Request) -> Result<(), StoreError> {
         match request {
             Request::Accept {
                 message,
                 chunks,
                 reply,
             } => {
-                let accepted = self.accept(group, &message, chunks);
-                let result = match &accepted {
-                    Ok(accepted) => Ok(accepted.clone()),
-                    Err(error) => Err(CommitError::Failing(error.to_string())),
-                };
+                let accepted = self
+                    .place(group, &message)
+                    .and_then(|units| self.accept(group, &message, units, chunks));
+                let (result, fate) = verdict(accepted);
                 group.answers.push(Answer::Accepted(reply, result));
-                accepted.map(drop)
+                fate
             }
             Request::Settle { settle, reply } => {
-                let settled = self.settle(group, *settle);
-                let result = match &settled {
-                    Ok(Some(settled)) => Ok(settled.clone()),
-                    Ok(None) => Err(CommitError::Gone),
-                    Err(error) => Err(CommitError::Failing(error.to_string())),
-                };
+                let (result, fate) = verdict(self.settle(group, *settle));
+                let result = result.and_then(|settled| settled.ok_or(CommitError::Gone));
                 group.answers.push(Answer::Settled(reply, result));
-                settled.map(drop)
+                fate
             }
-            Request::Rest { queue, until } => self.rest(group, queue, until),
+            Request::Rest { queue, until } => {
+                let (result, fate) = verdict(self.rest(group, queue, until));
+                if let Err(error) = result {
+                    tracing::error!(%queue, %error, "a queue can't be set to rest");
+                }
+                fate
+            }
             Request::Hold { scope, record } => {
                 let event = Event {
                     at: record.since,
@@ -192,28 +195,39 @@ impl Committer {
         }
     }
 
-    fn accept(
-        &mut self,
-        group: &mut Group,
-        message: &NewMessage,
-        chunks: Vec<u32>,
-    ) -> Result<Accepted, ReadError> {
+    /// Where a message's units belong. Reads all that [`Self::accept`] needs, so that it meets no damage half-way.
+    fn place(&mut self, group: &mut Group, message: &NewMessage) -> Result<Vec<UnitKey>, ReadError> {
         let mut units = Vec::with_capacity(message.units.len());
-        let mut unit_records = Vec::with_capacity(message.units.len());
         for (number, unit) in (0..u16::MAX).zip(&message.units) {
             let queue = self.queue_number(group, message, unit)?;
+            self.queue_mut(queue)?;
             units.push(UnitKey {
                 queue,
                 due: unit.due,
                 id: message.id,
                 unit: number,
             });
-            unit_records.push(UnitRecord {
-                queue,
+        }
+        Ok(units)
+    }
+
+    /// Keeps a message whose units have been [`Self::place`]d.
+    fn accept(
+        &mut self,
+        group: &mut Group,
+        message: &NewMessage,
+        units: Vec<UnitKey>,
+        chunks: Vec<u32>,
+    ) -> Result<Accepted, ReadError> {
+        let unit_records = units
+            .iter()
+            .zip(&message.units)
+            .map(|(key, unit)| UnitRecord {
+                queue: key.queue,
                 due: unit.due,
                 recipients: unit.recipients.clone(),
-            });
-        }
+            })
+            .collect();
         let bytes = (message.prefix.len() + message.body.len()) as u64;
         let due = DueRecord {
             expires_at: message.expires_at,
@@ -290,6 +304,15 @@ impl Committer {
         let Some(due) = self.due_record(group, &unit)? else {
             return Ok(None);
         };
+        // All that can be damaged is read before anything is written.
+        self.queue_mut(unit.queue)?;
+        if settle.again.is_none() && !due.alone {
+            self.open_units(group, unit.id)?;
+        }
+        let mut placed = Vec::with_capacity(settle.reports.len());
+        for report in &settle.reports {
+            placed.push(self.place(group, report)?);
+        }
         group.gone.insert(unit);
         group.batch.delete(Family::Due, &keys::due(&unit));
         self.journal_settle(group, &settle)?;
@@ -335,9 +358,9 @@ impl Committer {
             }
         };
         let mut reports = Vec::with_capacity(settle.reports.len());
-        for report in &settle.reports {
+        for (report, units) in settle.reports.iter().zip(placed) {
             let chunks = chunk_sums(&report.body);
-            reports.push(self.accept(group, report, chunks)?);
+            reports.push(self.accept(group, report, units, chunks)?);
         }
         Ok(Some(Settled { unit: moved, reports }))
     }
@@ -511,7 +534,24 @@ impl Committer {
         if group.gone.contains(unit) {
             return Ok(None);
         }
-        read(&*self.store, Family::Due, &keys::due(unit))
+        let damage = match read(&*self.store, Family::Due, &keys::due(unit)) {
+            Err(damage @ ReadError::Damaged { .. }) => damage,
+            other => return other,
+        };
+        // It is there, and the envelope knows what it said. A unit that could not be settled would be sent again after each
+        // restart.
+        let key = unit.id.as_bytes();
+        let envelope: EnvelopeRecord = read(&*self.store, Family::Envelope, key)?
+            .ok_or_else(|| ReadError::damaged("envelope", key, "absent"))?;
+        tracing::error!(id = %unit.id, error = %damage, "read from the envelope instead");
+        Ok(Some(DueRecord {
+            expires_at: envelope.expires_at,
+            bytes: envelope.prefix.len() as u64 + envelope.body_bytes,
+            chunks: envelope.chunks.len() as u32,
+            alone: envelope.units.len() == 1,
+            // Deleting a state that is not there does no harm.
+            tried: true,
+        }))
     }
 
     fn open_units(&self, group: &Group, id: MessageId) -> Result<u16, ReadError> {
@@ -573,6 +613,15 @@ impl Committer {
             key,
             Bytes::copy_from_slice(encode(record, &mut self.buffer)),
         );
+    }
+}
+
+/// What whoever waits is told, and whether the group can go on.
+fn verdict<T>(done: Result<T, ReadError>) -> (Result<T, CommitError>, Result<(), StoreError>) {
+    match done {
+        Ok(done) => (Ok(done), Ok(())),
+        Err(damage @ ReadError::Damaged { .. }) => (Err(CommitError::Damaged(damage.to_string())), Ok(())),
+        Err(ReadError::Store(error)) => (Err(CommitError::Failing(error.to_string())), Err(error)),
     }
 }
 

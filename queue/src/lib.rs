@@ -137,11 +137,14 @@ pub enum CommitError {
     /// The store does not take writes.
     #[error("the store does not take writes: {0}")]
     Failing(String),
+    /// A record that it needs does not verify. Nothing of it was written; what others asked for was.
+    #[error("{0}")]
+    Damaged(String),
     /// The claim is void: the unit was settled before.
     #[error("the unit is no longer due at that time")]
     Gone,
-    /// A message without units, or with more than 65,535.
-    #[error("a message needs 1 to 65,535 destination domains")]
+    /// A message without units, with more than 65,534, or with two for one destination.
+    #[error("a message needs 1 to 65,534 destination domains, each once")]
     Units,
 }
 

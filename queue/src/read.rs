@@ -139,19 +139,25 @@ impl Queue {
         })?;
         let mut units = Vec::with_capacity(found.len());
         for (queue, id, unit) in found {
-            let due = match self.state(id, unit)? {
-                Some(state) => state.due,
-                None => match self
-                    .envelope(id)?
-                    .and_then(|envelope| envelope.units.get(usize::from(unit)).map(|unit| unit.due))
-                {
-                    Some(due) => due,
-                    None => continue,
-                },
-            };
-            units.push(UnitKey { queue, due, id, unit });
+            match self.stands_at(id, unit) {
+                Ok(due) => units.extend(due.map(|due| UnitKey { queue, due, id, unit })),
+                // The others' time is up all the same.
+                Err(error @ ReadError::Damaged { .. }) => {
+                    tracing::error!(%id, unit, %error, "a unit can't be expired");
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(units)
+    }
+
+    /// The time in a unit's `due` key.
+    fn stands_at(&self, id: MessageId, unit: u16) -> Result<Option<Timestamp>, ReadError> {
+        if let Some(state) = self.state(id, unit)? {
+            return Ok(Some(state.due));
+        }
+        let envelope = self.envelope(id)?;
+        Ok(envelope.and_then(|envelope| envelope.units.get(usize::from(unit)).map(|unit| unit.due)))
     }
 
     /// What of a message never changes.

@@ -394,6 +394,116 @@ fn a_hold_is_kept_and_lifted() {
     });
 }
 
+/// Flips a bit in the first record of `family` whose key begins with `prefix`.
+fn damage(store: &MemoryStore, family: Family, prefix: &[u8]) {
+    let (_, key, mut value) = store
+        .contents()
+        .into_iter()
+        .find(|(of, key, _)| *of == family && key.starts_with(prefix))
+        .unwrap();
+    value[2] ^= 0x10;
+    let mut batch = queue::store::Batch::default();
+    batch.put(family, &key, value);
+    store.write(&batch, true).unwrap();
+}
+
+#[test]
+fn a_damaged_record_stops_its_own_mail_only() {
+    block_on(async {
+        let store = MemoryStore::new();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let domains = ["ok.test", "second.test"];
+        let units = queue.accept(message(1, &domains, b"hello")).await.unwrap().units;
+        let other = queue
+            .accept(message(2, &["third.test"], b"hello"))
+            .await
+            .unwrap()
+            .units[0];
+        // The first queue's record, and the first message's count of open units. What memory knows of them is forgotten.
+        damage(
+            &store,
+            Family::Queues,
+            &[b"r".as_slice(), &units[0].queue.0.to_be_bytes()].concat(),
+        );
+        let mut batch = queue::store::Batch::default();
+        let count = [units[1].id.as_bytes().as_slice(), &[0xff, 0xff]].concat();
+        batch.put(Family::State, &count, vec![7]);
+        store.write(&batch, true).unwrap();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let before = store.contents();
+        for unit in &units {
+            let settled = settle(&queue, end(*unit, Fate::Delivered)).await;
+            assert!(matches!(settled, Err(CommitError::Damaged(_))), "{settled:?}");
+        }
+        let mixed = queue
+            .accept(message(3, &["third.test", "ok.test"], b"hello"))
+            .await;
+        assert!(matches!(mixed, Err(CommitError::Damaged(_))), "{mixed:?}");
+        queue.rest(units[0].queue, None);
+        let families = |contents: &[(Family, Vec<u8>, Vec<u8>)]| {
+            let kept = contents.iter().filter(|(family, ..)| *family != Family::Meta);
+            kept.cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(
+            families(&store.contents()),
+            families(&before),
+            "half a request was written"
+        );
+        assert_eq!(queue.status(), Status::Healthy);
+        settle(&queue, end(other, Fate::Delivered)).await.unwrap();
+        queue.accept(message(4, &["third.test"], b"hello")).await.unwrap();
+    });
+}
+
+#[test]
+fn a_damaged_due_record_is_read_from_the_envelope() {
+    block_on(async {
+        for domains in [&["ok.test"][..], &["ok.test", "second.test"]] {
+            let store = MemoryStore::new();
+            let queue = Queue::in_memory(store.clone()).unwrap();
+            let units = queue.accept(message(1, domains, b"hello")).await.unwrap().units;
+            damage(&store, Family::Due, &[]);
+            for unit in units {
+                settle(&queue, end(unit, Fate::Delivered)).await.unwrap();
+            }
+            let left: BTreeSet<_> = store.families();
+            assert_eq!(
+                left,
+                BTreeSet::from([Family::Queues, Family::Event, Family::Meta])
+            );
+            for (_, record) in queue.queues(None, 10).unwrap() {
+                assert_eq!((record.count, record.bytes, record.wake), (0, 0, None));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_damaged_state_does_not_keep_others_from_expiring() {
+    block_on(async {
+        let store = MemoryStore::new();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let mut units = Vec::new();
+        for number in [1, 2] {
+            units.extend(
+                queue
+                    .accept(message(number, &["ok.test"], b"hello"))
+                    .await
+                    .unwrap()
+                    .units,
+            );
+        }
+        settle(&queue, defer(units[0], START + Duration::from_secs(60)))
+            .await
+            .unwrap();
+        damage(&store, Family::State, &[]);
+        assert_eq!(
+            queue.expired(START + Duration::from_secs(7200), 9).unwrap(),
+            [units[1]]
+        );
+    });
+}
+
 #[test]
 fn a_missing_store_is_not_made_anew_beside_its_mark() {
     let folder = tempfile::tempdir().unwrap();

@@ -541,7 +541,7 @@ fn refusal(error: &CommitError) -> Reply {
     match error {
         CommitError::Withdrawn => Reply::new(451, 3, 2, "too busy; come back later"),
         CommitError::Full => Reply::new(452, 3, 1, "too little space; come back later"),
-        CommitError::Failing(_) | CommitError::Gone => {
+        CommitError::Failing(_) | CommitError::Damaged(_) | CommitError::Gone => {
             Reply::new(451, 3, 0, "the queue does not take mail; come back later")
         }
         CommitError::Units => Reply::new(452, 5, 3, "too many destination domains"),
