@@ -133,7 +133,10 @@ impl Intake {
         let threads = vec![
             spawn(
                 "committer",
-                Box::new(move || run(committer, waiting, &of_committer)),
+                Box::new(move || {
+                    let _told = TellPanic(&of_committer);
+                    run(committer, waiting, &of_committer);
+                }),
             )?,
             spawn(
                 "mark",
@@ -162,7 +165,7 @@ impl Intake {
     }
 
     pub(crate) async fn accept(&self, message: Arc<NewMessage>) -> Result<Accepted, CommitError> {
-        if message.units.is_empty() || message.units.len() >= usize::from(u16::MAX) {
+        if !message.has_sound_units() {
             return Err(CommitError::Units);
         }
         match self.status() {
@@ -234,6 +237,9 @@ impl Intake {
         #[cfg(feature = "sabotage")]
         if sabotaged("lose-reports") {
             settle.reports.clear();
+        }
+        if !settle.reports.iter().all(|report| report.has_sound_units()) {
+            return Err(CommitError::Units);
         }
         if let Status::Failing(why) = self.status() {
             return Err(CommitError::Failing(why));
@@ -357,6 +363,27 @@ impl Shared {
     }
 }
 
+/// Says that nothing is taken any more when the committer panics: readiness must not stay green over a dead writer.
+struct TellPanic<'a>(&'a Shared);
+
+impl Drop for TellPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0
+                .note(&Err(CommitError::Failing("the committer panicked".into())), 0);
+        }
+    }
+}
+
+/// What a request adds to a group in bodies, those of reports too.
+fn body_bytes(request: &Request) -> usize {
+    match request {
+        Request::Accept { message, .. } => message.body.len(),
+        Request::Settle { settle, .. } => settle.reports.iter().map(|report| report.body.len()).sum(),
+        Request::Rest { .. } | Request::Hold { .. } | Request::Lift { .. } => 0,
+    }
+}
+
 /// The committer's thread: takes what waits as one group, writes it, and so on until all senders are gone. After a failure
 /// it takes nothing more; whoever waits is told by the closed channel.
 fn run(mut committer: Committer, mut waiting: mpsc::Receiver<Entry>, shared: &Shared) {
@@ -370,7 +397,7 @@ fn run(mut committer: Committer, mut waiting: mpsc::Receiver<Entry>, shared: &Sh
                 .as_ref()
                 .is_none_or(|ticket| ticket.claim(Ticket::TAKEN))
             {
-                bytes += entry.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+                bytes += body_bytes(&entry.request);
                 group.push(entry.request);
             }
             next = if group.len() < GROUP && bytes < GROUP_BYTES {
@@ -411,4 +438,146 @@ fn keep(mut mark: Mark, free_bytes: &dyn Fn() -> u64, min_free: u64, shared: &Sh
 #[cfg(feature = "sabotage")]
 fn sabotaged(switch: &str) -> bool {
     std::env::var("POSTRIDER_SABOTAGE").is_ok_and(|switches| switches.split(',').any(|on| on == switch))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc as gate;
+
+    use bytes::Bytes;
+    use mail_core::{BodyType, MessageId, ReversePath, Timestamp};
+
+    use super::*;
+    use crate::store::{Batch, Family, KeyValue, MemoryStore, StoreError};
+    use crate::{NewUnit, Origin, RouteGroup};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Says when a write begins, and writes when told to; panics when there is no one to tell it.
+    struct Gated {
+        store: MemoryStore,
+        entered: gate::SyncSender<()>,
+        go: Mutex<gate::Receiver<()>>,
+    }
+
+    impl Store for Gated {
+        fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
+            self.entered.send(()).unwrap();
+            self.go.lock().recv().unwrap();
+            self.store.write(batch, sync)
+        }
+
+        fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            self.store.get(family, key)
+        }
+
+        fn scan(
+            &self,
+            family: Family,
+            from: &[u8],
+            to: &[u8],
+            each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        ) -> Result<(), StoreError> {
+            self.store.scan(family, from, to, each)
+        }
+
+        fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+            self.store.last(family, from, to)
+        }
+    }
+
+    /// An intake, its model, where it tells of a write, and what lets the write happen.
+    fn gated() -> (Intake, MemoryStore, gate::Receiver<()>, gate::SyncSender<()>) {
+        let (tell, entered) = gate::sync_channel(9);
+        let (let_go, go) = gate::sync_channel(9);
+        let store = MemoryStore::new();
+        let behind = Gated {
+            store: store.clone(),
+            entered: tell,
+            go: Mutex::new(go),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let mark = Mark::open(&folder.path().join("mark"), [7; 16]).unwrap();
+        let options = Options {
+            min_free_bytes: 0,
+            commit_patience: PATIENCE,
+        };
+        let intake = Intake::threaded(Arc::new(behind), mark, Box::new(|| u64::MAX), &options).unwrap();
+        (intake, store, entered, let_go)
+    }
+
+    fn message(number: u8) -> Arc<NewMessage> {
+        Arc::new(NewMessage {
+            id: MessageId::from_bytes([number; 16]),
+            received_at: Timestamp(1),
+            expires_at: Timestamp(2),
+            tenant: "acme".into(),
+            stream: "transactional".into(),
+            reverse_path: ReversePath::Null,
+            body_type: BodyType::SevenBit,
+            prefix: Bytes::new(),
+            body: Bytes::from_static(b"hello"),
+            origin: Origin::default(),
+            cause: None,
+            units: vec![NewUnit {
+                route_group: RouteGroup(0),
+                domain: "ok.test".parse().unwrap(),
+                due: Timestamp(1),
+                recipients: Vec::new(),
+            }],
+        })
+    }
+
+    fn is_kept(store: &MemoryStore, number: u8) -> bool {
+        store.get(Family::Envelope, &[number; 16]).unwrap().is_some()
+    }
+
+    async fn poll_once<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Option<T> {
+        std::future::poll_fn(|context| {
+            Poll::Ready(match future.as_mut().poll(context) {
+                Poll::Ready(done) => Some(done),
+                Poll::Pending => None,
+            })
+        })
+        .await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_too_long_gets_it_back_unless_it_is_in_a_group() {
+        let (intake, store, entered, let_go) = gated();
+        let mut first = Box::pin(intake.accept(message(1)));
+        assert!(poll_once(&mut first).await.is_none());
+        entered.recv().unwrap();
+        // The first is in a group, the second waits behind it. Both run out of patience.
+        assert_eq!(intake.accept(message(2)).await, Err(CommitError::Withdrawn));
+        assert!(poll_once(&mut first).await.is_none(), "only the disk can tell");
+        let_go.send(()).unwrap();
+        assert!(first.await.is_ok());
+        // The third's group finds the second withdrawn.
+        let mut third = Box::pin(intake.accept(message(3)));
+        assert!(poll_once(&mut third).await.is_none());
+        entered.recv().unwrap();
+        let_go.send(()).unwrap();
+        assert!(third.await.is_ok());
+        assert_eq!(
+            [1, 2, 3].map(|number| is_kept(&store, number)),
+            [true, false, true]
+        );
+        intake.close();
+    }
+
+    #[tokio::test]
+    async fn a_committer_that_panics_is_no_healthy_queue() {
+        let (intake, _, _entered, let_go) = gated();
+        drop(let_go);
+        assert!(matches!(
+            intake.accept(message(1)).await,
+            Err(CommitError::Failing(_))
+        ));
+        intake.close();
+        assert_eq!(
+            intake.status(),
+            Status::Failing(CommitError::Failing("the committer panicked".into()).to_string())
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! What callers hand to the queue.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,8 +34,22 @@ pub struct NewMessage {
     pub origin: Origin,
     /// The message this one reports on.
     pub cause: Option<MessageId>,
-    /// One for each destination domain; at least one, at most 65,535.
+    /// One for each destination domain and route group; at least one, at most 65,534.
     pub units: Vec<NewUnit>,
+}
+
+impl NewMessage {
+    /// Whether it has units, not too many, and each for a destination of its own: a queue has one deadline for a message.
+    pub(crate) fn has_sound_units(&self) -> bool {
+        let mut seen = HashSet::new();
+        // The highest number stands for the count of open units.
+        (1..usize::from(u16::MAX)).contains(&self.units.len())
+            && (self.units.len() == 1
+                || self
+                    .units
+                    .iter()
+                    .all(|unit| seen.insert((unit.route_group, &unit.domain))))
+    }
 }
 
 /// One message's recipients at one destination domain.

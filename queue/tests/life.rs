@@ -505,6 +505,25 @@ fn a_damaged_state_does_not_keep_others_from_expiring() {
 }
 
 #[test]
+fn two_units_for_one_destination_are_refused() {
+    block_on(async {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        for domains in [&[][..], &["ok.test", "second.test", "ok.test"]] {
+            let refused = queue.accept(message(1, domains, b"hello")).await;
+            assert_eq!(refused, Err(CommitError::Units));
+        }
+        let unit = queue
+            .accept(message(1, &["ok.test"], b"hello"))
+            .await
+            .unwrap()
+            .units[0];
+        let mut bounce = end(unit, Fate::Bounced);
+        bounce.reports.push(message(2, &[], b"it bounced"));
+        assert_eq!(settle(&queue, bounce).await, Err(CommitError::Units));
+    });
+}
+
+#[test]
 fn a_missing_store_is_not_made_anew_beside_its_mark() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("not/there/yet");
