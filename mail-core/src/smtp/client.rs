@@ -274,7 +274,8 @@ pub enum TransactionAction {
     Write(Vec<u8>),
     /// Reads one reply and gives it to [`Transaction::reply`].
     Read(Stage),
-    /// Writes the message, dot-stuffed, with the final dot, then calls [`Transaction::body_sent`].
+    /// Writes the message, dot-stuffed, with the final dot; calls [`Transaction::body_sent`] once the last octet is out.
+    /// A reply that comes before that goes to [`Transaction::reply`], and the rest of the message is not written.
     WriteBody,
     /// It is over.
     Done {
@@ -420,14 +421,14 @@ impl Transaction {
         self.results.iter().any(Option::is_none)
     }
 
-    /// The final dot is being written: from here on the peer may have the message.
-    pub fn body_sent(&mut self) {
-        self.data = Data::Sent;
+    /// The message is what comes next, and none of it has been written.
+    pub fn is_at_body(&self) -> bool {
+        self.data == Data::GoAhead && self.anyone()
     }
 
-    /// The peer spoke before it took the whole message: the final dot did not go out.
-    pub fn body_interrupted(&mut self) {
-        self.data = Data::GoAhead;
+    /// The final dot is out: from here on the peer may have the message.
+    pub fn body_sent(&mut self) {
+        self.data = Data::Sent;
     }
 
     /// A reply has come.
@@ -444,10 +445,7 @@ impl Transaction {
             (Stage::Mail | Stage::Rcpt, 2) => {}
             (Stage::Mail, _) => self.fill(&refused(reply, Stage::Mail)),
             (Stage::Rcpt, _) => {
-                // 552 for too many recipients means 452 (RFC 5321 §4.5.3.1.10); told apart from a full mailbox by 5.5.3.
-                let too_many =
-                    reply.code == 552 && reply.enhanced.is_some_and(|code| (code.1, code.2) == (5, 3));
-                let result = if too_many {
+                let result = if self.is_too_many(&reply, recipient) {
                     deferred(&reply, Stage::Rcpt)
                 } else {
                     refused(reply, Stage::Rcpt)
@@ -465,6 +463,16 @@ impl Transaction {
                 self.lose();
             }
         }
+    }
+
+    /// 552 for too many recipients means 452 (RFC 5321 §4.5.3.1.10). A full mailbox says 552 too, with 5.2.2; where there is
+    /// no enhanced code, only one that follows an accepted recipient can mean their number.
+    fn is_too_many(&self, reply: &Reply, recipient: usize) -> bool {
+        reply.code == 552
+            && match reply.enhanced {
+                Some(code) => (code.1, code.2) == (5, 3),
+                None => self.results.iter().take(recipient).any(Option::is_none),
+            }
     }
 
     /// The reply to the message. One that comes before the final dot ends the connection too: the rest of the message would
@@ -540,6 +548,11 @@ fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> 
     {
         let text = format!("the message has {} octets, the host takes {most}", message.size);
         return Some(Reply::new(552, 3, 4, "").with_text(text));
+    }
+    // Without SMTPUTF8, which is not spoken here, no address has other octets than ASCII's (RFC 6531 §3.2).
+    let is_ascii = |mailbox: &Mailbox| mailbox.is_ascii();
+    if !message.recipients.iter().all(is_ascii) || !message.reverse_path.mailbox().is_none_or(is_ascii) {
+        return Some(Reply::new(553, 6, 7, "an address needs SMTPUTF8"));
     }
     if message.eight_bit && !offers.eight_bit_mime {
         return Some(Reply::new(
@@ -686,6 +699,17 @@ mod tests {
             (
                 &["250 a", "552 5.2.2 full", "250 a", "354 go", "250 done"],
                 ["refused", "delivered"],
+                true,
+            ),
+            // Without an enhanced code only the order tells too many recipients from a full mailbox.
+            (
+                &["250 a", "552 no", "250 a", "354 go", "250 done"],
+                ["refused", "delivered"],
+                true,
+            ),
+            (
+                &["250 a", "250 a", "552 no", "354 go", "250 done"],
+                ["delivered", "deferred"],
                 true,
             ),
             (
@@ -835,6 +859,17 @@ mod tests {
         assert!(
             wrote.starts_with("MAIL FROM:<s@a.test> SIZE=100 BODY=8BITMIME|"),
             "{wrote}"
+        );
+    }
+
+    #[test]
+    fn an_address_beyond_ascii_is_never_mangled() {
+        let mut one = Fixture::new(1);
+        one.to = vec!["jos\u{e9}@ok.test".parse().unwrap()];
+        let (wrote, results, usable) = play(&one.message(), &PIPELINING, &[]);
+        assert_eq!((wrote.as_str(), usable), ("", true));
+        assert!(
+            matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().starts_with("553 5.6.7"))
         );
     }
 

@@ -45,6 +45,8 @@ pub struct Attempt {
     pub outcomes: Vec<Outcome>,
     /// The host took part: whatever was refused was refused for the unit's own sake.
     pub works: bool,
+    /// The connection had gone before a word was said: nothing was attempted, and another connection may do at once.
+    pub stale: bool,
 }
 
 /// Sends the load to all its recipients. Those that a host found too many for one transaction get the next one at once, as
@@ -60,6 +62,7 @@ where
     let mut attempt = Attempt {
         outcomes: Vec::with_capacity(waiting.len()),
         works: false,
+        stale: false,
     };
     while !waiting.is_empty() {
         if !connection.is_usable() && !attempt.outcomes.is_empty() {
@@ -71,6 +74,10 @@ where
         }
         let now: Vec<_> = waiting.drain(..most.min(waiting.len())).collect();
         let results = transact(connection, load, &now).await;
+        if connection.is_stale() && attempt.outcomes.is_empty() {
+            attempt.stale = true;
+            return attempt;
+        }
         attempt.works |= connection.is_usable() || results.iter().any(is_final);
         let some_taken = results
             .iter()

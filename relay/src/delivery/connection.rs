@@ -13,7 +13,7 @@ use mail_core::smtp::client::{
     Extensions, Hello, HelloAction, Message, RecipientResult, Refusal, Stage, TlsWish, Transaction,
     TransactionAction,
 };
-use mail_core::smtp::reply_reader::ReplyReader;
+use mail_core::smtp::reply_reader::{BadReply, ReplyReader};
 use mail_core::smtp::stuff::stuffed;
 use mail_core::{EnhancedCode, Reply};
 use queue::Hop;
@@ -39,7 +39,10 @@ const READ: usize = 4_096;
 /// Slices handed to the system at once.
 const SLICES: usize = 64;
 
-/// How long a goodbye may take, whatever `timeouts.command` says: nothing depends on it.
+/// Octets of replies that may come while commands are being written. A reply to each of the most recipients fits.
+const MAX_AHEAD: usize = 256 * 1024;
+
+/// How long a goodbye, or the last words of a peer that has hung up, may take: little depends on it.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Ready for mail.
@@ -55,6 +58,7 @@ pub struct Connection<S> {
     tls: String,
     messages: u32,
     usable: bool,
+    stale: bool,
 }
 
 enum Wire<S> {
@@ -98,8 +102,8 @@ impl OpenFailure {
             );
             return Some((cause, last.host.clone()));
         }
-        let for_good =
-            |tried: &Try| matches!(&tried.why, Why::Refused(refusal) if refusal.reply.is_permanent());
+        // A refusal of STARTTLS may be the work of someone on the way: mail that requires TLS waits.
+        let for_good = |tried: &Try| matches!(&tried.why, Why::Refused(refusal) if refusal.reply.is_permanent() && refusal.stage != Stage::StartTls);
         let refusing = self.tries.iter().rev().find(|tried| for_good(tried))?;
         if !self
             .tries
@@ -249,6 +253,7 @@ async fn greet<N: Net>(
         tls: String::new(),
         messages: 0,
         usable: true,
+        stale: false,
     };
     let mut session = Hello::new(delivery.ehlo.clone(), wish, false);
     loop {
@@ -265,6 +270,7 @@ async fn greet<N: Net>(
             (session, action) = session.encrypted();
         }
         match action {
+            HelloAction::Say(..) if connection.has_spoken() => return Err(lost(Broken::OutOfTurn)),
             HelloAction::Say(line, _) => connection.write(line.as_bytes()).await.map_err(lost)?,
             HelloAction::Ready(offers) => {
                 connection.offers = offers;
@@ -288,20 +294,28 @@ enum Broken {
     Io(#[from] io::Error),
     #[error("silence for too long")]
     Silence,
+    /// A reply to nothing: whatever follows would be taken for the answer to something else.
+    #[error("a reply out of turn")]
+    OutOfTurn,
     #[error(transparent)]
-    Reply(#[from] mail_core::smtp::reply_reader::BadReply),
+    Reply(#[from] BadReply),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Sends one message, all its parts, to up to as many recipients as a transaction takes. One result for each recipient.
     pub async fn send(&mut self, message: &Message<'_>, parts: &[&[u8]]) -> Vec<RecipientResult> {
         let mut transaction = Transaction::new(message, &self.offers);
+        let mut answered = false;
         loop {
-            let done = match transaction.advance() {
+            let action = transaction.advance();
+            let speaks = matches!(action, TransactionAction::Write(_) | TransactionAction::WriteBody);
+            let done = match action {
+                _ if speaks && self.has_spoken() => self.hear_out_of_turn(&mut transaction).await,
                 TransactionAction::Write(line) => self.write(&line).await,
-                TransactionAction::Read(stage) => {
-                    self.read_reply(stage).await.map(|reply| transaction.reply(reply))
-                }
+                TransactionAction::Read(stage) => self.read_reply(stage).await.map(|reply| {
+                    answered = true;
+                    transaction.reply(reply);
+                }),
                 TransactionAction::WriteBody => self.write_body(&mut transaction, parts).await,
                 TransactionAction::Done { usable } => {
                     self.usable = usable;
@@ -309,6 +323,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             };
             if let Err(broken) = done {
+                let hung_up = matches!(broken, Broken::Closed | Broken::Io(_));
+                self.stale = hung_up && !answered && self.messages > 0;
                 transaction.lost(&broken.to_string());
             }
         }
@@ -320,7 +336,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Whether another transaction can follow.
     pub fn is_usable(&self) -> bool {
-        self.usable && self.offers.mail_max.is_none_or(|most| self.messages < most)
+        self.usable && !self.has_spoken() && self.offers.mail_max.is_none_or(|most| self.messages < most)
+    }
+
+    /// The peer hung up between two messages, without a word to the latter: nothing of it was sent, and its failure says
+    /// nothing of the host.
+    pub fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Something has come that nothing asked for.
+    fn has_spoken(&self) -> bool {
+        !self.input.is_empty() || self.reader.is_within_reply()
     }
 
     /// Transactions that left the connection usable.
@@ -422,25 +449,59 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    async fn write_body(&mut self, transaction: &mut Transaction, parts: &[&[u8]]) -> Result<(), Broken> {
-        let slices = stuffed(parts);
-        if self.write_slices(&slices, || transaction.body_sent()).await? == Written::Interrupted {
-            // The rest of the message would be taken for commands: whatever the reply, the connection ends.
-            transaction.body_interrupted();
-            let reply = self.read_reply(Stage::FinalDot).await?;
-            transaction.reply(reply);
+    /// A reply has come though all are answered. 421, and one that comes before a word of the message, are understood; any
+    /// other means that the peer counts differently.
+    async fn hear_out_of_turn(&mut self, transaction: &mut Transaction) -> Result<(), Broken> {
+        let reply = self.read_reply(Stage::Rset).await?;
+        if reply.code != 421 && !transaction.is_at_body() {
+            return Err(Broken::OutOfTurn);
         }
+        transaction.reply(reply);
         Ok(())
     }
 
-    async fn write(&mut self, line: &[u8]) -> Result<(), Broken> {
-        // A reply that comes meanwhile is read in its turn.
-        self.write_slices(&[line], || {}).await.map(drop)
+    async fn write_body(&mut self, transaction: &mut Transaction, parts: &[&[u8]]) -> Result<(), Broken> {
+        let slices = stuffed(parts);
+        match self.write_slices(&slices, Hearing::Stops).await {
+            Ok(Written::All) => {
+                transaction.body_sent();
+                self.flush().await
+            }
+            // The rest of the message would be taken for commands: whatever the reply, the connection ends.
+            Ok(Written::Interrupted) => {
+                let reply = self.read_reply(Stage::FinalDot).await?;
+                transaction.reply(reply);
+                Ok(())
+            }
+            // It may have said why before it hung up.
+            Err(broken @ (Broken::Closed | Broken::Io(_))) => {
+                let Ok(Ok(reply)) = timeout(GOODBYE, self.next_reply()).await else {
+                    return Err(broken);
+                };
+                transaction.reply(reply);
+                Ok(())
+            }
+            Err(broken) => Err(broken),
+        }
     }
 
-    /// Writes all slices, each step within `timeouts.block`. Calls `last` before the step that may write the end. Stops when
-    /// the peer says something instead of taking more.
-    async fn write_slices(&mut self, slices: &[&[u8]], mut last: impl FnMut()) -> Result<Written, Broken> {
+    async fn write(&mut self, line: &[u8]) -> Result<(), Broken> {
+        match self.write_slices(&[line], Hearing::GoesOn).await {
+            Ok(_) => self.flush().await,
+            // What it said before it hung up is read next; after that, reading fails too.
+            Err(Broken::Closed | Broken::Io(_)) => Ok(()),
+            Err(broken) => Err(broken),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Broken> {
+        let flushed = timeout(self.timeouts.block, self.wire.flush()).await;
+        Ok(flushed.map_err(|_| Broken::Silence)??)
+    }
+
+    /// Writes all slices, each step within `timeouts.block`. What the peer says meanwhile is kept: a peer that waits for us
+    /// to read before it reads on would wait for ever.
+    async fn write_slices(&mut self, slices: &[&[u8]], hearing: Hearing) -> Result<Written, Broken> {
         let patience = self.timeouts.block;
         let (mut slice, mut offset) = (0, 0);
         while slice < slices.len() {
@@ -450,12 +511,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let part = slices[slice + number];
                 *vector = IoSlice::new(if number == 0 { &part[offset..] } else { part });
             }
-            if slice + count == slices.len() {
-                last();
-            }
             let step = self.write_or_hear(&vectors[..count]);
             let Some(mut written) = timeout(patience, step).await.map_err(|_| Broken::Silence)?? else {
-                return Ok(Written::Interrupted);
+                match hearing {
+                    Hearing::Stops => return Ok(Written::Interrupted),
+                    Hearing::GoesOn if self.input.len() > MAX_AHEAD => return Err(BadReply::Endless.into()),
+                    Hearing::GoesOn => continue,
+                }
             };
             while written > 0 || (slice < slices.len() && offset == slices[slice].len()) {
                 let rest = slices[slice].len() - offset;
@@ -467,12 +529,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 (slice, offset) = (slice + 1, 0);
             }
         }
-        let flushed = timeout(patience, self.wire.flush()).await;
-        flushed.map_err(|_| Broken::Silence)??;
         Ok(Written::All)
     }
 
-    /// Writes some octets; `None` if the peer says something before it takes any.
+    /// Writes some octets; `None` if the peer says something before it takes any. An error means that none were taken.
     async fn write_or_hear(&mut self, vectors: &[IoSlice<'_>]) -> Result<Option<usize>, Broken> {
         let mut heard = [0; READ];
         let input = &mut self.input;
@@ -499,6 +559,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         })
         .await
     }
+}
+
+/// What a reply that comes while we write does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hearing {
+    /// It ends the writing.
+    Stops,
+    /// It waits for its turn.
+    GoesOn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -565,3 +634,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -351,7 +351,15 @@ impl<N: Net> Courier<N> {
         let load = load(&prepared, job.unit.unit);
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let begun = tokio::time::Instant::now();
-        let Attempt { outcomes, works } = attempt::run(connection, &load, most).await;
+        let Attempt {
+            outcomes,
+            works,
+            stale,
+        } = attempt::run(connection, &load, most).await;
+        if stale {
+            tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "hung up between messages");
+            return self.tell(Event::Settled(job.unit, Settled::Untouched));
+        }
         let took = begun.elapsed();
         self.parts.metrics.transaction.observe(took.as_secs_f64());
         if works {
