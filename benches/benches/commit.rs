@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use mail_core::{BodyType, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use queue::{End, Fate, NewMessage, NewUnit, Options, Origin, Queue, RouteGroup, Settle, UnitKey};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
@@ -28,6 +28,10 @@ fn message(number: u64, body: &Bytes) -> Arc<NewMessage> {
         stream: "transactional".into(),
         reverse_path: ReversePath::Mailbox("from@acme.test".parse().expect("a mailbox")),
         body_type: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: DsnOptions::default(),
+        tag: None,
+        metadata: Vec::new(),
         prefix: Bytes::from_static(b"Received: from app.acme.test by relay.test with ESMTPSA\r\n"),
         body: body.clone(),
         origin: Origin::default(),
@@ -36,9 +40,7 @@ fn message(number: u64, body: &Bytes) -> Arc<NewMessage> {
             route_group: RouteGroup(0),
             domain: format!("d{}.test", number % 100).parse().expect("a domain"),
             due: received_at,
-            recipients: vec![Recipient {
-                mailbox: "to@ok.test".parse().expect("a mailbox"),
-            }],
+            recipients: vec![Recipient::new("to@ok.test".parse().expect("a mailbox"))],
         }],
     })
 }

@@ -11,6 +11,10 @@ pub struct Envelope {
     pub reverse_path: ReversePath,
     /// What BODY said at MAIL (RFC 6152).
     pub body: BodyType,
+    /// SMTPUTF8 was said at MAIL (RFC 6531 §3.4).
+    pub smtputf8: bool,
+    /// What MAIL asked of reports.
+    pub dsn: DsnOptions,
     /// At least one; in the order the client gave them.
     pub recipients: Vec<Recipient>,
 }
@@ -20,6 +24,55 @@ pub struct Envelope {
 pub struct Recipient {
     /// Where the message shall go.
     pub mailbox: Mailbox,
+    /// NOTIFY (RFC 3461 §4.1); `None` where it was not said: failures are reported, delays as the relay sees fit.
+    pub notify: Option<Notify>,
+    /// ORCPT as it was said, `type;address`, the address in xtext or utf-8-addr-xtext (RFC 3461 §4.2, RFC 6533 §3).
+    pub orcpt: Option<Box<str>>,
+}
+
+impl Recipient {
+    /// A recipient of whom nothing more was said.
+    pub fn new(mailbox: Mailbox) -> Self {
+        Self {
+            mailbox,
+            notify: None,
+            orcpt: None,
+        }
+    }
+}
+
+/// What MAIL asked of reports (RFC 3461 §4.3, §4.4).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DsnOptions {
+    /// How much of the message a failure report returns; `None` where it was not said.
+    pub ret: Option<Ret>,
+    /// ENVID as it was said, in xtext.
+    pub envid: Option<Box<str>>,
+}
+
+/// The RET parameter of MAIL (RFC 3461 §4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Ret {
+    /// The whole message.
+    Full,
+    /// Its header.
+    Headers,
+}
+
+/// The NOTIFY parameter of RCPT (RFC 3461 §4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Notify {
+    /// Nothing is ever reported.
+    Never,
+    /// What is named is reported; at least one is.
+    On {
+        /// Delivery, or the handing on to a host that does not report.
+        success: bool,
+        /// Failure for good.
+        failure: bool,
+        /// A delay.
+        delay: bool,
+    },
 }
 
 /// The BODY parameter of MAIL (RFC 6152 §2).
@@ -30,4 +83,6 @@ pub enum BodyType {
     SevenBit,
     /// `BODY=8BITMIME`.
     EightBitMime,
+    /// `BODY=BINARYMIME` (RFC 3030 §3): lines may be of any length, CR and LF may stand alone.
+    BinaryMime,
 }

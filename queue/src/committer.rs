@@ -12,8 +12,8 @@ use crate::keys;
 use crate::message::{Accepted, NewMessage, NewUnit, Settle, Settled};
 use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
 use crate::records::{
-    Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, StateRecord, UnitRecord,
-    Waiting, decode, encode,
+    Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, Record, StateRecord,
+    UnitRecord, Waiting, decode, encode,
 };
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::{CommitError, ReadError};
@@ -283,6 +283,10 @@ impl Committer {
             stream: message.stream.clone(),
             reverse_path: message.reverse_path.clone(),
             body_type: message.body_type,
+            smtputf8: message.smtputf8,
+            dsn: message.dsn.clone(),
+            tag: message.tag.clone(),
+            metadata: message.metadata.clone(),
             prefix: message.prefix.clone(),
             body_bytes: message.body.len() as u64,
             chunks,
@@ -336,6 +340,7 @@ impl Committer {
                         })
                         .collect(),
                     signature: again.signature.clone(),
+                    delay_told: again.delay_told,
                 };
                 self.put(group, Family::State, &keys::state(unit.id, unit.unit), &state);
                 self.put(
@@ -607,7 +612,7 @@ impl Committer {
         self.put(group, Family::Event, &key, event);
     }
 
-    fn put(&mut self, group: &mut Group, family: Family, key: &[u8], record: &impl serde::Serialize) {
+    fn put(&mut self, group: &mut Group, family: Family, key: &[u8], record: &impl Record) {
         group.batch.put(
             family,
             key,
@@ -631,11 +636,7 @@ pub(crate) fn chunk_sums(body: &[u8]) -> Vec<u32> {
 }
 
 /// Reads and checks a record.
-pub(crate) fn read<T: serde::de::DeserializeOwned>(
-    store: &dyn Store,
-    family: Family,
-    key: &[u8],
-) -> Result<Option<T>, ReadError> {
+pub(crate) fn read<T: Record>(store: &dyn Store, family: Family, key: &[u8]) -> Result<Option<T>, ReadError> {
     let Some(octets) = store.get(family, key)? else {
         return Ok(None);
     };

@@ -445,7 +445,7 @@ mod tests {
     use std::sync::mpsc as gate;
 
     use bytes::Bytes;
-    use mail_core::{BodyType, MessageId, ReversePath, Timestamp};
+    use mail_core::{BodyType, DsnOptions, MessageId, ReversePath, Timestamp};
 
     use super::*;
     use crate::store::{Batch, Family, KeyValue, MemoryStore, StoreError};
@@ -515,6 +515,10 @@ mod tests {
             stream: "transactional".into(),
             reverse_path: ReversePath::Null,
             body_type: BodyType::SevenBit,
+            smtputf8: false,
+            dsn: DsnOptions::default(),
+            tag: None,
+            metadata: Vec::new(),
             prefix: Bytes::new(),
             body: Bytes::from_static(b"hello"),
             origin: Origin::default(),

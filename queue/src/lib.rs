@@ -38,7 +38,7 @@ use rocks::RocksStore;
 use store::{Batch, Family, MemoryStore, Store, StoreError};
 
 /// The layout this program writes, and the newest it reads.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 
 /// Bounds of a queue.
 #[derive(Clone, Debug)]
@@ -259,7 +259,8 @@ fn make_folder(folder: &Path) -> std::io::Result<()> {
     std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Names an empty store, checks the version of any other. Returns the name.
+/// Names an empty store, checks the version of any other, and makes it ours: an older program must not take the records we
+/// are about to write for damaged ones. Returns the name.
 fn prepare(store: &dyn Store) -> Result<[u8; 16], OpenError> {
     let damaged = |key| OpenError::Read(ReadError::damaged(Family::Meta.name(), key, "length"));
     if let Some(format) = store.get(Family::Meta, keys::FORMAT)? {
@@ -267,17 +268,22 @@ fn prepare(store: &dyn Store) -> Result<[u8; 16], OpenError> {
         if found > FORMAT_VERSION {
             return Err(OpenError::TooNew { found });
         }
+        if found < FORMAT_VERSION {
+            let mut batch = Batch::default();
+            batch.put(Family::Meta, keys::FORMAT, format_version());
+            store.write(&batch, true)?;
+        }
         let name = store.get(Family::Meta, keys::STORE)?.unwrap_or_default();
         return name.try_into().map_err(|_| damaged(keys::STORE));
     }
     let name: [u8; 16] = StdRng::from_os_rng().random();
     let mut batch = Batch::default();
-    batch.put(
-        Family::Meta,
-        keys::FORMAT,
-        Bytes::copy_from_slice(&FORMAT_VERSION.to_be_bytes()),
-    );
+    batch.put(Family::Meta, keys::FORMAT, format_version());
     batch.put(Family::Meta, keys::STORE, Bytes::copy_from_slice(&name));
     store.write(&batch, true)?;
     Ok(name)
+}
+
+fn format_version() -> Bytes {
+    Bytes::copy_from_slice(&FORMAT_VERSION.to_be_bytes())
 }

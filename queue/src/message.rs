@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mail_core::{BodyType, Domain, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, Domain, DsnOptions, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
 
 use crate::names::{RouteGroup, UnitKey};
 use crate::records::{EventKind, Hop, Origin, Signature};
@@ -26,6 +26,14 @@ pub struct NewMessage {
     pub reverse_path: ReversePath,
     /// What BODY said.
     pub body_type: BodyType,
+    /// The envelope or the header need SMTPUTF8 (RFC 6531 §3.4).
+    pub smtputf8: bool,
+    /// What MAIL asked of reports.
+    pub dsn: DsnOptions,
+    /// The sender's own word for messages of a kind, for reports and events.
+    pub tag: Option<Arc<str>>,
+    /// The sender's own names and values, for reports and events.
+    pub metadata: Vec<(String, String)>,
     /// Header fields we add on top, each with its CRLF.
     pub prefix: Bytes,
     /// As the client sent it, header and all: CRLF lines, neither dot-stuffing nor final dot.
@@ -156,6 +164,8 @@ pub struct Again {
     pub open: Vec<StillOpen>,
     /// To be used by the next attempt.
     pub signature: Option<Signature>,
+    /// When the sender was told of the delay, now or before.
+    pub delay_told: Option<Timestamp>,
 }
 
 /// A recipient that waits on.

@@ -1,20 +1,36 @@
 //! The records of every family: a version octet, postcard, and a CRC32C over both (little-endian, last four octets).
 //!
-//! Old versions stay readable for ever: a changed record gets a new version and keeps its old shape beside it. The fixtures
-//! under `queue/tests/fixtures` hold every version that was ever released.
+//! Old versions stay readable for ever: a changed record gets a new version and keeps its old shape in [`old`]. The fixtures
+//! under `queue/tests/fixtures` hold every version there was.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mail_core::{BodyType, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{QueueId, QueueName};
 
-/// The version of all records so far.
-const VERSION: u8 = 1;
+mod old;
+
+/// A record, and the versions of it that read.
+pub trait Record: Serialize + DeserializeOwned {
+    /// What is written.
+    const VERSION: u8 = 1;
+
+    /// Reads an older version's payload; `None` where there was no such version.
+    fn read_old(_version: u8, _payload: &[u8]) -> Option<postcard::Result<Self>> {
+        None
+    }
+}
+
+impl Record for DueRecord {}
+impl Record for QueueRecord {}
+impl Record for HoldRecord {}
+impl Record for Counters {}
+impl Record for Event {}
 
 /// A record that does not read: wrong checksum, unknown version, or cut short.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,9 +38,9 @@ const VERSION: u8 = 1;
 pub struct Damaged(pub &'static str);
 
 /// Writes a record into `buffer`, whose contents are replaced.
-pub fn encode<'a>(record: &impl Serialize, buffer: &'a mut Vec<u8>) -> &'a [u8] {
+pub fn encode<'a, R: Record>(record: &R, buffer: &'a mut Vec<u8>) -> &'a [u8] {
     buffer.clear();
-    buffer.push(VERSION);
+    buffer.push(R::VERSION);
     // Postcard fails only on sequences of unknown length and on full buffers; records have neither.
     let mut out = postcard::to_extend(record, std::mem::take(buffer)).unwrap_or_default();
     let crc = crc32c::crc32c(&out);
@@ -34,16 +50,18 @@ pub fn encode<'a>(record: &impl Serialize, buffer: &'a mut Vec<u8>) -> &'a [u8] 
 }
 
 /// Reads a record.
-pub fn decode<T: DeserializeOwned>(octets: &[u8]) -> Result<T, Damaged> {
+pub fn decode<R: Record>(octets: &[u8]) -> Result<R, Damaged> {
     let (body, crc) = octets.split_last_chunk::<4>().ok_or(Damaged("too short"))?;
     if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
         return Err(Damaged("checksum"));
     }
-    match body.split_first() {
-        Some((&VERSION, payload)) => postcard::from_bytes(payload).map_err(|_| Damaged("shape")),
-        Some(_) => Err(Damaged("version")),
-        None => Err(Damaged("too short")),
-    }
+    let (&version, payload) = body.split_first().ok_or(Damaged("too short"))?;
+    let read = if version == R::VERSION {
+        postcard::from_bytes(payload)
+    } else {
+        R::read_old(version, payload).ok_or(Damaged("version"))?
+    };
+    read.map_err(|_| Damaged("shape"))
 }
 
 /// Who handed a message over.
@@ -74,6 +92,14 @@ pub struct EnvelopeRecord {
     pub reverse_path: ReversePath,
     /// What BODY said.
     pub body_type: BodyType,
+    /// The envelope or the header need SMTPUTF8 (RFC 6531 §3.4).
+    pub smtputf8: bool,
+    /// What MAIL asked of reports.
+    pub dsn: DsnOptions,
+    /// The sender's own word for messages of a kind, for reports and events.
+    pub tag: Option<Arc<str>>,
+    /// The sender's own names and values, for reports and events.
+    pub metadata: Vec<(String, String)>,
     /// Header fields we add on top, each with its CRLF.
     pub prefix: Bytes,
     /// Octets of the body.
@@ -114,6 +140,8 @@ pub struct StateRecord {
     pub open: Vec<Waiting>,
     /// Made at the first attempt, kept for the next ones.
     pub signature: Option<Signature>,
+    /// When the sender was told of the delay.
+    pub delay_told: Option<Timestamp>,
 }
 
 /// A recipient that waits.

@@ -352,7 +352,7 @@ fn kind(kind: EventKind) -> &'static str {
 #[cfg(test)]
 pub(crate) mod tests {
     use bytes::Bytes;
-    use mail_core::{BodyType, Recipient, ReversePath};
+    use mail_core::{BodyType, DsnOptions, Recipient, ReversePath};
     use queue::store::MemoryStore;
     use queue::{
         Accepted, Again, End, Fate, Hop, NewMessage, NewUnit, Origin, RouteGroup, Settle, StillOpen,
@@ -372,6 +372,10 @@ pub(crate) mod tests {
             stream: "transactional".into(),
             reverse_path: ReversePath::Mailbox("from@acme.test".parse().unwrap()),
             body_type: BodyType::SevenBit,
+            smtputf8: false,
+            dsn: DsnOptions::default(),
+            tag: None,
+            metadata: Vec::new(),
             prefix: Bytes::new(),
             body: Bytes::from_static(b"Subject: x\r\n\r\nx\r\n"),
             origin: Origin::default(),
@@ -383,9 +387,7 @@ pub(crate) mod tests {
                     domain: domain.parse().unwrap(),
                     due: START,
                     recipients: ["one", "two"]
-                        .map(|local| Recipient {
-                            mailbox: format!("{local}@{domain}").parse().unwrap(),
-                        })
+                        .map(|local| Recipient::new(format!("{local}@{domain}").parse().unwrap()))
                         .into(),
                 })
                 .collect(),
@@ -482,6 +484,7 @@ pub(crate) mod tests {
                     reply: "450 4.2.0 later".into(),
                 }],
                 signature: None,
+                delay_told: None,
             }),
             reports: Vec::new(),
         };

@@ -464,7 +464,7 @@ pub fn load_key(key: &DkimKey) -> Result<DomainKey, BadKey> {
 mod tests {
     use dkim_signer::Algorithm;
     use dkim_signer::key::generate;
-    use mail_core::BodyType;
+    use mail_core::{BodyType, DsnOptions};
     use queue::store::{Batch, Family, MemoryStore, Store};
     use queue::{Again, End, NewUnit, Origin, RouteGroup, Settle, StillOpen};
 
@@ -479,9 +479,7 @@ mod tests {
             due: NOW,
             recipients: names
                 .iter()
-                .map(|name| Recipient {
-                    mailbox: format!("{name}@{domain}").parse().unwrap(),
-                })
+                .map(|name| Recipient::new(format!("{name}@{domain}").parse().unwrap()))
                 .collect(),
         };
         Arc::new(NewMessage {
@@ -492,6 +490,10 @@ mod tests {
             stream: "transactional".into(),
             reverse_path: ReversePath::Mailbox("app@example.com".parse().unwrap()),
             body_type: BodyType::SevenBit,
+            smtputf8: false,
+            dsn: DsnOptions::default(),
+            tag: None,
+            metadata: Vec::new(),
             prefix: Bytes::from_static(b"Received: by relay.test\r\n"),
             body: Bytes::copy_from_slice(body.as_bytes()),
             origin: Origin::default(),
@@ -596,6 +598,7 @@ mod tests {
                     reply: "450 later".into(),
                 }],
                 signature: first.signature.clone(),
+                delay_told: None,
             }),
             reports: Vec::new(),
         };

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mail_core::header;
 use mail_core::{
-    BodyType, Domain, EnhancedCode, Mailbox, MessageId, Recipient, Reply, ReversePath, Timestamp,
+    BodyType, Domain, DsnOptions, EnhancedCode, Mailbox, MessageId, Recipient, Reply, ReversePath, Timestamp,
 };
 use queue::{EnvelopeRecord, NewMessage, NewUnit, Origin, RouteGroup};
 
@@ -172,6 +172,10 @@ pub fn failure_report(
         stream: original.stream.clone(),
         reverse_path: ReversePath::Null,
         body_type: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: DsnOptions::default(),
+        tag: None,
+        metadata: Vec::new(),
         prefix: Bytes::new(),
         body: report.into(),
         origin: Origin {
@@ -184,9 +188,7 @@ pub fn failure_report(
             route_group: RouteGroup::default(),
             domain: sender.domain().clone(),
             due: now,
-            recipients: vec![Recipient {
-                mailbox: sender.clone(),
-            }],
+            recipients: vec![Recipient::new(sender.clone())],
         }],
     })
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkim_signer::Signer;
-use mail_core::{BodyType, Domain, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use prometheus::Registry;
 use queue::store::MemoryStore;
 use queue::{EventKind, NewMessage, NewUnit, Origin, Queue, RouteGroup};
@@ -236,9 +236,7 @@ fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) ->
 }
 
 fn message(number: u8, recipient: &str) -> Arc<NewMessage> {
-    let recipient = Recipient {
-        mailbox: recipient.parse().unwrap(),
-    };
+    let recipient = Recipient::new(recipient.parse().unwrap());
     Arc::new(NewMessage {
         id: MessageId::new(START, &[number; 10]),
         received_at: START,
@@ -247,6 +245,10 @@ fn message(number: u8, recipient: &str) -> Arc<NewMessage> {
         stream: "transactional".into(),
         reverse_path: ReversePath::Mailbox("sender@back.test".parse().unwrap()),
         body_type: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: DsnOptions::default(),
+        tag: None,
+        metadata: Vec::new(),
         prefix: Bytes::from_static(b"Received: by relay.test\r\n"),
         body: Bytes::from_static(b"From: sender@back.test\r\nSubject: hi\r\n\r\nhello\r\n"),
         origin: Origin::default(),

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::smtp::command::{self, Command, ForwardPath, Hello, MailFrom, Secret};
 use crate::smtp::data::DataFault;
-use crate::{BodyType, Envelope, Mailbox, Recipient, Reply};
+use crate::{BodyType, DsnOptions, Envelope, Mailbox, Recipient, Reply};
 
 mod sasl;
 
@@ -418,7 +418,7 @@ impl Session {
             ForwardPath::Postmaster => self.config.postmaster.clone(),
             ForwardPath::Mailbox(mailbox) => mailbox,
         };
-        let recipient = Recipient { mailbox };
+        let recipient = Recipient::new(mailbox);
         self.ask(Asked::Rcpt(tx, recipient.clone()), Question::Rcpt(recipient))
     }
 
@@ -469,6 +469,8 @@ impl Session {
                     envelope: Envelope {
                         reverse_path: from.reverse_path,
                         body: from.body.unwrap_or(BodyType::SevenBit),
+                        smtputf8: false,
+                        dsn: DsnOptions::default(),
                         recipients: Vec::new(),
                     },
                     declared_bytes: from.size,

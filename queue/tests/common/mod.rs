@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mail_core::{BodyType, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use queue::{
     Again, End, Fate, NewMessage, NewUnit, Origin, Queue, RouteGroup, Settle, Settled, StillOpen, UnitKey,
 };
@@ -22,9 +22,7 @@ pub fn message(number: u64, domains: &[&str], body: &[u8]) -> Arc<NewMessage> {
         route_group: RouteGroup(0),
         domain: domain.parse().unwrap(),
         due: received_at,
-        recipients: vec![Recipient {
-            mailbox: format!("to@{domain}").parse().unwrap(),
-        }],
+        recipients: vec![Recipient::new(format!("to@{domain}").parse().unwrap())],
     };
     Arc::new(NewMessage {
         id: MessageId::new(received_at, &random),
@@ -34,6 +32,10 @@ pub fn message(number: u64, domains: &[&str], body: &[u8]) -> Arc<NewMessage> {
         stream: "transactional".into(),
         reverse_path: ReversePath::Mailbox("from@acme.test".parse().unwrap()),
         body_type: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: DsnOptions::default(),
+        tag: None,
+        metadata: Vec::new(),
         prefix: Bytes::from_static(b"Received: by relay.test\r\n"),
         body: Bytes::copy_from_slice(body),
         origin: Origin::default(),
@@ -73,6 +75,7 @@ pub fn defer(unit: UnitKey, due: Timestamp) -> Settle {
         doubtful: false,
         open: vec![open],
         signature: None,
+        delay_told: None,
     };
     Settle {
         ends: Vec::new(),

@@ -90,6 +90,7 @@ pub fn settle(
         doubtful,
         open,
         signature: None,
+        delay_told: None,
     });
     let attempt = if hop.is_some() { attempts } else { 0 };
     Settle {

@@ -137,9 +137,7 @@ mod tests {
     #[test]
     fn a_unit_for_each_domain_and_each_mailbox_once() {
         let recipients: Vec<_> = ["a@x.test", "b@y.test", "c@x.test", "a@x.test"]
-            .map(|to| Recipient {
-                mailbox: to.parse().unwrap(),
-            })
+            .map(|to| Recipient::new(to.parse().unwrap()))
             .to_vec();
         let units = units(&recipients, Timestamp(1));
         let told: Vec<_> = units

@@ -506,6 +506,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             stream: admission::stream(),
             reverse_path: envelope.reverse_path.clone(),
             body_type: envelope.body,
+            smtputf8: envelope.smtputf8,
+            dsn: envelope.dsn.clone(),
+            tag: None,
+            metadata: Vec::new(),
             prefix: prefix(&arrival, envelope, &data.octets),
             body: data.octets,
             origin: Origin {

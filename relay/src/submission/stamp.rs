@@ -90,7 +90,7 @@ pub(super) fn begins_with_field(message: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mail_core::{BodyType, Recipient, ReversePath};
+    use mail_core::{BodyType, DsnOptions, Recipient, ReversePath};
 
     fn stamped(message: &[u8], recipients: usize) -> String {
         let arrival = Arrival {
@@ -102,12 +102,12 @@ mod tests {
             protocol: "ESMTPSA",
             tls: Some("TLSv1_3"),
         };
-        let recipient = |number| Recipient {
-            mailbox: format!("r{number}@ok.test").parse().unwrap(),
-        };
+        let recipient = |number| Recipient::new(format!("r{number}@ok.test").parse().unwrap());
         let envelope = Envelope {
             reverse_path: ReversePath::Null,
             body: BodyType::SevenBit,
+            smtputf8: false,
+            dsn: DsnOptions::default(),
             recipients: (0..recipients).map(recipient).collect(),
         };
         String::from_utf8(prefix(&arrival, &envelope, message).to_vec()).unwrap()

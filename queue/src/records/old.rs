@@ -1,0 +1,116 @@
+//! Shapes that records once had.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mail_core::{BodyType, DsnOptions, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
+use serde::Deserialize;
+
+use super::{EnvelopeRecord, Origin, Record, Signature, StateRecord, UnitRecord, Waiting};
+use crate::names::QueueId;
+
+/// Version 1 knew nothing of DSN parameters, SMTPUTF8 and the sender's own words.
+#[derive(Deserialize)]
+struct EnvelopeV1 {
+    received_at: Timestamp,
+    expires_at: Timestamp,
+    tenant: Arc<str>,
+    stream: Arc<str>,
+    reverse_path: ReversePath,
+    body_type: BodyType,
+    prefix: Bytes,
+    body_bytes: u64,
+    chunks: Vec<u32>,
+    origin: Origin,
+    cause: Option<MessageId>,
+    units: Vec<UnitV1>,
+}
+
+#[derive(Deserialize)]
+struct UnitV1 {
+    queue: QueueId,
+    due: Timestamp,
+    recipients: Vec<RecipientV1>,
+}
+
+#[derive(Deserialize)]
+struct RecipientV1 {
+    mailbox: Mailbox,
+}
+
+impl Record for EnvelopeRecord {
+    const VERSION: u8 = 2;
+
+    fn read_old(version: u8, payload: &[u8]) -> Option<postcard::Result<Self>> {
+        (version == 1).then(|| postcard::from_bytes(payload).map(|old: EnvelopeV1| old.into()))
+    }
+}
+
+impl From<EnvelopeV1> for EnvelopeRecord {
+    fn from(old: EnvelopeV1) -> Self {
+        Self {
+            received_at: old.received_at,
+            expires_at: old.expires_at,
+            tenant: old.tenant,
+            stream: old.stream,
+            reverse_path: old.reverse_path,
+            body_type: old.body_type,
+            smtputf8: false,
+            dsn: DsnOptions::default(),
+            tag: None,
+            metadata: Vec::new(),
+            prefix: old.prefix,
+            body_bytes: old.body_bytes,
+            chunks: old.chunks,
+            origin: old.origin,
+            cause: old.cause,
+            units: old.units.into_iter().map(UnitRecord::from).collect(),
+        }
+    }
+}
+
+impl From<UnitV1> for UnitRecord {
+    fn from(old: UnitV1) -> Self {
+        let recipients = old.recipients.into_iter();
+        Self {
+            queue: old.queue,
+            due: old.due,
+            recipients: recipients
+                .map(|recipient| Recipient::new(recipient.mailbox))
+                .collect(),
+        }
+    }
+}
+
+/// Version 1 told nobody of delays.
+#[derive(Deserialize)]
+struct StateV1 {
+    due: Timestamp,
+    attempts: u32,
+    in_doubt: u32,
+    last_attempt: Timestamp,
+    open: Vec<Waiting>,
+    signature: Option<Signature>,
+}
+
+impl Record for StateRecord {
+    const VERSION: u8 = 2;
+
+    fn read_old(version: u8, payload: &[u8]) -> Option<postcard::Result<Self>> {
+        (version == 1).then(|| postcard::from_bytes(payload).map(|old: StateV1| old.into()))
+    }
+}
+
+impl From<StateV1> for StateRecord {
+    fn from(old: StateV1) -> Self {
+        Self {
+            due: old.due,
+            attempts: old.attempts,
+            in_doubt: old.in_doubt,
+            last_attempt: old.last_attempt,
+            open: old.open,
+            signature: old.signature,
+            delay_told: None,
+        }
+    }
+}
