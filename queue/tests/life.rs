@@ -262,12 +262,26 @@ fn a_newer_format_is_refused() {
     let store = MemoryStore::new();
     Queue::in_memory(store.clone()).unwrap();
     let mut batch = queue::store::Batch::default();
-    batch.put(Family::Meta, b"format", vec![0, 2]);
+    let newer = queue::FORMAT_VERSION + 1;
+    batch.put(Family::Meta, b"format", newer.to_be_bytes().to_vec());
     store.write(&batch, true).unwrap();
     assert!(matches!(
         Queue::in_memory(store),
-        Err(OpenError::TooNew { found: 2 })
+        Err(OpenError::TooNew { found }) if found == newer
     ));
+}
+
+/// An older program has to refuse the store from now on, not to take new records for damaged ones.
+#[test]
+fn an_older_format_becomes_ours_at_once() {
+    let store = MemoryStore::new();
+    Queue::in_memory(store.clone()).unwrap();
+    let mut batch = queue::store::Batch::default();
+    batch.put(Family::Meta, b"format", vec![0, 1]);
+    store.write(&batch, true).unwrap();
+    Queue::in_memory(store.clone()).unwrap();
+    let format = store.get(Family::Meta, b"format").unwrap().unwrap();
+    assert_eq!(format[..], queue::FORMAT_VERSION.to_be_bytes());
 }
 
 #[test]
