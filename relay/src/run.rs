@@ -1,7 +1,7 @@
 //! The process: from settings to a relay that runs, and to one that has stopped.
 //!
-//! One current-thread runtime a core, each with listeners of its own; the first one's thread has the shard too. Committer
-//! and signers are threads beside, and the HTTP door has a small runtime of its own.
+//! One current-thread runtime a core, each with listeners and a shard of its own. Committer and signers are threads beside,
+//! and the HTTP door has a small runtime of its own.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use prometheus::Registry;
 use queue::{Options, Queue};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::Settings;
@@ -22,7 +22,8 @@ use crate::config::settings::{Listener, ListenerKind};
 use crate::control::QueueControl;
 use crate::credentials::Credentials;
 use crate::delivery::client_tls::ClientTls;
-use crate::delivery::courier::{self, Accepted, Parts};
+use crate::delivery::courier::{self, Parts};
+use crate::delivery::exchange::{self, Doors, Seat};
 use crate::delivery::resolver::RealNet;
 use crate::health::{self, Health};
 use crate::prepare::{self, Preparer};
@@ -30,9 +31,6 @@ use crate::submission::front::Front;
 use crate::submission::listener::{self, Bound};
 use crate::world::{Clock, Random};
 use crate::{delivery, submission};
-
-/// Messages kept that the shard has not been told of. Sessions wait while it is full.
-const TOLD_TO_SHARD: usize = 1_024;
 
 /// A relay that runs.
 pub struct Running {
@@ -55,14 +53,15 @@ pub struct Running {
 struct Worker {
     front: Arc<Front>,
     bound: Vec<Bound>,
-    accepted: mpsc::Sender<Accepted>,
+    doors: Doors,
     stop: watch::Receiver<bool>,
-    delivery: Option<Delivery>,
+    seat: Seat,
+    delivery: Delivery,
 }
 
-/// What the worker with the shard is given beside.
+/// What delivering takes.
+#[derive(Clone)]
 struct Delivery {
-    accepted: mpsc::Receiver<Accepted>,
     preparer: Preparer,
     tls: Arc<ClientTls>,
     metrics: delivery::metrics::Metrics,
@@ -135,22 +134,22 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         cores,
     )?;
     let health = Arc::new(Health::new(registry.clone(), queue.clone())?);
-    let (tell, accepted) = mpsc::channel(TOLD_TO_SHARD);
+    let (doors_to_shards, seats) = exchange::open(cores);
     let (stop, stopped) = watch::channel(false);
-    let mut delivery = Some(Delivery {
-        accepted,
+    let delivery = Delivery {
         preparer,
         tls,
         metrics: delivery::metrics::Metrics::new(&registry)?,
-    });
+    };
     let mut workers = Vec::with_capacity(cores);
-    for (number, bound) in bound.into_iter().enumerate() {
+    for ((number, bound), seat) in bound.into_iter().enumerate().zip(seats) {
         let worker = Worker {
             front: front.clone(),
             bound,
-            accepted: tell.clone(),
+            doors: doors_to_shards.clone(),
             stop: stopped.clone(),
-            delivery: delivery.take(),
+            seat,
+            delivery: delivery.clone(),
         };
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         workers.push(thread.spawn(move || worker.run())?);
@@ -240,29 +239,26 @@ impl Worker {
         let mut tasks = JoinSet::new();
         for bound in self.bound {
             let (front, random) = (self.front.clone(), random.clone());
-            let (accepted, stop) = (self.accepted.clone(), self.stop.clone());
+            let (doors, stop) = (self.doors.clone(), self.stop.clone());
             tasks.spawn_local(async move {
-                if let Err(error) = listener::run(bound, front, random, accepted, stop).await {
+                if let Err(error) = listener::run(bound, front, random, doors, stop).await {
                     tracing::error!(%error, "a listener failed");
                 }
             });
         }
-        if let Some(delivery) = self.delivery {
-            let (front, stop) = (self.front.clone(), self.stop.clone());
-            tasks.spawn_local(async move {
-                if let Err(error) = deliver(delivery, &front, random, stop).await {
-                    tracing::error!(error = format!("{error:#}"), "delivery could not start");
-                }
-            });
-        }
-        // The sessions' way to the shard closes with the last of them.
-        drop(self.accepted);
+        let (delivery, seat, front, stop) = (self.delivery, self.seat, self.front, self.stop);
+        tasks.spawn_local(async move {
+            if let Err(error) = deliver(delivery, seat, &front, random, stop).await {
+                tracing::error!(error = format!("{error:#}"), "delivery could not start");
+            }
+        });
         while tasks.join_next().await.is_some() {}
     }
 }
 
 async fn deliver(
     delivery: Delivery,
+    seat: Seat,
     front: &Front,
     random: Random,
     stop: watch::Receiver<bool>,
@@ -278,6 +274,6 @@ async fn deliver(
         clock: front.clock,
         random,
     };
-    courier::run(parts, delivery.accepted, stop).await;
+    courier::run(parts, seat, stop).await;
     Ok(())
 }

@@ -6,7 +6,7 @@
     reason = "a test; its helpers are outside of test functions"
 )]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,14 +22,18 @@ use queue::store::MemoryStore;
 use queue::{EventKind, NewMessage, NewUnit, Origin, Queue, RouteGroup};
 use relay::config::{self, Settings};
 use relay::delivery::client_tls::ClientTls;
-use relay::delivery::courier::{self, Accepted, Parts};
+use relay::delivery::courier::{self, Parts};
+use relay::delivery::exchange;
 use relay::delivery::metrics::Metrics;
 use relay::prepare::{self, Preparer};
 use relay::world::{Clock, DnsError, MxAnswer, MxHost, Net, Random};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
+
+/// More than there are sites in most tests, so that queues are lent.
+const SHARDS: usize = 3;
 
 const START: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -59,10 +63,15 @@ struct SimNet(Rc<World>);
 #[derive(Default)]
 struct World {
     mx: HashMap<String, MxAnswer>,
+    /// From this long after the start on, all of `d*.test` is here.
+    moves: Option<(Duration, MxAnswer)>,
+    begun: Cell<Option<Instant>>,
     /// The host `hN.test` has the address 10.0.0.N.
     hosts: Vec<Host>,
     taken: RefCell<Vec<Taken>>,
     connections: RefCell<Vec<usize>>,
+    open: Cell<usize>,
+    most_open: Cell<usize>,
     doubted: RefCell<bool>,
 }
 
@@ -74,6 +83,14 @@ impl Net for SimNet {
             question: format!("{domain} MX"),
             cause: "SERVFAIL".into(),
         };
+        let begun = self.0.begun.get().unwrap_or_else(Instant::now);
+        self.0.begun.set(Some(begun));
+        if let Some((after, answer)) = &self.0.moves
+            && domain.as_str().starts_with('d')
+            && begun.elapsed() >= *after
+        {
+            return Ok(answer.clone());
+        }
         self.0.mx.get(domain.as_str()).cloned().ok_or_else(unknown)
     }
 
@@ -102,7 +119,10 @@ impl Net for SimNet {
         let world = self.0.clone();
         // How a conversation ends is seen on the other side.
         drop(spawn_local(async move {
-            drop(converse(&world, number, theirs).await)
+            world.open.update(|open| open + 1);
+            world.most_open.set(world.most_open.get().max(world.open.get()));
+            drop(converse(&world, number, theirs).await);
+            world.open.update(|open| open - 1);
         }));
         Ok(ours)
     }
@@ -202,35 +222,38 @@ fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) ->
     LocalSet::new().block_on(&runtime, async move {
         let registry = Registry::new();
         let signer = Arc::new(Signer::default());
-        let parts = Parts {
-            net,
-            preparer: Preparer::inline(
-                of_courier.clone(),
-                signer,
-                prepare::Metrics::new(&registry).unwrap(),
-            ),
-            tls: Arc::new(ClientTls::new(None).unwrap()),
-            metrics: Metrics::new(&registry).unwrap(),
-            clock: Clock::anchored(START),
-            random: Random::seeded(7),
-            queue: of_courier.clone(),
-            settings,
-        };
-        let (tell, accepted) = mpsc::channel(16);
+        let preparer = Preparer::inline(
+            of_courier.clone(),
+            signer,
+            prepare::Metrics::new(&registry).unwrap(),
+        );
+        let tls = Arc::new(ClientTls::new(None).unwrap());
+        let (metrics, random) = (Metrics::new(&registry).unwrap(), Random::seeded(7));
+        let (doors, seats) = exchange::open(SHARDS);
         let (stop, stopped) = watch::channel(false);
-        let running = spawn_local(courier::run(parts, accepted, stopped));
+        let run = |seat| {
+            let parts = Parts {
+                net: net.clone(),
+                preparer: preparer.clone(),
+                tls: tls.clone(),
+                metrics: metrics.clone(),
+                clock: Clock::anchored(START),
+                random: random.clone(),
+                queue: of_courier.clone(),
+                settings: settings.clone(),
+            };
+            spawn_local(courier::run(parts, seat, stopped.clone()))
+        };
+        let shards: Vec<_> = seats.into_iter().map(run).collect();
         for (number, recipient) in (0..).zip(recipients) {
             let kept = of_courier.accept(message(number, recipient)).await.unwrap();
-            tell.send(Accepted {
-                units: kept.units,
-                message: None,
-            })
-            .await
-            .unwrap();
+            doors.tell(&kept.units, None).await;
         }
         sleep(span).await;
         stop.send(true).unwrap();
-        running.await.unwrap();
+        for shard in shards {
+            shard.await.unwrap();
+        }
     });
     (world, queue)
 }
@@ -450,4 +473,79 @@ fn a_rate_is_kept_to() {
         "tokens were left unspent"
     );
     assert!(is_empty(&queue));
+}
+
+/// Forty domains whose mail one host takes.
+fn hosted(host: Host) -> World {
+    let mut world = world(hosts(&[(10, 0)]), &[host]);
+    for number in 0..40 {
+        world.mx.insert(format!("d{number}.test"), hosts(&[(10, 0)]));
+    }
+    world
+}
+
+#[test]
+fn a_sites_limits_hold_however_many_domains_and_shards_there_are() {
+    let recipients: Vec<String> = (0..40).map(|number| format!("r@d{number}.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let limits = "[delivery.limits]\nmessages_per_second = 2\nconnections = 1\n";
+    let (world, queue) = deliver(hosted(Host::Takes), limits, &recipients, MINUTE);
+    assert!(is_empty(&queue));
+    let taken = world.taken.borrow();
+    assert_eq!(taken.len(), 40, "each once");
+    for pair in taken.windows(2) {
+        assert!(pair[1].0 - pair[0].0 >= Duration::from_millis(499));
+    }
+    assert_eq!(
+        world.connections.borrow().len(),
+        1,
+        "one connection for all of them"
+    );
+}
+
+#[test]
+fn connections_are_counted_over_all_shards() {
+    let mut world = world(hosts(&[(10, 0)]), &[]);
+    for number in 0..9 {
+        world.mx.insert(format!("d{number}.test"), hosts(&[(10, number)]));
+    }
+    let recipients: Vec<String> = (0..36)
+        .map(|number| format!("r{number}@d{}.test", number % 9))
+        .collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let (world, queue) = deliver(world, "[delivery]\nmax_connections = 2\n", &recipients, MINUTE);
+    assert!(is_empty(&queue));
+    assert_eq!(world.taken.borrow().len(), 36, "each once");
+    assert_eq!(world.most_open.get(), 2);
+}
+
+#[test]
+fn what_expires_while_another_shard_has_it_ends_once() {
+    let recipients: Vec<String> = (0..40).map(|number| format!("r@d{number}.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let (world, queue) = deliver(
+        hosted(Host::Rcpt("450 4.2.1 later")),
+        "",
+        &recipients,
+        70 * MINUTE,
+    );
+    assert!(is_empty(&queue));
+    let expired = kinds(&queue)
+        .into_iter()
+        .filter(|&kind| kind == EventKind::Expired);
+    assert_eq!(expired.count(), 40);
+    assert_eq!(reports(&world), 40);
+}
+
+#[test]
+fn a_queue_goes_with_its_domain_to_another_site() {
+    let recipients: Vec<String> = (0..40).map(|number| format!("r@d{number}.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let mut world = hosted(Host::Rcpt("450 4.2.1 later"));
+    world.moves = Some((10 * MINUTE, hosts(&[(10, 1)])));
+    let (world, queue) = deliver(world, "", &recipients, 40 * MINUTE);
+    assert!(is_empty(&queue));
+    let taken = world.taken.borrow();
+    assert_eq!(taken.len(), 40, "each once");
+    assert!(taken.iter().all(|(_, host, _)| *host == 1));
 }

@@ -23,20 +23,12 @@ use crate::world::{Clock, DnsError, Net, Random};
 use super::attempt::{self, Attempt, Load, OpenRecipient};
 use super::client_tls::ClientTls;
 use super::connection::{self, Connection};
+use super::exchange::{Accepted, Seat, Word};
 use super::lane::{ConnectionId, Plan};
 use super::metrics::Metrics;
 use super::route::Route;
 use super::settle::{self, Outcome, Past, Verdict};
 use super::shard::{Effect, Ending, Job, LaneId, Settled, Shard};
-
-/// What the submission side tells a shard.
-#[derive(Debug)]
-pub struct Accepted {
-    /// The message's units, as the queue keeps them.
-    pub units: Vec<UnitKey>,
-    /// The message, where it may stay in memory.
-    pub message: Option<Arc<Kept>>,
-}
 
 /// A message that stays in memory until it is sent, or put off: within a budget of octets.
 #[derive(Debug)]
@@ -107,18 +99,18 @@ enum Event {
     Reported(Vec<UnitKey>),
 }
 
-/// Delivers until `stop` turns true, then until what is on the wire has ended or been recorded.
-///
-/// `accepted` is the submission side's channel; whoever sends waits while it is full.
-pub async fn run<N: Net>(
-    parts: Parts<N>,
-    mut accepted: mpsc::Receiver<Accepted>,
-    mut stop: watch::Receiver<bool>,
-) {
+/// Delivers what the shard at `seat` owns until `stop` turns true, then until what is on the wire has ended or been recorded.
+pub async fn run<N: Net>(parts: Parts<N>, mut seat: Seat, mut stop: watch::Receiver<bool>) {
     let (events, mut happened) = mpsc::unbounded_channel();
     let clock = parts.clock;
     let settings = Arc::new(parts.settings.delivery.clone());
-    let mut shard = Shard::new(parts.queue.clone(), settings, parts.random.clone(), clock.now());
+    let mut shard = Shard::new(
+        parts.queue.clone(),
+        seat.place.clone(),
+        settings,
+        parts.random.clone(),
+        clock.now(),
+    );
     let reports = ReportSettings::new(&parts.settings);
     let backoff = super::backoff(&parts.settings.delivery.retry);
     let courier = Rc::new(Courier {
@@ -129,14 +121,19 @@ pub async fn run<N: Net>(
     });
     let mut wires = HashMap::new();
     let mut draining = false;
+    let mut load = (0, 0);
     loop {
         shard.tick(clock.now());
         for effect in shard.take_effects() {
-            courier.perform(effect, &mut wires);
+            match effect {
+                Effect::Tell(shard, word) => seat.tell(shard, word),
+                effect => courier.perform(effect, &mut wires),
+            }
         }
-        let (connections, active) = shard.load();
-        courier.parts.metrics.connections.set(connections as i64);
-        courier.parts.metrics.active_queues.set(active as i64);
+        let before = std::mem::replace(&mut load, shard.load());
+        let metrics = &courier.parts.metrics;
+        metrics.connections.add(load.0 as i64 - before.0 as i64);
+        metrics.active_queues.add(load.1 as i64 - before.1 as i64);
         if draining && shard.is_quiet() {
             return;
         }
@@ -158,7 +155,7 @@ pub async fn run<N: Net>(
                     shard.drain();
                 }
             }
-            Some(new) = accepted.recv() => shard.accepted(&new.units, new.message.as_ref(), clock.now()),
+            Some(word) = seat.words.recv() => shard.hear(word, clock.now()),
             () = sleep_until(clock.instant(wake)) => {}
         }
     }
@@ -178,7 +175,7 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
         Event::LaneWorks(lane) => shard.lane_works(lane, now),
         Event::Settled(unit, settled) => shard.settled(&unit, settled, now),
         Event::Ended(lane) => shard.ended(lane, now),
-        Event::Reported(units) => shard.accepted(&units, None, now),
+        Event::Reported(units) => shard.hear(Word::Accepted(Accepted::stored(units)), now),
     }
 }
 
@@ -217,6 +214,8 @@ impl<N: Net> Courier<N> {
                 }
             }
             Effect::Close(connection) => drop(wires.remove(&connection)),
+            // Said by the loop that owns the seat.
+            Effect::Tell(..) => {}
             Effect::End { lane, job, ending } => drop(spawn_local(async move {
                 courier.end(&job, ending).await;
                 courier.tell(Event::Ended(lane));

@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod client_tls;
 pub mod connection;
 pub mod courier;
+pub mod exchange;
 pub mod lane;
 pub mod limiter;
 pub mod metrics;

@@ -17,11 +17,13 @@ use crate::world::{DnsError, Random};
 
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
+use super::exchange::{Accepted, Place, Word};
 use super::lane::{ConnectionId, Lane, LaneKey, Plan, Rest, Rule};
 use super::limiter::Grant;
 use super::route::Route;
 
-/// Queues in memory at once, some 500 octets each beside their windows. Further ones wait in the catalogue.
+/// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
+/// catalogue.
 pub const MAX_ACTIVE: usize = 20_000;
 
 /// A queue with nothing to do for longer than this leaves memory; the catalogue brings it back in time.
@@ -86,6 +88,8 @@ pub enum Effect {
     Send { connection: ConnectionId, job: Job },
     /// Quit this idle connection.
     Close(ConnectionId),
+    /// Say this to another shard.
+    Tell(usize, Word),
     /// End the unit, then [`Shard::ended`].
     End {
         lane: Option<LaneId>,
@@ -117,6 +121,8 @@ struct Active {
     confirm: Timestamp,
     /// A differing site that one answer named.
     rumour: Option<Rc<str>>,
+    /// To another shard with it, as soon as nothing of it is claimed here.
+    leaves_for: Option<(usize, Route)>,
     timer: Option<Timestamp>,
 }
 
@@ -148,10 +154,13 @@ enum Timer {
 /// See the module.
 pub struct Shard {
     queue: Queue,
+    place: Place,
     settings: Arc<DeliverySettings>,
     backoff: Backoff,
     random: Random,
     active: HashMap<QueueId, Active>,
+    /// Queues of this home that another shard works on.
+    lent: HashMap<QueueId, usize>,
     lanes: Slab<Lane>,
     lane_of: HashMap<LaneKey, LaneId>,
     lookups: HashMap<Domain, Lookup>,
@@ -169,13 +178,21 @@ pub struct Shard {
 
 impl Shard {
     /// A shard that has read nothing yet; [`Shard::tick`] begins.
-    pub fn new(queue: Queue, settings: Arc<DeliverySettings>, random: Random, now: Timestamp) -> Self {
+    pub fn new(
+        queue: Queue,
+        place: Place,
+        settings: Arc<DeliverySettings>,
+        random: Random,
+        now: Timestamp,
+    ) -> Self {
         Self {
             queue,
+            place,
             backoff: super::backoff(&settings.retry),
             settings,
             random,
             active: HashMap::new(),
+            lent: HashMap::new(),
             lanes: Slab::new(),
             lane_of: HashMap::new(),
             lookups: HashMap::new(),
@@ -224,14 +241,63 @@ impl Shard {
         (self.connections, self.active.len())
     }
 
-    /// Units that the queue has just taken in, with their message where it may stay in memory.
-    pub fn accepted(&mut self, units: &[UnitKey], message: Option<&Arc<Kept>>, now: Timestamp) {
-        for unit in units {
-            if self.activate(unit.queue, now) {
-                self.note(unit, message, now);
-                self.look_at(unit.queue, now);
+    /// What a session, a report or another shard has to say.
+    pub fn hear(&mut self, word: Word, now: Timestamp) {
+        match word {
+            Word::Accepted(accepted) => self.accepted(&accepted, now),
+            Word::Lent(id, route) => self.borrow(id, &route, now),
+            Word::Returned(id) => drop(self.lent.remove(&id)),
+            Word::Expired(unit) => {
+                // Whoever has gone meanwhile is found again by its home.
+                if self.active.contains_key(&unit.queue) {
+                    self.expire_unit(unit);
+                }
+            }
+            Word::MakeRoom => drop(self.close_an_idle_one()),
+        }
+    }
+
+    /// Units that the queue has just taken in. Those of queues that are worked on elsewhere are sent on: to the owner they are
+    /// lent to, or home, which knows.
+    fn accepted(&mut self, accepted: &Accepted, now: Timestamp) {
+        for unit in &accepted.units {
+            let at_home = self.place.home_elsewhere(unit.queue);
+            let elsewhere = match self.lent.get(&unit.queue) {
+                _ if self.active.contains_key(&unit.queue) => None,
+                Some(&owner) => Some(owner),
+                None => at_home,
+            };
+            match elsewhere {
+                Some(shard) => self.tell(shard, Word::Accepted(accepted.of(*unit))),
+                None if self.activate(unit.queue, now) => {
+                    self.note(unit, accepted.message.as_ref(), now);
+                    self.look_at(unit.queue, now);
+                }
+                None => {}
             }
         }
+    }
+
+    /// Works on a queue of another home.
+    fn borrow(&mut self, id: QueueId, route: &Route, now: Timestamp) {
+        if !self.activate(id, now) {
+            return self.give_back(id);
+        }
+        self.route(id, route, now);
+        if let Some(active) = self.active.get_mut(&id) {
+            active.confirm = now + SITE_TTL;
+        }
+        self.look_at(id, now);
+    }
+
+    fn give_back(&mut self, id: QueueId) {
+        if let Some(home) = self.place.home_elsewhere(id) {
+            self.tell(home, Word::Returned(id));
+        }
+    }
+
+    fn tell(&mut self, shard: usize, word: Word) {
+        self.effects.push(Effect::Tell(shard, word));
     }
 
     /// Timers that are up.
@@ -308,6 +374,7 @@ impl Shard {
     /// A connection is gone, idle or not.
     pub fn connection_closed(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
         self.connections -= 1;
+        self.place.disconnect();
         if let Some(at) = self.lanes.get_mut(lane) {
             at.open -= 1;
             at.idle.retain(|&idle| idle != connection);
@@ -392,7 +459,7 @@ impl Shard {
         if self.active.contains_key(&id) {
             return true;
         }
-        if self.draining || self.active.len() >= MAX_ACTIVE {
+        if self.draining || !self.has_memory() {
             return false;
         }
         let Some(info) = self.read(now, |queue| queue.info(id)).flatten() else {
@@ -405,6 +472,7 @@ impl Shard {
             in_turn: false,
             confirm: now,
             rumour: None,
+            leaves_for: None,
             timer: None,
         };
         self.active.insert(id, fresh);
@@ -447,18 +515,21 @@ impl Shard {
         self.timers.insert((now + SCAN_EVERY, Timer::Scan));
         self.wake_queues(now);
         self.expire(now);
+        // Another shard may have closed a connection.
+        self.feed_starved(now);
     }
 
     fn wake_queues(&mut self, now: Timestamp) {
         let mut after = None;
-        while self.active.len() < MAX_ACTIVE {
+        while self.has_memory() {
             let Some(page) = self.read(now, |queue| queue.waking(after, now + SCAN_EVERY, SCAN_PAGE)) else {
                 return;
             };
             let Some(&last) = page.last() else { return };
             after = Some(last);
             for (_, id) in page {
-                if !self.active.contains_key(&id) && self.activate(id, now) {
+                let is_mine = self.place.home_elsewhere(id).is_none() && !self.lent.contains_key(&id);
+                if is_mine && !self.active.contains_key(&id) && self.activate(id, now) {
                     self.look_at(id, now);
                 }
             }
@@ -473,20 +544,13 @@ impl Shard {
             if self.endings >= MAX_ENDINGS {
                 return;
             }
-            if !self.activate(unit.queue, now) {
+            if self.place.home_elsewhere(unit.queue).is_some() {
                 continue;
             }
-            let cause = self.cause(unit.queue);
-            if let Some(active) = self.active.get_mut(&unit.queue)
-                && active.agenda.claim_at(place(&unit))
-            {
-                self.endings += 1;
-                let job = Job { unit, message: None };
-                self.effects.push(Effect::End {
-                    lane: None,
-                    job,
-                    ending: Ending::Expired(cause),
-                });
+            if let Some(&owner) = self.lent.get(&unit.queue) {
+                self.tell(owner, Word::Expired(unit));
+            } else if self.activate(unit.queue, now) {
+                self.expire_unit(unit);
             }
         }
     }
@@ -506,6 +570,22 @@ impl Shard {
             self.rest(&HoldScope::Domain(active.name.domain.clone()))
                 .map(|rest| rest.cause)
         })
+    }
+
+    /// Ends a unit of a queue in memory whose time is up, unless it is being worked on.
+    fn expire_unit(&mut self, unit: UnitKey) {
+        let cause = self.cause(unit.queue);
+        if let Some(active) = self.active.get_mut(&unit.queue)
+            && active.agenda.claim_at(place(&unit))
+        {
+            self.endings += 1;
+            let job = Job { unit, message: None };
+            self.effects.push(Effect::End {
+                lane: None,
+                job,
+                ending: Ending::Expired(cause),
+            });
+        }
     }
 
     /// Decides what a queue does next: read on, wait, leave memory, find its lane, take its turn.
@@ -553,6 +633,9 @@ impl Shard {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
+        if active.leaves_for.is_some() {
+            return self.leave(id);
+        }
         let Way::Lane(lane) = active.way else {
             return self.look_up(id, now);
         };
@@ -616,6 +699,14 @@ impl Shard {
             return;
         }
         active.rumour = None;
+        if let Some(owner) = self.place.owner_elsewhere(route) {
+            active.leaves_for = Some((owner, route.clone()));
+            active.in_turn = false;
+            if let Way::Lane(before) = std::mem::replace(&mut active.way, Way::Unknown) {
+                self.leave_lane(id, before);
+            }
+            return self.leave(id);
+        }
         let domain = active.name.domain.clone();
         let lane = self.lane(&domain, site, route, now);
         let Some(active) = self.active.get_mut(&id) else {
@@ -629,6 +720,26 @@ impl Shard {
         self.lanes[lane].queues += 1;
         if let Way::Lane(before) = before {
             self.leave_lane(id, before);
+        }
+    }
+
+    /// Lends the queue to its site's owner, or sends it home, once nothing of it is claimed here: so no unit can be claimed
+    /// by two.
+    fn leave(&mut self, id: QueueId) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        if active.agenda.claims() > 0 {
+            return;
+        }
+        let Some((owner, route)) = active.leaves_for.take() else {
+            return;
+        };
+        self.unload(id, None);
+        // From another home, which looks for the site itself.
+        if self.place.home_elsewhere(id).is_none() {
+            self.lent.insert(id, owner);
+            self.tell(owner, Word::Lent(id, route));
         }
     }
 
@@ -689,6 +800,11 @@ impl Shard {
         if let Way::Lane(lane) = active.way {
             self.leave_lane(id, lane);
         }
+        self.give_back(id);
+    }
+
+    fn has_memory(&self) -> bool {
+        self.active.len() < MAX_ACTIVE / self.place.count()
     }
 
     /// Nothing of the queue goes before `until`, since its destination rests: it waits in memory if that is soon.
@@ -798,21 +914,27 @@ impl Shard {
             }
             return false;
         }
-        if self.connections < self.settings.max_connections {
+        if self.place.may_connect(self.settings.max_connections) {
             return true;
         }
-        // Full: an idle connection of another lane makes room, and this lane is asked again when it is closed.
-        self.starve(lane);
-        if let Some(idler) = self
-            .lanes
-            .iter()
-            .find(|(_, lane)| !lane.idle.is_empty())
-            .map(|(idler, _)| idler)
-            && let Some(connection) = self.lanes[idler].idle.pop()
-        {
-            self.effects.push(Effect::Close(connection));
-        }
+        self.wait_for_connection(lane);
         false
+    }
+
+    /// All connections are taken: an idle one of another lane makes room, and this lane is asked again when it is closed.
+    fn wait_for_connection(&mut self, lane: LaneId) {
+        self.starve(lane);
+        if !self.close_an_idle_one() {
+            for shard in self.place.others() {
+                self.tell(shard, Word::MakeRoom);
+            }
+        }
+    }
+
+    fn close_an_idle_one(&mut self) -> bool {
+        let idle = self.lanes.iter_mut().find_map(|(_, lane)| lane.idle.pop());
+        self.effects.extend(idle.map(Effect::Close));
+        idle.is_some()
     }
 
     /// Has a lane asked again once something else has ended.
@@ -844,6 +966,14 @@ impl Shard {
         }
         if let Some(connection) = at.idle.pop() {
             return self.effects.push(Effect::Send { connection, job });
+        }
+        if !self.place.connect(self.settings.max_connections) {
+            // Another shard was faster.
+            at.limiter.refund();
+            if let Some(active) = self.active.get_mut(&job.unit.queue) {
+                active.agenda.unclaim(place(&job.unit));
+            }
+            return self.wait_for_connection(lane);
         }
         at.open += 1;
         self.connections += 1;

@@ -12,12 +12,12 @@ use rustls::ServerConfig;
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
 use crate::config::settings::{Listener, ListenerKind};
-use crate::delivery::courier::Accepted;
+use crate::delivery::exchange::Doors;
 use crate::world::Random;
 
 use super::front::Front;
@@ -81,7 +81,7 @@ pub async fn run(
     bound: Bound,
     front: Arc<Front>,
     random: Random,
-    accepted: mpsc::Sender<Accepted>,
+    doors: Doors,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(bound.socket)?;
@@ -94,7 +94,7 @@ pub async fn run(
         bound.tls,
         &front,
         random,
-        accepted,
+        doors,
         stop.clone(),
     ));
     let mut sessions = tokio::task::JoinSet::new();
@@ -123,7 +123,7 @@ fn service(
     tls: Option<Arc<ServerConfig>>,
     front: &Arc<Front>,
     random: Random,
-    accepted: mpsc::Sender<Accepted>,
+    doors: Doors,
     stop: watch::Receiver<bool>,
 ) -> Service {
     let settings = &front.settings;
@@ -155,7 +155,7 @@ fn service(
         implicit_tls,
         tenant,
         random,
-        accepted,
+        doors,
         stop,
     }
 }

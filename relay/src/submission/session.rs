@@ -14,13 +14,14 @@ use mail_core::{Envelope, MessageId, Recipient, Reply};
 use queue::{CommitError, NewMessage, Origin};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::settings::Tenant;
-use crate::delivery::courier::{Accepted, Kept};
+use crate::delivery::courier::Kept;
+use crate::delivery::exchange::Doors;
 use crate::world::Random;
 
 use super::admission;
@@ -43,8 +44,8 @@ pub(super) struct Service {
     /// For whom clients speak that need not log in.
     pub(super) tenant: Option<Arc<str>>,
     pub(super) random: Random,
-    /// To the shard.
-    pub(super) accepted: mpsc::Sender<Accepted>,
+    /// To the shards.
+    pub(super) doors: Doors,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -441,15 +442,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 front.metrics.bytes.inc_by(bytes);
                 self.say_accepted(id, &envelope, bytes);
                 let message = Kept::within(&front.keep, message);
-                // The queue has it; a shard that has gone finds it there after the restart.
-                let _ = self
-                    .service
-                    .accepted
-                    .send(Accepted {
-                        units: accepted.units,
-                        message,
-                    })
-                    .await;
+                self.service.doors.tell(&accepted.units, message).await;
                 Reply::new(250, 0, 0, "").with_text(format!("queued as {id}"))
             }
             Err(error) => {

@@ -1,0 +1,209 @@
+//! Several shards, one a core, and what they say to one another.
+//!
+//! A queue has a *home*, told by its number: the shard that hears of its new units first, finds it in the catalogue, and asks
+//! for its route. It is worked on by the *owner* of its site, told by a hash of the site's name, so that a lane, its limits
+//! and its rest are in one place however many queues go through it. Where the two differ, home lends the queue; the owner
+//! gives it back when it leaves memory. A queue that isn't lent is at home.
+//!
+//! Words between two shards arrive in order. Their channels need no bound of their own: what was accepted and not yet taken in
+//! is bounded by [`Doors`], and of the other words there are at most a few for each queue in memory.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use queue::{QueueId, UnitKey};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::courier::Kept;
+use super::route::Route;
+
+/// Messages kept that the shards have not taken in. Sessions wait while there are so many.
+const UNTOLD: usize = 1_024;
+
+/// Units that the queue has just taken in.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// As the queue keeps them; of one home each.
+    pub units: Vec<UnitKey>,
+    /// Their message, where it may stay in memory.
+    pub message: Option<Arc<Kept>>,
+    /// The session's place among those that wait, free when nobody holds it any more.
+    _untold: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Accepted {
+    /// Units of a message that is not in memory.
+    pub fn stored(units: Vec<UnitKey>) -> Self {
+        Self {
+            units,
+            message: None,
+            _untold: None,
+        }
+    }
+
+    /// The same of fewer units.
+    pub(super) fn of(&self, unit: UnitKey) -> Self {
+        Self {
+            units: vec![unit],
+            ..self.clone()
+        }
+    }
+}
+
+/// What a shard is told by sessions and by other shards.
+#[derive(Clone, Debug)]
+pub enum Word {
+    /// Units came into the store.
+    Accepted(Accepted),
+    /// A queue of the sender's home, to be worked on at this site.
+    Lent(QueueId, Route),
+    /// A queue of the receiver's home has left the sender's memory.
+    Returned(QueueId),
+    /// The time of a unit is up, whose queue was lent to the receiver.
+    Expired(UnitKey),
+    /// All connections are taken: close one that is idle.
+    MakeRoom,
+}
+
+/// Where a shard stands among the others, and what it shares with them.
+#[derive(Clone, Debug)]
+pub struct Place {
+    index: usize,
+    count: usize,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Place {
+    /// The only shard.
+    pub fn alone() -> Self {
+        Self {
+            index: 0,
+            count: 1,
+            connections: Arc::default(),
+        }
+    }
+
+    /// How many shards there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The other shards.
+    pub(super) fn others(&self) -> impl Iterator<Item = usize> + use<> {
+        let own = self.index;
+        (0..self.count).filter(move |&shard| shard != own)
+    }
+
+    /// The queue's home, if it isn't here.
+    pub(super) fn home_elsewhere(&self, queue: QueueId) -> Option<usize> {
+        Some(home(queue, self.count)).filter(|&home| home != self.index)
+    }
+
+    /// The owner of a site, if it isn't this shard. Units that are refused by routing need no lane: they end where they are.
+    pub(super) fn owner_elsewhere(&self, route: &Route) -> Option<usize> {
+        if matches!(route, Route::Refused(_)) {
+            return None;
+        }
+        let mut hasher = DefaultHasher::new();
+        route.site().hash(&mut hasher);
+        let count = u64::try_from(self.count).unwrap_or(1);
+        usize::try_from(hasher.finish() % count)
+            .ok()
+            .filter(|&owner| owner != self.index)
+    }
+
+    /// Whether there is one of at most `most` connections of all shards together to be had.
+    pub(super) fn may_connect(&self, most: usize) -> bool {
+        self.connections.load(Ordering::Acquire) < most
+    }
+
+    /// Takes one of at most `most` connections of all shards together.
+    pub(super) fn connect(&self, most: usize) -> bool {
+        let take = |open: usize| (open < most).then_some(open + 1);
+        self.connections
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .is_ok()
+    }
+
+    /// Gives one back.
+    pub(super) fn disconnect(&self) {
+        self.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn home(queue: QueueId, count: usize) -> usize {
+    let count = u64::try_from(count).unwrap_or(1);
+    usize::try_from(queue.0 % count).unwrap_or(0)
+}
+
+/// The sessions' way to the shards; cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    shards: Arc<[mpsc::UnboundedSender<Word>]>,
+    room: Arc<Semaphore>,
+}
+
+/// A shard's end: its place, what it is told, and the way to the others.
+#[derive(Debug)]
+pub struct Seat {
+    /// Where it stands.
+    pub place: Place,
+    pub(super) words: mpsc::UnboundedReceiver<Word>,
+    shards: Arc<[mpsc::UnboundedSender<Word>]>,
+}
+
+/// Doors to `count` shards, at least one, and the seats of these.
+pub fn open(count: usize) -> (Doors, Vec<Seat>) {
+    let connections = Arc::<AtomicUsize>::default();
+    let (shards, ends): (Vec<_>, Vec<_>) = (0..count.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
+    let shards: Arc<[_]> = shards.into();
+    let seat = |(index, words)| Seat {
+        place: Place {
+            index,
+            count: shards.len(),
+            connections: connections.clone(),
+        },
+        words,
+        shards: shards.clone(),
+    };
+    let seats = (0..).zip(ends).map(seat).collect();
+    let room = Arc::new(Semaphore::new(UNTOLD));
+    (Doors { shards, room }, seats)
+}
+
+impl Doors {
+    /// Tells each unit's home of it. Waits while too many messages wait to be taken in.
+    pub async fn tell(&self, units: &[UnitKey], message: Option<Arc<Kept>>) {
+        // Never closed, so there is a permit.
+        let untold = self.room.clone().acquire_owned().await.ok().map(Arc::new);
+        let mut homes: Vec<Vec<UnitKey>> = vec![Vec::new(); self.shards.len()];
+        for unit in units {
+            homes[home(unit.queue, self.shards.len())].push(*unit);
+        }
+        for (shard, units) in self
+            .shards
+            .iter()
+            .zip(homes)
+            .filter(|(_, units)| !units.is_empty())
+        {
+            let message = message.clone();
+            let untold = untold.clone();
+            // The queue has it; a shard that has gone finds it there after the restart.
+            let _ = shard.send(Word::Accepted(Accepted {
+                units,
+                message,
+                _untold: untold,
+            }));
+        }
+    }
+}
+
+impl Seat {
+    /// Says a word to another shard. One that has gone has stopped for good: the store has all that matters.
+    pub(super) fn tell(&self, shard: usize, word: Word) {
+        if let Some(shard) = self.shards.get(shard) {
+            let _ = shard.send(word);
+        }
+    }
+}
