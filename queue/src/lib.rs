@@ -22,7 +22,7 @@ use std::time::Duration;
 pub use intake::{Pending, Status};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
 pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
-pub use read::{Message, Unit};
+pub use read::{DeadlineKey, Message, Unit};
 pub use records::{
     EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin, QueueRecord, Signature, StateRecord, Waiting,
 };

@@ -6,7 +6,7 @@ use mail_core::{MessageId, Timestamp};
 use crate::committer::{read, read_counters};
 use crate::keys;
 use crate::names::{HoldScope, QueueId, UnitKey};
-use crate::records::{EnvelopeRecord, Event, HoldRecord, QueueRecord, StateRecord, decode};
+use crate::records::{EnvelopeRecord, Event, HoldRecord, QueueRecord, Record, StateRecord, decode};
 use crate::store::Family;
 use crate::{Queue, ReadError};
 
@@ -32,6 +32,10 @@ pub struct Unit {
     /// What of it changes; before the first deferral, nothing but the due time.
     pub state: Option<StateRecord>,
 }
+
+/// A place in the deadline index, to go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadlineKey([u8; 32]);
 
 impl Queue {
     /// Queues that wake no later than `until`, in that order, after `after`.
@@ -70,22 +74,38 @@ impl Queue {
         limit: usize,
     ) -> Result<Vec<(QueueId, QueueRecord)>, ReadError> {
         let from = keys::record(QueueId(after.map_or(0, |queue| queue.0.saturating_add(1))));
+        let to = keys::record(QueueId(u64::MAX));
+        self.page(Family::Queues, &from, &to, limit, |key| {
+            keys::number(&key[1..]).map(QueueId)
+        })
+    }
+
+    /// Up to `limit` records in key order. One that does not read is told of and left out: what a page is for, an operator's
+    /// view or a walk through the journal, must not end at it.
+    fn page<K, R: Record>(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+        parse: impl Fn(&[u8]) -> Option<K>,
+    ) -> Result<Vec<(K, R)>, ReadError> {
         let mut page = Vec::new();
-        let mut damage = None;
-        self.store.scan(
-            Family::Queues,
-            &from,
-            &keys::record(QueueId(u64::MAX)),
-            &mut |key, value| {
-                match (keys::number(&key[1..]), decode(value)) {
-                    (Some(id), Ok(record)) => page.push((QueueId(id), record)),
-                    (_, Err(error)) => damage = Some(ReadError::damaged("queues", key, error.0)),
-                    (None, Ok(_)) => damage = Some(ReadError::damaged("queues", key, "key")),
+        self.store.scan(family, from, to, &mut |key, value| {
+            let damage = match (parse(key), decode(value)) {
+                (Some(name), Ok(record)) => {
+                    page.push((name, record));
+                    None
                 }
-                damage.is_none() && page.len() < limit
-            },
-        )?;
-        damage.map_or(Ok(page), Err)
+                (_, Err(error)) => Some(error.0),
+                (None, Ok(_)) => Some("key"),
+            };
+            if let Some(what) = damage {
+                tracing::error!(error = %ReadError::damaged(family.name(), key, what), "left out");
+            }
+            page.len() < limit
+        })?;
+        Ok(page)
     }
 
     /// Units of a queue in due order, from the place (due, id, unit) on, and whether there are more.
@@ -125,18 +145,32 @@ impl Queue {
         Ok(self.store.get(Family::Due, &keys::due(unit))?.is_some())
     }
 
-    /// Units whose time is up, the longest overdue first.
-    pub fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<UnitKey>, ReadError> {
+    /// Units whose time is up, the longest overdue first, of queues that are `wanted`; after the deadline key `after`. Beside
+    /// them the key to go on after, where there may be more.
+    pub fn expired(
+        &self,
+        now: Timestamp,
+        after: Option<DeadlineKey>,
+        limit: usize,
+        wanted: impl Fn(QueueId) -> bool,
+    ) -> Result<(Vec<UnitKey>, Option<DeadlineKey>), ReadError> {
         let mut found = Vec::new();
+        let mut last = None;
+        // The least key greater than `after`.
+        let from = after.map_or(Vec::new(), |key| [&key.0[..], &[0]].concat());
         // Seconds are rounded up in the key: a bucket is over when its second has begun.
         let to = (now.seconds() + 1).to_be_bytes();
-        self.store.scan(Family::Deadline, &[], &to, &mut |key, value| {
+        self.store.scan(Family::Deadline, &from, &to, &mut |key, value| {
             let unit = <[u8; 2]>::try_from(value).map(u16::from_be_bytes);
-            if let (Some((queue, id)), Ok(unit)) = (keys::parse_deadline(key), unit) {
+            if let (Some((queue, id)), Ok(unit)) = (keys::parse_deadline(key), unit)
+                && wanted(queue)
+            {
                 found.push((queue, id, unit));
+                last = key.try_into().ok().map(DeadlineKey);
             }
             found.len() < limit
         })?;
+        let more = last.filter(|_| found.len() == limit);
         let mut units = Vec::with_capacity(found.len());
         for (queue, id, unit) in found {
             match self.stands_at(id, unit) {
@@ -148,7 +182,7 @@ impl Queue {
                 Err(error) => return Err(error),
             }
         }
-        Ok(units)
+        Ok((units, more))
     }
 
     /// The time in a unit's `due` key.
@@ -219,38 +253,13 @@ impl Queue {
 
     /// What rests, and why: domains, then lanes, each by name. Those whose time is over may be among them.
     pub fn holds(&self, limit: usize) -> Result<Vec<(HoldScope, HoldRecord)>, ReadError> {
-        let mut page = Vec::new();
-        let mut damage = None;
-        let end = [u8::MAX];
-        self.store.scan(Family::Hold, &[], &end, &mut |key, value| {
-            match (keys::parse_hold(key), decode(value)) {
-                (Some(scope), Ok(record)) => page.push((scope, record)),
-                (_, Err(error)) => damage = Some(ReadError::damaged("hold", key, error.0)),
-                (None, Ok(_)) => damage = Some(ReadError::damaged("hold", key, "key")),
-            }
-            damage.is_none() && page.len() < limit
-        })?;
-        damage.map_or(Ok(page), Err)
+        self.page(Family::Hold, &[], &[u8::MAX], limit, keys::parse_hold)
     }
 
     /// Events from number `from` on, with their numbers.
     pub fn events(&self, from: u64, limit: usize) -> Result<Vec<(u64, Event)>, ReadError> {
-        let mut page = Vec::new();
-        let mut damage = None;
-        self.store.scan(
-            Family::Event,
-            &keys::event(from),
-            &keys::event(u64::MAX),
-            &mut |key, value| {
-                match (keys::number(key), decode(value)) {
-                    (Some(number), Ok(event)) => page.push((number, event)),
-                    (_, Err(error)) => damage = Some(ReadError::damaged("event", key, error.0)),
-                    (None, Ok(_)) => damage = Some(ReadError::damaged("event", key, "key")),
-                }
-                damage.is_none() && page.len() < limit
-            },
-        )?;
-        damage.map_or(Ok(page), Err)
+        let (from, to) = (keys::event(from), keys::event(u64::MAX));
+        self.page(Family::Event, &from, &to, limit, keys::number)
     }
 
     /// A message's events, oldest first, as far as the journal still has them. Looks through a bounded number of entries

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
-use queue::{Backoff, HoldRecord, HoldScope, Queue, QueueId, QueueName, ReadError, UnitKey};
+use queue::{Backoff, DeadlineKey, HoldRecord, HoldScope, Queue, QueueId, QueueName, ReadError, UnitKey};
 use slab::Slab;
 
 use crate::config::settings::DeliverySettings;
@@ -170,6 +170,8 @@ pub struct Shard {
     connections: usize,
     last_connection: u64,
     endings: usize,
+    /// How far the deadline index was gone through.
+    overdue_after: Option<DeadlineKey>,
     /// Lanes that would open a connection once another closes.
     starved: VecDeque<LaneId>,
     draining: bool,
@@ -202,6 +204,7 @@ impl Shard {
             connections: 0,
             last_connection: 0,
             endings: 0,
+            overdue_after: None,
             starved: VecDeque::new(),
             draining: false,
             effects: Vec::new(),
@@ -536,16 +539,23 @@ impl Shard {
         }
     }
 
+    /// Ends a page of what is overdue. The next scan goes on where this one ended, so that units which can't be ended now are
+    /// not in the way of others.
     fn expire(&mut self, now: Timestamp) {
-        let Some(units) = self.read(now, |queue| queue.expired(now, SCAN_PAGE)) else {
+        if self.endings >= MAX_ENDINGS {
+            return;
+        }
+        let (place, after) = (self.place.clone(), self.overdue_after.take());
+        let at_home = |queue| place.home_elsewhere(queue).is_none();
+        let Some((units, more)) = self.read(now, |queue| queue.expired(now, after, SCAN_PAGE, at_home))
+        else {
             return;
         };
+        self.overdue_after = more;
         for unit in units {
             if self.endings >= MAX_ENDINGS {
+                self.overdue_after = after;
                 return;
-            }
-            if self.place.home_elsewhere(unit.queue).is_some() {
-                continue;
             }
             if let Some(&owner) = self.lent.get(&unit.queue) {
                 self.tell(owner, Word::Expired(unit));
