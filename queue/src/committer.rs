@@ -410,20 +410,18 @@ impl Committer {
         Ok(())
     }
 
-    /// Moves a queue's catalogue key up: to its first due time, or to `until` if that is later.
+    /// Moves a queue's catalogue key to its first due time, or to `until` if that is later.
     fn rest(&mut self, group: &mut Group, id: QueueId, until: Option<Timestamp>) -> Result<(), ReadError> {
-        // What this group does to the queue is not in the store yet, so its first due time can't be told. The key stays,
-        // a lower bound as ever.
-        if self.touched.contains(&id) {
-            return Ok(());
-        }
+        // What this group does to the queue is not in the store yet. What it adds has lowered the key already; what it takes
+        // away makes the first due time told here too early: a lower bound still, but none to be moved up to.
+        let may_raise = !self.touched.contains(&id);
         let record = &self.queue_mut(id)?.record;
         let (low_water, wake) = (record.low_water, record.wake);
         let (Some(first), Some(wake)) = (first_due(&*self.store, id, low_water)?, wake) else {
             return Ok(());
         };
         let to = first.max(until.unwrap_or(first));
-        if to > wake {
+        if to < wake || (to > wake && may_raise) {
             group.batch.delete(Family::Queues, &keys::catalogue(wake, id));
             group
                 .batch

@@ -623,3 +623,23 @@ fn the_deadline_index_is_read_by_pages_and_by_queue() {
         assert!(only.iter().all(|unit| unit.queue == queue::QueueId(2)));
     });
 }
+
+/// A queue that rested for its destination is not forgotten when that is lifted early: its key comes down again.
+#[test]
+fn a_rest_moves_a_queue_both_ways() {
+    block_on(async {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let unit = queue
+            .accept(message(1, &["ok.test"], b"Subject: x\r\n\r\n"))
+            .await
+            .unwrap()
+            .units[0];
+        let wakes = || queue.waking(None, Timestamp::MAX, 9).unwrap()[0].0;
+        assert_eq!(wakes(), unit.due);
+        let later = unit.due + Duration::from_secs(300);
+        queue.rest(unit.queue, Some(later));
+        assert_eq!(wakes(), later);
+        queue.rest(unit.queue, None);
+        assert_eq!(wakes(), unit.due);
+    });
+}

@@ -60,6 +60,8 @@ pub enum Word {
     Lent(QueueId, Route),
     /// A queue of the receiver's home has left the sender's memory.
     Returned(QueueId),
+    /// What a queue of the receiver's home rested for is over.
+    Wake(QueueId),
     /// The time of a unit is up, whose queue was lent to the receiver.
     Expired(UnitKey),
     /// All connections are taken: close one that is idle.

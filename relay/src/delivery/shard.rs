@@ -3,7 +3,7 @@
 //! Nothing here waits. Each method takes in one thing that happened, and leaves in [`Shard::take_effects`] what is to be
 //! done about it. Reads of the store are short: a page of a queue's due index, a queue's record.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,13 @@ pub const MAX_ACTIVE: usize = 20_000;
 
 /// A queue with nothing to do for longer than this leaves memory; the catalogue brings it back in time.
 const HORIZON: Duration = Duration::from_secs(30);
+
+/// A queue whose destination rests for longer is looked at again after this long: the rest may have been lifted unnoticed.
+const LONGEST_REST: Duration = Duration::from_secs(300);
+
+/// Queues that left memory because their destination rests, and are to come back at once when it no longer does; 24 octets
+/// each. Further ones come back within [`LONGEST_REST`].
+const MAX_RESTING: usize = 100_000;
 
 /// How often the catalogue is asked for queues that wake, and the deadline index for units that expire.
 const SCAN_EVERY: Duration = Duration::from_secs(1);
@@ -161,6 +168,9 @@ pub struct Shard {
     active: HashMap<QueueId, Active>,
     /// Queues of this home that another shard works on.
     lent: HashMap<QueueId, usize>,
+    /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
+    resting: HashMap<HoldScope, HashSet<QueueId>>,
+    resting_count: usize,
     lanes: Slab<Lane>,
     lane_of: HashMap<LaneKey, LaneId>,
     lookups: HashMap<Domain, Lookup>,
@@ -195,6 +205,8 @@ impl Shard {
             random,
             active: HashMap::new(),
             lent: HashMap::new(),
+            resting: HashMap::new(),
+            resting_count: 0,
             lanes: Slab::new(),
             lane_of: HashMap::new(),
             lookups: HashMap::new(),
@@ -256,6 +268,7 @@ impl Shard {
                     self.expire_unit(unit);
                 }
             }
+            Word::Wake(id) => self.wake(id, now),
             Word::MakeRoom => drop(self.close_an_idle_one()),
         }
     }
@@ -291,6 +304,13 @@ impl Shard {
             active.confirm = now + SITE_TTL;
         }
         self.look_at(id, now);
+    }
+
+    /// Brings a queue of this home back into memory, unless it is at work.
+    fn wake(&mut self, id: QueueId, now: Timestamp) {
+        if !self.lent.contains_key(&id) && self.activate(id, now) {
+            self.look_at(id, now);
+        }
     }
 
     fn give_back(&mut self, id: QueueId) {
@@ -334,7 +354,7 @@ impl Shard {
         self.next_lookup();
         match answer {
             Ok(route) => {
-                self.lift(&HoldScope::Domain(domain.clone()));
+                self.lift(&HoldScope::Domain(domain.clone()), now);
                 for id in queues {
                     self.route(id, &route, now);
                     self.look_at(id, now);
@@ -347,7 +367,7 @@ impl Shard {
                 tracing::warn!(%domain, %error, failures, until = until.0, "deferred: destination not found");
                 let cause = format!("4.4.3 {error}");
                 self.queue.hold(
-                    scope,
+                    scope.clone(),
                     HoldRecord {
                         since: now,
                         until,
@@ -356,7 +376,7 @@ impl Shard {
                     },
                 );
                 for id in queues {
-                    self.hold_back(id, until, now);
+                    self.hold_back(id, &scope, until, now);
                 }
             }
         }
@@ -407,10 +427,11 @@ impl Shard {
                 failures: rest.failures,
                 cause: cause.to_owned(),
             };
-            self.queue.hold(HoldScope::Lane(at.key.scope()), record);
+            let scope = HoldScope::Lane(at.key.scope());
+            self.queue.hold(scope.clone(), record);
             let waiting: Vec<_> = at.turn.iter().copied().collect();
             for id in waiting {
-                self.hold_back(id, until, now);
+                self.hold_back(id, &scope, until, now);
             }
         }
     }
@@ -422,7 +443,7 @@ impl Shard {
         {
             tracing::info!(site = %at.key.scope(), "destination works again");
             let scope = HoldScope::Lane(at.key.scope());
-            self.lift(&scope);
+            self.lift(&scope, now);
             self.pump(lane, now);
         }
     }
@@ -667,12 +688,11 @@ impl Shard {
         };
         let domain = active.name.domain.clone();
         active.confirm = now + SITE_TTL;
+        let scope = HoldScope::Domain(domain.clone());
         if active.way == Way::Unknown
-            && let Some(rest) = self
-                .rest(&HoldScope::Domain(domain.clone()))
-                .filter(|rest| rest.until > now)
+            && let Some(rest) = self.rest(&scope).filter(|rest| rest.until > now)
         {
-            return self.hold_back(id, rest.until, now);
+            return self.hold_back(id, &scope, rest.until, now);
         }
         let known = self.lookups.contains_key(&domain);
         let lookup = self.lookups.entry(domain.clone()).or_default();
@@ -818,12 +838,15 @@ impl Shard {
     }
 
     /// Nothing of the queue goes before `until`, since its destination rests: it waits in memory if that is soon.
-    fn hold_back(&mut self, id: QueueId, until: Timestamp, now: Timestamp) {
+    fn hold_back(&mut self, id: QueueId, scope: &HoldScope, until: Timestamp, now: Timestamp) {
         let Some(active) = self.active.get(&id) else {
             return;
         };
         if until > now + HORIZON && active.agenda.claims() == 0 {
-            self.unload(id, Some(Rests::Until(until)));
+            self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))));
+            if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
+                self.resting_count += 1;
+            }
         } else {
             self.set_queue_timer(id, until);
         }
@@ -1005,8 +1028,9 @@ impl Shard {
                 active.in_turn = false;
             }
         }
+        let scope = HoldScope::Lane(self.lanes[lane].key.scope());
         for id in waiting {
-            self.hold_back(id, until, now);
+            self.hold_back(id, &scope, until, now);
         }
     }
 
@@ -1030,9 +1054,18 @@ impl Shard {
         }
     }
 
-    fn lift(&mut self, scope: &HoldScope) {
+    /// Ends a rest: all that waited for it is due as it was before.
+    fn lift(&mut self, scope: &HoldScope, now: Timestamp) {
         if self.rest(scope).is_some() {
             self.queue.lift(scope.clone());
+        }
+        let woken = self.resting.remove(scope).unwrap_or_default();
+        self.resting_count -= woken.len();
+        for id in woken {
+            match self.place.home_elsewhere(id) {
+                Some(home) => self.tell(home, Word::Wake(id)),
+                None => self.wake(id, now),
+            }
         }
     }
 }
