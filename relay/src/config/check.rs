@@ -603,6 +603,7 @@ fn timeouts(mut section: Section<'_>) -> ClientTimeouts {
         data: wait("data", 2 * MINUTE),
         block: wait("block", 3 * MINUTE),
         final_dot: wait("final_dot", 10 * MINUTE),
+        transaction: wait("transaction", Duration::from_secs(3_600)),
         idle: wait("idle", Duration::from_secs(15)),
         dns: wait("dns", Duration::from_secs(5)),
     };

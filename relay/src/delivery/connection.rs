@@ -19,7 +19,7 @@ use mail_core::{EnhancedCode, Reply};
 use queue::Hop;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -294,6 +294,8 @@ enum Broken {
     Io(#[from] io::Error),
     #[error("silence for too long")]
     Silence,
+    #[error("the transaction took too long")]
+    TooSlow,
     /// A reply to nothing: whatever follows would be taken for the answer to something else.
     #[error("a reply out of turn")]
     OutOfTurn,
@@ -306,21 +308,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub async fn send(&mut self, message: &Message<'_>, parts: &[&[u8]]) -> Vec<RecipientResult> {
         let mut transaction = Transaction::new(message, &self.offers);
         let mut answered = false;
+        let until = Instant::now() + self.timeouts.transaction;
         loop {
             let action = transaction.advance();
+            // Once the final dot is out the peer may own the message: hanging up would make a duplicate.
+            let bounded = !matches!(action, TransactionAction::Read(Stage::FinalDot));
             let speaks = matches!(action, TransactionAction::Write(_) | TransactionAction::WriteBody);
-            let done = match action {
-                _ if speaks && self.has_spoken() => self.hear_out_of_turn(&mut transaction).await,
-                TransactionAction::Write(line) => self.write(&line).await,
-                TransactionAction::Read(stage) => self.read_reply(stage).await.map(|reply| {
-                    answered = true;
-                    transaction.reply(reply);
-                }),
-                TransactionAction::WriteBody => self.write_body(&mut transaction, parts).await,
-                TransactionAction::Done { usable } => {
-                    self.usable = usable;
-                    break;
+            if let TransactionAction::Done { usable } = action {
+                self.usable = usable;
+                break;
+            }
+            let step = async {
+                match action {
+                    _ if speaks && self.has_spoken() => self.hear_out_of_turn(&mut transaction).await,
+                    TransactionAction::Write(line) => self.write(&line).await,
+                    TransactionAction::Read(stage) => self.read_reply(stage).await.map(|reply| {
+                        answered = true;
+                        transaction.reply(reply);
+                    }),
+                    TransactionAction::WriteBody => self.write_body(&mut transaction, parts).await,
+                    TransactionAction::Done { .. } => Ok(()),
                 }
+            };
+            let done = if bounded {
+                timeout_at(until, step).await.unwrap_or(Err(Broken::TooSlow))
+            } else {
+                step.await
             };
             if let Err(broken) = done {
                 let hung_up = matches!(broken, Broken::Closed | Broken::Io(_));

@@ -20,6 +20,20 @@ pub(super) fn sender(tenant: &Tenant, from: &ReversePath) -> Option<Reply> {
         .map(|_| NOT_YOURS)
 }
 
+/// Received fields with which a message is taken still. RFC 5321 §6.3: at least 100.
+const MAX_RECEIVED: usize = 100;
+
+/// Whether the message goes in circles (RFC 5321 §6.3).
+pub(super) fn looping(message: &[u8]) -> Option<Reply> {
+    let (headers, _) = header::split(message);
+    let received = header::fields(headers).filter(|field| field.is("Received"));
+    (received.count() > MAX_RECEIVED).then(|| {
+        Reply::new(554, 4, 6, "").with_text(format!(
+            "the message has passed more than {MAX_RECEIVED} hosts: a mail loop"
+        ))
+    })
+}
+
 /// Whether the message's header can be sent on in the tenant's name.
 pub(super) fn content(tenant: &Tenant, message: &[u8]) -> Option<Reply> {
     if message
@@ -131,6 +145,16 @@ mod tests {
             (" continued\r\nFrom: ada@a.test\r\n\r\n", "550 5.6.0"),
         ] {
             assert_eq!(code(content(&tenant, message.as_bytes())), verdict, "{message:?}");
+        }
+    }
+
+    /// CASES row 19.
+    #[test]
+    fn a_message_that_goes_in_circles_is_stopped() {
+        for (count, verdict) in [(0, "ok"), (99, "ok"), (100, "ok"), (101, "554 5.4.6")] {
+            let mut message = "Received: by a.test;\r\n\tMon, 1 Jan 2024 00:00:00 +0000\r\n".repeat(count);
+            message.push_str("From: ada@a.test\r\n\r\nReceived: by body.test\r\n");
+            assert_eq!(code(looping(message.as_bytes())), verdict, "{count}");
         }
     }
 

@@ -426,6 +426,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         if let Some(reply) = self
             .rules()
             .and_then(|tenant| admission::content(tenant, &data.octets))
+            .or_else(|| admission::looping(&data.octets))
         {
             self.entered.received();
             tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %envelope.reverse_path, %reply, "refused");

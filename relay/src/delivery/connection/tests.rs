@@ -19,6 +19,7 @@ use crate::world::{DnsError, MxAnswer};
 /// - `S text`: says a line; `B text`: says it one octet at a time; `R text`: says what follows, `|` being the line end, at once
 /// - `C word`: reads a line, which must begin so
 /// - `BODY`: reads up to the final dot; `TAKE n`: reads that many octets of it
+/// - `WAIT n`: does nothing for so many seconds
 /// - `TLS`: negotiates; `SILENT`: says nothing ever after
 ///
 /// At the end it hangs up.
@@ -97,6 +98,7 @@ impl World {
                     let mut some = vec![0; rest.parse().unwrap()];
                     pipe.read_exact(&mut some).await?;
                 }
+                "WAIT" => sleep(Duration::from_secs(rest.parse().unwrap())).await,
                 "TLS" => {
                     let acceptor = tokio_rustls::TlsAcceptor::from(self.tls.clone().unwrap());
                     pipe = Box::new(acceptor.accept(pipe).await?);
@@ -303,6 +305,19 @@ fn silence_is_borne_as_long_as_the_rfc_says_and_no_longer() {
         let lab = Lab::new(&[&peer]);
         let (found, took) = lab.one_message(&b"x\r\n".repeat(1_000)).await;
         assert_eq!((found, took.as_secs()), ("deferred", 180));
+    });
+}
+
+/// CASES, faults: a slow reader. Each step is within its time, all of them together are not.
+#[test]
+fn a_peer_that_takes_the_message_by_the_spoonful_holds_the_connection_no_longer_than_a_transaction_may_last()
+{
+    paused(async {
+        let whole = script(&[&HELLO, &MAIL]);
+        let spoons = ["TAKE 100", "WAIT 120"].repeat(100);
+        let lab = Lab::new(&[&script(&[&whole[..9], &spoons])]);
+        let (found, took) = lab.one_message(&b"x\r\n".repeat(10_000)).await;
+        assert_eq!((found, took.as_secs()), ("deferred", 3_600));
     });
 }
 
