@@ -176,3 +176,6 @@ impl Net for RealNet {
         socket.connect(to).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! Against a name server on loopback that answers as told: CASES rows 17 and 20, and the faults of the DNS.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX};
+use hickory_proto::rr::{Name, RData, Record};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UdpSocket};
+
+use super::*;
+
+/// What the server says to a question.
+enum Says {
+    Records(Vec<(&'static str, RData)>),
+    Code(ResponseCode),
+    Truncated,
+    Nothing,
+    Octets(Vec<u8>),
+    /// First someone else's guess, an answer with the wrong id; then the true one.
+    Guessed(Vec<(&'static str, RData)>, Vec<(&'static str, RData)>),
+}
+
+fn name(text: &str) -> Name {
+    let mut name = Name::from_ascii(text).unwrap();
+    name.set_fqdn(true);
+    name
+}
+
+fn mx(preference: u16, host: &str) -> RData {
+    RData::MX(MX::new(preference, name(host)))
+}
+
+fn many(count: u16) -> Vec<(&'static str, RData)> {
+    let host = |number| ("big.test", mx(100 - number, &format!("mx{number}.big.test")));
+    (0..count).map(host).collect()
+}
+
+fn says(query: &Query, tcp: bool) -> Says {
+    use RecordType as T;
+    let (owner, kind) = (query.name().to_ascii(), query.query_type());
+    let alias = |to: &str| RData::CNAME(CNAME(name(to)));
+    let six = |last: u16| RData::AAAA(AAAA([0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()));
+    let four = |last: u8| RData::A(A(Ipv4Addr::new(192, 0, 2, last)));
+    match (owner.as_str(), kind) {
+        ("sorted.test.", T::MX) => Says::Records(vec![
+            ("sorted.test", mx(20, "b.test")),
+            ("sorted.test", mx(10, "c.test")),
+            ("sorted.test", mx(10, "a.test")),
+        ]),
+        ("null.test.", T::MX) => Says::Records(vec![("null.test", mx(0, "."))]),
+        ("half-null.test.", T::MX) => Says::Records(vec![
+            ("half-null.test", mx(0, ".")),
+            ("half-null.test", mx(10, "a.test")),
+        ]),
+        ("implicit.test.", _) | ("dangling-target.test.", T::MX) => Says::Code(ResponseCode::NoError),
+        ("alias.test.", T::MX) => Says::Records(vec![
+            ("alias.test", alias("real.test")),
+            ("real.test", mx(10, "a.test")),
+        ]),
+        ("dangling.test.", T::MX) => Says::Records(vec![("dangling.test", alias("dangling-target.test"))]),
+        ("broken.test.", _) => Says::Code(ResponseCode::ServFail),
+        ("refused.test.", _) => Says::Code(ResponseCode::Refused),
+        ("silent.test.", _) => Says::Nothing,
+        ("junk.test.", _) => Says::Octets(vec![0xff; 4_096]),
+        ("big.test.", T::MX) if tcp => Says::Records(many(60)),
+        ("big.test.", T::MX) => Says::Truncated,
+        ("poisoned.test.", T::MX) => Says::Guessed(
+            vec![("poisoned.test", mx(1, "evil.test"))],
+            vec![("poisoned.test", mx(10, "a.test"))],
+        ),
+        ("both.test.", T::AAAA) => Says::Records(vec![("both.test", six(1)), ("both.test", six(2))]),
+        ("both.test.", T::A) => Says::Records(vec![("both.test", four(1))]),
+        ("four.test.", T::AAAA) => Says::Code(ResponseCode::ServFail),
+        ("four.test.", T::A) => Says::Records(vec![("four.test", four(4))]),
+        ("untold.test.", T::AAAA) => Says::Code(ResponseCode::NoError),
+        ("untold.test.", T::A) => Says::Code(ResponseCode::ServFail),
+        ("many.test.", T::A) => Says::Records((0..50).map(|last| ("many.test", four(last))).collect()),
+        ("many.test.", T::AAAA) => Says::Code(ResponseCode::NoError),
+        _ => Says::Code(ResponseCode::NXDomain),
+    }
+}
+
+fn response(question: &Message, code: ResponseCode, records: Vec<(&str, RData)>) -> Message {
+    let mut response = Message::response(question.metadata.id, question.metadata.op_code);
+    response.metadata.response_code = code;
+    response.metadata.recursion_available = true;
+    response.add_queries(question.queries.iter().cloned());
+    for (owner, data) in records {
+        response.add_answer(Record::from_rdata(name(owner), 60, data));
+    }
+    response
+}
+
+/// The answers to a question, each in octets.
+fn answers(octets: &[u8], tcp: bool) -> Vec<Vec<u8>> {
+    let question = Message::from_vec(octets).unwrap();
+    let plain = |code, records| response(&question, code, records);
+    let messages = match says(&question.queries[0], tcp) {
+        Says::Records(records) => vec![plain(ResponseCode::NoError, records)],
+        Says::Code(code) => vec![plain(code, Vec::new())],
+        Says::Truncated => {
+            let mut cut = plain(ResponseCode::NoError, many(1));
+            cut.metadata.truncation = true;
+            vec![cut]
+        }
+        Says::Nothing => Vec::new(),
+        Says::Octets(octets) => return vec![octets],
+        Says::Guessed(guess, truth) => {
+            let mut guess = plain(ResponseCode::NoError, guess);
+            guess.metadata.id ^= 1;
+            vec![guess, plain(ResponseCode::NoError, truth)]
+        }
+    };
+    messages.iter().map(|message| message.to_vec().unwrap()).collect()
+}
+
+async fn serve_udp(socket: UdpSocket) -> io::Result<()> {
+    let mut question = [0; 4_096];
+    loop {
+        let (length, from) = socket.recv_from(&mut question).await?;
+        for answer in answers(&question[..length], false) {
+            socket.send_to(&answer, from).await?;
+        }
+    }
+}
+
+async fn serve_tcp(listener: TcpListener) -> io::Result<()> {
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            while let Ok(length) = stream.read_u16().await {
+                let mut question = vec![0; usize::from(length)];
+                stream.read_exact(&mut question).await?;
+                for answer in answers(&question, true) {
+                    stream.write_u16(u16::try_from(answer.len()).unwrap()).await?;
+                    stream.write_all(&answer).await?;
+                }
+            }
+            io::Result::Ok(())
+        });
+    }
+}
+
+/// Sockets on a port that is free for both protocols.
+async fn one_port() -> (UdpSocket, TcpListener) {
+    loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            return (udp, tcp);
+        }
+    }
+}
+
+/// Runs a test with a resolver that asks such a server.
+fn asking(test: impl AsyncFnOnce(RealNet)) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (udp, tcp) = one_port().await;
+        let address = udp.local_addr().unwrap();
+        tokio::spawn(serve_udp(udp));
+        tokio::spawn(serve_tcp(tcp));
+        let servers = vec![address];
+        // What is never answered costs a few times this; nothing waits for it but the test of silence.
+        let net = RealNet::new(&DnsSettings { servers }, Duration::from_millis(150)).unwrap();
+        test(net).await;
+    });
+}
+
+async fn hosts(net: &RealNet, domain: &str) -> Result<Vec<String>, String> {
+    match net.mx(&domain.parse().unwrap()).await {
+        Ok(MxAnswer::Hosts(hosts)) => Ok(hosts
+            .iter()
+            .map(|mx| format!("{} {}", mx.preference, mx.host))
+            .collect()),
+        Ok(other) => Ok(vec![format!("{other:?}")]),
+        Err(error) => Err(error.question),
+    }
+}
+
+#[test]
+fn what_the_dns_says_of_a_domain() {
+    asking(async |net| {
+        for (domain, answer) in [
+            ("sorted.test", &["10 a.test", "10 c.test", "20 b.test"][..]),
+            ("null.test", &["Null"]),
+            // RFC 7505 §3: a null MX stands alone; where it doesn't, the others count.
+            ("half-null.test", &["10 a.test"]),
+            ("implicit.test", &["Implicit"]),
+            ("alias.test", &["10 a.test"]),
+            ("dangling.test", &["Implicit"]),
+            ("nowhere.test", &["NoDomain"]),
+            ("poisoned.test", &["10 a.test"]),
+        ] {
+            assert_eq!(hosts(&net, domain).await.unwrap(), answer, "{domain}");
+        }
+    });
+}
+
+#[test]
+fn a_name_server_that_fails_says_nothing_of_the_domain() {
+    asking(async |net| {
+        for domain in ["broken.test", "refused.test", "junk.test", "silent.test"] {
+            assert_eq!(hosts(&net, domain).await, Err(format!("{domain} MX")));
+        }
+    });
+}
+
+#[test]
+fn a_truncated_answer_is_asked_for_over_tcp_and_the_best_hosts_are_taken() {
+    asking(async |net| {
+        let found = hosts(&net, "big.test").await.unwrap();
+        assert_eq!(found.len(), MAX_HOSTS);
+        assert_eq!(found[0], "41 mx59.big.test");
+    });
+}
+
+#[test]
+fn addresses_of_both_families_take_turns() {
+    asking(async |net| {
+        let addresses = async |host: &str| {
+            let found = net.addresses(&host.parse().unwrap()).await;
+            found.map(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            addresses("both.test").await.unwrap(),
+            ["2001:db8::1", "192.0.2.1", "2001:db8::2"]
+        );
+        assert_eq!(addresses("four.test").await.unwrap(), ["192.0.2.4"]);
+        assert_eq!(addresses("nowhere.test").await.unwrap(), Vec::<String>::new());
+        assert_eq!(addresses("many.test").await.unwrap().len(), MAX_ADDRESSES);
+        // The family that can't be told may be the one that has the address: no reason to bounce.
+        assert!(addresses("untold.test").await.is_err());
+    });
+}
