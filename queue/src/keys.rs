@@ -11,6 +11,7 @@
 //! | upload | id | nothing: names a body that is still coming in |
 //! | queues | `d` · name | queue u64: the directory |
 //! | queues | `r` · queue u64 | [`crate::records::QueueRecord`] |
+//! | queues | `g` · route group u16 | [`crate::records::GroupRecord`] |
 //! | queues | `c` · wake ms u64 · queue u64 | nothing: the catalogue |
 //! | event | sequence u64 | [`crate::records::Event`] |
 //! | hold | `d` · domain, or `l` · lane | [`crate::records::HoldRecord`] |
@@ -18,7 +19,7 @@
 
 use mail_core::{MessageId, Timestamp};
 
-use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
+use crate::names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
 
 /// Octets of a body in one value. A body of 10 KiB is one chunk; one of 100 MB is read and written piece by piece.
 pub const CHUNK: usize = 512 * 1024;
@@ -124,6 +125,25 @@ pub fn catalogue(wake: Timestamp, queue: QueueId) -> [u8; 17] {
 pub fn parse_catalogue(key: &[u8]) -> Option<(Timestamp, QueueId)> {
     let key: &[u8; 17] = key.try_into().ok()?;
     Some((Timestamp(number(&key[1..9])?), QueueId(number(&key[9..])?)))
+}
+
+/// `queues`, name of a route group.
+pub fn route_group(group: RouteGroup) -> [u8; 3] {
+    let [high, low] = group.0.to_be_bytes();
+    [b'g', high, low]
+}
+
+/// Behind the last key of a route group.
+pub fn route_groups_end() -> [u8; 1] {
+    [b'g' + 1]
+}
+
+/// Reads the key of a route group.
+pub fn parse_route_group(key: &[u8]) -> Option<RouteGroup> {
+    match key {
+        &[b'g', high, low] => Some(RouteGroup(u16::from_be_bytes([high, low]))),
+        _ => None,
+    }
 }
 
 /// `event`.

@@ -4,6 +4,7 @@
 //! batch, one sync, then all are answered (docs/architecture.md). Reads are short and go straight to the store.
 
 mod committer;
+mod groups;
 mod intake;
 pub mod keys;
 mod mark;
@@ -19,6 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use groups::GroupError;
 pub use intake::{Pending, Status};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
 pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
@@ -153,6 +155,8 @@ pub enum CommitError {
 pub struct Queue {
     store: Arc<dyn Store>,
     intake: Arc<Intake>,
+    /// Held while route groups are given numbers.
+    groups: Arc<parking_lot::Mutex<()>>,
 }
 
 impl Queue {
@@ -192,6 +196,7 @@ impl Queue {
         Ok(Self {
             store,
             intake: Arc::new(intake),
+            groups: Arc::default(),
         })
     }
 
@@ -202,6 +207,7 @@ impl Queue {
         Ok(Self {
             intake: Arc::new(Intake::inline(store.clone())?),
             store,
+            groups: Arc::default(),
         })
     }
 

@@ -31,6 +31,7 @@ impl Record for QueueRecord {}
 impl Record for HoldRecord {}
 impl Record for Counters {}
 impl Record for Event {}
+impl Record for GroupRecord {}
 
 /// A record that does not read: wrong checksum, unknown version, or cut short.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -190,6 +191,13 @@ pub struct QueueRecord {
     pub low_water: Timestamp,
     /// Its key in the catalogue; a lower bound of when it has something to do. Absent where it is empty.
     pub wake: Option<Timestamp>,
+}
+
+/// `queues`: a route group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// What the number stands for.
+    pub name: String,
 }
 
 /// `hold`.

@@ -22,16 +22,24 @@ pub struct Health {
     series: QueueSeries,
     draining: AtomicBool,
     accepting: IntGauge,
+    /// What readiness says beside: mail does not go where it is addressed.
+    notice: Option<String>,
 }
 
 impl Health {
-    /// Registers the series of its own on `registry`.
-    pub fn new(registry: Registry, queue: Queue) -> prometheus::Result<Self> {
+    /// Registers the series of its own on `registry`. `notice`: what safe mode does, where it is on.
+    pub fn new(registry: Registry, queue: Queue, notice: Option<String>) -> prometheus::Result<Self> {
         let accepting = IntGauge::new(
             "postrider_accepting",
             "1 while mail is accepted, 0 while the disk is full or failing or the relay drains. Alert on 0.",
         )?;
         registry.register(Box::new(accepting.clone()))?;
+        let safe_mode = IntGauge::new(
+            "postrider_safe_mode",
+            "1 where safe mode keeps mail from its recipients. Alert on 1 in production, and on 0 in staging.",
+        )?;
+        safe_mode.set(i64::from(notice.is_some()));
+        registry.register(Box::new(safe_mode))?;
         let build = Opts::new(
             "postrider_build_info",
             "1, with the version as a label. Alert when versions differ for long.",
@@ -45,6 +53,7 @@ impl Health {
             queue,
             draining: AtomicBool::new(false),
             accepting,
+            notice,
         })
     }
 
@@ -104,7 +113,10 @@ fn routes(health: Arc<Health>) -> Router {
 
 async fn readyz(State(health): State<Arc<Health>>) -> Response {
     match health.obstacle() {
-        None => "ready\n".into_response(),
+        None => match &health.notice {
+            None => "ready\n".into_response(),
+            Some(notice) => format!("ready, in {notice}\n").into_response(),
+        },
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
 }
@@ -127,7 +139,7 @@ mod tests {
     #[tokio::test]
     async fn tells_of_the_process_the_queue_and_the_drain() {
         let queue = Queue::in_memory(MemoryStore::new()).unwrap();
-        let health = Arc::new(Health::new(Registry::new(), queue).unwrap());
+        let health = Arc::new(Health::new(Registry::new(), queue, None).unwrap());
         let ready = readyz(State(health.clone())).await;
         assert_eq!(ready.status(), StatusCode::OK);
         health.drain();

@@ -27,6 +27,7 @@ use crate::delivery::exchange::{self, Doors, Seat};
 use crate::delivery::resolver::RealNet;
 use crate::health::{self, Health};
 use crate::prepare::{self, Preparer};
+use crate::routing::Routing;
 use crate::submission::front::Front;
 use crate::submission::listener::{self, Bound};
 use crate::world::{Clock, Random};
@@ -120,9 +121,14 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         settings.admin_socket.as_ref().map(bind).transpose()?
     };
     let clock = Clock::system();
+    let routing = Arc::new(Routing::open(settings.clone(), &queue).context("the routes")?);
+    if let Some(notice) = routing.safe_mode_notice() {
+        tracing::warn!("{notice}");
+    }
     let front = Arc::new(Front::new(
         settings.clone(),
         credentials,
+        routing.clone(),
         queue.clone(),
         submission::metrics::Metrics::new(&registry)?,
         clock,
@@ -133,7 +139,11 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         prepare::Metrics::new(&registry)?,
         cores,
     )?;
-    let health = Arc::new(Health::new(registry.clone(), queue.clone())?);
+    let health = Arc::new(Health::new(
+        registry.clone(),
+        queue.clone(),
+        routing.safe_mode_notice(),
+    )?);
     let (doors_to_shards, seats) = exchange::open(cores);
     let (stop, stopped) = watch::channel(false);
     let delivery = Delivery {
@@ -267,6 +277,7 @@ async fn deliver(
     let parts = Parts {
         net: RealNet::new(&settings.dns, settings.delivery.timeouts.dns)?,
         settings,
+        routing: front.routing.clone(),
         queue: front.queue.clone(),
         preparer: delivery.preparer,
         tls: delivery.tls,

@@ -19,13 +19,14 @@ use dkim_signer::Signer;
 use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use prometheus::Registry;
 use queue::store::MemoryStore;
-use queue::{EventKind, NewMessage, NewUnit, Origin, Queue, RouteGroup};
+use queue::{EventKind, NewMessage, Origin, Queue, RouteGroup};
 use relay::config::{self, Settings};
 use relay::delivery::client_tls::ClientTls;
 use relay::delivery::courier::{self, Parts};
 use relay::delivery::exchange;
 use relay::delivery::metrics::Metrics;
 use relay::prepare::{self, Preparer};
+use relay::routing::{Routing, Sender};
 use relay::world::{Clock, DnsError, MxAnswer, MxHost, Net, Random};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
 use tokio::sync::watch;
@@ -229,6 +230,7 @@ fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) ->
         );
         let tls = Arc::new(ClientTls::new(None).unwrap());
         let (metrics, random) = (Metrics::new(&registry).unwrap(), Random::seeded(7));
+        let routing = Arc::new(Routing::open(settings.clone(), &of_courier).unwrap());
         let (doors, seats) = exchange::open(SHARDS);
         let (stop, stopped) = watch::channel(false);
         let run = |seat| {
@@ -241,12 +243,14 @@ fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) ->
                 random: random.clone(),
                 queue: of_courier.clone(),
                 settings: settings.clone(),
+                routing: routing.clone(),
             };
             spawn_local(courier::run(parts, seat, stopped.clone()))
         };
         let shards: Vec<_> = seats.into_iter().map(run).collect();
         for (number, recipient) in (0..).zip(recipients) {
-            let kept = of_courier.accept(message(number, recipient)).await.unwrap();
+            let message = message(number, recipient, &routing);
+            let kept = of_courier.accept(message).await.unwrap();
             doors.tell(&kept.units, None).await;
         }
         sleep(span).await;
@@ -258,15 +262,29 @@ fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) ->
     (world, queue)
 }
 
-fn message(number: u8, recipient: &str) -> Arc<NewMessage> {
+/// Placed by the rules; what is for `lost.test` goes by a way that is not configured.
+fn message(number: u8, recipient: &str, routing: &Routing) -> Arc<NewMessage> {
     let recipient = Recipient::new(recipient.parse().unwrap());
+    let reverse_path = ReversePath::Mailbox("sender@back.test".parse().unwrap());
+    let sender = Sender {
+        tenant: "t",
+        stream: Some("transactional"),
+        reverse_path: &reverse_path,
+    };
+    let mut units = routing.place(sender, &[recipient]).due(START);
+    for unit in units
+        .iter_mut()
+        .filter(|unit| unit.domain.as_str() == "lost.test")
+    {
+        unit.route_group = RouteGroup(77);
+    }
     Arc::new(NewMessage {
         id: MessageId::new(START, &[number; 10]),
         received_at: START,
         expires_at: START + Duration::from_secs(3_600),
         tenant: "t".into(),
         stream: "transactional".into(),
-        reverse_path: ReversePath::Mailbox("sender@back.test".parse().unwrap()),
+        reverse_path,
         body_type: BodyType::SevenBit,
         smtputf8: false,
         dsn: DsnOptions::default(),
@@ -276,12 +294,7 @@ fn message(number: u8, recipient: &str) -> Arc<NewMessage> {
         body: Bytes::from_static(b"From: sender@back.test\r\nSubject: hi\r\n\r\nhello\r\n"),
         origin: Origin::default(),
         cause: None,
-        units: vec![NewUnit {
-            route_group: RouteGroup(0),
-            domain: recipient.mailbox.domain().clone(),
-            due: START,
-            recipients: vec![recipient],
-        }],
+        units,
     })
 }
 
@@ -548,4 +561,51 @@ fn a_queue_goes_with_its_domain_to_another_site() {
     let taken = world.taken.borrow();
     assert_eq!(taken.len(), 40, "each once");
     assert!(taken.iter().all(|(_, host, _)| *host == 1));
+}
+
+#[test]
+fn what_a_rule_discards_ends_without_a_connection_or_a_report() {
+    let rules = "[[route]]\nto = [\"to.test\"]\nnext_hop = \"discard\"\nreason = \"test domain\"\n";
+    let (world, queue) = deliver(world(hosts(&[(1, 1)]), &[]), rules, &["x@to.test"], MINUTE);
+    assert_eq!(kinds(&queue), [EventKind::Accepted, EventKind::Discarded]);
+    let events = queue.events(0, 9).unwrap();
+    assert_eq!(events[1].1.reply, "test domain");
+    assert_eq!(world.connections.borrow().len(), 0);
+    assert!(is_empty(&queue));
+}
+
+#[test]
+fn reports_go_by_the_rules_too() {
+    let rules = "[[route]]\nfrom = [\"<>\"]\nnext_hop = \"discard\"\nreason = \"no reports\"\n";
+    let refuses = world(
+        hosts(&[(1, 1)]),
+        &[Host::Takes, Host::Rcpt("550 5.1.1 no such user")],
+    );
+    let (world, queue) = deliver(refuses, rules, &["x@to.test"], MINUTE);
+    assert_eq!(reports(&world), 0);
+    assert!(kinds(&queue).contains(&EventKind::Discarded));
+    assert!(is_empty(&queue));
+}
+
+#[test]
+fn mail_whose_next_hop_is_gone_from_the_configuration_waits_and_goes_no_other_way() {
+    let mut world = world(hosts(&[(1, 1)]), &[]);
+    world.mx.insert("lost.test".to_owned(), hosts(&[(1, 1)]));
+    let (world, queue) = deliver(world, "", &["x@lost.test", "x@to.test"], 30 * MINUTE);
+    let (_, hold) = queue.holds(9).unwrap().remove(0);
+    assert!(
+        hold.cause.contains("route group 77 is not configured any more"),
+        "{}",
+        hold.cause
+    );
+    assert_eq!(world.taken.borrow().len(), 1, "only the other one");
+    assert!(!is_empty(&queue));
+}
+
+#[test]
+fn and_expires_with_a_report_that_says_so() {
+    let (world, queue) = deliver(world(hosts(&[(1, 1)]), &[]), "", &["x@lost.test"], 70 * MINUTE);
+    assert!(kinds(&queue).contains(&EventKind::Expired));
+    assert_eq!(reports(&world), 1);
+    assert!(is_empty(&queue));
 }

@@ -12,6 +12,7 @@ use dkim_signer::{PrivateKey, Selector};
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use super::routes::routing;
 use super::section::{Check, Section, Spot};
 use super::settings::{
     ClientTimeouts, DeliverySettings, Destination, DestinationLimits, DkimKey, DnsSettings, Listener,
@@ -47,6 +48,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     check_credentials(check, &credentials, &tenants);
     let listeners = listeners(check, &mut top, &tenants);
     let submission = submission(top.section("submission"));
+    let routing = routing(check, &mut top, |name| tenants.contains_key(name));
     let dns = dns(top.section("dns"));
     let dkim = dkim(check, &mut top);
     let metrics = optional_address(top.section("metrics"), "address");
@@ -66,6 +68,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
         submission,
         tenants,
         credentials_file: Some(credentials.value),
+        routing,
         delivery: delivery?,
         dns,
         dkim,
@@ -124,6 +127,7 @@ fn tenants(top: &mut Section<'_>) -> BTreeMap<Arc<str>, Tenant> {
             max_connections: section
                 .optional_integer("max_connections", 1..=1_000_000)
                 .map(as_usize),
+            archive: section.parsed::<Mailbox>("archive").map(|spot| spot.value),
         };
         section.end();
         tenants.insert(name.into(), tenant);
@@ -132,7 +136,7 @@ fn tenants(top: &mut Section<'_>) -> BTreeMap<Arc<str>, Tenant> {
 }
 
 /// Names that stand in keys, labels and paths.
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name
             .bytes()

@@ -93,14 +93,22 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The path of a key in it.
+    /// The path of a key in it; its own where the key is empty.
     pub fn key(&self, key: &str) -> String {
-        join(&self.path, key)
+        match key {
+            "" => self.path.clone(),
+            key => join(&self.path, key),
+        }
     }
 
     /// Notes a problem with a key, at the value if it is there, else at the table.
     pub fn problem(&self, key: &str, text: impl Into<String>) {
         self.check.problem(self.at, &self.key(key), text);
+    }
+
+    /// Whether the key is there.
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
     }
 
     fn take(&mut self, key: &'static str) -> Option<Node> {

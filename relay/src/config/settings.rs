@@ -9,6 +9,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use super::routes::RoutingSettings;
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -26,6 +28,8 @@ pub struct Settings {
     pub tenants: BTreeMap<Arc<str>, Tenant>,
     /// The file with the SCRAM verifiers, made by `postrider credential add`.
     pub credentials_file: Option<PathBuf>,
+    /// Which way mail goes.
+    pub routing: RoutingSettings,
     /// How mail goes out.
     pub delivery: DeliverySettings,
     /// Name servers to ask; empty: those of /etc/resolv.conf.
@@ -129,9 +133,11 @@ pub struct Tenant {
     pub max_recipients: Option<usize>,
     /// Connections at once that speak for the tenant.
     pub max_connections: Option<usize>,
+    /// Who gets a copy of each message, beside its recipients.
+    pub archive: Option<Mailbox>,
 }
 
-/// An entry of a tenant's `senders`.
+/// An entry of a tenant's `senders`, or of another list of addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderPattern {
     /// `"*"`: any address.
@@ -142,6 +148,20 @@ pub enum SenderPattern {
     Below(Domain),
     /// `"news@example.com"`: this address; the domain without case, the local part without case too.
     Mailbox(Mailbox),
+}
+
+impl SenderPattern {
+    /// Whether an address is one of these. The local part is compared without case: what differs by case alone is one person.
+    pub fn fits(&self, address: &Mailbox) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Domain(domain) => address.domain() == domain,
+            Self::Below(parent) => address.domain() != parent && address.domain().is_within(parent),
+            Self::Mailbox(mailbox) => {
+                address.domain() == mailbox.domain() && address.local().eq_ignore_ascii_case(mailbox.local())
+            }
+        }
+    }
 }
 
 /// How mail goes out.

@@ -18,6 +18,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::config::Settings;
 use crate::prepare::{Loaded, PrepareError, Prepared, Preparer};
 use crate::report::{Cause, ReportSettings, failure_report};
+use crate::routing::Routing;
 use crate::world::{Clock, DnsError, Net, Random};
 
 use super::attempt::{self, Attempt, Load, OpenRecipient};
@@ -73,6 +74,8 @@ pub struct Parts<N: Net> {
     pub net: N,
     /// The configuration.
     pub settings: Arc<Settings>,
+    /// Which way each recipient's mail goes.
+    pub routing: Arc<Routing>,
     /// The durable queue.
     pub queue: Queue,
     /// Loads and signs, off the reactor.
@@ -108,6 +111,7 @@ pub async fn run<N: Net>(parts: Parts<N>, mut seat: Seat, mut stop: watch::Recei
         parts.queue.clone(),
         seat.place.clone(),
         settings,
+        parts.routing.clone(),
         parts.random.clone(),
         clock.now(),
     );
@@ -389,26 +393,26 @@ impl<N: Net> Courier<N> {
             return;
         };
         let outcomes = load(&prepared, job.unit.unit).recipients.into_iter().map(|open| {
-            let (cause, reply) = match &ending {
+            let (verdict, reply) = match &ending {
+                Ending::Discarded(reason) => (Verdict::Discarded, reason.to_string()),
                 Ending::Refused(reply) => {
                     let code = reply.enhanced.unwrap_or(EnhancedCode(5, 0, 0));
-                    (
-                        Cause::Undeliverable(code, reply.text.to_string()),
-                        reply.to_string(),
-                    )
+                    let cause = Cause::Undeliverable(code, reply.text.to_string());
+                    (Verdict::Failed(cause), reply.to_string())
                 }
                 Ending::Expired(held_by) => {
                     let last = open.last_reply.clone().or_else(|| held_by.clone());
                     let told = last
                         .as_ref()
                         .map_or(String::new(), |last| format!("; last: {last}"));
-                    (Cause::Expired(last), format!("4.4.7 delivery time expired{told}"))
+                    let reply = format!("4.4.7 delivery time expired{told}");
+                    (Verdict::Failed(Cause::Expired(last)), reply)
                 }
             };
             Outcome {
                 recipient: open.index,
                 mailbox: open.mailbox,
-                verdict: Verdict::Failed(cause),
+                verdict,
                 reply,
                 host: None,
             }
@@ -489,6 +493,7 @@ impl<N: Net> Courier<N> {
             now,
             self.parts.random.message_id(now),
         );
+        let report = report.map(|report| self.parts.routing.placed(report, now));
         let reports = report.map(Arc::new).into_iter().collect();
         let mut settle = settle::settle(
             unit,
@@ -566,6 +571,10 @@ impl<N: Net> Courier<N> {
             Verdict::Failed(_) => {
                 metrics.ended(Fate::Bounced);
                 tracing::info!(%id, recipient = %mailbox, host, attempt, reply, "bounced");
+            }
+            Verdict::Discarded => {
+                metrics.ended(Fate::Discarded);
+                tracing::info!(%id, recipient = %mailbox, reason = reply, "discarded");
             }
             Verdict::Later => {
                 metrics.deferred.inc();

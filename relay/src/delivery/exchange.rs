@@ -102,9 +102,9 @@ impl Place {
         Some(home(queue, self.count)).filter(|&home| home != self.index)
     }
 
-    /// The owner of a site, if it isn't this shard. Units that are refused by routing need no lane: they end where they are.
+    /// The owner of a site, if it isn't this shard. Units that end by routing need no lane: they end where they are.
     pub(super) fn owner_elsewhere(&self, route: &Route) -> Option<usize> {
-        if matches!(route, Route::Refused(_)) {
+        if matches!(route, Route::Refused(_) | Route::Discarded(_)) {
             return None;
         }
         let mut hasher = DefaultHasher::new();

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use mail_core::{Domain, Reply, Timestamp};
+use mail_core::{Domain, Timestamp};
 use queue::QueueId;
 
 use crate::config::settings::{DeliverySettings, Destination, DestinationLimits, TlsLevel};
 use crate::world::MxHost;
 
 use super::limiter::Limiter;
+use super::shard::Ending;
 
 /// What tells lanes apart. Two destination rules never share a lane, so that a rule's limits and TLS level hold for all
 /// that is sent through it.
@@ -88,8 +89,8 @@ pub enum Plan {
         /// Messages before the connection is closed.
         messages_per_connection: u32,
     },
-    /// Not at all: every unit bounces with this reply of ours.
-    Refuse(Reply),
+    /// Not at all: every unit ends in this way.
+    End(Ending),
 }
 
 /// A connection of this shard, never used twice.
@@ -220,7 +221,7 @@ mod tests {
         };
         Lane::new(
             key,
-            Plan::Refuse(Reply::new(550, 1, 2, "no")),
+            Plan::End(Ending::Refused(mail_core::Reply::new(550, 1, 2, "no"))),
             &rule,
             None,
             Timestamp(0),

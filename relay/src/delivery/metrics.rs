@@ -11,6 +11,7 @@ pub struct Metrics {
     delivered: IntCounter,
     bounced: IntCounter,
     expired: IntCounter,
+    discarded: IntCounter,
     other_ends: IntCounter,
     /// Recipients put off after their own reply or a lost connection.
     pub deferred: IntCounter,
@@ -53,6 +54,7 @@ impl Metrics {
             delivered: ends.with_label_values(&["delivered"]),
             bounced: ends.with_label_values(&["bounced"]),
             expired: ends.with_label_values(&["expired"]),
+            discarded: ends.with_label_values(&["discarded"]),
             other_ends: ends.with_label_values(&["other"]),
             deferred: IntCounter::new(
                 "postrider_recipients_deferred_total",
@@ -108,7 +110,8 @@ impl Metrics {
             Fate::Delivered => self.delivered.inc(),
             Fate::Bounced => self.bounced.inc(),
             Fate::Expired => self.expired.inc(),
-            Fate::Cancelled | Fate::Deleted | Fate::Suppressed | Fate::Discarded | Fate::HandedOver => {
+            Fate::Discarded => self.discarded.inc(),
+            Fate::Cancelled | Fate::Deleted | Fate::Suppressed | Fate::HandedOver => {
                 self.other_ends.inc();
             }
         }

@@ -1,10 +1,13 @@
 //! From what the DNS says to where mail goes (RFC 5321 §5.1, RFC 7505).
 
+use std::sync::Arc;
+
 use mail_core::{Domain, Reply};
 
 use crate::world::{MxAnswer, MxHost, Random};
 
 use super::lane::{Plan, Rule};
+use super::shard::Ending;
 
 /// Where a domain's mail goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +16,8 @@ pub enum Route {
     Hosts(Vec<MxHost>),
     /// Nowhere, for the reason the reply gives.
     Refused(Reply),
+    /// Nowhere, as a rule has it, for this reason.
+    Discarded(Arc<str>),
 }
 
 impl Route {
@@ -49,6 +54,7 @@ impl Route {
                 names.join(",")
             }
             Self::Refused(reply) => format!("refused {reply}"),
+            Self::Discarded(reason) => format!("discarded {reason}"),
         }
     }
 
@@ -61,7 +67,8 @@ impl Route {
                 recipients_per_transaction: rule.limits.recipients_per_transaction,
                 messages_per_connection: rule.limits.messages_per_connection,
             },
-            Self::Refused(reply) => Plan::Refuse(reply.clone()),
+            Self::Refused(reply) => Plan::End(Ending::Refused(reply.clone())),
+            Self::Discarded(reason) => Plan::End(Ending::Discarded(reason.clone())),
         }
     }
 }
@@ -120,7 +127,7 @@ mod tests {
     fn refused(answer: MxAnswer) -> String {
         match route(answer) {
             Route::Refused(reply) => reply.to_string(),
-            Route::Hosts(hosts) => panic!("{hosts:?}"),
+            route => panic!("{route:?}"),
         }
     }
 

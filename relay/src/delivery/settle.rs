@@ -44,6 +44,8 @@ pub enum Verdict {
     Delivered,
     /// It ends here.
     Failed(Cause),
+    /// It ends here, by rule, and nobody is told.
+    Discarded,
     /// Try again.
     Later,
     /// The final dot was sent and no reply came: the next hop may have it (RFC 1047).
@@ -109,6 +111,7 @@ fn end(outcome: &Outcome) -> Option<End> {
         Verdict::Delivered => Fate::Delivered,
         Verdict::Failed(Cause::Refused(_) | Cause::Undeliverable(..)) => Fate::Bounced,
         Verdict::Failed(Cause::Expired(_)) => Fate::Expired,
+        Verdict::Discarded => Fate::Discarded,
         Verdict::Later | Verdict::InDoubt => return None,
     };
     Some(End {

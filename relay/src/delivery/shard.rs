@@ -13,6 +13,7 @@ use queue::{Backoff, DeadlineKey, HoldRecord, HoldScope, Queue, QueueId, QueueNa
 use slab::Slab;
 
 use crate::config::settings::DeliverySettings;
+use crate::routing::{Routing, Way as Direction};
 use crate::world::{DnsError, Random};
 
 use super::agenda::{Agenda, PAGE, place};
@@ -74,6 +75,8 @@ pub struct Job {
 pub enum Ending {
     /// Routing refuses it: no such domain, a null MX, a loop.
     Refused(mail_core::Reply),
+    /// A rule throws it away, for this reason.
+    Discarded(Arc<str>),
     /// Its time is up. What held it last, where something did.
     Expired(Option<String>),
 }
@@ -163,6 +166,7 @@ pub struct Shard {
     queue: Queue,
     place: Place,
     settings: Arc<DeliverySettings>,
+    routing: Arc<Routing>,
     backoff: Backoff,
     random: Random,
     active: HashMap<QueueId, Active>,
@@ -194,6 +198,7 @@ impl Shard {
         queue: Queue,
         place: Place,
         settings: Arc<DeliverySettings>,
+        routing: Arc<Routing>,
         random: Random,
         now: Timestamp,
     ) -> Self {
@@ -202,6 +207,7 @@ impl Shard {
             place,
             backoff: super::backoff(&settings.retry),
             settings,
+            routing,
             random,
             active: HashMap::new(),
             lent: HashMap::new(),
@@ -688,6 +694,14 @@ impl Shard {
         };
         let domain = active.name.domain.clone();
         active.confirm = now + SITE_TTL;
+        match self.routing.way(active.name.route_group) {
+            Direction::Mx => {}
+            Direction::Discard(reason) => return self.route_at_once(id, &Route::Discarded(reason), now),
+            Direction::Missing(name) => return self.wait_for_way(id, &name, now),
+        }
+        let Some(active) = self.active.get(&id) else {
+            return;
+        };
         let scope = HoldScope::Domain(domain.clone());
         if active.way == Way::Unknown
             && let Some(rest) = self.rest(&scope).filter(|rest| rest.until > now)
@@ -703,6 +717,52 @@ impl Shard {
             self.lookups_waiting.push_back(domain);
             self.next_lookup();
         }
+    }
+
+    /// Takes a way that the DNS has no say in.
+    fn route_at_once(&mut self, id: QueueId, route: &Route, now: Timestamp) {
+        let was_known = self
+            .active
+            .get(&id)
+            .is_some_and(|active| active.way != Way::Unknown);
+        self.route(id, route, now);
+        if !was_known {
+            self.look_at(id, now);
+        }
+    }
+
+    /// The queue's next hop is no longer configured. It waits: whatever another way may be, this mail was not meant for it.
+    fn wait_for_way(&mut self, id: QueueId, name: &str, now: Timestamp) {
+        let scope = HoldScope::Lane(format!("{name} (not configured)"));
+        let until = match self.rest(&scope).filter(|rest| rest.until > now) {
+            Some(rest) => rest.until,
+            None => {
+                let until = now + LONGEST_REST;
+                let cause = format!(
+                    "4.3.5 {name} is not configured any more: the mail waits until it is, or expires"
+                );
+                tracing::error!(
+                    next_hop = name,
+                    until = until.0,
+                    "deferred: next hop not configured"
+                );
+                let record = HoldRecord {
+                    since: now,
+                    until,
+                    failures: 1,
+                    cause,
+                };
+                self.queue.hold(scope.clone(), record);
+                until
+            }
+        };
+        if let Some(active) = self.active.get_mut(&id)
+            && let Way::Lane(before) = std::mem::replace(&mut active.way, Way::Unknown)
+        {
+            active.in_turn = false;
+            self.leave_lane(id, before);
+        }
+        self.hold_back(id, &scope, until, now);
     }
 
     fn next_lookup(&mut self) {
@@ -931,7 +991,7 @@ impl Shard {
     /// Whether a unit could be sent through the lane at once.
     fn has_room(&mut self, lane: LaneId, now: Timestamp) -> bool {
         let at = &self.lanes[lane];
-        if matches!(*at.plan, Plan::Refuse(_)) {
+        if matches!(*at.plan, Plan::End(_)) {
             if self.endings >= MAX_ENDINGS {
                 self.starve(lane);
             }
@@ -988,8 +1048,8 @@ impl Shard {
 
     fn send(&mut self, lane: LaneId, job: Job) {
         let at = &mut self.lanes[lane];
-        if let Plan::Refuse(reply) = &*at.plan {
-            let ending = Ending::Refused(reply.clone());
+        if let Plan::End(ending) = &*at.plan {
+            let ending = ending.clone();
             self.endings += 1;
             return self.effects.push(Effect::End {
                 lane: Some(lane),

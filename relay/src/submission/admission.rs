@@ -1,11 +1,9 @@
 //! Who may send what: the rules a message meets before it is kept (RFC 6409 §6.1).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use mail_core::header;
-use mail_core::{Domain, Recipient, Reply, ReversePath, Timestamp};
-use queue::{NewUnit, RouteGroup};
+use mail_core::{Reply, ReversePath};
 
 use crate::config::settings::Tenant;
 
@@ -66,28 +64,6 @@ pub(super) fn content(tenant: &Tenant, message: &[u8]) -> Option<Reply> {
     }
 }
 
-/// One unit for each destination domain, in the order the client named them; each mailbox once.
-pub(super) fn units(recipients: &[Recipient], due: Timestamp) -> Vec<NewUnit> {
-    let mut units: Vec<NewUnit> = Vec::new();
-    let mut place: HashMap<&Domain, usize> = HashMap::new();
-    let mut seen = std::collections::HashSet::new();
-    for recipient in recipients.iter().filter(|recipient| seen.insert(*recipient)) {
-        let domain = recipient.mailbox.domain();
-        let number = *place.entry(domain).or_insert_with(|| {
-            let unit = NewUnit {
-                route_group: RouteGroup::default(),
-                domain: domain.clone(),
-                due,
-                recipients: Vec::new(),
-            };
-            units.push(unit);
-            units.len() - 1
-        });
-        units[number].recipients.push(recipient.clone());
-    }
-    units
-}
-
 /// The only stream there is so far.
 pub(super) fn stream() -> Arc<str> {
     "transactional".into()
@@ -104,6 +80,7 @@ mod tests {
             max_message_bytes: None,
             max_recipients: None,
             max_connections: None,
+            archive: None,
         }
     }
 
@@ -156,18 +133,5 @@ mod tests {
             message.push_str("From: ada@a.test\r\n\r\nReceived: by body.test\r\n");
             assert_eq!(code(looping(message.as_bytes())), verdict, "{count}");
         }
-    }
-
-    #[test]
-    fn a_unit_for_each_domain_and_each_mailbox_once() {
-        let recipients: Vec<_> = ["a@x.test", "b@y.test", "c@x.test", "a@x.test"]
-            .map(|to| Recipient::new(to.parse().unwrap()))
-            .to_vec();
-        let units = units(&recipients, Timestamp(1));
-        let told: Vec<_> = units
-            .iter()
-            .map(|unit| (unit.domain.to_string(), unit.recipients.len()))
-            .collect();
-        assert_eq!(told, [("x.test".to_owned(), 2), ("y.test".to_owned(), 1)]);
     }
 }

@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 use queue::{Queue, Status};
 
 use crate::config::Settings;
-use crate::config::settings::{SenderPattern, Tenant};
+use crate::config::settings::Tenant;
 use crate::credentials::Credentials;
+use crate::routing::Routing;
 use crate::world::Clock;
 
 use super::metrics::Metrics;
@@ -22,6 +23,8 @@ pub struct Front {
     pub settings: Arc<Settings>,
     /// Who may log in.
     pub credentials: Option<Credentials>,
+    /// Which way each recipient's mail goes.
+    pub routing: Arc<Routing>,
     /// The durable queue.
     pub queue: Queue,
     /// What is counted.
@@ -42,6 +45,7 @@ impl Front {
     pub fn new(
         settings: Arc<Settings>,
         credentials: Option<Credentials>,
+        routing: Arc<Routing>,
         queue: Queue,
         metrics: Metrics,
         clock: Clock,
@@ -50,6 +54,7 @@ impl Front {
             keep: Arc::new(AtomicU64::new(settings.store.body_cache_bytes)),
             settings,
             credentials,
+            routing,
             queue,
             metrics,
             clock,
@@ -104,16 +109,9 @@ impl Front {
     }
 }
 
-/// Whether a tenant may use an address. The local part is compared without case: what differs by case alone is one person.
+/// Whether a tenant may use an address.
 pub fn may_use(tenant: &Tenant, address: &Mailbox) -> bool {
-    tenant.senders.iter().any(|pattern| match pattern {
-        SenderPattern::Any => true,
-        SenderPattern::Domain(domain) => address.domain() == domain,
-        SenderPattern::Below(parent) => address.domain() != parent && address.domain().is_within(parent),
-        SenderPattern::Mailbox(mailbox) => {
-            address.domain() == mailbox.domain() && address.local().eq_ignore_ascii_case(mailbox.local())
-        }
-    })
+    tenant.senders.iter().any(|pattern| pattern.fits(address))
 }
 
 /// A connection that is counted; dropping it counts it out.

@@ -10,7 +10,7 @@ use mail_core::smtp::command::MailFrom;
 use mail_core::smtp::data::{Data, DataFault, Decoder};
 use mail_core::smtp::inbox::{Inbox, Line};
 use mail_core::smtp::server::{Action, Auth, Input, Question, Session, replies};
-use mail_core::{Envelope, MessageId, Recipient, Reply};
+use mail_core::{Envelope, MessageId, Recipient, Reply, ReversePath};
 use queue::{CommitError, NewMessage, Origin};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -22,6 +22,7 @@ use tokio_rustls::server::TlsStream;
 use crate::config::settings::Tenant;
 use crate::delivery::courier::Kept;
 use crate::delivery::exchange::Doors;
+use crate::routing::Sender;
 use crate::world::Random;
 
 use super::admission;
@@ -404,7 +405,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         }
     }
 
-    fn rcpt(&self, session: &Session, _recipient: &Recipient) -> Reply {
+    fn rcpt(&self, session: &Session, recipient: &Recipient) -> Reply {
         let most = self
             .rules()
             .and_then(|tenant| tenant.max_recipients)
@@ -415,7 +416,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         {
             return replies::TOO_MANY_RECIPIENTS;
         }
-        replies::RECIPIENT_OK
+        let refused = session.envelope().and_then(|envelope| {
+            let sender = self.sender(&envelope.reverse_path, None);
+            self.service.front.routing.refusal(sender, &recipient.mailbox)
+        });
+        match refused {
+            Some(reply) => {
+                tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), to = %recipient.mailbox, %reply, "refused by a route");
+                reply
+            }
+            None => replies::RECIPIENT_OK,
+        }
+    }
+
+    fn sender<'a>(&'a self, reverse_path: &'a ReversePath, stream: Option<&'a str>) -> Sender<'a> {
+        Sender {
+            tenant: self.tenant.as_deref().unwrap_or_default(),
+            stream,
+            reverse_path,
+        }
+    }
+
+    /// What a rule refuses that could not be told before. All or nothing: the client knows whom to leave out.
+    fn refused_by_route(&self, envelope: &Envelope, stream: &str) -> Option<Reply> {
+        let sender = self.sender(&envelope.reverse_path, Some(stream));
+        envelope.recipients.iter().find_map(|recipient| {
+            let reply = self.service.front.routing.refusal(sender, &recipient.mailbox)?;
+            let text = format!("<{}>: {}", recipient.mailbox, reply.text);
+            Some(reply.with_text(text))
+        })
     }
 
     /// Keeps the message. 250 only once it is on disk (RFC 5321 §4.2.5, §6.1).
@@ -427,6 +456,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             .rules()
             .and_then(|tenant| admission::content(tenant, &data.octets))
             .or_else(|| admission::looping(&data.octets))
+            .or_else(|| self.refused_by_route(&envelope, &admission::stream()))
         {
             self.entered.received();
             tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %envelope.reverse_path, %reply, "refused");
@@ -492,19 +522,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             protocol,
             tls: self.tls.as_deref(),
         };
+        let stream = admission::stream();
+        let sender = self.sender(&envelope.reverse_path, Some(&stream));
+        let placed = front.routing.place(sender, &envelope.recipients);
         NewMessage {
             id,
             received_at: now,
             expires_at: now + front.settings.store.expire_after,
             tenant: self.tenant.clone().unwrap_or_else(|| "none".into()),
-            stream: admission::stream(),
+            stream: stream.clone(),
             reverse_path: envelope.reverse_path.clone(),
             body_type: envelope.body,
             smtputf8: envelope.smtputf8,
             dsn: envelope.dsn.clone(),
             tag: None,
             metadata: Vec::new(),
-            prefix: prefix(&arrival, envelope, &data.octets),
+            prefix: placed.above(prefix(&arrival, envelope, &data.octets)),
             body: data.octets,
             origin: Origin {
                 client: Some(self.client),
@@ -513,7 +546,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 protocol: protocol.to_owned(),
             },
             cause: None,
-            units: admission::units(&envelope.recipients, now),
+            units: placed.due(now),
         }
     }
 }

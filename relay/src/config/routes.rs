@@ -1,0 +1,234 @@
+//! Which way mail goes, as configured: rules, safe mode.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use mail_core::{Mailbox, ReversePath};
+
+use super::check::is_name;
+use super::section::{Check, Section, Spot};
+use super::settings::SenderPattern;
+
+/// Octets of a reason, which goes into replies and logs.
+const MAX_REASON: usize = 200;
+
+/// Names of next hops that are no smart hosts.
+const WORDS: [&str; 3] = ["mx", "refuse", "discard"];
+
+/// Which way mail goes.
+#[derive(Clone, Debug, Default)]
+pub struct RoutingSettings {
+    /// In order; the first that fits decides. Whatever none fits goes by MX.
+    pub rules: Vec<RouteRule>,
+    /// Set on machines that must not write to real people.
+    pub safe_mode: Option<SafeMode>,
+}
+
+/// A rule. A list that is empty fits everything; one that is not fits where one of its entries does.
+#[derive(Clone, Debug)]
+pub struct RouteRule {
+    /// Recipients.
+    pub to: Vec<SenderPattern>,
+    /// Reverse-paths.
+    pub from: Vec<PathPattern>,
+    /// Tenants, by name.
+    pub tenants: Vec<Arc<str>>,
+    /// Streams, by name.
+    pub streams: Vec<Arc<str>>,
+    /// Where what fits goes.
+    pub next_hop: NextHop,
+}
+
+/// An entry of a rule's `from`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathPattern {
+    /// `"<>"`: reports, which come from nobody.
+    Null,
+    /// Any other form; `"*"` fits the null path too.
+    Address(SenderPattern),
+}
+
+impl PathPattern {
+    /// Whether a reverse-path is one of these.
+    pub fn fits(&self, path: &ReversePath) -> bool {
+        match (self, path.mailbox()) {
+            (Self::Null, None) | (Self::Address(SenderPattern::Any), _) => true,
+            (Self::Address(pattern), Some(mailbox)) => pattern.fits(mailbox),
+            (Self::Null, Some(_)) | (Self::Address(_), None) => false,
+        }
+    }
+}
+
+impl FromStr for PathPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "<>" => Ok(Self::Null),
+            text => text.parse().map(Self::Address),
+        }
+    }
+}
+
+/// Where mail goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// To the destination's own MX hosts.
+    Mx,
+    /// Nowhere: RCPT is refused for this reason.
+    Refuse(Arc<str>),
+    /// Nowhere: it is taken and thrown away, for this reason.
+    Discard(Arc<str>),
+}
+
+/// What a staging machine does with mail.
+#[derive(Clone, Debug)]
+pub struct SafeMode {
+    /// Recipients who get their mail all the same.
+    pub only_to: Vec<SenderPattern>,
+    /// Who gets the mail of all others; `None`: it is discarded.
+    pub redirect_all: Option<Mailbox>,
+}
+
+/// Reads `[[route]]` and `[safe_mode]`.
+pub(super) fn routing(
+    check: &Check<'_>,
+    top: &mut Section<'_>,
+    is_tenant: impl Fn(&str) -> bool,
+) -> RoutingSettings {
+    let mut rules: Vec<RouteRule> = Vec::new();
+    let mut all_taken: Option<usize> = None;
+    for (number, section) in top.sections("route").into_iter().enumerate() {
+        if let Some(taker) = all_taken {
+            section.problem("", format!("is never reached: route[{taker}] fits everything"));
+        }
+        let Some(rule) = rule(check, section, &is_tenant) else {
+            continue;
+        };
+        if rule.to.iter().all(is_any)
+            && rule
+                .from
+                .iter()
+                .all(|from| matches!(from, PathPattern::Address(any) if is_any(any)))
+            && rule.tenants.is_empty()
+            && rule.streams.is_empty()
+        {
+            all_taken.get_or_insert(number);
+        }
+        rules.push(rule);
+    }
+    RoutingSettings {
+        rules,
+        safe_mode: safe_mode(top),
+    }
+}
+
+fn is_any(pattern: &SenderPattern) -> bool {
+    *pattern == SenderPattern::Any
+}
+
+fn rule(check: &Check<'_>, mut section: Section<'_>, is_tenant: &impl Fn(&str) -> bool) -> Option<RouteRule> {
+    let to = values(section.list::<SenderPattern>("to"));
+    let from = values(section.list::<PathPattern>("from"));
+    let tenants = section.list::<String>("tenants").unwrap_or_default();
+    for spot in tenants.iter().filter(|spot| !is_tenant(&spot.value)) {
+        let text = format!(
+            "there is no tenant \"{0}\"; it would be a table [tenants.{0}]",
+            spot.value
+        );
+        check.problem(spot.at, &spot.key, text);
+    }
+    let streams = section.list::<String>("streams").unwrap_or_default();
+    for spot in streams.iter().filter(|spot| !is_name(&spot.value)) {
+        check.problem(
+            spot.at,
+            &spot.key,
+            "a stream's name is made of letters, digits, '-', '_' and '.', 64 at the most",
+        );
+    }
+    let name = section.string("next_hop");
+    let name = section.required("next_hop", name, "\"mx\", \"refuse\" or \"discard\"");
+    let reason = section.parsed::<Reason>("reason");
+    let next_hop = name.and_then(|spot| next_hop(check, &section, &spot, reason));
+    section.end();
+    Some(RouteRule {
+        to,
+        from,
+        tenants: values(Some(tenants)).into_iter().map(Arc::from).collect(),
+        streams: values(Some(streams)).into_iter().map(Arc::from).collect(),
+        next_hop: next_hop?,
+    })
+}
+
+fn next_hop(
+    check: &Check<'_>,
+    section: &Section<'_>,
+    name: &Spot<String>,
+    reason: Option<Spot<Reason>>,
+) -> Option<NextHop> {
+    let word = name.value.as_str();
+    if !WORDS.contains(&word) {
+        let text = format!("\"{word}\" is none of \"mx\", \"refuse\", \"discard\"");
+        check.problem(name.at, &name.key, text);
+        return None;
+    }
+    if word == "mx" {
+        if let Some(spot) = reason {
+            check.problem(
+                spot.at,
+                &spot.key,
+                "is for \"refuse\" and \"discard\"; other mail goes on",
+            );
+        }
+        return Some(NextHop::Mx);
+    }
+    let what = "what senders, or your log, are told, such as \"no mail to our own test domains\"";
+    let reason = Arc::from(section.required("reason", reason, what)?.value.0);
+    Some(if word == "refuse" {
+        NextHop::Refuse(reason)
+    } else {
+        NextHop::Discard(reason)
+    })
+}
+
+fn safe_mode(top: &mut Section<'_>) -> Option<SafeMode> {
+    let there = top.has("safe_mode");
+    let mut section = top.section("safe_mode");
+    let says_nothing = there && !section.has("only_to") && !section.has("redirect_all");
+    let only_to = section.list::<SenderPattern>("only_to");
+    let redirect_all = section.parsed::<Mailbox>("redirect_all");
+    if says_nothing {
+        section.required::<()>(
+            "only_to",
+            None,
+            "who gets mail still, such as [\"example.com\"], or [] for nobody; or redirect_all, who gets it instead",
+        );
+    }
+    section.end();
+    there.then(|| SafeMode {
+        only_to: values(only_to),
+        redirect_all: redirect_all.map(|spot| spot.value),
+    })
+}
+
+fn values<T>(list: Option<Vec<Spot<T>>>) -> Vec<T> {
+    list.unwrap_or_default()
+        .into_iter()
+        .map(|spot| spot.value)
+        .collect()
+}
+
+/// Goes into an SMTP reply as it is.
+struct Reason(String);
+
+impl FromStr for Reason {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = (1..=MAX_REASON).contains(&text.len())
+            && text.bytes().all(|octet| (b' '..=b'~').contains(&octet))
+            && text.trim() == text;
+        fits.then(|| Self(text.to_owned()))
+            .ok_or_else(|| format!("a reason is a line of 1 to {MAX_REASON} printable ASCII characters"))
+    }
+}

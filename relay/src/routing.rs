@@ -1,0 +1,488 @@
+//! Which way each recipient's mail goes: the rules of the configuration, in order, and what safe mode does with them.
+//!
+//! What goes another way than by MX is in queues of a route group of its own. A group's number is given to the name of what
+//! it stands for (`discard …`) once, in the store, and outlives the configuration: a queue whose group is no longer
+//! configured never goes another way by itself. What was to be discarded still is; see [`Way`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mail_core::{Domain, Mailbox, Notify, Recipient, Reply, ReversePath, Timestamp};
+use queue::{GroupError, NewMessage, NewUnit, Queue, RouteGroup};
+
+use crate::config::Settings;
+use crate::config::routes::{NextHop, RouteRule, SafeMode};
+
+/// What is discarded in safe mode.
+const SAFE_MODE: &str = "safe mode";
+
+/// Before the reason in a group's name.
+const DISCARD: &str = "discard ";
+
+/// What a route group stands for now.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// The destination's own MX hosts.
+    Mx,
+    /// None: it ends as discarded, for this reason.
+    Discard(Arc<str>),
+    /// What the name stands for is not configured any more: the mail waits until it is again, or expires.
+    Missing(Arc<str>),
+}
+
+/// Where a message's recipients are put.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// One for each domain and way.
+    pub units: Vec<Placing>,
+    /// A header field to go on top: whom the mail was for, where safe mode redirects it.
+    pub field: String,
+}
+
+/// A unit to be.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Placing {
+    /// By which way.
+    pub group: RouteGroup,
+    /// Where to.
+    pub domain: Domain,
+    /// Each mailbox once.
+    pub recipients: Vec<Recipient>,
+}
+
+/// Whose mail it is that is to be routed.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender<'a> {
+    /// Of which tenant.
+    pub tenant: &'a str,
+    /// In which of its streams; `None` where that can't be known yet.
+    pub stream: Option<&'a str>,
+    /// MAIL's address.
+    pub reverse_path: &'a ReversePath,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Routing {
+    settings: Arc<Settings>,
+    numbers: HashMap<String, RouteGroup>,
+    ways: HashMap<RouteGroup, Way>,
+}
+
+impl Routing {
+    /// Gives all ways of the configuration their numbers. Writes to the store where one is new.
+    pub fn open(settings: Arc<Settings>, queue: &Queue) -> Result<Self, GroupError> {
+        let routing = &settings.routing;
+        let discards = routing.rules.iter().filter_map(|rule| match &rule.next_hop {
+            // A report can't be refused: it is discarded for the same reason.
+            NextHop::Discard(reason) | NextHop::Refuse(reason) => Some(discard_name(reason)),
+            NextHop::Mx => None,
+        });
+        let safe_mode = routing.safe_mode.as_ref().map(|_| discard_name(SAFE_MODE));
+        let names: Vec<String> = discards.chain(safe_mode).collect();
+        let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+        let numbers = queue.route_groups(&wanted)?;
+        let numbers = names.into_iter().zip(numbers).collect();
+        let known = queue.route_group_names()?.into_iter();
+        let ways = known.map(|(group, name)| (group, way(&name))).collect();
+        Ok(Self {
+            settings,
+            numbers,
+            ways,
+        })
+    }
+
+    /// What a queue's group stands for.
+    pub fn way(&self, group: RouteGroup) -> Way {
+        if group == RouteGroup::default() {
+            return Way::Mx;
+        }
+        let unknown = || Way::Missing(format!("route group {}", group.0).into());
+        self.ways.get(&group).cloned().unwrap_or_else(unknown)
+    }
+
+    /// Whether a rule refuses the recipient. Without a stream, only what holds for all of them.
+    pub fn refusal(&self, sender: Sender<'_>, to: &Mailbox) -> Option<Reply> {
+        match self.next_hop(sender, to)? {
+            NextHop::Refuse(reason) => Some(Reply::new(550, 7, 1, "").with_text(reason.to_string())),
+            NextHop::Mx | NextHop::Discard(_) => None,
+        }
+    }
+
+    /// Puts a message's recipients into units: in the order in which they were named, each mailbox once.
+    pub fn place(&self, sender: Sender<'_>, recipients: &[Recipient]) -> Placed {
+        let mut placed = Placed {
+            units: Vec::new(),
+            field: String::new(),
+        };
+        let mut place: HashMap<(RouteGroup, Domain), usize> = HashMap::new();
+        let mut seen = HashSet::new();
+        let archive = self.archive(sender, recipients);
+        let mut redirected = Vec::new();
+        for recipient in recipients.iter().chain(&archive) {
+            let (recipient, group) = match self.safe_mode() {
+                Some(safe) if !safe.only_to.iter().any(|only| only.fits(&recipient.mailbox)) => {
+                    match &safe.redirect_all {
+                        Some(to) => {
+                            redirected.push(&recipient.mailbox);
+                            (Recipient::new(to.clone()), None)
+                        }
+                        None => (recipient.clone(), Some(self.number(&discard_name(SAFE_MODE)))),
+                    }
+                }
+                _ => (recipient.clone(), None),
+            };
+            if !seen.insert(recipient.clone()) {
+                continue;
+            }
+            let group = group.unwrap_or_else(|| self.group(sender, &recipient.mailbox));
+            let domain = recipient.mailbox.domain().clone();
+            let number = *place.entry((group, domain.clone())).or_insert_with(|| {
+                placed.units.push(Placing {
+                    group,
+                    domain,
+                    recipients: Vec::new(),
+                });
+                placed.units.len() - 1
+            });
+            placed.units[number].recipients.push(recipient);
+        }
+        placed.field = original_to(&redirected);
+        placed
+    }
+
+    /// As [`Self::place`], for a report of ours. What a rule refuses is discarded.
+    pub fn placed(&self, mut report: NewMessage, now: Timestamp) -> NewMessage {
+        let recipients: Vec<_> = report
+            .units
+            .iter()
+            .flat_map(|unit| unit.recipients.iter().cloned())
+            .collect();
+        let tenant = report.tenant.clone();
+        let sender = Sender {
+            tenant: &tenant,
+            stream: Some(&report.stream.clone()),
+            reverse_path: &ReversePath::Null,
+        };
+        let placed = self.place(sender, &recipients);
+        report.units = placed.due(now);
+        if !placed.field.is_empty() {
+            report.prefix = [placed.field.as_bytes(), &report.prefix].concat().into();
+        }
+        report
+    }
+
+    /// What readiness and the log say of safe mode, where it is on.
+    pub fn safe_mode_notice(&self) -> Option<String> {
+        let safe = self.safe_mode()?;
+        Some(match &safe.redirect_all {
+            Some(to) => format!("safe mode: mail goes to {to} instead of its recipients"),
+            None => "safe mode: mail is discarded instead of sent".to_owned(),
+        })
+    }
+
+    fn safe_mode(&self) -> Option<&SafeMode> {
+        self.settings.routing.safe_mode.as_ref()
+    }
+
+    /// The copy for the tenant's archive, of whose fate nobody is told. Reports are not archived.
+    fn archive(&self, sender: Sender<'_>, recipients: &[Recipient]) -> Option<Recipient> {
+        sender.reverse_path.mailbox()?;
+        let archive = self.settings.tenants.get(sender.tenant)?.archive.as_ref()?;
+        let is_there = recipients.iter().any(|recipient| recipient.mailbox == *archive);
+        (!is_there).then(|| Recipient {
+            notify: Some(Notify::Never),
+            ..Recipient::new(archive.clone())
+        })
+    }
+
+    fn group(&self, sender: Sender<'_>, to: &Mailbox) -> RouteGroup {
+        match self.next_hop(sender, to) {
+            None | Some(NextHop::Mx) => RouteGroup::default(),
+            Some(NextHop::Discard(reason) | NextHop::Refuse(reason)) => self.number(&discard_name(reason)),
+        }
+    }
+
+    /// All names were given numbers at the start.
+    fn number(&self, name: &str) -> RouteGroup {
+        self.numbers.get(name).copied().unwrap_or_default()
+    }
+
+    /// The next hop of the first rule that fits; `None` by MX, or where it can't be told yet.
+    fn next_hop(&self, sender: Sender<'_>, to: &Mailbox) -> Option<&NextHop> {
+        for rule in &self.settings.routing.rules {
+            if !fits(rule, sender, to) {
+                continue;
+            }
+            if sender.stream.is_none() && !rule.streams.is_empty() {
+                return None;
+            }
+            return Some(&rule.next_hop);
+        }
+        None
+    }
+}
+
+impl Placed {
+    /// The units, due at once.
+    pub fn due(&self, now: Timestamp) -> Vec<NewUnit> {
+        let unit = |unit: &Placing| NewUnit {
+            route_group: unit.group,
+            domain: unit.domain.clone(),
+            due: now,
+            recipients: unit.recipients.clone(),
+        };
+        self.units.iter().map(unit).collect()
+    }
+
+    /// The field, above what else we add.
+    pub fn above(&self, prefix: Bytes) -> Bytes {
+        if self.field.is_empty() {
+            return prefix;
+        }
+        [self.field.as_bytes(), &prefix].concat().into()
+    }
+}
+
+fn discard_name(reason: &str) -> String {
+    format!("{DISCARD}{reason}")
+}
+
+fn way(name: &str) -> Way {
+    match name.strip_prefix(DISCARD) {
+        Some(reason) => Way::Discard(reason.into()),
+        None => Way::Missing(name.into()),
+    }
+}
+
+/// Whether all of a rule's lists fit. A stream that is not known yet may.
+fn fits(rule: &RouteRule, sender: Sender<'_>, to: &Mailbox) -> bool {
+    let is_one = |names: &[Arc<str>], name: &str| names.is_empty() || names.iter().any(|own| **own == *name);
+    (rule.to.is_empty() || rule.to.iter().any(|pattern| pattern.fits(to)))
+        && (rule.from.is_empty() || rule.from.iter().any(|pattern| pattern.fits(sender.reverse_path)))
+        && is_one(&rule.tenants, sender.tenant)
+        && sender.stream.is_none_or(|stream| is_one(&rule.streams, stream))
+}
+
+/// `Postrider-Original-To`, one address a line; empty where nobody was redirected.
+fn original_to(redirected: &[&Mailbox]) -> String {
+    if redirected.is_empty() {
+        return String::new();
+    }
+    let address = |mailbox: &&Mailbox| match mailbox.is_ascii() {
+        true => format!("<{mailbox}>"),
+        // The header field must go anywhere.
+        false => "(an address beyond ASCII)".to_owned(),
+    };
+    let addresses: Vec<_> = redirected.iter().map(address).collect();
+    format!("Postrider-Original-To: {}\r\n", addresses.join(",\r\n\t"))
+}
+
+#[cfg(test)]
+mod tests {
+    use queue::store::MemoryStore;
+
+    use super::*;
+
+    const PLAIN: &str = "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.a]\nsenders = [\"*\"]\n[tenants.b]\n\
+        senders = [\"*\"]\n[[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\n\
+        tenant = \"a\"\n";
+
+    fn routing_of(text: &str, queue: &Queue) -> Routing {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("postrider.toml");
+        std::fs::write(&path, text).unwrap();
+        Routing::open(Arc::new(crate::config::load(&path).unwrap()), queue).unwrap()
+    }
+
+    fn routing(more: &str) -> Routing {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        routing_of(&format!("{PLAIN}{more}"), &queue)
+    }
+
+    fn to(addresses: &[&str]) -> Vec<Recipient> {
+        addresses
+            .iter()
+            .map(|to| Recipient::new(to.parse().unwrap()))
+            .collect()
+    }
+
+    /// What becomes of mail from `x@from.test`, for each recipient: group's way and the recipients in it.
+    fn ways(routing: &Routing, tenant: &str, stream: &str, recipients: &[&str]) -> Vec<String> {
+        let path = ReversePath::Mailbox("x@from.test".parse().unwrap());
+        let sender = Sender {
+            tenant,
+            stream: Some(stream),
+            reverse_path: &path,
+        };
+        let placed = routing.place(sender, &to(recipients));
+        let unit = |unit: &Placing| {
+            let who: Vec<_> = unit.recipients.iter().map(|to| to.mailbox.to_string()).collect();
+            let way = match routing.way(unit.group) {
+                Way::Mx => "mx".to_owned(),
+                Way::Discard(reason) => format!("discard {reason}"),
+                Way::Missing(name) => format!("missing {name}"),
+            };
+            format!("{way}: {}", who.join(" "))
+        };
+        placed.units.iter().map(unit).collect()
+    }
+
+    fn refusal(routing: &Routing, stream: Option<&str>, from: &str, to: &str) -> String {
+        let path = match from {
+            "" => ReversePath::Null,
+            from => ReversePath::Mailbox(from.parse().unwrap()),
+        };
+        let sender = Sender {
+            tenant: "a",
+            stream,
+            reverse_path: &path,
+        };
+        let reply = routing.refusal(sender, &to.parse().unwrap());
+        reply.map_or("ok".into(), |reply| reply.to_string())
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_decides() {
+        let routing = routing(
+            "[[route]]\nto = [\"vip@gone.test\"]\nnext_hop = \"mx\"\n\
+             [[route]]\nto = [\"gone.test\", \"*.gone.test\"]\nnext_hop = \"discard\"\nreason = \"gone\"\n\
+             [[route]]\ntenants = [\"b\"]\nstreams = [\"bulk\"]\nnext_hop = \"discard\"\nreason = \"no bulk\"\n",
+        );
+        let all = [
+            "vip@gone.test",
+            "x@gone.test",
+            "x@sub.gone.test",
+            "y@gone.test",
+            "x@ok.test",
+        ];
+        assert_eq!(
+            ways(&routing, "a", "bulk", &all),
+            [
+                "mx: vip@gone.test",
+                "discard gone: x@gone.test y@gone.test",
+                "discard gone: x@sub.gone.test",
+                "mx: x@ok.test"
+            ]
+        );
+        assert_eq!(
+            ways(&routing, "b", "bulk", &["x@ok.test"]),
+            ["discard no bulk: x@ok.test"]
+        );
+        assert_eq!(ways(&routing, "b", "other", &["x@ok.test"]), ["mx: x@ok.test"]);
+    }
+
+    #[test]
+    fn a_unit_for_each_domain_and_each_mailbox_once() {
+        let all = ["a@x.test", "b@y.test", "c@x.test", "a@x.test"];
+        assert_eq!(
+            ways(&routing(""), "a", "s", &all),
+            ["mx: a@x.test c@x.test", "mx: b@y.test"]
+        );
+    }
+
+    #[test]
+    fn refusals_wait_for_what_they_depend_on() {
+        let routing = routing(
+            "[[route]]\nfrom = [\"<>\"]\nto = [\"own.test\"]\nnext_hop = \"refuse\"\nreason = \"no reports\"\n\
+             [[route]]\nto = [\"bulk.test\"]\nstreams = [\"bulk\"]\nnext_hop = \"refuse\"\nreason = \"no bulk\"\n\
+             [[route]]\nto = [\"bulk.test\", \"never.test\"]\nfrom = [\"from.test\"]\nnext_hop = \"refuse\"\nreason = \"never\"\n",
+        );
+        let no_bulk = "550 5.7.1 no bulk";
+        for (stream, from, to, verdict) in [
+            (None, "", "x@own.test", "550 5.7.1 no reports"),
+            (None, "x@from.test", "x@own.test", "ok"),
+            (None, "x@from.test", "x@never.test", "550 5.7.1 never"),
+            (None, "x@other.test", "x@never.test", "ok"),
+            // Either of two rules may fit: which one, the stream decides.
+            (None, "x@from.test", "x@bulk.test", "ok"),
+            (Some("bulk"), "x@from.test", "x@bulk.test", no_bulk),
+            (Some("other"), "x@from.test", "x@bulk.test", "550 5.7.1 never"),
+        ] {
+            assert_eq!(
+                refusal(&routing, stream, from, to),
+                verdict,
+                "{stream:?} {from} {to}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_to_be_discarded_is_though_its_rule_is_gone() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let rule = "[[route]]\nto = [\"x.test\"]\nnext_hop = \"discard\"\nreason = \"gone\"\n";
+        let before = routing_of(&format!("{PLAIN}{rule}"), &queue);
+        let group = before.number("discard gone");
+        assert_ne!(group, RouteGroup::default());
+        let after = routing_of(PLAIN, &queue);
+        assert!(matches!(after.way(group), Way::Discard(reason) if &*reason == "gone"));
+        assert!(matches!(after.way(RouteGroup(999)), Way::Missing(_)));
+        assert!(matches!(after.way(RouteGroup(0)), Way::Mx));
+    }
+
+    #[test]
+    fn safe_mode_lets_few_through_and_keeps_whom_the_rest_was_for() {
+        let discards = routing("[safe_mode]\nonly_to = [\"team@own.test\"]\n");
+        assert_eq!(
+            ways(&discards, "a", "s", &["team@own.test", "real@person.test"]),
+            ["mx: team@own.test", "discard safe mode: real@person.test"]
+        );
+        let redirects = routing(
+            "[safe_mode]\nonly_to = [\"own.test\"]\nredirect_all = \"box@own.test\"\n\
+             [[route]]\nto = [\"person.test\"]\nnext_hop = \"refuse\"\nreason = \"no\"\n",
+        );
+        let all = ["one@person.test", "x@own.test", "two@person.test"];
+        assert_eq!(ways(&redirects, "a", "s", &all), ["mx: box@own.test x@own.test"]);
+        assert_eq!(
+            refusal(&redirects, Some("s"), "x@from.test", "one@person.test"),
+            "550 5.7.1 no"
+        );
+        let path = ReversePath::Mailbox("x@from.test".parse().unwrap());
+        let sender = Sender {
+            tenant: "a",
+            stream: Some("s"),
+            reverse_path: &path,
+        };
+        let placed = redirects.place(sender, &to(&all));
+        assert_eq!(
+            placed.above(Bytes::from_static(b"Received: x\r\n")),
+            "Postrider-Original-To: <one@person.test>,\r\n\t<two@person.test>\r\nReceived: x\r\n"
+        );
+        assert!(redirects.safe_mode_notice().unwrap().contains("box@own.test"));
+        assert_eq!(routing("").safe_mode_notice(), None);
+    }
+
+    #[test]
+    fn an_archive_gets_a_copy_that_nobody_hears_of() {
+        let text = PLAIN.replace("[tenants.a]\n", "[tenants.a]\narchive = \"all@archive.test\"\n");
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let routing = routing_of(&text, &queue);
+        assert_eq!(
+            ways(&routing, "a", "s", &["x@ok.test"]),
+            ["mx: x@ok.test", "mx: all@archive.test"]
+        );
+        assert_eq!(
+            ways(&routing, "a", "s", &["all@archive.test"]),
+            ["mx: all@archive.test"]
+        );
+        assert_eq!(ways(&routing, "b", "s", &["x@ok.test"]), ["mx: x@ok.test"]);
+        let sender = Sender {
+            tenant: "a",
+            stream: Some("s"),
+            reverse_path: &ReversePath::Null,
+        };
+        assert_eq!(
+            routing.place(sender, &to(&["x@ok.test"])).units.len(),
+            1,
+            "no reports"
+        );
+        let path = ReversePath::Mailbox("x@from.test".parse().unwrap());
+        let sender = Sender {
+            reverse_path: &path,
+            ..sender
+        };
+        let placed = routing.place(sender, &to(&["x@ok.test"]));
+        assert_eq!(placed.units[1].recipients[0].notify, Some(Notify::Never));
+    }
+}
