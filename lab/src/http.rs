@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::mailbox::{Entry, Mailboxes};
+use crate::script::Peers;
 
 pub(crate) struct HttpDoor {
     pub(crate) address: SocketAddr,
@@ -25,14 +26,18 @@ pub(crate) struct HttpDoor {
 }
 
 impl HttpDoor {
-    pub(crate) async fn start(address: SocketAddr, mailboxes: Arc<Mailboxes>) -> io::Result<Self> {
+    pub(crate) async fn start(
+        address: SocketAddr,
+        mailboxes: Arc<Mailboxes>,
+        peers: Arc<Peers>,
+    ) -> io::Result<Self> {
         if !address.ip().is_loopback() {
             let why = "the lab's HTTP door has no lock; it listens on loopback addresses only";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let router = router(mailboxes);
+        let router = router(mailboxes, peers);
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the lab's HTTP door closed");
@@ -48,12 +53,18 @@ impl Drop for HttpDoor {
     }
 }
 
-fn router(mailboxes: Arc<Mailboxes>) -> Router {
+fn router(mailboxes: Arc<Mailboxes>, peers: Arc<Peers>) -> Router {
     Router::new()
         .route("/lab/mailboxes", get(list))
         .route("/lab/mailboxes/{address}", get(entries))
         .route("/lab/mailboxes/{address}/{n}", get(raw))
-        .fallback(async || problem(StatusCode::NOT_FOUND, "nothing of that name; see /lab/mailboxes"))
+        .route("/lab/peers", get(async move || Json(peers.all())))
+        .fallback(async || {
+            problem(
+                StatusCode::NOT_FOUND,
+                "nothing of that name; see /lab/mailboxes and /lab/peers",
+            )
+        })
         .method_not_allowed_fallback(async || problem(StatusCode::METHOD_NOT_ALLOWED, "GET only"))
         .layer(middleware::from_fn(only_from_here))
         .with_state(mailboxes)

@@ -19,10 +19,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use mail_core::{BadMailbox, Domain, Mailbox};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+
+use script::{Peers, ScriptedHost};
 
 pub mod behaviour;
 pub mod ca;
@@ -30,6 +33,7 @@ pub mod dns;
 mod http;
 pub mod mailbox;
 mod receiver;
+pub mod script;
 pub mod verdict;
 
 pub use behaviour::{Accepts, Behaviour, Greylists, Slow, Unknown, Visit};
@@ -37,6 +41,7 @@ pub use ca::{Ca, CaError, Issued};
 pub use dns::{BadName, Zone};
 pub use mailbox::{Delivery, Entry, Keep, Limits, Mailboxes};
 pub use receiver::{MAX_MESSAGE_BYTES, Observer};
+pub use script::{Played, Script};
 pub use verdict::{DkimVerdict, Outcome, SpfVerdict, Verdicts};
 
 /// Where hosts get their addresses, one after the other; a net of its own, so that what else listens on 127.0.0.1 is not in
@@ -59,6 +64,8 @@ pub enum LabError {
     },
     #[error(transparent)]
     Name(#[from] BadName),
+    #[error("the lab has a domain {0} already")]
+    Twice(Domain),
     #[error("no host {0} was named before domain {1}")]
     NoHost(Domain, Domain),
     #[error("a lab has at most {MAX_HOSTS} hosts")]
@@ -90,8 +97,25 @@ pub struct HostInfo {
 
 struct HostPlan {
     name: Domain,
-    behaviour: Option<Arc<dyn Behaviour>>,
+    role: Role,
     domains: HashSet<Domain>,
+}
+
+enum Role {
+    Receives(Arc<dyn Behaviour>),
+    Plays(Arc<Script>),
+    /// Nothing listens.
+    Dead,
+}
+
+impl HostPlan {
+    fn new(name: Domain, role: Role) -> Self {
+        Self {
+            name,
+            role,
+            domains: HashSet::new(),
+        }
+    }
 }
 
 struct DomainPlan {
@@ -177,22 +201,23 @@ impl Builder {
 
     /// A receiving host, for [`Builder::domain`].
     pub fn host(mut self, name: Domain, behaviour: impl Behaviour) -> Self {
-        self.hosts.push(HostPlan {
-            name,
-            behaviour: Some(Arc::new(behaviour)),
-            domains: HashSet::new(),
-        });
+        self.hosts
+            .push(HostPlan::new(name, Role::Receives(Arc::new(behaviour))));
         self
     }
 
     /// A host that has an address and no listener.
     pub fn dead_host(mut self, name: Domain) -> Self {
-        self.hosts.push(HostPlan {
-            name,
-            behaviour: None,
-            domains: HashSet::new(),
-        });
+        self.hosts.push(HostPlan::new(name, Role::Dead));
         self
+    }
+
+    /// A domain whose MX host plays a script. What is said to it is in [`Lab::played`] and at the HTTP door; mail is not kept.
+    pub fn peer(mut self, name: Domain, script: Script) -> Self {
+        let host = domain(&format!("mx.{name}"));
+        self.hosts
+            .push(HostPlan::new(host.clone(), Role::Plays(Arc::new(script))));
+        self.domain(name, &[host])
     }
 
     /// A domain whose mail these hosts take, the preferred one first; many domains may share hosts.
@@ -248,6 +273,10 @@ impl Builder {
 
     /// Starts everything, on the runtime that this is called in. When it returns, all sockets are open.
     pub async fn start(mut self) -> Result<Lab, LabError> {
+        let mut names = HashSet::new();
+        if let Some(twice) = self.domains.iter().find(|plan| !names.insert(&plan.name)) {
+            return Err(LabError::Twice(twice.name.clone()));
+        }
         let folder = Folder::open(self.dir.take())?;
         let in_folder = |error| unusable(&folder.path, error);
         let mailboxes =
@@ -260,7 +289,8 @@ impl Builder {
         let dns = dns::DnsServer::start(self.dns, zone.clone())
             .await
             .map_err(|error| LabError::Dns(self.dns, error))?;
-        let http = http::HttpDoor::start(self.http, Arc::clone(&mailboxes))
+        let peers = Arc::new(Peers::default());
+        let http = http::HttpDoor::start(self.http, Arc::clone(&mailboxes), Arc::clone(&peers))
             .await
             .map_err(|error| LabError::Http(self.http, error))?;
 
@@ -283,8 +313,21 @@ impl Builder {
                 address: SocketAddr::new(address, bound.port),
                 is_up: listener.is_some(),
             });
-            let (Some(behaviour), Some(listener)) = (plan.behaviour, listener) else {
-                continue;
+            let Some(listener) = listener else { continue };
+            let behaviour = match plan.role {
+                Role::Receives(behaviour) => behaviour,
+                Role::Plays(script) => {
+                    let host = ScriptedHost {
+                        tls: ca.issue(&[plan.name.as_str()])?.server_config().into(),
+                        name: plan.name,
+                        script,
+                        peers: Arc::clone(&peers),
+                        connections: AtomicU64::new(0),
+                    };
+                    receivers.spawn(Arc::new(host).run(listener));
+                    continue;
+                }
+                Role::Dead => continue,
             };
             let postmaster = Mailbox::new(
                 "postmaster",
@@ -310,6 +353,7 @@ impl Builder {
             ca,
             mailboxes,
             zone,
+            peers,
             dns_server: dns,
             _http: http,
             receivers,
@@ -424,9 +468,9 @@ async fn try_bind(hosts: &[HostPlan]) -> io::Result<Bound> {
     };
     for (address, host) in (u32::from(FIRST_HOST)..).zip(hosts) {
         let address = IpAddr::V4(address.into());
-        let listener = match host.behaviour {
-            None => None,
-            Some(_) => {
+        let listener = match &host.role {
+            Role::Dead => None,
+            Role::Receives(_) | Role::Plays(_) => {
                 let listener = TcpListener::bind((address, bound.port)).await?;
                 bound.port = listener.local_addr()?.port();
                 Some(listener)
@@ -453,6 +497,7 @@ pub struct Lab {
     pub mailboxes: Arc<Mailboxes>,
     /// The name server's records; they can be changed while it runs.
     pub zone: Zone,
+    peers: Arc<Peers>,
     dns_server: dns::DnsServer,
     _http: http::HttpDoor,
     receivers: JoinSet<()>,
@@ -468,6 +513,11 @@ impl Lab {
     /// The folder of its files.
     pub fn dir(&self) -> &Path {
         &self.folder.path
+    }
+
+    /// The latest conversations with scripted peers, in the order in which they ended.
+    pub fn played(&self) -> Vec<Played> {
+        self.peers.all()
     }
 
     /// Closes every socket. A temporary folder is removed.

@@ -141,3 +141,21 @@ fn credentials_are_added_listed_and_removed() {
     assert_eq!(run(&config, &["check"]).0, 0);
     assert_eq!(run(&config, &["credential", "remove", "app"]).0, 1);
 }
+
+#[test]
+fn a_labs_peer_has_to_be_a_domain_and_a_script() {
+    let (folder, config) = folder();
+    let script = folder.path().join("odd.smtp");
+    std::fs::write(&script, "S: 220 hi\nwait\n").unwrap();
+    let script = script.to_str().unwrap();
+    for (peer, expected) in [
+        ("odd.test".to_owned(), "as in odd.test=odd.smtp"),
+        (format!("odd..test={script}"), "odd..test"),
+        (format!("odd.test={script}"), "odd.smtp:2: \"wait\" is no step"),
+        ("odd.test=/nowhere/at/all".to_owned(), "/nowhere/at/all"),
+    ] {
+        let (code, _, error) = run(&config, &["lab", "--peer", &peer]);
+        assert_eq!(code, 2, "{peer}: {error}");
+        assert!(error.contains(expected), "{peer}: {error}");
+    }
+}

@@ -1,4 +1,5 @@
 //! A client that says what a test tells it to.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

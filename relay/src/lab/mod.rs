@@ -12,12 +12,12 @@ mod table;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 
 use anyhow::Context as _;
 use clap::Args;
-use lab::Lab;
+use lab::{Lab, Script};
 use mail_core::Domain;
 use tokio::runtime::{Builder, Runtime};
 
@@ -40,6 +40,18 @@ pub struct Options {
     /// Keep everything in this folder, made if it is not there; else in a temporary one, gone at the end.
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
+    /// A domain whose mail server plays a script of C: and S: lines, such as odd.test=odd.smtp; may be given more than once.
+    #[arg(long = "peer", value_name = "DOMAIN=FILE", value_parser = peer)]
+    peers: Vec<(Domain, Script)>,
+}
+
+fn peer(text: &str) -> Result<(Domain, Script), String> {
+    let (domain, file) = text
+        .split_once('=')
+        .ok_or("a domain and a file, as in odd.test=odd.smtp")?;
+    let domain = domain.parse().map_err(|error| format!("{domain:?}: {error}"))?;
+    let script = Script::load(Path::new(file)).map_err(|error| error.to_string())?;
+    Ok((domain, script))
 }
 
 /// A relay in its lab.
@@ -59,14 +71,14 @@ pub fn main(options: &Options) -> anyhow::Result<bool> {
     if !options.demo || std::env::var_os("RUST_LOG").is_some() {
         cli::log(LogFormat::Text);
     }
-    let laboratory = Laboratory::start(options.dir.clone())?;
+    let laboratory = Laboratory::start(options)?;
     let result = laboratory.runtime.block_on(laboratory.serve(options));
     laboratory.stop();
     result
 }
 
 impl Laboratory {
-    fn start(dir: Option<PathBuf>) -> anyhow::Result<Self> {
+    fn start(options: &Options) -> anyhow::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("lab")
@@ -74,9 +86,12 @@ impl Laboratory {
             .build()?;
         let sender: Domain = SENDER_DOMAIN.parse()?;
         let mut builder = lab::Builder::new(sender.clone());
-        if let Some(dir) = dir {
+        if let Some(dir) = &options.dir {
             // The relay's files are named in a configuration that is itself in the folder.
             builder = builder.dir(&std::path::absolute(dir)?);
+        }
+        for (domain, script) in &options.peers {
+            builder = builder.peer(domain.clone(), script.clone());
         }
         let lab = runtime.block_on(builder.start()).context("the lab")?;
         let (config, access) = setup::write(&lab, &sender)?;
@@ -189,6 +204,7 @@ Postrider is running in a lab: a small Internet on this machine, from which noth
   Sender                  {sender}
   CA certificate          {ca}
   Mailboxes               http://{http}/lab/mailboxes
+  Scripted peers          http://{http}/lab/peers
   Metrics and health      http://{metrics}/metrics  http://{metrics}/readyz
   Name server             {}
   Configuration           {}
