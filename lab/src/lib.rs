@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use mail_core::{BadMailbox, Domain, Mailbox};
 use tokio::net::TcpListener;
@@ -36,19 +37,28 @@ mod receiver;
 pub mod script;
 pub mod verdict;
 
-pub use behaviour::{Accepts, Behaviour, Greylists, Slow, Unknown, Visit};
+pub use behaviour::{
+    Accepts, Behaviour, BrokenTls, Busy, DropsAfterDot, Full, Greylists, Plain, SevenBit, Slow, Small,
+    Unknown, Visit,
+};
 pub use ca::{Ca, CaError, Issued};
 pub use dns::{BadName, Zone};
 pub use mailbox::{Delivery, Entry, Keep, Limits, Mailboxes};
 pub use receiver::{MAX_MESSAGE_BYTES, Observer};
 pub use script::{Played, Script};
-pub use verdict::{DkimVerdict, Outcome, SpfVerdict, Verdicts};
+pub use verdict::{DkimVerdict, DmarcVerdict, Outcome, SpfVerdict, Verdicts};
 
 /// Where hosts get their addresses, one after the other; a net of its own, so that what else listens on 127.0.0.1 is not in
 /// the way.
 const FIRST_HOST: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 /// Hosts of one lab: those whose addresses fit into 127.77.0.0/16.
 const MAX_HOSTS: usize = 65_000;
+/// What `slow.test` takes over a message.
+const SLOW: Duration = Duration::from_secs(3);
+/// Transactions a second that `busy.test` takes.
+const BUSY: u32 = 5;
+/// Octets of a message that `small.test` takes.
+const SMALL: u64 = 20 << 10;
 /// Ports tried until one is free on the addresses of all hosts.
 const PORT_TRIES: usize = 64;
 
@@ -131,6 +141,7 @@ pub struct Builder {
     helo: Domain,
     hosts: Vec<HostPlan>,
     domains: Vec<DomainPlan>,
+    null_mx: Vec<Domain>,
     texts: Vec<(String, String)>,
     keep: Keep,
     limits: Limits,
@@ -141,26 +152,27 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The lab as users meet it, sending from `sender`: `ok.test` and `second.test` take everything, `greylist.test` wants to
-    /// be asked twice, `reject.test` does not know `nobody`, nothing listens for `dead.test`; `sender` has mailboxes, and SPF
-    /// and DMARC records that let this machine send for it.
+    /// The lab as users meet it, sending from `sender`, which has mailboxes, and SPF and DMARC records that let this machine
+    /// send for it; with the domains that docs/lab.md lists.
     pub fn new(sender: Domain) -> Self {
-        let (relay, ok, second, greylist, reject, dead) = (
-            domain(&format!("relay.{sender}")),
-            domain("ok.test"),
-            domain("second.test"),
-            domain("greylist.test"),
-            domain("reject.test"),
-            domain("dead.test"),
-        );
+        let relay = domain(&format!("relay.{sender}"));
         // The sender's host comes first: see `bind`.
         Self::bare(sender.clone(), relay)
             .receiver(sender, Accepts)
-            .receiver(ok, Accepts)
-            .receiver(second, Accepts)
-            .receiver(greylist, Greylists::default())
-            .receiver(reject, Unknown(vec!["nobody".into()]))
-            .dead(dead)
+            .receiver(domain("ok.test"), Accepts)
+            .receiver(domain("second.test"), Accepts)
+            .receiver(domain("greylist.test"), Greylists::default())
+            .receiver(domain("reject.test"), Unknown(vec!["nobody".into()]))
+            .dead(domain("dead.test"))
+            .null_mx(domain("nullmx.test"))
+            .receiver(domain("slow.test"), Slow(SLOW))
+            .receiver(domain("full.test"), Full)
+            .receiver(domain("busy.test"), Busy::above(BUSY))
+            .receiver(domain("plain.test"), Plain)
+            .receiver(domain("broken-tls.test"), BrokenTls)
+            .receiver(domain("drop-after-dot.test"), DropsAfterDot::default())
+            .receiver(domain("sevenbit.test"), SevenBit)
+            .receiver(domain("small.test"), Small(SMALL))
     }
 
     /// A lab without any receiving domain. `helo` is what the relay under test calls itself.
@@ -171,6 +183,7 @@ impl Builder {
             helo,
             hosts: Vec::new(),
             domains: Vec::new(),
+            null_mx: Vec::new(),
             texts: Vec::new(),
             keep: Keep::All,
             limits: Limits::default(),
@@ -197,6 +210,12 @@ impl Builder {
     pub fn dead(self, name: Domain) -> Self {
         let host = domain(&format!("mx.{name}"));
         self.dead_host(host.clone()).domain(name, &[host])
+    }
+
+    /// A domain that takes no mail, and says so with a null MX (RFC 7505).
+    pub fn null_mx(mut self, name: Domain) -> Self {
+        self.null_mx.push(name);
+        self
     }
 
     /// A receiving host, for [`Builder::domain`].
@@ -247,7 +266,7 @@ impl Builder {
         self
     }
 
-    /// Whether receivers check SPF and DKIM, as they do by default. It costs more than all the rest.
+    /// Whether receivers check SPF, DKIM and DMARC, as they do by default. It costs more than all the rest.
     pub fn verify(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
@@ -274,8 +293,9 @@ impl Builder {
     /// Starts everything, on the runtime that this is called in. When it returns, all sockets are open.
     pub async fn start(mut self) -> Result<Lab, LabError> {
         let mut names = HashSet::new();
-        if let Some(twice) = self.domains.iter().find(|plan| !names.insert(&plan.name)) {
-            return Err(LabError::Twice(twice.name.clone()));
+        let mut all = self.domains.iter().map(|plan| &plan.name).chain(&self.null_mx);
+        if let Some(twice) = all.find(|name| !names.insert(*name)) {
+            return Err(LabError::Twice(twice.clone()));
         }
         let folder = Folder::open(self.dir.take())?;
         let in_folder = |error| unusable(&folder.path, error);
@@ -375,6 +395,9 @@ impl Builder {
                 let preference = u16::try_from((number + 1) * 10).unwrap_or(u16::MAX);
                 zone.mx(name.as_str(), preference, host_name.as_str())?;
             }
+        }
+        for name in &self.null_mx {
+            zone.mx(name.as_str(), 0, ".")?;
         }
         for name in [&self.sender, &self.helo] {
             zone.txt(name.as_str(), "v=spf1 ip4:127.0.0.0/8 -all")?;

@@ -96,7 +96,7 @@ pub struct Entry {
     pub sha256: String,
     /// The first Subject, unfolded, encoded words as they are.
     pub subject: Option<String>,
-    /// SPF and DKIM, where the lab verifies.
+    /// SPF, DKIM and DMARC, where the lab verifies.
     #[serde(flatten)]
     pub verdicts: Option<Verdicts>,
 }

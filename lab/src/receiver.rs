@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use mail_core::smtp::data::{self, Decoder};
 use mail_core::smtp::inbox::{Inbox, Line};
 use mail_core::smtp::server::{Action, Auth, Config, Input, Question, Session, replies};
-use mail_core::{Domain, Envelope, Mailbox, Reply, Timestamp};
+use mail_core::{Domain, Envelope, Mailbox, Reply, ReversePath, Timestamp};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -42,6 +42,9 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 const TLS_PATIENCE: Duration = Duration::from_secs(30);
 /// After a failed accept: out of file handles, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A fatal alert of that name (RFC 8446 §6.2).
+const HANDSHAKE_FAILURE: &[u8] = b"\x15\x03\x03\x00\x02\x02\x28";
 
 /// Octets asked of the socket at once.
 const READ: usize = 64 << 10;
@@ -93,7 +96,7 @@ impl Host {
         tls: Arc<ServerConfig>,
         shared: Arc<Shared>,
     ) -> Self {
-        let config = Config {
+        let mut config = Config {
             hostname: name.to_string(),
             postmaster,
             max_message_bytes: MAX_MESSAGE_BYTES,
@@ -107,6 +110,7 @@ impl Host {
             command_timeout: COMMAND_PATIENCE,
             data_timeout: COMMAND_PATIENCE,
         };
+        behaviour.offer(&mut config);
         Self {
             domains,
             behaviour,
@@ -182,11 +186,14 @@ impl Host {
                         helo,
                         tls: &tls,
                     };
-                    Input::Answer(self.answer(question, &session, visitor, &mut message).await)
+                    match self.answer(question, &session, visitor, &mut message).await {
+                        Some(reply) => Input::Answer(reply),
+                        None => return timeout(WRITE_PATIENCE, wire.stream.shutdown()).await?,
+                    }
                 }
                 Action::ReceiveData(reply) => {
                     wire.say(&reply);
-                    let mut decoder = Decoder::new(MAX_MESSAGE_BYTES, session.declared_bytes());
+                    let mut decoder = Decoder::new(self.config.max_message_bytes, session.declared_bytes());
                     if !self.receive(&mut wire, &mut decoder, session.patience()).await? {
                         return Ok(());
                     }
@@ -201,6 +208,10 @@ impl Host {
                 Action::StartTls(reply) => {
                     wire.say(&reply);
                     wire.flush().await?;
+                    if self.behaviour.breaks_tls() {
+                        wire.stream.write_all(HANDSHAKE_FAILURE).await?;
+                        return timeout(WRITE_PATIENCE, wire.stream.shutdown()).await?;
+                    }
                     let stream = timeout(TLS_PATIENCE, self.tls.accept(wire.stream)).await??;
                     let (_, connection) = stream.get_ref();
                     tls = match (
@@ -244,28 +255,30 @@ impl Host {
         }
     }
 
+    /// `None`: hang up without a word.
     async fn answer(
         &self,
         question: Question,
         session: &Session,
         visitor: Visitor<'_>,
         message: &mut Option<data::Data>,
-    ) -> Reply {
-        match question {
-            Question::Mail(_) => replies::SENDER_OK,
-            Question::Rcpt(recipient) => {
-                let Some(envelope) = session.envelope() else {
-                    return Reply::new(451, 3, 0, "no transaction");
-                };
-                self.rcpt(visitor.visit(envelope), &recipient.mailbox)
+    ) -> Option<Reply> {
+        Some(match question {
+            Question::Mail(from) => {
+                let visit = visitor.visit(&from.reverse_path);
+                self.behaviour.mail(visit).unwrap_or(replies::SENDER_OK)
             }
+            Question::Rcpt(recipient) => match session.envelope() {
+                Some(envelope) => self.rcpt(visitor.visit(&envelope.reverse_path), &recipient.mailbox),
+                None => Reply::new(451, 3, 0, "no transaction"),
+            },
             Question::Data | Question::StartTls => replies::GO,
             Question::Message(envelope) => match message.take() {
-                Some(data) => self.message(envelope, visitor, data).await,
+                Some(data) => return self.message(envelope, visitor, data).await,
                 None => Reply::new(451, 3, 0, "no message"),
             },
             Question::Login { .. } => replies::BAD_LOGIN,
-        }
+        })
     }
 
     fn rcpt(&self, visit: Visit<'_>, recipient: &Mailbox) -> Reply {
@@ -281,16 +294,26 @@ impl Host {
         replies::RECIPIENT_OK
     }
 
-    async fn message(&self, envelope: Envelope, visitor: Visitor<'_>, data: data::Data) -> Reply {
+    async fn message(&self, envelope: Envelope, visitor: Visitor<'_>, data: data::Data) -> Option<Reply> {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let delay = self.behaviour.message_delay();
         if !delay.is_zero() {
             sleep(delay).await;
         }
         let recipients: Vec<_> = envelope.recipients.iter().map(|to| to.mailbox.clone()).collect();
-        if let Some(refusal) = self.behaviour.message(visitor.visit(&envelope), &recipients) {
-            return refusal;
+        let visit = visitor.visit(&envelope.reverse_path);
+        if let Some(refusal) = self.behaviour.message(visit, &recipients) {
+            return Some(refusal);
         }
+        if !self.config.eight_bit_mime && !data.octets.is_ascii() {
+            return Some(Reply::new(
+                554,
+                6,
+                3,
+                "8-bit octets, and 8BITMIME was not offered",
+            ));
+        }
+        let hangs_up = self.behaviour.hangs_up(visit, &recipients);
         let Visitor { client, helo, tls } = visitor;
         let sender = &envelope.reverse_path;
         let verdicts = match &self.shared.verifier {
@@ -320,10 +343,10 @@ impl Host {
             Ok(())
         });
         match filed.await.map_err(io::Error::other).flatten() {
-            Ok(()) => Reply::new(250, 0, 0, "kept"),
+            Ok(()) => (!hangs_up).then_some(Reply::new(250, 0, 0, "kept")),
             Err(error) => {
                 tracing::warn!(%error, host = self.config.hostname, "the lab can't keep a message");
-                Reply::new(451, 3, 0, "could not be kept")
+                Some(Reply::new(451, 3, 0, "could not be kept"))
             }
         }
     }
@@ -338,11 +361,14 @@ struct Visitor<'a> {
 }
 
 impl<'a> Visitor<'a> {
-    fn visit(self, envelope: &'a Envelope) -> Visit<'a> {
+    fn visit<'b>(self, sender: &'b ReversePath) -> Visit<'b>
+    where
+        'a: 'b,
+    {
         Visit {
             client: self.client,
             helo: self.helo,
-            sender: &envelope.reverse_path,
+            sender,
         }
     }
 }

@@ -1,16 +1,18 @@
-//! What a receiver thinks of a message: SPF and DKIM, by a library that is not the relay's.
+//! What a receiver thinks of a message: SPF, DKIM and DMARC, by a library that is not the relay's.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mail_auth::common::crypto::Algorithm;
+use mail_auth::dmarc::Policy;
+use mail_auth::dmarc::verify::DmarcParameters;
 use mail_auth::hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
 use mail_auth::hickory_resolver::net::NetError;
 use mail_auth::spf::verify::SpfParameters;
-use mail_auth::{AuthenticatedMessage, DkimResult, MessageAuthenticator, SpfResult};
+use mail_auth::{AuthenticatedMessage, DkimResult, DmarcResult, MessageAuthenticator, SpfResult};
 use mail_core::ReversePath;
 use serde::{Deserialize, Serialize};
 
@@ -18,10 +20,11 @@ use serde::{Deserialize, Serialize};
 const DNS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a check came out (RFC 8601 §2.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the RFC's own words")]
 pub enum Outcome {
+    #[default]
     None,
     Neutral,
     Pass,
@@ -52,6 +55,9 @@ pub struct Verdicts {
     pub spf: SpfVerdict,
     /// One for each signature, in the order of the header; empty: not signed.
     pub dkim: Vec<DkimVerdict>,
+    /// Whether either of them speaks for the domain in From (RFC 7489).
+    #[serde(default)]
+    pub dmarc: DmarcVerdict,
 }
 
 /// See [`Verdicts::spf`].
@@ -77,6 +83,21 @@ pub struct DkimVerdict {
     /// Why it did not pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+}
+
+/// See [`Verdicts::dmarc`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DmarcVerdict {
+    /// Pass where SPF or DKIM passes for a domain that is aligned with From's; none where From's domain has no policy.
+    pub result: Outcome,
+    /// Whose policy was found; empty where none was.
+    pub domain: String,
+    /// `p=`: none, quarantine, reject; empty where there is no policy.
+    pub policy: String,
+    /// SPF alone; none where it did not pass.
+    pub spf: Outcome,
+    /// DKIM alone; none where no signature passed.
+    pub dkim: Outcome,
 }
 
 /// Asks the lab's name server, as a receiver would ask its own.
@@ -112,24 +133,46 @@ impl Verifier {
         host: &str,
     ) -> Verdicts {
         let sender = sender.to_string();
+        let sender_domain = sender.rsplit_once('@').map_or(helo, |(_, domain)| domain);
         // The null sender is checked by its EHLO name (RFC 7208 §2.4).
         let asked = if sender.is_empty() {
             SpfParameters::verify_ehlo(client, helo, host)
         } else {
             SpfParameters::verify_mail_from(client, helo, host, &sender)
         };
-        let spf = self.0.verify_spf(asked).await;
+        let spf_output = self.0.verify_spf(asked).await;
         let spf = SpfVerdict {
-            result: spf_outcome(spf.result()),
-            domain: spf.domain().to_owned(),
+            result: spf_outcome(spf_output.result()),
+            domain: spf_output.domain().to_owned(),
         };
         let Some(message) = AuthenticatedMessage::parse(raw) else {
             return Verdicts {
                 spf,
                 dkim: Vec::new(),
+                dmarc: DmarcVerdict::default(),
             };
         };
         let signatures = self.0.verify_dkim(&message).await;
+        let asked = DmarcParameters::new(&message, &signatures, sender_domain, &spf_output);
+        let found = self.0.verify_dmarc(asked).await;
+        let has_policy = found.dmarc_record().is_some();
+        let dmarc = DmarcVerdict {
+            result: dmarc_outcome(&found.result()),
+            domain: if has_policy {
+                found.domain().to_owned()
+            } else {
+                String::new()
+            },
+            policy: match found.policy() {
+                _ if !has_policy => "",
+                Policy::Reject => "reject",
+                Policy::Quarantine => "quarantine",
+                Policy::None | Policy::Unspecified => "none",
+            }
+            .to_owned(),
+            spf: dmarc_outcome(found.spf_result()),
+            dkim: dmarc_outcome(found.dkim_result()),
+        };
         let dkim = signatures
             .iter()
             .map(|verdict| {
@@ -144,7 +187,17 @@ impl Verifier {
                 }
             })
             .collect();
-        Verdicts { spf, dkim }
+        Verdicts { spf, dkim, dmarc }
+    }
+}
+
+fn dmarc_outcome(result: &DmarcResult) -> Outcome {
+    match result {
+        DmarcResult::Pass => Outcome::Pass,
+        DmarcResult::Fail(_) => Outcome::Fail,
+        DmarcResult::TempError(_) => Outcome::TempError,
+        DmarcResult::PermError(_) => Outcome::PermError,
+        DmarcResult::None => Outcome::None,
     }
 }
 

@@ -263,9 +263,29 @@ async fn judges_spf_and_dkim() {
     );
     assert!(verdicts[1].dkim[0].why.as_deref().unwrap().contains("body hash"));
     assert!(dkim(2).is_empty());
+    let dmarc: Vec<_> = verdicts
+        .iter()
+        .map(|v| (v.dmarc.result, v.dmarc.spf, v.dmarc.dkim))
+        .collect();
+    assert_eq!(
+        dmarc,
+        [
+            (Outcome::Pass, Outcome::Pass, Outcome::Pass),
+            // SPF of relay.sender.test speaks for its organisation.
+            (Outcome::Pass, Outcome::Pass, Outcome::None),
+            (Outcome::Fail, Outcome::None, Outcome::None),
+            (Outcome::Fail, Outcome::None, Outcome::None),
+        ]
+    );
+    assert_eq!(
+        (&verdicts[3].dmarc.domain[..], &verdicts[3].dmarc.policy[..]),
+        ("sender.test", "reject")
+    );
     let (_, listed) = json(&lab, "/lab/mailboxes/b@ok.test").await;
     assert_eq!(listed[0]["dkim"][1]["algorithm"], "ed25519-sha256");
     assert_eq!(listed[0]["spf"]["result"], "pass");
+    assert_eq!(listed[0]["dmarc"]["result"], "pass");
+    assert_eq!(listed[2]["dmarc"]["result"], "fail");
 }
 
 #[tokio::test]
@@ -399,4 +419,70 @@ async fn many_domains_share_hosts() {
     let missing = missing.domain("a.test".parse().unwrap(), &hosts).start().await;
     let told = missing.err().unwrap().to_string();
     assert_eq!(told, "no host a.mx.test was named before domain a.test");
+}
+
+#[tokio::test]
+async fn odd_hosts_have_their_ways() {
+    let lab = Lab::builder().start().await.unwrap();
+    let ask = async |name: &str| {
+        let mut client = Client::connect(&lab, name).await;
+        let offers = client.ask("EHLO client.test").await;
+        (client, offers)
+    };
+    let (_, plain) = ask("mx.plain.test").await;
+    assert!(!plain.contains("STARTTLS"), "{plain}");
+    let (mut small, offers) = ask("mx.small.test").await;
+    assert!(offers.contains("SIZE 20480"), "{offers}");
+    assert!(
+        small
+            .message(
+                "a@sender.test",
+                &["b@small.test"],
+                &b"0123456789abcdef\r\n".repeat(1_200)
+            )
+            .await
+            .starts_with("552 5.3.4")
+    );
+    let (mut full, _) = ask("mx.full.test").await;
+    full.play("C: MAIL FROM:<a@sender.test>\nS: 250\nC: RCPT TO:<b@full.test>\nS: 452 4.2.2\n")
+        .await;
+
+    let (mut seven, offers) = ask("mx.sevenbit.test").await;
+    assert!(!offers.contains("8BITMIME"), "{offers}");
+    seven
+        .play("C: MAIL FROM:<a@sender.test>\nS: 250\nC: RCPT TO:<b@sevenbit.test>\nS: 250\nC: DATA\nS: 354\n")
+        .await;
+    seven.send("Subject: x\r\n\r\nä\r\n.\r\n".as_bytes()).await;
+    assert!(seven.reply().await.starts_with("554 5.6.3"));
+
+    let (mut busy, _) = ask("mx.busy.test").await;
+    let mut told = String::new();
+    for _ in 0..20 {
+        told = busy.ask("MAIL FROM:<a@sender.test>").await;
+        if told.starts_with("421 ") {
+            break;
+        }
+        assert!(told.starts_with("250 "), "{told}");
+        busy.ask("RSET").await;
+    }
+    assert!(told.starts_with("421 4.3.2"), "{told}");
+
+    let (mut broken, offers) = ask("mx.broken-tls.test").await;
+    assert!(offers.contains("STARTTLS"), "{offers}");
+    assert!(broken.ask("STARTTLS").await.starts_with("220 "));
+    assert_eq!(broken.rest().await, b"\x15\x03\x03\0\x02\x02\x28");
+
+    let (mut drops, _) = ask("mx.drop-after-dot.test").await;
+    drops
+        .play("C: MAIL FROM:<a@sender.test>\nS: 250\nC: RCPT TO:<b@drop-after-dot.test>\nS: 250\nC: DATA\nS: 354\n")
+        .await;
+    drops.send(b"Subject: x\r\n\r\n.\r\n").await;
+    assert_eq!(drops.rest().await, b"");
+    assert_eq!(lab.mailboxes.entries("b@drop-after-dot.test").unwrap().len(), 1);
+    let (mut again, _) = ask("mx.drop-after-dot.test").await;
+    let told = again
+        .message("a@sender.test", &["b@drop-after-dot.test"], b"Subject: x\r\n\r\n")
+        .await;
+    assert!(told.starts_with("250 "), "{told}");
+    lab.stop().await;
 }

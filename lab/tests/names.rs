@@ -50,6 +50,7 @@ async fn answers_for_the_whole_internet() {
         resolver(lab.dns, vec![ConnectionConfig::udp(), ConnectionConfig::tcp()]),
         resolver(lab.dns, vec![ConnectionConfig::tcp()]),
     ] {
+        assert_eq!(ask(&resolver, "nullmx.test", MX).await.unwrap(), ["0 ."]);
         for host in &lab.hosts {
             let domain = host.name.as_str().strip_prefix("mx.").unwrap();
             assert_eq!(

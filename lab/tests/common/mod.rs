@@ -55,6 +55,16 @@ impl Client {
         }
     }
 
+    /// All that still comes, up to the end.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        timeout(PATIENCE, self.0.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .unwrap();
+        rest
+    }
+
     /// Writes octets as they are.
     pub async fn send(&mut self, octets: &[u8]) {
         self.0.write_all(octets).await.unwrap();

@@ -40,7 +40,7 @@ pub(super) fn problem(
         return Err("it has neither ended, nor is it in the queue".into());
     }
     match (expected, ended) {
-        (Expected::Delivered, Some(EventKind::Delivered)) => {}
+        (Expected::Delivered | Expected::InClear | Expected::Twice, Some(EventKind::Delivered)) => {}
         (Expected::Bounced, Some(EventKind::Bounced)) | (Expected::Waiting, None) => {
             return match arrivals {
                 [] => Ok(()),
@@ -50,11 +50,20 @@ pub(super) fn problem(
         (_, None) => return Err("it has not ended".into()),
         (_, Some(kind)) => return Err(format!("it ended as {}", word(kind))),
     }
-    let [arrival] = arrivals else {
+    let copies = if expected == Expected::Twice { 2 } else { 1 };
+    if arrivals.len() != copies {
         return Err(format!("{} unchanged copies arrived", arrivals.len()));
-    };
-    only_fields_were_added(&arrival.added, &message.raw)?;
-    signed(&arrival.entry)
+    }
+    for arrival in arrivals {
+        only_fields_were_added(&arrival.added, &message.raw)?;
+        signed(&arrival.entry)?;
+        match (&arrival.entry.tls, expected) {
+            (None, Expected::InClear) | (Some(_), Expected::Delivered | Expected::Twice) => {}
+            (None, _) => return Err("it came in clear".into()),
+            (Some(_), _) => return Err("it came through TLS".into()),
+        }
+    }
+    Ok(())
 }
 
 /// Below the added fields are the client's own octets; what is above is whole header fields, and no others than promised.
@@ -82,7 +91,7 @@ fn only_fields_were_added(added: &[u8], sent: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The receiver found SPF and both signatures right, and the connection was encrypted.
+/// The receiver found SPF, both signatures and DMARC right.
 pub(super) fn signed(entry: &Entry) -> Result<(), String> {
     let verdicts = entry.verdicts.as_ref().ok_or("its receiver did not verify it")?;
     if verdicts.spf.result != Outcome::Pass {
@@ -99,11 +108,10 @@ pub(super) fn signed(entry: &Entry) -> Result<(), String> {
             None => return Err(format!("no DKIM {algorithm}")),
         }
     }
-    entry
-        .tls
-        .as_ref()
-        .map(|_| ())
-        .ok_or_else(|| "it came in clear".into())
+    match verdicts.dmarc.result {
+        Outcome::Pass => Ok(()),
+        other => Err(format!("DMARC {other}")),
+    }
 }
 
 const ALGORITHMS: [&str; 2] = ["rsa-sha256", "ed25519-sha256"];
@@ -244,6 +252,10 @@ mod tests {
                     domain: String::new(),
                 },
                 dkim: ALGORITHMS.map(verdict).to_vec(),
+                dmarc: lab::DmarcVerdict {
+                    result: Outcome::Pass,
+                    ..lab::DmarcVerdict::default()
+                },
             }),
         };
         let arrival = |entry: &Entry| Arrival {
@@ -265,6 +277,16 @@ mod tests {
             Ok(())
         );
         assert_eq!(look(Expected::Bounced, Some(&bounced), false, &[]), Ok(()));
+        assert_eq!(
+            look(Expected::Twice, Some(&delivered), false, &[right(), right()]),
+            Ok(())
+        );
+        let mut in_clear = entry.clone();
+        in_clear.tls = None;
+        assert_eq!(
+            look(Expected::InClear, Some(&delivered), false, &[arrival(&in_clear)]),
+            Ok(())
+        );
         assert_eq!(look(Expected::Waiting, None, true, &[]), Ok(()));
 
         let mut wrong = vec![
@@ -275,8 +297,11 @@ mod tests {
             look(Expected::Bounced, Some(&bounced), false, &[right()]),
             look(Expected::Waiting, None, false, &[]),
             look(Expected::Waiting, Some(&bounced), true, &[]),
+            look(Expected::InClear, Some(&delivered), false, &[right()]),
+            look(Expected::Twice, Some(&delivered), false, &[right()]),
         ];
-        let spoils: [fn(&mut Entry); 5] = [
+        let spoils: [fn(&mut Entry); 6] = [
+            |entry| entry.verdicts.as_mut().unwrap().dmarc.result = Outcome::Fail,
             |entry| entry.tls = None,
             |entry| entry.verdicts = None,
             |entry| entry.verdicts.as_mut().unwrap().spf.result = Outcome::SoftFail,

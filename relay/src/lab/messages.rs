@@ -12,6 +12,10 @@ use mail_core::Mailbox;
 pub(super) enum Expected {
     /// In the mailbox.
     Delivered,
+    /// In the mailbox, without TLS: the host has none that works.
+    InClear,
+    /// Twice in the mailbox: the first time, the host hung up instead of saying so.
+    Twice,
     /// Refused for good, and reported to the sender.
     Bounced,
     /// In the queue: nothing listens there.
@@ -38,7 +42,7 @@ pub(super) fn all(sender: &Mailbox, run: &str, date: &str) -> anyhow::Result<Vec
         date,
         messages: Vec::new(),
     };
-    use Expected::{Bounced, Delivered, Waiting};
+    use Expected::{Bounced, Delivered, InClear, Twice, Waiting};
 
     // Without Date and Message-ID: the relay adds both.
     let bare =
@@ -181,6 +185,31 @@ pub(super) fn all(sender: &Mailbox, run: &str, date: &str) -> anyhow::Result<Vec
         "Five megabytes",
         kinds,
         &base64_lines(&octets),
+    )?;
+
+    let broken = [("nora@plain.test", InClear), ("olga@broken-tls.test", InClear)];
+    plan.add(
+        "no TLS, broken TLS",
+        &broken,
+        "In clear",
+        "",
+        "TLS where it works.\r\n",
+    )?;
+
+    plan.add(
+        "a slow host",
+        &[("paul@slow.test", Delivered)],
+        "No haste",
+        "",
+        "Three seconds for a reply.\r\n",
+    )?;
+
+    plan.add(
+        "a lost reply",
+        &[("quinn@drop-after-dot.test", Twice)],
+        "Did you get it",
+        "",
+        "Better twice than never.\r\n",
     )?;
 
     plan.add(

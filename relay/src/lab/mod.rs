@@ -212,7 +212,11 @@ Postrider is running in a lab: a small Internet on this machine, from which noth
   ok.test, second.test    take everything, and so does {sender}
   greylist.test           wants to be asked twice
   reject.test             does not know nobody@reject.test: a failure report comes to the sender
-  dead.test               nothing listens there: mail waits in the queue
+  dead.test, nullmx.test  nothing listens there: mail waits in the queue; takes no mail, and says so in the DNS
+  slow.test, busy.test    three seconds for a reply; 421 to more than five messages a second
+  full.test, small.test   452, its mailboxes are full; takes 20 KiB at most
+  plain.test, broken-tls.test, sevenbit.test   no TLS; TLS that fails; no 8-bit messages
+  drop-after-dot.test     hangs up instead of a reply: mail comes twice
 
 Send a message, with Python or with swaks:
 
