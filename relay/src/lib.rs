@@ -13,6 +13,7 @@ pub mod prepare;
 pub mod report;
 pub mod routing;
 pub mod run;
+pub(crate) mod sabotage;
 pub mod submission;
 pub mod tls;
 pub mod world;

@@ -480,6 +480,9 @@ impl<N: Net> Courier<N> {
         outcomes: &[Outcome],
         hop: Option<Hop>,
     ) {
+        if crate::sabotage::is_on("send-twice") && self.parts.random.below(3) == 0 {
+            return self.tell(Event::Settled(unit, Settled::Untouched));
+        }
         let now = self.parts.clock.now();
         let past = past(prepared);
         let failures: Vec<_> = outcomes

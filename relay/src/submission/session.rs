@@ -589,11 +589,5 @@ pub(super) fn auth() -> Auth {
 }
 
 fn sabotaged_open_relay() -> Option<Reply> {
-    #[cfg(feature = "sabotage")]
-    if std::env::var("POSTRIDER_SABOTAGE")
-        .is_ok_and(|switches| switches.split(',').any(|on| on == "open-relay"))
-    {
-        return Some(replies::SENDER_OK);
-    }
-    None
+    crate::sabotage::is_on("open-relay").then_some(replies::SENDER_OK)
 }
