@@ -3,6 +3,12 @@
 
 use std::time::Duration;
 
+mod sasl;
+
+use sasl::{Exchange, Turn};
+pub use sasl::{Login, Mechanisms, ScramProof, ScramTask};
+
+use crate::smtp::command::Secret;
 use crate::{BodyType, Domain, Mailbox, Reply, ReversePath};
 
 /// What is being waited for; its longest wait is the shell's to choose (RFC 5321 §4.5.3.2).
@@ -13,6 +19,7 @@ pub enum Stage {
     Ehlo,
     Helo,
     StartTls,
+    Auth,
     Mail,
     Rcpt,
     Data,
@@ -29,6 +36,7 @@ impl Stage {
             Self::Ehlo => "EHLO",
             Self::Helo => "HELO",
             Self::StartTls => "STARTTLS",
+            Self::Auth => "AUTH",
             Self::Mail => "MAIL",
             Self::Rcpt => "RCPT",
             Self::Data => "DATA",
@@ -59,6 +67,8 @@ pub struct Extensions {
     pub size: Option<Option<u64>>,
     /// RFC 3207.
     pub starttls: bool,
+    /// RFC 4954.
+    pub auth: Mechanisms,
     /// RFC 9422: recipients a transaction.
     pub rcpt_max: Option<usize>,
     /// RFC 9422: transactions a connection.
@@ -76,6 +86,7 @@ impl Extensions {
                 "PIPELINING" => offers.pipelining = true,
                 "8BITMIME" => offers.eight_bit_mime = true,
                 "STARTTLS" => offers.starttls = true,
+                "AUTH" => words.for_each(|mechanism| offers.auth.note(mechanism)),
                 // 0, like nothing at all or what is no number, is no limit (RFC 1870 §4).
                 "SIZE" => {
                     offers.size = Some(
@@ -121,6 +132,8 @@ pub struct Hello {
     name: Domain,
     wish: TlsWish,
     encrypted: bool,
+    login: Option<Login>,
+    exchange: Option<Exchange>,
     state: HelloState,
 }
 
@@ -130,6 +143,7 @@ enum HelloState {
     Ehlo,
     Helo,
     StartTls(Extensions),
+    Auth(Extensions),
 }
 
 /// What the shell does next.
@@ -137,6 +151,10 @@ enum HelloState {
 pub enum HelloAction {
     /// Writes this, then reads one reply.
     Say(String, Stage),
+    /// Writes this, of which nobody must learn, then reads one reply.
+    SaySecret(Secret),
+    /// Computes this with the password, then [`Hello::proven`].
+    Prove(ScramTask),
     /// Negotiates TLS, having thrown away whatever else was read: it came in clear (RFC 3207 §4). Then [`Hello::encrypted`].
     StartTls,
     /// Mail can be sent.
@@ -161,7 +179,17 @@ impl Hello {
             name,
             wish,
             encrypted,
+            login: None,
+            exchange: None,
             state: HelloState::Greeting,
+        }
+    }
+
+    /// Logs in before it is ready, or fails.
+    pub fn with_login(self, login: Login) -> Self {
+        Self {
+            login: Some(login),
+            ..self
         }
     }
 
@@ -172,6 +200,7 @@ impl Hello {
             HelloState::Ehlo => Stage::Ehlo,
             HelloState::Helo => Stage::Helo,
             HelloState::StartTls(_) => Stage::StartTls,
+            HelloState::Auth(_) => Stage::Auth,
         }
     }
 
@@ -194,12 +223,70 @@ impl Hello {
             (HelloState::Helo, 2) => self.settle_tls(Extensions::default()),
             (HelloState::StartTls(_), 2) => (self, HelloAction::StartTls),
             (HelloState::StartTls(offers), 4 | 5) if reply.code != 421 && self.wish == TlsWish::IfOffered => {
-                (self, HelloAction::Ready(offers))
+                self.log_in(offers)
             }
-            _ => {
-                let stage = self.stage();
-                (self, HelloAction::Failed(Refusal { stage, reply }))
+            (HelloState::Auth(offers), _) => {
+                self.go_on(offers, |exchange, login| exchange.step(reply, login))
             }
+            _ => self.fail(reply),
+        }
+    }
+
+    /// The shell has computed what [`HelloAction::Prove`] asked for.
+    pub fn proven(self, proof: &ScramProof) -> (Self, HelloAction) {
+        match self.state {
+            HelloState::Auth(offers) => self.go_on(offers, |exchange, _| exchange.proven(proof)),
+            _ => self.fail(Reply::new(454, 7, 0, "a proof that nothing asked for")),
+        }
+    }
+
+    fn fail(self, reply: Reply) -> (Self, HelloAction) {
+        let stage = self.stage();
+        (self, HelloAction::Failed(Refusal { stage, reply }))
+    }
+
+    /// TLS is as wished: what is left is to say who we are, where that is asked for.
+    fn log_in(mut self, offers: Extensions) -> (Self, HelloAction) {
+        let Some(login) = &self.login else {
+            return (self, HelloAction::Ready(offers));
+        };
+        self.state = HelloState::Auth(offers);
+        if login.only_encrypted && !self.encrypted {
+            return self.fail(Reply::new(
+                454,
+                7,
+                0,
+                "no password is sent in clear, and there is no TLS",
+            ));
+        }
+        let Some((exchange, line)) = Exchange::begin(login, offers.auth) else {
+            let reply = Reply::new(
+                454,
+                7,
+                0,
+                "the host offers none of SCRAM-SHA-256, PLAIN and LOGIN",
+            );
+            return self.fail(reply);
+        };
+        self.exchange = Some(exchange);
+        (self, HelloAction::SaySecret(line))
+    }
+
+    fn go_on(
+        mut self,
+        offers: Extensions,
+        step: impl FnOnce(Exchange, &Login) -> (Exchange, Turn),
+    ) -> (Self, HelloAction) {
+        let (Some(exchange), Some(login)) = (self.exchange.take(), &self.login) else {
+            return self.fail(Reply::new(454, 7, 0, "no login was begun"));
+        };
+        let (exchange, turn) = step(exchange, login);
+        self.exchange = Some(exchange);
+        match turn {
+            Turn::Say(line) => (self, HelloAction::SaySecret(line)),
+            Turn::Work(task) => (self, HelloAction::Prove(task)),
+            Turn::Done => (self, HelloAction::Ready(offers)),
+            Turn::Failed(reply) => self.fail(reply),
         }
     }
 
@@ -217,23 +304,21 @@ impl Hello {
 
     fn settle_tls(mut self, offers: Extensions) -> (Self, HelloAction) {
         if self.encrypted || self.wish == TlsWish::Never {
-            return (self, HelloAction::Ready(offers));
+            return self.log_in(offers);
         }
         if offers.starttls {
             self.state = HelloState::StartTls(offers);
             return (self, HelloAction::Say("STARTTLS\r\n".into(), Stage::StartTls));
         }
         if self.wish == TlsWish::IfOffered {
-            return (self, HelloAction::Ready(offers));
+            return self.log_in(offers);
         }
-        let reply = Reply::new(450, 7, 10, "TLS is required, and the host does not offer it");
-        (
-            self,
-            HelloAction::Failed(Refusal {
-                stage: Stage::Ehlo,
-                reply,
-            }),
-        )
+        self.fail(Reply::new(
+            450,
+            7,
+            10,
+            "TLS is required, and the host does not offer it",
+        ))
     }
 }
 
@@ -653,6 +738,11 @@ mod tests {
         eight_bit_mime: false,
         size: None,
         starttls: false,
+        auth: Mechanisms {
+            scram_sha_256: false,
+            plain: false,
+            login: false,
+        },
         rcpt_max: None,
         mail_max: None,
     };
@@ -984,5 +1074,49 @@ mod tests {
             ..Extensions::default()
         };
         assert_eq!(session.step(offer).1, HelloAction::Ready(expected));
+    }
+
+    #[test]
+    fn a_password_is_said_under_tls_only_and_before_anything_else() {
+        let login = |only_encrypted| Login {
+            user: "ada".into(),
+            password: Secret::new(b"secret".to_vec()),
+            nonce: "n".into(),
+            only_encrypted,
+        };
+        let greeted = |wish, login| hello(wish).with_login(login).step(reply("220 hi")).0;
+        let offer = reply("250-mx\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN X-ODD");
+        let failure = |action| match action {
+            HelloAction::Failed(Refusal { stage, reply }) => format!("{} {reply}", stage.name()),
+            other => panic!("{other:?}"),
+        };
+        // In clear: not a word, where it must not be.
+        let (_, action) = greeted(TlsWish::Never, login(true)).step(offer.clone());
+        assert!(failure(action).starts_with("AUTH 454 4.7.0 no password is sent in clear"));
+        let (_, action) = greeted(TlsWish::IfOffered, login(true)).step(reply("250 mx"));
+        assert!(failure(action).starts_with("AUTH 454 4.7.0 no password is sent in clear"));
+        let (_, action) = greeted(TlsWish::Never, login(false)).step(offer.clone());
+        assert!(matches!(action, HelloAction::SaySecret(_)));
+        // Under TLS, after the EHLO there.
+        let (session, action) = greeted(TlsWish::Required, login(true)).step(offer.clone());
+        assert_eq!(action, say("STARTTLS", Stage::StartTls));
+        let session = session.step(reply("220 go")).0.encrypted().0;
+        let (session, action) = session.step(offer);
+        let HelloAction::SaySecret(line) = action else {
+            panic!("{action:?}")
+        };
+        assert!(line.expose().starts_with(b"AUTH PLAIN "));
+        assert_eq!(session.stage(), Stage::Auth);
+        assert!(matches!(
+            session.clone().step(reply("235 2.7.0 in")).1,
+            HelloAction::Ready(_)
+        ));
+        for line in ["535 5.7.8 wrong", "454 4.7.0 later", "530 5.7.0 no", "421 bye"] {
+            let action = session.clone().step(reply(line)).1;
+            assert_eq!(failure(action), format!("AUTH {line}"));
+        }
+        // Nothing on offer that is known here.
+        let (_, action) = greeted(TlsWish::Never, login(false)).step(reply("250-mx\r\n250 AUTH GSSAPI"));
+        assert!(failure(action).contains("offers none of"));
     }
 }

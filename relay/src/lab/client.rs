@@ -66,7 +66,9 @@ impl Client {
                 HelloAction::Failed(refusal) => {
                     bail!("{} answered {}", refusal.stage.name(), refusal.reply)
                 }
-                HelloAction::StartTls => bail!("STARTTLS twice"),
+                HelloAction::StartTls | HelloAction::SaySecret(_) | HelloAction::Prove(_) => {
+                    bail!("asked for what was not wished")
+                }
             }
         }
         let secret = BASE64.encode(format!("\0{user}\0{password}"));
