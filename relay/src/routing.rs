@@ -13,6 +13,7 @@ use queue::{GroupError, NewMessage, NewUnit, Queue, RouteGroup};
 
 use crate::config::Settings;
 use crate::config::routes::{NextHop, RouteRule, SafeMode};
+use crate::config::smart_hosts::SmartHost;
 
 /// What is discarded in safe mode.
 const SAFE_MODE: &str = "safe mode";
@@ -20,11 +21,16 @@ const SAFE_MODE: &str = "safe mode";
 /// Before the reason in a group's name.
 const DISCARD: &str = "discard ";
 
+/// Before the smart host's name in a group's name.
+const SMART_HOST: &str = "smart host ";
+
 /// What a route group stands for now.
 #[derive(Clone, Debug)]
 pub enum Way {
     /// The destination's own MX hosts.
     Mx,
+    /// This smart host.
+    SmartHost(Arc<SmartHost>),
     /// None: it ends as discarded, for this reason.
     Discard(Arc<str>),
     /// What the name stands for is not configured any more: the mail waits until it is again, or expires.
@@ -77,15 +83,18 @@ impl Routing {
         let discards = routing.rules.iter().filter_map(|rule| match &rule.next_hop {
             // A report can't be refused: it is discarded for the same reason.
             NextHop::Discard(reason) | NextHop::Refuse(reason) => Some(discard_name(reason)),
-            NextHop::Mx => None,
+            NextHop::Mx | NextHop::SmartHost(_) => None,
         });
+        let smart_hosts = routing.smart_hosts.iter().map(|host| smart_host_name(&host.name));
         let safe_mode = routing.safe_mode.as_ref().map(|_| discard_name(SAFE_MODE));
-        let names: Vec<String> = discards.chain(safe_mode).collect();
+        let names: Vec<String> = discards.chain(smart_hosts).chain(safe_mode).collect();
         let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
         let numbers = queue.route_groups(&wanted)?;
         let numbers = names.into_iter().zip(numbers).collect();
         let known = queue.route_group_names()?.into_iter();
-        let ways = known.map(|(group, name)| (group, way(&name))).collect();
+        let ways = known
+            .map(|(group, name)| (group, way(&name, &routing.smart_hosts)))
+            .collect();
         Ok(Self {
             settings,
             numbers,
@@ -106,7 +115,7 @@ impl Routing {
     pub fn refusal(&self, sender: Sender<'_>, to: &Mailbox) -> Option<Reply> {
         match self.next_hop(sender, to)? {
             NextHop::Refuse(reason) => Some(Reply::new(550, 7, 1, "").with_text(reason.to_string())),
-            NextHop::Mx | NextHop::Discard(_) => None,
+            NextHop::Mx | NextHop::SmartHost(_) | NextHop::Discard(_) => None,
         }
     }
 
@@ -200,6 +209,7 @@ impl Routing {
     fn group(&self, sender: Sender<'_>, to: &Mailbox) -> RouteGroup {
         match self.next_hop(sender, to) {
             None | Some(NextHop::Mx) => RouteGroup::default(),
+            Some(NextHop::SmartHost(name)) => self.number(&smart_host_name(name)),
             Some(NextHop::Discard(reason) | NextHop::Refuse(reason)) => self.number(&discard_name(reason)),
         }
     }
@@ -249,9 +259,17 @@ fn discard_name(reason: &str) -> String {
     format!("{DISCARD}{reason}")
 }
 
-fn way(name: &str) -> Way {
-    match name.strip_prefix(DISCARD) {
-        Some(reason) => Way::Discard(reason.into()),
+fn smart_host_name(name: &str) -> String {
+    format!("{SMART_HOST}{name}")
+}
+
+fn way(name: &str, smart_hosts: &[Arc<SmartHost>]) -> Way {
+    if let Some(reason) = name.strip_prefix(DISCARD) {
+        return Way::Discard(reason.into());
+    }
+    let of_name = |host: &&Arc<SmartHost>| name.strip_prefix(SMART_HOST) == Some(&*host.name);
+    match smart_hosts.iter().find(of_name) {
+        Some(host) => Way::SmartHost(host.clone()),
         None => Way::Missing(name.into()),
     }
 }
@@ -321,6 +339,7 @@ mod tests {
             let who: Vec<_> = unit.recipients.iter().map(|to| to.mailbox.to_string()).collect();
             let way = match routing.way(unit.group) {
                 Way::Mx => "mx".to_owned(),
+                Way::SmartHost(host) => host.name.to_string(),
                 Way::Discard(reason) => format!("discard {reason}"),
                 Way::Missing(name) => format!("missing {name}"),
             };
@@ -419,6 +438,23 @@ mod tests {
         assert!(matches!(after.way(group), Way::Discard(reason) if &*reason == "gone"));
         assert!(matches!(after.way(RouteGroup(999)), Way::Missing(_)));
         assert!(matches!(after.way(RouteGroup(0)), Way::Mx));
+    }
+
+    #[test]
+    fn a_smart_hosts_mail_is_its_own_as_long_as_it_is_there() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let smart = "[[smart_host]]\nname = \"out\"\nhosts = [{ address = \"[::1]\" }]\n[[route]]\nto = [\"x.test\"]\n\
+             next_hop = \"out\"\n";
+        let before = routing_of(&format!("{PLAIN}{smart}"), &queue);
+        assert_eq!(
+            ways(&before, "a", "s", &["a@x.test", "a@y.test"]),
+            ["out: a@x.test", "mx: a@y.test"]
+        );
+        let group = before.number("smart host out");
+        let gone = routing_of(PLAIN, &queue);
+        assert!(matches!(gone.way(group), Way::Missing(name) if &*name == "smart host out"));
+        let again = routing_of(&format!("{PLAIN}{smart}"), &queue);
+        assert!(matches!(again.way(group), Way::SmartHost(host) if &*host.name == "out"));
     }
 
     #[test]

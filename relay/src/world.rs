@@ -82,6 +82,14 @@ impl Random {
         wait.mul_f64((1.0 + share * (2.0 * self.fraction() - 1.0)).max(0.0))
     }
 
+    /// 144 bits as letters and digits, for SCRAM.
+    pub fn nonce(&self) -> String {
+        const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        (0..24)
+            .map(|_| char::from(LETTERS[self.below(LETTERS.len())]))
+            .collect()
+    }
+
     /// A new message's id.
     pub fn message_id(&self, now: Timestamp) -> MessageId {
         MessageId::new(now, &self.0.borrow_mut().random())

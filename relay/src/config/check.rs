@@ -15,10 +15,11 @@ use mail_core::{Domain, Mailbox};
 use super::routes::routing;
 use super::section::{Check, Section, Spot};
 use super::settings::{
-    ClientTimeouts, DeliverySettings, Destination, DestinationLimits, DkimKey, DnsSettings, Listener,
-    ListenerKind, LogFormat, Retry, SenderPattern, Settings, StoreSettings, SubmissionSettings, Tenant,
-    TlsFiles, TlsLevel,
+    AddressFamily, ClientTimeouts, DeliverySettings, Destination, DestinationLimits, DkimKey, DnsSettings,
+    Listener, ListenerKind, LogFormat, Retry, SenderPattern, Settings, StoreSettings, SubmissionSettings,
+    Tenant, TlsFiles, TlsLevel,
 };
+use super::smart_hosts::smart_hosts;
 use super::source::Node;
 
 const MS: Duration = Duration::from_millis(1);
@@ -48,13 +49,14 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     check_credentials(check, &credentials, &tenants);
     let listeners = listeners(check, &mut top, &tenants);
     let submission = submission(top.section("submission"));
-    let routing = routing(check, &mut top, |name| tenants.contains_key(name));
     let dns = dns(top.section("dns"));
     let dkim = dkim(check, &mut top);
     let metrics = optional_address(top.section("metrics"), "address");
     let admin_socket = admin(top.section("admin"), store.as_ref().map(|store| &store.path));
     let log = log(top.section("log"));
     let delivery = delivery(check, &mut top, hostname.as_ref().map(|spot| &spot.value));
+    let smart_hosts = smart_hosts(check, &mut top, delivery.as_ref());
+    let routing = routing(check, &mut top, smart_hosts, |name| tenants.contains_key(name));
     top.end();
     let hostname = hostname?.value;
     let postmaster = match postmaster {
@@ -459,9 +461,10 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
         .parsed::<Domain>("ehlo")
         .map(|spot| spot.value)
         .or_else(|| hostname.cloned());
-    let (limits, tls) = (
+    let (limits, tls, family) = (
         limits(section.section("limits"), None),
         tls_level(&mut section, TlsLevel::Opportunistic),
+        address_family(&mut section, AddressFamily::Any),
     );
     let own_addresses = section.list::<IpAddr>("own_addresses").unwrap_or_default();
     let delivery = DeliverySettings {
@@ -477,9 +480,10 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
         }),
         retry: retry(section.section("retry")),
         timeouts: timeouts(section.section("timeouts")),
-        destinations: destinations(check, top, &limits, tls),
+        destinations: destinations(check, top, &limits, tls, family),
         limits,
         tls,
+        family,
         max_connections: as_usize(section.integer("max_connections", 1..=1_000_000, 1_000)),
         max_report_bytes: as_usize(
             section
@@ -500,8 +504,19 @@ fn tls_level(section: &mut Section<'_>, default: TlsLevel) -> TlsLevel {
     section.word("tls", &words, default)
 }
 
+pub(super) fn address_family(section: &mut Section<'_>, default: AddressFamily) -> AddressFamily {
+    let words = [
+        ("any", AddressFamily::Any),
+        ("ipv4", AddressFamily::Ipv4),
+        ("ipv6", AddressFamily::Ipv6),
+        ("prefer-ipv4", AddressFamily::PreferIpv4),
+        ("prefer-ipv6", AddressFamily::PreferIpv6),
+    ];
+    section.word("address_family", &words, default)
+}
+
 /// Limits of a table; what it leaves out comes from `defaults`.
-fn limits(mut section: Section<'_>, defaults: Option<&DestinationLimits>) -> DestinationLimits {
+pub(super) fn limits(mut section: Section<'_>, defaults: Option<&DestinationLimits>) -> DestinationLimits {
     let shipped = DestinationLimits {
         connections: 20,
         messages_per_second: None,
@@ -534,6 +549,7 @@ fn destinations(
     top: &mut Section<'_>,
     defaults: &DestinationLimits,
     tls: TlsLevel,
+    family: AddressFamily,
 ) -> Vec<Destination> {
     let mut destinations = Vec::new();
     let mut seen = BTreeSet::new();
@@ -545,6 +561,7 @@ fn destinations(
             "a domain, or \"*.example.com\" for all below one",
         );
         let tls = tls_level(&mut section, tls);
+        let family = address_family(&mut section, family);
         let limits = limits(section.section("limits"), Some(defaults));
         section.end();
         let Some(spot) = domain else { continue };
@@ -556,6 +573,7 @@ fn destinations(
             domain,
             below,
             tls,
+            family,
             limits,
         });
     }

@@ -7,6 +7,7 @@ mod check;
 pub mod routes;
 mod section;
 pub mod settings;
+pub mod smart_hosts;
 mod source;
 
 use std::collections::BTreeSet;

@@ -8,16 +8,16 @@ use mail_core::{Mailbox, ReversePath};
 use super::check::is_name;
 use super::section::{Check, Section, Spot};
 use super::settings::SenderPattern;
+use super::smart_hosts::SmartHost;
 
 /// Octets of a reason, which goes into replies and logs.
 const MAX_REASON: usize = 200;
 
-/// Names of next hops that are no smart hosts.
-const WORDS: [&str; 3] = ["mx", "refuse", "discard"];
-
 /// Which way mail goes.
 #[derive(Clone, Debug, Default)]
 pub struct RoutingSettings {
+    /// What rules may name.
+    pub smart_hosts: Vec<Arc<SmartHost>>,
     /// In order; the first that fits decides. Whatever none fits goes by MX.
     pub rules: Vec<RouteRule>,
     /// Set on machines that must not write to real people.
@@ -75,6 +75,8 @@ impl FromStr for PathPattern {
 pub enum NextHop {
     /// To the destination's own MX hosts.
     Mx,
+    /// To the smart host of this name.
+    SmartHost(Arc<str>),
     /// Nowhere: RCPT is refused for this reason.
     Refuse(Arc<str>),
     /// Nowhere: it is taken and thrown away, for this reason.
@@ -94,6 +96,7 @@ pub struct SafeMode {
 pub(super) fn routing(
     check: &Check<'_>,
     top: &mut Section<'_>,
+    smart_hosts: Vec<Arc<SmartHost>>,
     is_tenant: impl Fn(&str) -> bool,
 ) -> RoutingSettings {
     let mut rules: Vec<RouteRule> = Vec::new();
@@ -102,7 +105,7 @@ pub(super) fn routing(
         if let Some(taker) = all_taken {
             section.problem("", format!("is never reached: route[{taker}] fits everything"));
         }
-        let Some(rule) = rule(check, section, &is_tenant) else {
+        let Some(rule) = rule(check, section, &smart_hosts, &is_tenant) else {
             continue;
         };
         if rule.to.iter().all(is_any)
@@ -118,6 +121,7 @@ pub(super) fn routing(
         rules.push(rule);
     }
     RoutingSettings {
+        smart_hosts,
         rules,
         safe_mode: safe_mode(top),
     }
@@ -127,7 +131,12 @@ fn is_any(pattern: &SenderPattern) -> bool {
     *pattern == SenderPattern::Any
 }
 
-fn rule(check: &Check<'_>, mut section: Section<'_>, is_tenant: &impl Fn(&str) -> bool) -> Option<RouteRule> {
+fn rule(
+    check: &Check<'_>,
+    mut section: Section<'_>,
+    smart_hosts: &[Arc<SmartHost>],
+    is_tenant: &impl Fn(&str) -> bool,
+) -> Option<RouteRule> {
     let to = values(section.list::<SenderPattern>("to"));
     let from = values(section.list::<PathPattern>("from"));
     let tenants = section.list::<String>("tenants").unwrap_or_default();
@@ -147,9 +156,13 @@ fn rule(check: &Check<'_>, mut section: Section<'_>, is_tenant: &impl Fn(&str) -
         );
     }
     let name = section.string("next_hop");
-    let name = section.required("next_hop", name, "\"mx\", \"refuse\" or \"discard\"");
+    let name = section.required(
+        "next_hop",
+        name,
+        "\"mx\", \"refuse\", \"discard\", or a smart host's name",
+    );
     let reason = section.parsed::<Reason>("reason");
-    let next_hop = name.and_then(|spot| next_hop(check, &section, &spot, reason));
+    let next_hop = name.and_then(|spot| next_hop(check, &section, &spot, smart_hosts, reason));
     section.end();
     Some(RouteRule {
         to,
@@ -164,15 +177,25 @@ fn next_hop(
     check: &Check<'_>,
     section: &Section<'_>,
     name: &Spot<String>,
+    smart_hosts: &[Arc<SmartHost>],
     reason: Option<Spot<Reason>>,
 ) -> Option<NextHop> {
     let word = name.value.as_str();
-    if !WORDS.contains(&word) {
-        let text = format!("\"{word}\" is none of \"mx\", \"refuse\", \"discard\"");
-        check.problem(name.at, &name.key, text);
-        return None;
-    }
-    if word == "mx" {
+    let named = smart_hosts.iter().find(|host| *host.name == *word);
+    let goes_on = match (word, named) {
+        ("refuse" | "discard", _) => None,
+        ("mx", _) => Some(NextHop::Mx),
+        (_, Some(host)) => Some(NextHop::SmartHost(host.name.clone())),
+        (_, None) => {
+            let text = format!(
+                "there is no smart host \"{word}\"; it would be a [[smart_host]] of that name. Other next hops are \"mx\", \
+                 \"refuse\", \"discard\""
+            );
+            check.problem(name.at, &name.key, text);
+            return None;
+        }
+    };
+    if goes_on.is_some() {
         if let Some(spot) = reason {
             check.problem(
                 spot.at,
@@ -180,7 +203,7 @@ fn next_hop(
                 "is for \"refuse\" and \"discard\"; other mail goes on",
             );
         }
-        return Some(NextHop::Mx);
+        return goes_on;
     }
     let what = "what senders, or your log, are told, such as \"no mail to our own test domains\"";
     let reason = Arc::from(section.required("reason", reason, what)?.value.0);

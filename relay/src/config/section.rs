@@ -219,6 +219,15 @@ impl<'a> Section<'a> {
         self.read(key, read).map(|spot| spot.value)
     }
 
+    /// `true` or `false`, if it is there.
+    pub fn boolean(&mut self, key: &'static str) -> Option<bool> {
+        let read = |value: &Value| match value {
+            Value::Boolean(yes) => Ok(*yes),
+            other => Err(format!("true or false is needed, not {}", other.kind())),
+        };
+        self.read(key, read).map(|spot| spot.value)
+    }
+
     /// A number within bounds, if it is there.
     pub fn number(&mut self, key: &'static str, bounds: RangeInclusive<f64>) -> Option<f64> {
         let read = |value: &Value| {

@@ -185,6 +185,8 @@ pub struct DeliverySettings {
     pub limits: DestinationLimits,
     /// In force where no destination rule says otherwise.
     pub tls: TlsLevel,
+    /// In force where no destination rule says otherwise.
+    pub family: AddressFamily,
     /// Rules by destination domain; the longest match wins.
     pub destinations: Vec<Destination>,
     /// Connections at once, all destinations together.
@@ -259,6 +261,35 @@ pub enum TlsLevel {
     Off,
 }
 
+/// Which of a host's addresses are tried, and in what order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressFamily {
+    /// All, the families by turns.
+    Any,
+    /// IPv4 alone.
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+    /// IPv4 first.
+    PreferIpv4,
+    /// IPv6 first.
+    PreferIpv6,
+}
+
+impl AddressFamily {
+    /// The addresses to be tried, the order within a family as it was.
+    pub fn order(self, mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+        match self {
+            Self::Any => {}
+            Self::Ipv4 => addresses.retain(IpAddr::is_ipv4),
+            Self::Ipv6 => addresses.retain(IpAddr::is_ipv6),
+            Self::PreferIpv4 => addresses.sort_by_key(IpAddr::is_ipv6),
+            Self::PreferIpv6 => addresses.sort_by_key(IpAddr::is_ipv4),
+        }
+        addresses
+    }
+}
+
 /// A rule for a destination domain.
 #[derive(Clone, Debug)]
 pub struct Destination {
@@ -268,6 +299,8 @@ pub struct Destination {
     pub below: bool,
     /// In place of `delivery.tls`.
     pub tls: TlsLevel,
+    /// In place of `delivery.address_family`.
+    pub family: AddressFamily,
     /// All set: what the rule leaves out came from the defaults.
     pub limits: DestinationLimits,
 }

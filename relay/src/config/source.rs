@@ -65,8 +65,8 @@ pub enum Value {
     String(String),
     Integer(i64),
     Float(f64),
-    Boolean,
-    /// No key is a date, or true or false.
+    Boolean(bool),
+    /// No key is a date.
     Date,
 }
 
@@ -79,7 +79,7 @@ impl Value {
             Self::String(_) => "a string",
             Self::Integer(_) => "an integer",
             Self::Float(_) => "a number with a fraction",
-            Self::Boolean => "true or false",
+            Self::Boolean(_) => "true or false",
             Self::Date => "a date",
         }
     }
@@ -240,7 +240,7 @@ fn convert(value: &Spanned<DeValue<'_>>, at: At) -> Node {
             integer(number.as_str(), number.radix()).map_or(Value::Float(f64::INFINITY), Value::Integer)
         }
         DeValue::Float(number) => Value::Float(number.as_str().replace('_', "").parse().unwrap_or(f64::NAN)),
-        DeValue::Boolean(_) => Value::Boolean,
+        DeValue::Boolean(yes) => Value::Boolean(*yes),
         DeValue::Datetime(_) => Value::Date,
     };
     Node { value, at }

@@ -1,6 +1,5 @@
 //! A connection to an MX host: the shell around the sending session of mail-core. Every wait has its limit.
 
-use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -9,13 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use mail_core::smtp::client::{
-    Extensions, Hello, HelloAction, Message, RecipientResult, Refusal, Stage, TlsWish, Transaction,
-    TransactionAction,
-};
+use mail_core::Reply;
+use mail_core::smtp::client::{Extensions, Message, RecipientResult, Stage, Transaction, TransactionAction};
 use mail_core::smtp::reply_reader::{BadReply, ReplyReader};
 use mail_core::smtp::stuff::stuffed;
-use mail_core::{EnhancedCode, Reply};
 use queue::Hop;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -23,15 +19,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::config::Settings;
-use crate::config::settings::{ClientTimeouts, TlsLevel};
-use crate::report::Cause;
-use crate::world::{MxHost, Net};
+use crate::config::settings::ClientTimeouts;
 
-use super::client_tls::ClientTls;
+pub mod open;
 
-/// Addresses tried for one connection, all hosts together; RFC 5321 §5.1 asks for two at least.
-const MAX_ADDRESSES: usize = 10;
+use open::Why;
 
 /// Octets read at a time; replies are short.
 const READ: usize = 4_096;
@@ -64,225 +56,6 @@ pub struct Connection<S> {
 enum Wire<S> {
     Clear(S),
     Tls(Box<TlsStream<S>>),
-}
-
-/// Why no host could be spoken to.
-#[derive(Debug)]
-pub struct OpenFailure {
-    tries: Vec<Try>,
-}
-
-#[derive(Debug)]
-struct Try {
-    host: String,
-    why: Why,
-}
-
-/// Why one try failed.
-#[derive(Debug)]
-enum Why {
-    /// It told us to go away, for now or for good.
-    Refused(Refusal),
-    /// It, or the way to it, failed.
-    Failed(EnhancedCode, String),
-    /// It has no address.
-    NoAddress,
-    /// The TLS handshake failed; in clear it may work.
-    Handshake(String),
-}
-
-impl OpenFailure {
-    /// Why, and which host said it, if every host refuses for good and asking again is no use (RFC 5321 §4.2.4.2).
-    pub fn permanent(&self) -> Option<(Cause, String)> {
-        let last = self.tries.last()?;
-        if self.tries.iter().all(|tried| matches!(tried.why, Why::NoAddress)) {
-            let cause = Cause::Undeliverable(
-                EnhancedCode(5, 4, 4),
-                "none of the domain's mail hosts has an address".into(),
-            );
-            return Some((cause, last.host.clone()));
-        }
-        // A refusal of STARTTLS may be the work of someone on the way: mail that requires TLS waits.
-        let for_good = |tried: &Try| matches!(&tried.why, Why::Refused(refusal) if refusal.reply.is_permanent() && refusal.stage != Stage::StartTls);
-        let refusing = self.tries.iter().rev().find(|tried| for_good(tried))?;
-        if !self
-            .tries
-            .iter()
-            .all(|tried| for_good(tried) || matches!(tried.why, Why::NoAddress))
-        {
-            return None;
-        }
-        match &refusing.why {
-            Why::Refused(refusal) => Some((Cause::Refused(refusal.reply.clone()), refusing.host.clone())),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for OpenFailure {
-    /// The last try, which is the one of least preference, and what went wrong with it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.tries.last() {
-            None => write!(f, "4.4.4 no host to try"),
-            Some(Try { host, why }) => match why {
-                Why::Refused(refusal) => write!(f, "{} ({host} at {})", refusal.reply, refusal.stage.name()),
-                Why::Failed(code, cause) => write!(f, "{code} {host}: {cause}"),
-                Why::NoAddress => write!(f, "4.4.4 {host} has no address"),
-                Why::Handshake(cause) => write!(f, "4.7.5 {host}: TLS: {cause}"),
-            },
-        }
-    }
-}
-
-/// Connects to the first of `hosts`, in their order, that takes mail.
-pub async fn open<N: Net>(
-    net: &N,
-    settings: &Settings,
-    tls: &ClientTls,
-    hosts: &[MxHost],
-    level: TlsLevel,
-) -> Result<Connection<N::Stream>, OpenFailure> {
-    let mut failure = OpenFailure { tries: Vec::new() };
-    let mut left = MAX_ADDRESSES;
-    for mx in hosts {
-        let host = mx.host.as_str();
-        let addresses = match timeout(settings.delivery.timeouts.dns * 2, net.addresses(&mx.host)).await {
-            Ok(Ok(addresses)) => addresses,
-            Ok(Err(error)) => {
-                failure.tries.push(Try {
-                    host: host.into(),
-                    why: Why::Failed(EnhancedCode(4, 4, 3), error.to_string()),
-                });
-                continue;
-            }
-            Err(_) => {
-                failure.tries.push(Try {
-                    host: host.into(),
-                    why: Why::Failed(EnhancedCode(4, 4, 3), "DNS timed out".into()),
-                });
-                continue;
-            }
-        };
-        if addresses
-            .iter()
-            .any(|address| settings.delivery.own_addresses.contains(address))
-        {
-            // This is ourselves under another name: it and all that is no better would send the mail back (§5.1).
-            let reply = Reply::new(554, 4, 6, "mail loops back to this relay");
-            let refusal = Refusal {
-                stage: Stage::Greeting,
-                reply,
-            };
-            failure.tries.push(Try {
-                host: host.into(),
-                why: Why::Refused(refusal),
-            });
-            break;
-        }
-        if addresses.is_empty() {
-            failure.tries.push(Try {
-                host: host.into(),
-                why: Why::NoAddress,
-            });
-        }
-        for address in addresses {
-            if left == 0 {
-                return Err(failure);
-            }
-            left -= 1;
-            let to = SocketAddr::new(address, settings.delivery.port);
-            match open_one(net, settings, tls, host, to, level).await {
-                Ok(connection) => return Ok(connection),
-                Err(why) => failure.tries.push(Try {
-                    host: host.into(),
-                    why,
-                }),
-            }
-        }
-    }
-    Err(failure)
-}
-
-async fn open_one<N: Net>(
-    net: &N,
-    settings: &Settings,
-    tls: &ClientTls,
-    host: &str,
-    to: SocketAddr,
-    level: TlsLevel,
-) -> Result<Connection<N::Stream>, Why> {
-    let (wish, connector) = match level {
-        TlsLevel::Off => (TlsWish::Never, None),
-        TlsLevel::Opportunistic => (TlsWish::IfOffered, Some(tls.unverified())),
-        TlsLevel::Required => (TlsWish::Required, Some(tls.verified())),
-    };
-    match greet(net, settings, host, to, wish, connector).await {
-        // RFC 7435: better in clear than not at all, but never on the connection that failed.
-        Err(Why::Handshake(cause)) if level == TlsLevel::Opportunistic => {
-            tracing::info!(host, %to, cause, "TLS failed: once more in clear");
-            greet(net, settings, host, to, TlsWish::Never, None).await
-        }
-        greeted => greeted,
-    }
-}
-
-async fn greet<N: Net>(
-    net: &N,
-    settings: &Settings,
-    host: &str,
-    to: SocketAddr,
-    wish: TlsWish,
-    connector: Option<TlsConnector>,
-) -> Result<Connection<N::Stream>, Why> {
-    let delivery = &settings.delivery;
-    let unreachable = |cause: String| Why::Failed(EnhancedCode(4, 4, 1), format!("[{}]: {cause}", to.ip()));
-    let stream = match timeout(delivery.timeouts.connect, net.connect(delivery.source, to)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(unreachable(error.to_string())),
-        Err(_) => return Err(unreachable("no answer to the connection".into())),
-    };
-    let mut connection = Connection {
-        wire: Wire::Clear(stream),
-        reader: ReplyReader::default(),
-        input: BytesMut::new(),
-        offers: Extensions::default(),
-        timeouts: delivery.timeouts.clone(),
-        host: host.to_owned(),
-        address: to,
-        source: delivery.source,
-        tls: String::new(),
-        messages: 0,
-        usable: true,
-        stale: false,
-    };
-    let mut session = Hello::new(delivery.ehlo.clone(), wish, false);
-    loop {
-        let stage = session.stage();
-        let lost = |cause: Broken| Why::Failed(EnhancedCode(4, 4, 2), format!("{cause} at {}", stage.name()));
-        let reply = connection.read_reply(stage).await.map_err(lost)?;
-        let mut action;
-        (session, action) = session.step(reply);
-        if action == HelloAction::StartTls {
-            let Some(connector) = &connector else {
-                return Err(Why::Handshake("not wanted".into()));
-            };
-            connection = connection.start_tls(connector).await?;
-            (session, action) = session.encrypted();
-        }
-        match action {
-            HelloAction::Say(..) if connection.has_spoken() => return Err(lost(Broken::OutOfTurn)),
-            HelloAction::Say(line, _) => connection.write(line.as_bytes()).await.map_err(lost)?,
-            HelloAction::Ready(offers) => {
-                connection.offers = offers;
-                return Ok(connection);
-            }
-            HelloAction::Failed(refusal) => {
-                connection.quit().await;
-                return Err(Why::Refused(refusal));
-            }
-            HelloAction::StartTls => return Err(Why::Handshake("asked for twice".into())),
-        }
-    }
 }
 
 /// The connection is of no more use.
@@ -373,6 +146,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.offers.rcpt_max
     }
 
+    /// Nothing more goes over it.
+    pub fn retire(&mut self) {
+        self.usable = false;
+    }
+
     /// The host's name.
     pub fn host(&self) -> &str {
         &self.host
@@ -413,7 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let _ = timeout(GOODBYE, self.wire.shutdown()).await;
     }
 
-    async fn start_tls(mut self, connector: &TlsConnector) -> Result<Self, Why> {
+    async fn start_tls(mut self, connector: &TlsConnector, name: &str) -> Result<Self, Why> {
         // What came in clear behind the reply to STARTTLS is not the peer's word (RFC 3207 §4.2).
         self.input.clear();
         self.reader = ReplyReader::default();
@@ -421,7 +199,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(Why::Handshake("asked for twice".into()));
         };
         let name =
-            ServerName::try_from(self.host.clone()).map_err(|error| Why::Handshake(error.to_string()))?;
+            ServerName::try_from(name.to_owned()).map_err(|error| Why::Handshake(error.to_string()))?;
         let shaken = timeout(self.timeouts.tls, connector.connect(name, stream)).await;
         let stream = match shaken {
             Ok(Ok(stream)) => stream,
@@ -592,7 +370,9 @@ enum Written {
 fn patience(timeouts: &ClientTimeouts, stage: Stage) -> Duration {
     match stage {
         Stage::Greeting => timeouts.greeting,
-        Stage::Ehlo | Stage::Helo | Stage::StartTls | Stage::Rset | Stage::Quit => timeouts.command,
+        Stage::Ehlo | Stage::Helo | Stage::StartTls | Stage::Auth | Stage::Rset | Stage::Quit => {
+            timeouts.command
+        }
         Stage::Mail => timeouts.mail,
         Stage::Rcpt => timeouts.rcpt,
         Stage::Data => timeouts.data,
@@ -648,5 +428,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 }
 
+#[cfg(test)]
+mod smart_host_tests;
 #[cfg(test)]
 mod tests;

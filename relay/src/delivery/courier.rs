@@ -23,13 +23,15 @@ use crate::world::{Clock, DnsError, Net, Random};
 
 use super::attempt::{self, Attempt, Load, OpenRecipient};
 use super::client_tls::ClientTls;
-use super::connection::{self, Connection};
+use super::connection::Connection;
+use super::connection::open::Opener;
 use super::exchange::{Accepted, Seat, Word};
-use super::lane::{ConnectionId, Plan};
+use super::lane::{ConnectionId, Hosts, Plan};
 use super::metrics::Metrics;
-use super::route::Route;
+use super::route::{self, Route};
 use super::settle::{self, Outcome, Past, Verdict};
 use super::shard::{Effect, Ending, Job, LaneId, Settled, Shard};
+use super::smart_host;
 
 /// A message that stays in memory until it is sent, or put off: within a budget of octets.
 #[derive(Debug)]
@@ -269,19 +271,22 @@ impl<N: Net> Courier<N> {
     }
 
     async fn open(self: &Rc<Self>, lane: LaneId, plan: &Plan, first: &Job) -> Option<Connection<N::Stream>> {
-        let Plan::Hosts { hosts, tls, .. } = plan else {
+        let Plan::Hosts { hosts, terms, .. } = plan else {
             return None;
         };
-        let hosts = super::route::in_order(hosts, &self.parts.random);
-        match connection::open(
-            &self.parts.net,
-            &self.parts.settings,
-            &self.parts.tls,
-            &hosts,
-            *tls,
-        )
-        .await
-        {
+        let random = &self.parts.random;
+        let hosts = match hosts {
+            Hosts::Mx(hosts) => route::to_try(hosts, self.parts.settings.delivery.port, random),
+            Hosts::Chosen(group) => smart_host::in_order(group, random),
+        };
+        let opener = Opener {
+            net: &self.parts.net,
+            settings: &self.parts.settings,
+            tls: &self.parts.tls,
+            random,
+            terms,
+        };
+        match opener.open(&hosts).await {
             Ok(connection) => {
                 self.parts.metrics.connected.inc();
                 Some(connection)
@@ -312,6 +317,7 @@ impl<N: Net> Courier<N> {
         let Plan::Hosts {
             recipients_per_transaction,
             messages_per_connection,
+            ref terms,
             ..
         } = *plan
         else {
@@ -320,8 +326,14 @@ impl<N: Net> Courier<N> {
         let mut job = first;
         let mut messages = 0;
         loop {
-            self.deliver(lane, &mut connection, &job, recipients_per_transaction)
-                .await;
+            self.deliver(
+                lane,
+                &mut connection,
+                &job,
+                recipients_per_transaction,
+                terms.chosen,
+            )
+            .await;
             messages += 1;
             if !connection.is_usable() || messages >= messages_per_connection {
                 break;
@@ -347,6 +359,7 @@ impl<N: Net> Courier<N> {
         connection: &mut Connection<N::Stream>,
         job: &Job,
         most: usize,
+        chosen: bool,
     ) {
         let Some(prepared) = self.prepare(job).await else {
             return;
@@ -355,7 +368,7 @@ impl<N: Net> Courier<N> {
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let begun = tokio::time::Instant::now();
         let Attempt {
-            outcomes,
+            mut outcomes,
             works,
             stale,
         } = attempt::run(connection, &load, most).await;
@@ -365,7 +378,11 @@ impl<N: Net> Courier<N> {
         }
         let took = begun.elapsed();
         self.parts.metrics.transaction.observe(took.as_secs_f64());
-        if works {
+        if let Some(cause) = chosen.then(|| smart_host::unwelcome(&mut outcomes)).flatten() {
+            // Every other message would fare alike.
+            connection.retire();
+            self.tell(Event::LaneFailed(lane, cause));
+        } else if works {
             self.tell(Event::LaneWorks(lane));
         } else if connection.messages() == 0 {
             // Not one transaction got through: the host is as good as unreachable.

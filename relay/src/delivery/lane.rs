@@ -2,14 +2,17 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
 use queue::QueueId;
 
-use crate::config::settings::{DeliverySettings, Destination, DestinationLimits, TlsLevel};
+use crate::config::settings::{AddressFamily, DeliverySettings, Destination, DestinationLimits, TlsLevel};
+use crate::config::smart_hosts::SmartHost;
 use crate::world::MxHost;
 
+use super::connection::open::Terms;
 use super::limiter::Limiter;
 use super::shard::Ending;
 
@@ -41,6 +44,8 @@ pub struct Rule {
     pub number: Option<usize>,
     /// How much TLS.
     pub tls: TlsLevel,
+    /// Which of a host's addresses.
+    pub family: AddressFamily,
     /// The lane's limits.
     pub limits: DestinationLimits,
 }
@@ -53,11 +58,13 @@ impl Rule {
             Some(rule) => Self {
                 number,
                 tls: rule.tls,
+                family: rule.family,
                 limits: rule.limits.clone(),
             },
             None => Self {
                 number: None,
                 tls: settings.tls,
+                family: settings.family,
                 limits: settings.limits.clone(),
             },
         }
@@ -80,10 +87,10 @@ impl Rule {
 pub enum Plan {
     /// Over SMTP to these hosts, not yet put in order.
     Hosts {
-        /// From the MX records, ourselves removed; the domain itself where it has none.
-        hosts: Vec<MxHost>,
-        /// How much TLS.
-        tls: TlsLevel,
+        /// Which.
+        hosts: Hosts,
+        /// On what terms.
+        terms: Terms,
         /// RCPTs a transaction.
         recipients_per_transaction: usize,
         /// Messages before the connection is closed.
@@ -91,6 +98,15 @@ pub enum Plan {
     },
     /// Not at all: every unit ends in this way.
     End(Ending),
+}
+
+/// Hosts of a lane, not yet put in order.
+#[derive(Clone, Debug)]
+pub enum Hosts {
+    /// From the MX records, ourselves removed; the domain itself where it has none.
+    Mx(Vec<MxHost>),
+    /// A group of our own choosing.
+    Chosen(Arc<SmartHost>),
 }
 
 /// A connection of this shard, never used twice.
@@ -213,6 +229,7 @@ mod tests {
         let rule = Rule {
             number: None,
             tls: TlsLevel::Off,
+            family: AddressFamily::Any,
             limits: limits(3),
         };
         let key = LaneKey {
@@ -234,6 +251,7 @@ mod tests {
             domain: domain.parse().unwrap(),
             below,
             tls: TlsLevel::Required,
+            family: AddressFamily::Any,
             limits: limits(connections),
         };
         let rules = [

@@ -11,8 +11,10 @@ pub mod limiter;
 pub mod metrics;
 pub mod resolver;
 pub mod route;
+mod scram;
 pub mod settle;
 pub mod shard;
+pub mod smart_host;
 
 use queue::Backoff;
 

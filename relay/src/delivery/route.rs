@@ -4,16 +4,22 @@ use std::sync::Arc;
 
 use mail_core::{Domain, Reply};
 
+use crate::config::settings::DeliverySettings;
+use crate::config::smart_hosts::SmartHost;
 use crate::world::{MxAnswer, MxHost, Random};
 
-use super::lane::{Plan, Rule};
+use super::connection::open::{HostPlace, NextHost, Terms};
+use super::lane::{Hosts, Plan, Rule};
 use super::shard::Ending;
+use super::smart_host;
 
 /// Where a domain's mail goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Route {
     /// To these hosts; at least one.
     Hosts(Vec<MxHost>),
+    /// To a smart host, as a rule has it.
+    SmartHost(Arc<SmartHost>),
     /// Nowhere, for the reason the reply gives.
     Refused(Reply),
     /// Nowhere, as a rule has it, for this reason.
@@ -53,20 +59,32 @@ impl Route {
                 names.dedup();
                 names.join(",")
             }
+            // No name of a host has a blank.
+            Self::SmartHost(host) => format!("smart host {}", host.name),
             Self::Refused(reply) => format!("refused {reply}"),
             Self::Discarded(reason) => format!("discarded {reason}"),
         }
     }
 
+    /// The limits and terms of its lane.
+    pub fn rule(&self, domain: &Domain, settings: &DeliverySettings) -> Rule {
+        match self {
+            Self::SmartHost(host) => smart_host::rule(host),
+            Self::Hosts(_) | Self::Refused(_) | Self::Discarded(_) => Rule::of(domain, settings),
+        }
+    }
+
     /// How a lane serves it.
     pub fn plan(&self, rule: &Rule) -> Plan {
+        let plan = |hosts, terms| Plan::Hosts {
+            hosts,
+            terms,
+            recipients_per_transaction: rule.limits.recipients_per_transaction,
+            messages_per_connection: rule.limits.messages_per_connection,
+        };
         match self {
-            Self::Hosts(hosts) => Plan::Hosts {
-                hosts: hosts.clone(),
-                tls: rule.tls,
-                recipients_per_transaction: rule.limits.recipients_per_transaction,
-                messages_per_connection: rule.limits.messages_per_connection,
-            },
+            Self::Hosts(hosts) => plan(Hosts::Mx(hosts.clone()), Terms::of_mx(rule.tls, rule.family)),
+            Self::SmartHost(host) => plan(Hosts::Chosen(host.clone()), smart_host::terms(host)),
             Self::Refused(reply) => Plan::End(Ending::Refused(reply.clone())),
             Self::Discarded(reason) => Plan::End(Ending::Discarded(reason.clone())),
         }
@@ -89,6 +107,16 @@ fn without_ourselves(domain: &Domain, mut hosts: Vec<MxHost>, names: &[Domain]) 
         );
     }
     Route::Hosts(hosts)
+}
+
+/// MX hosts in the order in which they are tried, each at `port`.
+pub fn to_try(hosts: &[MxHost], port: u16, random: &Random) -> Vec<NextHost> {
+    let next = |mx: MxHost| NextHost {
+        place: HostPlace::Name(mx.host),
+        port,
+        tls_name: None,
+    };
+    in_order(hosts, random).into_iter().map(next).collect()
 }
 
 /// The order in which hosts are tried: by preference, equals in random order (RFC 5321 §5.1).

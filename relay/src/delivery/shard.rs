@@ -19,7 +19,7 @@ use crate::world::{DnsError, Random};
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
 use super::exchange::{Accepted, Place, Word};
-use super::lane::{ConnectionId, Lane, LaneKey, Plan, Rest, Rule};
+use super::lane::{ConnectionId, Lane, LaneKey, Plan, Rest};
 use super::limiter::Grant;
 use super::route::Route;
 
@@ -696,6 +696,7 @@ impl Shard {
         active.confirm = now + SITE_TTL;
         match self.routing.way(active.name.route_group) {
             Direction::Mx => {}
+            Direction::SmartHost(host) => return self.route_at_once(id, &Route::SmartHost(host), now),
             Direction::Discard(reason) => return self.route_at_once(id, &Route::Discarded(reason), now),
             Direction::Missing(name) => return self.wait_for_way(id, &name, now),
         }
@@ -834,7 +835,7 @@ impl Shard {
     }
 
     fn lane(&mut self, domain: &Domain, site: Rc<str>, route: &Route, now: Timestamp) -> LaneId {
-        let rule = Rule::of(domain, &self.settings);
+        let rule = route.rule(domain, &self.settings);
         let key = LaneKey {
             site,
             rule: rule.number,

@@ -11,8 +11,13 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
+use super::open::{HostPlace, NextHost, OpenFailure, Opener, Terms};
 use super::*;
-use crate::world::{DnsError, MxAnswer};
+use crate::config::Settings;
+use crate::config::settings::{AddressFamily, TlsLevel};
+use crate::delivery::client_tls::ClientTls;
+use crate::report::Cause;
+use crate::world::{DnsError, MxAnswer, Net, Random};
 
 /// What a peer does on one connection, in order:
 ///
@@ -129,7 +134,7 @@ async fn line(pipe: &mut Box<dyn Pipe>) -> io::Result<String> {
 }
 
 /// A test's surroundings, with an authority whose certificate is trusted.
-struct Lab {
+pub(super) struct Lab {
     world: Rc<World>,
     settings: Settings,
     tls: ClientTls,
@@ -142,7 +147,7 @@ impl Lab {
     }
 
     /// The peer's certificate names `certified`.
-    fn with(scripts: &[&[&str]], width: usize, certified: &str) -> Self {
+    pub(super) fn with(scripts: &[&[&str]], width: usize, certified: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("postrider.toml");
         let text = "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n\
@@ -166,15 +171,35 @@ impl Lab {
         }
     }
 
+    pub(super) fn heard(&self) -> String {
+        self.world.heard()
+    }
+
     async fn open(&self, hosts: u16, level: TlsLevel) -> Result<Connection<DuplexStream>, OpenFailure> {
+        self.open_on(hosts, &Terms::of_mx(level, AddressFamily::Any))
+            .await
+    }
+
+    pub(super) async fn open_on(
+        &self,
+        hosts: u16,
+        terms: &Terms,
+    ) -> Result<Connection<DuplexStream>, OpenFailure> {
         let hosts: Vec<_> = (1..=hosts)
-            .map(|number| MxHost {
-                preference: number,
-                host: format!("mx{number}.test").parse().unwrap(),
+            .map(|number| NextHost {
+                place: HostPlace::Name(format!("mx{number}.test").parse().unwrap()),
+                port: 25,
+                tls_name: None,
             })
             .collect();
-        let net = SimNet(self.world.clone());
-        open(&net, &self.settings, &self.tls, &hosts, level).await
+        let opener = Opener {
+            net: &SimNet(self.world.clone()),
+            settings: &self.settings,
+            tls: &self.tls,
+            random: &Random::seeded(5),
+            terms,
+        };
+        opener.open(&hosts).await
     }
 
     /// Opens in clear to one host and sends one message to one recipient. What became of it, in a word, and how long it took.
@@ -188,7 +213,11 @@ impl Lab {
     }
 }
 
-async fn send(connection: &mut Connection<DuplexStream>, to: usize, body: &[u8]) -> Vec<RecipientResult> {
+pub(super) async fn send(
+    connection: &mut Connection<DuplexStream>,
+    to: usize,
+    body: &[u8],
+) -> Vec<RecipientResult> {
     let reverse_path = ReversePath::Mailbox("s@a.test".parse().unwrap());
     let recipients: Vec<Mailbox> = (0..to)
         .map(|number| format!("r{number}@ok.test").parse().unwrap())
@@ -204,7 +233,7 @@ async fn send(connection: &mut Connection<DuplexStream>, to: usize, body: &[u8])
     connection.send(&message, &[head, body]).await
 }
 
-fn word(result: &RecipientResult) -> &'static str {
+pub(super) fn word(result: &RecipientResult) -> &'static str {
     match result {
         RecipientResult::Delivered(_) => "delivered",
         RecipientResult::Refused(..) => "refused",
@@ -215,7 +244,7 @@ fn word(result: &RecipientResult) -> &'static str {
 }
 
 /// Runs a test on a paused clock.
-fn paused(test: impl Future<Output = ()>) {
+pub(super) fn paused(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -236,7 +265,7 @@ const MAIL: [&str; 8] = [
     "S 250 kept",
 ];
 
-fn script(parts: &[&[&'static str]]) -> Vec<&'static str> {
+pub(super) fn script<'a>(parts: &[&[&'a str]]) -> Vec<&'a str> {
     parts.concat()
 }
 
