@@ -277,7 +277,7 @@ impl Host {
                 Some(data) => return self.message(envelope, visitor, data).await,
                 None => Reply::new(451, 3, 0, "no message"),
             },
-            Question::Login { .. } => replies::BAD_LOGIN,
+            Question::Login { .. } | Question::Scram { .. } => replies::BAD_LOGIN,
         })
     }
 

@@ -50,6 +50,13 @@ fn answer(question: &Question) -> Reply {
             replies::LOGGED_IN
         }
         Question::Login { .. } => replies::BAD_LOGIN,
+        // A SCRAM of three steps, without its reckoning.
+        Question::Scram { message, first, .. } => match (message.expose(), first) {
+            (b"first", true) => replies::challenge(b"salt"),
+            (b"proof", false) => replies::challenge(b"server's proof"),
+            (b"", false) => replies::LOGGED_IN,
+            _ => replies::BAD_LOGIN,
+        },
         Question::Message(_) => Reply::new(250, 0, 0, "queued"),
         Question::Data | Question::StartTls => replies::GO,
     }
@@ -152,7 +159,8 @@ fn ehlo_offers_what_there_is() {
     );
     let under_tls = play(Auth::Required, true, "EHLO c.test\r\n");
     assert!(
-        under_tls.contains("250 AUTH PLAIN LOGIN\r\n") && !under_tls.contains("STARTTLS"),
+        under_tls.contains("250 AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN LOGIN\r\n")
+            && !under_tls.contains("STARTTLS"),
         "{under_tls}"
     );
     assert!(!play(Auth::None, true, "HELO c.test\r\n").contains("SIZE"));
@@ -171,4 +179,28 @@ fn silence_and_shutdown_end_a_session() {
     }
     let (_, action) = Session::new(config(Auth::None), false).step(Input::EarlyTalk);
     assert!(matches!(action, Action::Close(reply) if reply.code == 554));
+}
+
+/// CASES §3, floods: commands that lead to no mail come to an end, those that do go on.
+#[test]
+fn a_flood_of_commands_is_ended() {
+    for command in ["NOOP", "RSET", "EHLO c.test", "VRFY a"] {
+        let said = play(Auth::None, false, &format!("{command}\r\n").repeat(6_000));
+        assert!(
+            said.ends_with("421 4.7.0 mx.test too many commands\r\n"),
+            "{command}"
+        );
+        assert_eq!(codes(&said).len(), 1 + 5_000 + 1, "{command}");
+    }
+    // Recipients beyond the limit are no errors, and yet have an end.
+    let rcpt = "RCPT TO:<a@c.test>\r\n".repeat(6_000);
+    let said = play(
+        Auth::None,
+        false,
+        &format!("EHLO c.test\r\nMAIL FROM:<a@c.test>\r\n{rcpt}"),
+    );
+    assert!(said.ends_with("too many commands\r\n"));
+    let mail = "MAIL FROM:<a@c.test>\r\nRCPT TO:<b@c.test>\r\nDATA\r\n.\r\n".repeat(3_000);
+    let said = play(Auth::None, false, &format!("EHLO c.test\r\n{mail}QUIT\r\n"));
+    assert!(said.ends_with("221 2.0.0 mx.test bye\r\n"));
 }

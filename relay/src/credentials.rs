@@ -1,12 +1,13 @@
 //! Who may log in: a file of names, tenants and SCRAM-SHA-256 verifiers, kept by `postrider credential`.
 //!
 //! No password is in it, nor anything that logs in by itself: a verifier (RFC 5803) tells whether a password is right. PLAIN
-//! and LOGIN are checked against the same verifiers that SCRAM will use.
+//! and LOGIN are checked against the same verifiers that SCRAM uses.
 //!
 //! The file is read anew when its content changes, looked at once a second at the most and only when someone logs in. One
 //! that turns bad while the relay runs changes nothing: the credentials read last stay, and the log tells why.
 
 pub mod file;
+pub mod scram;
 mod verifier;
 
 use std::collections::HashMap;
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::{digest, hmac, rand};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
@@ -26,6 +29,12 @@ pub use verifier::Verifier;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a right password is remembered since it was hashed; then it is hashed again.
+const REMEMBER: Duration = Duration::from_secs(15 * 60);
+
+/// Logins that may wait for a core to hash on, for each core: some three seconds' worth of passwords that people chose.
+const WAITING_PER_CORE: usize = 32;
 
 /// Passwords longer than this are wrong without being hashed.
 pub const MAX_PASSWORD_BYTES: usize = 1_024;
@@ -39,6 +48,10 @@ pub struct Credential {
     pub tenant: Arc<str>,
 }
 
+/// Too many logins wait to be hashed. Nothing is said about this one; it may come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Busy;
+
 /// The credentials of a file; cloning shares them.
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
@@ -49,8 +62,10 @@ struct Inner {
     key: hmac::Key,
     known: ArcSwap<Known>,
     look: Mutex<Look>,
-    /// Hashing at once; more would only take the cores from the sessions. Sessions wait here, and they are bounded.
+    /// Hashing at once; more would only take the cores from the sessions.
     hashing: Arc<Semaphore>,
+    /// Hashing, or waiting to; more are [`Busy`].
+    waiting: Arc<Semaphore>,
 }
 
 struct Look {
@@ -69,8 +84,9 @@ struct Known {
 struct Entry {
     credential: Credential,
     verifier: Verifier,
-    /// The last right password, under [`Inner::key`]: a client that logs in for each message is hashed once.
-    seen: Mutex<Option<hmac::Tag>>,
+    /// The last right password, under [`Inner::key`], and when it was hashed: a client that logs in for each message is hashed
+    /// once. Gone when the file changes.
+    seen: Mutex<Option<(Instant, hmac::Tag)>>,
 }
 
 impl Credentials {
@@ -91,34 +107,67 @@ impl Credentials {
                 failing: None,
             }),
             hashing: Arc::new(Semaphore::new(cores)),
+            waiting: Arc::new(Semaphore::new(cores * (1 + WAITING_PER_CORE))),
         })))
     }
 
     /// Whose name and password these are; `None` where they are nobody's. An unknown name takes as long as a wrong password.
     ///
     /// Hashes on the runtime's threads for blocking work, as many at once as there are cores. The caller bounds the wait.
-    pub async fn verify(&self, user: &str, password: &[u8]) -> Option<Credential> {
+    pub async fn verify(&self, user: &str, password: &[u8]) -> Result<Option<Credential>, Busy> {
         if password.len() > MAX_PASSWORD_BYTES {
-            return None;
+            return Ok(None);
         }
-        let this = self.clone();
-        if self.0.look.lock().next <= Instant::now() {
-            tokio::task::spawn_blocking(move || this.0.look(Instant::now()))
-                .await
-                .ok()?;
+        self.look().await;
+        if let Some(credential) = self.0.recall(user, password, Instant::now()) {
+            return Ok(Some(credential));
         }
-        if let Some(credential) = self.0.recall(user, password) {
-            return Some(credential);
-        }
-        let permit = self.0.hashing.clone().acquire_owned().await.ok()?;
+        let place = self.0.waiting.clone().try_acquire_owned().map_err(|_| Busy)?;
+        let permit = self.0.hashing.clone().acquire_owned().await.map_err(|_| Busy)?;
         let (this, user) = (self.clone(), user.to_owned());
         let password = Zeroizing::new(password.to_vec());
         let verified = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _until_done = (place, permit);
             this.0.check(&user, &password)
         });
-        verified.await.ok()?
+        Ok(verified.await.ok().flatten())
     }
+
+    /// The verifier that SCRAM asks a user with. An unknown name has one too: the same for as long as the relay runs, with the
+    /// work of a known one, and never right.
+    pub async fn verifier(&self, user: &str) -> Verifier {
+        self.look().await;
+        let known = self.0.known.load();
+        match known.by_name.get(user) {
+            Some(entry) => entry.verifier.clone(),
+            None => {
+                let seed = hmac::sign(&self.0.key, format!("salt of {user}").as_bytes());
+                self.0.stand_in(&known, user).disguised(seed.as_ref())
+            }
+        }
+    }
+
+    /// Who has proven to know the password of this verifier; `None` if it isn't the user's any more, or is made up.
+    pub fn proven(&self, user: &str, verifier: &Verifier) -> Option<Credential> {
+        let known = self.0.known.load();
+        let entry = known.by_name.get(user)?;
+        (entry.verifier == *verifier).then(|| entry.credential.clone())
+    }
+
+    async fn look(&self) {
+        if self.0.look.lock().next <= Instant::now() {
+            let this = self.clone();
+            // It tells of its own mistakes.
+            let _ = tokio::task::spawn_blocking(move || this.0.look(Instant::now())).await;
+        }
+    }
+}
+
+/// Our part of a SCRAM nonce: 144 bits.
+pub fn nonce() -> Result<String, FileError> {
+    let mut octets = [0; 18];
+    rand::fill(&mut octets).map_err(|_| FileError::Randomness)?;
+    Ok(BASE64.encode(octets))
 }
 
 impl Inner {
@@ -156,12 +205,15 @@ impl Inner {
     }
 
     /// Who it is, if the same password was right before.
-    fn recall(&self, user: &str, password: &[u8]) -> Option<Credential> {
+    fn recall(&self, user: &str, password: &[u8], now: Instant) -> Option<Credential> {
         let known = self.known.load();
         let entry = known.by_name.get(user)?;
-        let seen = entry.seen.lock();
+        let mut seen = entry.seen.lock();
+        if seen.is_some_and(|(at, _)| now.saturating_duration_since(at) >= REMEMBER) {
+            *seen = None;
+        }
         let tag = hmac::sign(&self.key, password);
-        verify_slices_are_equal(seen.as_ref()?.as_ref(), tag.as_ref()).ok()?;
+        verify_slices_are_equal(seen.as_ref()?.1.as_ref(), tag.as_ref()).ok()?;
         Some(entry.credential.clone())
     }
 
@@ -176,7 +228,7 @@ impl Inner {
         if !entry.verifier.matches(password) {
             return None;
         }
-        *entry.seen.lock() = Some(hmac::sign(&self.key, password));
+        *entry.seen.lock() = Some((Instant::now(), hmac::sign(&self.key, password)));
         Some(entry.credential.clone())
     }
 
@@ -238,18 +290,61 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(
                 credentials.verify("app", password.as_bytes()).await,
-                Some(app.clone())
+                Ok(Some(app.clone()))
             );
-            assert_eq!(credentials.verify("app", b"wrong").await, None);
-            assert_eq!(credentials.verify("App", password.as_bytes()).await, None);
-            assert_eq!(credentials.verify("nobody", password.as_bytes()).await, None);
-            assert_eq!(
-                credentials.verify("app", &[b'x'; MAX_PASSWORD_BYTES + 1]).await,
-                None
-            );
+            for (user, password) in [
+                ("app", "wrong".as_bytes()),
+                ("App", password.as_bytes()),
+                ("nobody", password.as_bytes()),
+                ("app", &[b'x'; MAX_PASSWORD_BYTES + 1]),
+            ] {
+                assert_eq!(credentials.verify(user, password).await, Ok(None), "{user}");
+            }
         }
-        assert!(credentials.0.recall("app", password.as_bytes()).is_some());
-        assert!(credentials.0.recall("app", b"wrong").is_none());
+        let now = Instant::now();
+        let recalls = |password: &str, now| credentials.0.recall("app", password.as_bytes(), now).is_some();
+        assert!(recalls(&password, now));
+        assert!(!recalls("wrong", now));
+        assert!(!recalls(&password, now + REMEMBER), "remembered for too long");
+        assert!(!recalls(&password, now));
+    }
+
+    #[tokio::test]
+    async fn a_crowd_at_the_hashing_is_told_to_come_back() {
+        let (_folder, _, password, credentials) = opened();
+        let all = credentials.0.waiting.available_permits() as u32;
+        let crowd = credentials.0.waiting.clone().try_acquire_many_owned(all).unwrap();
+        assert_eq!(credentials.verify("app", password.as_bytes()).await, Err(Busy));
+        assert_eq!(credentials.verify("nobody", b"any").await, Err(Busy));
+        drop(crowd);
+        assert!(
+            credentials
+                .verify("app", password.as_bytes())
+                .await
+                .is_ok_and(|found| found.is_some())
+        );
+        assert_eq!(credentials.0.waiting.available_permits() as u32, all);
+        // What is remembered needs no hashing.
+        let _crowd = credentials.0.waiting.clone().try_acquire_many_owned(all).unwrap();
+        assert!(credentials.verify("app", password.as_bytes()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn scram_asks_unknown_users_as_it_asks_known_ones() {
+        let (_folder, path, _, credentials) = opened();
+        let known = credentials.verifier("app").await;
+        assert!(credentials.proven("app", &known).is_some());
+        let unknown = credentials.verifier("nobody").await;
+        assert_eq!(unknown, credentials.verifier("nobody").await);
+        assert_eq!(unknown.iterations(), known.iterations());
+        assert_eq!(unknown.salt().len(), known.salt().len());
+        assert_ne!(unknown.salt(), known.salt());
+        assert_ne!(unknown.salt(), credentials.verifier("noone").await.salt());
+        assert_eq!(credentials.proven("nobody", &unknown), None);
+        // A credential that was taken away between the two steps of a login opens nothing.
+        file::remove(&path, "app").unwrap();
+        credentials.0.look(Instant::now() + LOOK_EVERY * 2);
+        assert_eq!(credentials.proven("app", &known), None);
     }
 
     #[test]
@@ -276,7 +371,7 @@ mod tests {
         now += LOOK_EVERY;
         inner.look(now);
         assert!(!logs_in("app", &password));
-        assert!(inner.recall("app", password.as_bytes()).is_none());
+        assert!(inner.recall("app", password.as_bytes(), Instant::now()).is_none());
     }
 
     #[test]

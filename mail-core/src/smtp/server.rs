@@ -23,6 +23,7 @@ use crate::{BodyType, DsnOptions, Envelope, Mailbox, Recipient, Reply};
 
 mod sasl;
 
+pub use sasl::Scram;
 use sasl::{Exchange, Turn};
 
 /// What a server is and offers; the same for all sessions of a listener.
@@ -54,7 +55,7 @@ pub struct Config {
     pub data_timeout: Duration,
 }
 
-/// Whether clients log in (RFC 4954). Mechanisms are PLAIN and LOGIN, under TLS only.
+/// Whether clients log in (RFC 4954). Mechanisms are SCRAM-SHA-256-PLUS, SCRAM-SHA-256, PLAIN and LOGIN, under TLS only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {
     /// AUTH is not known here.
@@ -124,6 +125,16 @@ pub enum Question {
         /// As sent.
         password: Secret,
     },
+    /// What to say to this message of SCRAM (RFC 5802 §5), which was base64? [`replies::challenge`] goes on, and
+    /// [`replies::LOGGED_IN`] ends it; the server's last message is a challenge too, answered by an empty one (RFC 4954 §4).
+    Scram {
+        /// Which.
+        mechanism: Scram,
+        /// A new exchange: what came before counts no more.
+        first: bool,
+        /// Decoded.
+        message: Secret,
+    },
     /// Can TLS start? Any 2yz, or 454 4.7.0 (RFC 3207 §4). With octets left in the inbox the input is `EarlyTalk`.
     StartTls,
 }
@@ -142,11 +153,22 @@ pub mod replies {
     pub const LOGGED_IN: Reply = Reply::new(235, 7, 0, "logged in");
     /// To AUTH, whatever was wrong.
     pub const BAD_LOGIN: Reply = Reply::new(535, 7, 8, "user or password wrong");
+    /// Answers [`super::Question::Scram`]: 334 with a message in base64 (RFC 4954 §4).
+    pub fn challenge(message: &[u8]) -> Reply {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(message);
+        Reply::plain(334, "").with_text(text)
+    }
+
     /// To RCPT beyond a limit: the client sends the rest in another transaction (RFC 5321 §4.5.3.1.10).
     pub const TOO_MANY_RECIPIENTS: Reply = Reply::new(452, 5, 3, "too many recipients");
     /// To MAIL and to data over a limit (RFC 1870 §6).
     pub const TOO_BIG: Reply = Reply::new(552, 3, 4, "message too big");
 }
+
+/// Commands a client may say without a message kept (CASES §3, floods): many times what a pool's NOOPs and a list of
+/// recipients beyond the limit come to, and far below what would load us. The next one is 421 4.7.0.
+const MAX_COMMANDS_WITHOUT_MAIL: u32 = 5_000;
 
 /// One session.
 #[derive(Clone, Debug)]
@@ -156,6 +178,8 @@ pub struct Session {
     tls: bool,
     logged_in: bool,
     errors: u32,
+    /// Since the last message kept; accepted recipients don't count, they have a limit of their own.
+    commands: u32,
     state: State,
 }
 
@@ -181,6 +205,7 @@ enum Asked {
     Data(Transaction),
     Message,
     Login,
+    Scram(Scram),
     StartTls,
 }
 
@@ -202,6 +227,7 @@ impl Session {
             tls,
             logged_in: false,
             errors: 0,
+            commands: 0,
             state: State::Silent,
         }
     }
@@ -314,6 +340,10 @@ impl Session {
     }
 
     fn command(&mut self, open: Option<Transaction>, line: &[u8]) -> Action {
+        self.commands += 1;
+        if self.commands > MAX_COMMANDS_WITHOUT_MAIL {
+            return self.close(Reply::new(421, 7, 0, "").with_text(self.named("too many commands")));
+        }
         let command = match command::parse(line) {
             Ok(command) => command,
             Err(reply) => return self.stay(open, reply),
@@ -457,6 +487,18 @@ impl Session {
                 Action::Say(Reply::plain(334, challenge))
             }
             Turn::Login { user, password } => self.ask(Asked::Login, Question::Login { user, password }),
+            Turn::Scram {
+                mechanism,
+                first,
+                message,
+            } => self.ask(
+                Asked::Scram(mechanism),
+                Question::Scram {
+                    mechanism,
+                    first,
+                    message,
+                },
+            ),
             Turn::Failed(reply) => self.stay(None, reply),
         }
     }
@@ -480,6 +522,7 @@ impl Session {
             }
             Asked::Rcpt(mut tx, recipient) => {
                 if yes {
+                    self.commands -= 1;
                     tx.envelope.recipients.push(recipient);
                 } else {
                     tx.refused = true;
@@ -494,7 +537,15 @@ impl Session {
                 self.state = State::Handshake;
                 Action::StartTls(Reply::new(220, 0, 0, "go ahead"))
             }
-            Asked::Login => {
+            Asked::Message if yes => {
+                self.commands = 0;
+                self.stay(None, reply)
+            }
+            Asked::Scram(mechanism) if reply.code == 334 => {
+                self.state = State::Sasl(Exchange::Scram(mechanism));
+                Action::Say(reply)
+            }
+            Asked::Login | Asked::Scram(_) => {
                 self.logged_in = yes;
                 self.stay(None, reply)
             }

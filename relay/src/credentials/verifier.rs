@@ -78,6 +78,31 @@ impl Verifier {
     pub fn iterations(&self) -> u32 {
         self.iterations.get()
     }
+
+    /// What the password was hashed with; not secret.
+    pub(super) fn salt(&self) -> &[u8] {
+        &self.salt
+    }
+
+    /// The hash of what a client proves to have (RFC 5802 §3).
+    pub(super) fn stored_key(&self) -> &[u8] {
+        &self.stored_key
+    }
+
+    /// What the server proves to have (RFC 5802 §3).
+    pub(super) fn server_key(&self) -> &[u8] {
+        &self.server_key
+    }
+
+    /// One of the same work that no password is known to match, with a salt made from `seed`: the same each time.
+    pub(super) fn disguised(mut self, seed: &[u8]) -> Self {
+        for (octet, new) in self.salt.iter_mut().zip(seed.iter().cycle()) {
+            *octet = *new;
+        }
+        self.stored_key = Hash::default();
+        self.server_key = Hash::default();
+        self
+    }
 }
 
 /// StoredKey and ServerKey (RFC 5802 §3). Passwords are printable ASCII, which SASLprep leaves as it is.

@@ -15,6 +15,7 @@ use crate::credentials::Credentials;
 use crate::routing::Routing;
 use crate::world::Clock;
 
+use super::logins::Logins;
 use super::metrics::Metrics;
 
 /// See the module.
@@ -29,6 +30,8 @@ pub struct Front {
     pub queue: Queue,
     /// What is counted.
     pub metrics: Metrics,
+    /// Failed ones.
+    pub logins: Logins,
     /// Time.
     pub clock: Clock,
     /// Octets that messages may still take in memory between accept and delivery.
@@ -57,6 +60,7 @@ impl Front {
             routing,
             queue,
             metrics,
+            logins: Logins::default(),
             clock,
             sessions: AtomicUsize::new(0),
             receiving: AtomicU64::new(0),

@@ -45,7 +45,7 @@ impl Metrics {
             )?,
             logins: vector(
                 "postrider_submission_logins_total",
-                "Logins by result: ok, failed. Alert on failed.",
+                "Logins by result: ok, failed, put off because too many came at once (busy). Alert on failed and busy.",
                 "result",
             )?,
         };

@@ -1,8 +1,10 @@
 //! Submission: where clients hand over mail (RFC 6409), and where nobody else does.
 
 mod admission;
+mod end_point;
 pub mod front;
 pub mod listener;
+pub mod logins;
 pub mod metrics;
 mod session;
 mod stamp;

@@ -1,5 +1,6 @@
 //! A client's session: the shell around mail-core's. It reads and writes within its limits, and answers what the session asks.
 
+use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -13,10 +14,12 @@ use mail_core::smtp::server::{Action, Auth, Input, Question, Session, replies};
 use mail_core::{Envelope, MessageId, Recipient, Reply, ReversePath};
 use queue::{CommitError, NewMessage, Origin};
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::settings::Tenant;
@@ -28,6 +31,8 @@ use crate::world::Random;
 use super::admission;
 use super::front::{Entered, Front};
 use super::stamp::{Arrival, prefix};
+
+mod login;
 
 /// Octets read at a time.
 const READ: usize = 64 * 1024;
@@ -84,6 +89,10 @@ pub(super) struct Shell<S> {
     tenant: Option<Arc<str>>,
     credential: Option<Arc<str>>,
     tls: Option<String>,
+    /// Our certificate on this connection.
+    leaf: Option<CertificateDer<'static>>,
+    scram: Option<login::Exchange>,
+    failed_logins: u32,
     deadline: Instant,
     stop: watch::Receiver<bool>,
     stopping: bool,
@@ -118,6 +127,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             data: None,
             credential: None,
             tls: None,
+            leaf: None,
+            scram: None,
+            failed_logins: 0,
         }
     }
 
@@ -295,8 +307,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             return Err(Lost);
         };
         let limit = self.service.front.settings.submission.tls_timeout;
-        match timeout(limit, TlsAcceptor::from(config.clone()).accept(stream)).await {
-            Ok(Ok(stream)) => {
+        match timeout(limit, handshake(config.clone(), stream)).await {
+            Ok(Ok((stream, leaf))) => {
+                self.leaf = leaf;
                 let (_, session) = stream.get_ref();
                 let version = session.protocol_version().map(|version| format!("{version:?}"));
                 let suite = session
@@ -323,6 +336,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
     async fn answer(&mut self, session: &Session, question: Question) -> Reply {
         let reply = match question {
             Question::Login { user, password } => self.login(&user, password.expose()).await,
+            Question::Scram {
+                mechanism,
+                first,
+                message,
+            } => self.scram(mechanism, first, message.expose()).await,
             Question::Mail(from) => self.mail(&from),
             Question::Rcpt(recipient) => self.rcpt(session, &recipient),
             Question::Message(envelope) => self.message(session, envelope).await,
@@ -333,7 +351,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
     }
 
     fn count_refusal(&self, reply: &Reply) {
-        if !reply.is_positive() {
+        if reply.code >= 400 {
             self.service
                 .front
                 .metrics
@@ -341,36 +359,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 .with_label_values(&[&reply.code.to_string()])
                 .inc();
         }
-    }
-
-    async fn login(&mut self, user: &str, password: &[u8]) -> Reply {
-        let front = self.service.front.clone();
-        let verified = match &front.credentials {
-            Some(credentials) => {
-                timeout(
-                    self.service.config.command_timeout,
-                    credentials.verify(user, password),
-                )
-                .await
-            }
-            None => Ok(None),
-        };
-        // A credential of a tenant that is no longer configured opens nothing.
-        let known = verified
-            .ok()
-            .flatten()
-            .and_then(|found| front.tenant(&found.tenant).map(|tenant| (found, tenant)));
-        let Some((found, tenant)) = known else {
-            front.metrics.logins.with_label_values(&["failed"]).inc();
-            tracing::warn!(client = %self.client, user, "login failed");
-            return replies::BAD_LOGIN;
-        };
-        if !self.entered.speak_for(&found.tenant, tenant) {
-            return Reply::new(421, 3, 2, "too many connections of this tenant");
-        }
-        front.metrics.logins.with_label_values(&["ok"]).inc();
-        (self.tenant, self.credential) = (Some(found.tenant), Some(found.name));
-        replies::LOGGED_IN
     }
 
     fn rules(&self) -> Option<&Tenant> {
@@ -555,6 +543,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
 enum Next {
     Line,
     Input(Input<'static>),
+}
+
+/// The handshake, and the certificate that we show in it.
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    config: Arc<ServerConfig>,
+    stream: S,
+) -> io::Result<(TlsStream<S>, Option<CertificateDer<'static>>)> {
+    let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    let shown = config.cert_resolver.resolve(begun.client_hello());
+    let leaf = shown.and_then(|shown| shown.cert.first().cloned());
+    Ok((begun.into_stream(config).await?, leaf))
 }
 
 /// RFC 3848.

@@ -1,4 +1,5 @@
-//! AUTH's dialogue (RFC 4954 §4): PLAIN (RFC 4616) and LOGIN, which many programs still speak.
+//! AUTH's dialogue (RFC 4954 §4): PLAIN (RFC 4616) and LOGIN, which many programs still speak, are taken apart here. Of SCRAM
+//! (RFC 5802) only the outer form is known: its messages go to the shell, which has the keys.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -7,8 +8,17 @@ use zeroize::Zeroizing;
 use crate::Reply;
 use crate::smtp::command::Secret;
 
-/// The line of EHLO.
-pub(super) const OFFER: &str = "AUTH PLAIN LOGIN";
+/// The line of EHLO, the strongest first.
+pub(super) const OFFER: &str = "AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 PLAIN LOGIN";
+
+/// A way to log in without the password on the wire (RFC 5802, RFC 7677).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scram {
+    /// SCRAM-SHA-256.
+    Plain,
+    /// SCRAM-SHA-256-PLUS: bound to the TLS channel (RFC 5802 §6).
+    Plus,
+}
 
 /// What is still to be said.
 #[derive(Clone, Debug)]
@@ -16,6 +26,10 @@ pub(super) enum Exchange {
     Plain,
     LoginUser,
     LoginPassword(String),
+    /// SCRAM, before its first message.
+    ScramFirst(Scram),
+    /// SCRAM, after it.
+    Scram(Scram),
 }
 
 /// What comes of a client's word.
@@ -24,6 +38,12 @@ pub(super) enum Turn {
     Challenge(&'static str, Exchange),
     /// A name and a password to be checked.
     Login { user: String, password: Secret },
+    /// A SCRAM message to be answered.
+    Scram {
+        mechanism: Scram,
+        first: bool,
+        message: Secret,
+    },
     /// It ends here.
     Failed(Reply),
 }
@@ -38,6 +58,8 @@ impl Exchange {
         match mechanism.to_ascii_uppercase().as_str() {
             "PLAIN" => Some(Self::Plain),
             "LOGIN" => Some(Self::LoginUser),
+            "SCRAM-SHA-256" => Some(Self::ScramFirst(Scram::Plain)),
+            "SCRAM-SHA-256-PLUS" => Some(Self::ScramFirst(Scram::Plus)),
             _ => None,
         }
     }
@@ -74,6 +96,16 @@ impl Exchange {
                 user,
                 password: Secret::new(word.to_vec()),
             },
+            Self::ScramFirst(mechanism) => Turn::Scram {
+                mechanism,
+                first: true,
+                message: Secret::new(word.to_vec()),
+            },
+            Self::Scram(mechanism) => Turn::Scram {
+                mechanism,
+                first: false,
+                message: Secret::new(word.to_vec()),
+            },
         }
     }
 }
@@ -109,6 +141,7 @@ mod tests {
         match turn {
             Turn::Login { user, password } => (user, password.expose().to_vec()),
             Turn::Challenge(text, _) => panic!("{text}"),
+            Turn::Scram { message, .. } => panic!("{message:?}"),
             Turn::Failed(reply) => panic!("{reply}"),
         }
     }
@@ -142,6 +175,26 @@ mod tests {
             login(exchange.answer(&word("secret"))),
             ("ada".into(), b"secret".to_vec())
         );
+    }
+
+    #[test]
+    fn scram_messages_go_to_the_shell() {
+        let first = Some(Secret::new(word("n,,n=ada,r=x")));
+        let turn = Exchange::start("scram-sha-256-plus").unwrap().begin(first);
+        assert!(matches!(
+            turn,
+            Turn::Scram { mechanism: Scram::Plus, first: true, message } if message.expose() == b"n,,n=ada,r=x"
+        ));
+        // An empty challenge asks for the first message.
+        let Turn::Challenge("", exchange) = Exchange::start("SCRAM-SHA-256").unwrap().begin(None) else {
+            panic!()
+        };
+        assert!(matches!(exchange, Exchange::ScramFirst(Scram::Plain)));
+        // The last line is empty: the client has seen the server's proof (RFC 4954 §4).
+        assert!(matches!(
+            Exchange::Scram(Scram::Plain).answer(b""),
+            Turn::Scram { mechanism: Scram::Plain, first: false, message } if message.expose().is_empty()
+        ));
     }
 
     #[test]
