@@ -203,6 +203,27 @@ fn is_nonce(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_graphic())
 }
 
+/// What a client says in the end (RFC 5802 §5.1), for tests. `auth` is both first messages, `server_first` the server's.
+#[cfg(test)]
+pub(crate) fn client_final(password: &[u8], auth: &str, server_first: &str, channel: &[u8]) -> String {
+    let value = |key: &str| server_first.split(',').find_map(|part| part.strip_prefix(key));
+    let (nonce, salt, rounds) = (
+        value("r=").unwrap(),
+        BASE64.decode(value("s=").unwrap()).unwrap(),
+        value("i=").unwrap().parse().unwrap(),
+    );
+    let mut salted = [0; 32];
+    let algorithm = aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256;
+    aws_lc_rs::pbkdf2::derive(algorithm, rounds, &salt, password, &mut salted);
+    let sign = |key: &[u8], text: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text);
+    let client_key = sign(&salted, b"Client Key");
+    let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
+    let text = format!("c={},r={nonce}", BASE64.encode(channel));
+    let mask = sign(stored_key.as_ref(), format!("{auth},{text}").as_bytes());
+    let proof = client_key.as_ref().iter().zip(mask.as_ref()).map(|(a, b)| a ^ b);
+    format!("{text},p={}", BASE64.encode(proof.collect::<Vec<_>>()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,30 +244,11 @@ mod tests {
         first.challenge(PENCIL.parse().unwrap(), OURS)
     }
 
-    /// A final message with a right proof of `pencil`.
+    /// A final message with a right proof of `pencil`, but for its nonce.
     fn proof(state: &AwaitProof, channel: &[u8], nonce: &str) -> String {
-        let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
-        let mut salted = [0; 32];
-        let iterations = std::num::NonZeroU32::new(4_096).unwrap();
-        aws_lc_rs::pbkdf2::derive(
-            aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256,
-            iterations,
-            &salt,
-            b"pencil",
-            &mut salted,
-        );
-        let sign = |key: &[u8], text: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text);
-        let client_key = sign(&salted, b"Client Key");
-        let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
-        let text = format!("c={},r={nonce}", BASE64.encode(channel));
-        let mask = sign(stored_key.as_ref(), format!("{},{text}", state.auth).as_bytes());
-        let proof: Vec<u8> = client_key
-            .as_ref()
-            .iter()
-            .zip(mask.as_ref())
-            .map(|(a, b)| a ^ b)
-            .collect();
-        format!("{text},p={}", BASE64.encode(proof))
+        let salt = BASE64.encode(state.verifier.salt());
+        let server_first = format!("r={nonce},s={salt},i=4096");
+        client_final(b"pencil", &state.auth, &server_first, channel)
     }
 
     #[test]

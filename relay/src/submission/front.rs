@@ -107,6 +107,12 @@ impl Front {
         }
     }
 
+    /// Addresses with a connection.
+    #[cfg(test)]
+    pub(super) fn addresses(&self) -> usize {
+        self.by_address.lock().len()
+    }
+
     /// A tenant's rules.
     pub fn tenant(&self, name: &str) -> Option<&Tenant> {
         self.settings.tenants.get(name)

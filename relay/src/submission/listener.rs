@@ -118,7 +118,7 @@ pub async fn run(
     Ok(())
 }
 
-fn service(
+pub(super) fn service(
     kind: &ListenerKind,
     tls: Option<Arc<ServerConfig>>,
     front: &Arc<Front>,

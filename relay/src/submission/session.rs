@@ -33,6 +33,8 @@ use super::front::{Entered, Front};
 use super::stamp::{Arrival, prefix};
 
 mod login;
+#[cfg(test)]
+mod tests;
 
 /// Octets read at a time.
 const READ: usize = 64 * 1024;

@@ -1,0 +1,392 @@
+//! Sessions over a made-up wire, on a clock of their own: logins, deadlines, floods.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+use tokio::io::{AsyncBufReadExt, BufReader, DuplexStream, duplex};
+use tokio::task::LocalSet;
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::config::settings::ListenerKind;
+use crate::credentials::scram::client_final;
+use crate::credentials::{Credentials, file};
+use crate::delivery::exchange;
+use crate::routing::Routing;
+use crate::submission::listener::service;
+use crate::submission::metrics::Metrics;
+use crate::world::Clock;
+
+/// A relay's front door in a folder of its own, with one user, `ada`.
+struct Door {
+    _folder: tempfile::TempDir,
+    front: Arc<Front>,
+    password: String,
+    root: CertificateDer<'static>,
+    stop: watch::Sender<bool>,
+    _seats: Vec<exchange::Seat>,
+    doors: Doors,
+}
+
+impl Door {
+    fn new(submission: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(vec!["mx.test".into()]).unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        write(&path("certificate.pem"), &certificate.pem());
+        write(&path("key.pem"), &key.serialize_pem());
+        let password = file::add(&path("credentials.toml"), "ada", "t", None).unwrap();
+        let text = format!(
+            "hostname = \"mx.test\"\n[store]\npath = \"queue\"\nmin_free = 0\n[tenants.t]\nsenders = [\"*\"]\n\
+             [[listener]]\nkind = \"submission\"\naddress = \"127.0.0.1:0\"\ncertificate = \"certificate.pem\"\n\
+             key = \"key.pem\"\n[submission]\n{submission}\n"
+        );
+        write(&path("postrider.toml"), &text);
+        let settings = Arc::new(crate::config::load(&path("postrider.toml")).unwrap());
+        let queue = queue::Queue::in_memory(queue::store::MemoryStore::new()).unwrap();
+        let routing = Arc::new(Routing::open(settings.clone(), &queue).unwrap());
+        let credentials = Credentials::open(&path("credentials.toml")).unwrap();
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let front = Front::new(
+            settings,
+            Some(credentials),
+            routing,
+            queue,
+            metrics,
+            Clock::system(),
+        );
+        let (doors, seats) = exchange::open(1);
+        Self {
+            front: Arc::new(front),
+            password: password.to_string(),
+            root: certificate.der().clone(),
+            stop: watch::channel(false).0,
+            _seats: seats,
+            doors,
+            _folder: folder,
+        }
+    }
+
+    /// A client's end of a new session. `implicit_tls`: of a listener where TLS comes first.
+    fn open(&self, implicit_tls: bool) -> DuplexStream {
+        let ListenerKind::Submission(files) = self.front.settings.listeners[0].kind.clone() else {
+            panic!("not a submission listener")
+        };
+        let tls = crate::tls::server_config(&files).unwrap();
+        let kind = if implicit_tls {
+            ListenerKind::Submissions(files)
+        } else {
+            ListenerKind::Submission(files)
+        };
+        let (random, stop) = (Random::seeded(1), self.stop.subscribe());
+        let service = service(&kind, Some(tls), &self.front, random, self.doors.clone(), stop);
+        let client: IpAddr = "192.0.2.1".parse().unwrap();
+        let entered = self.front.enter(client).unwrap();
+        let (ours, theirs) = duplex(1 << 16);
+        tokio::task::spawn_local(Shell::new(Rc::new(service), entered, client, theirs).run());
+        ours
+    }
+
+    async fn secure(&self, versions: &[&'static SupportedProtocolVersion]) -> Client<Secured> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = TlsConnector::from(Arc::new(config));
+        let name = "mx.test".try_into().unwrap();
+        let stream = connector.connect(name, self.open(true)).await.unwrap();
+        let mut client = Client(BufReader::new(stream));
+        assert!(client.hear().await.starts_with("220 "));
+        assert!(
+            client
+                .say("EHLO c.test")
+                .await
+                .contains("AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-256 ")
+        );
+        client
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.front.queue.close();
+    }
+}
+
+type Secured = tokio_rustls::client::TlsStream<DuplexStream>;
+
+fn write(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+struct Client<S>(BufReader<S>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// A whole reply; nothing where the connection is at its end.
+    async fn hear(&mut self) -> String {
+        let mut reply = String::new();
+        loop {
+            let from = reply.len();
+            if self.0.read_line(&mut reply).await.unwrap_or(0) == 0 {
+                return reply;
+            }
+            if reply.as_bytes().get(from + 3) == Some(&b' ') {
+                return reply.trim_end().to_owned();
+            }
+        }
+    }
+
+    async fn put(&mut self, text: &str) {
+        // Whether the session still listens is seen by what it says.
+        let _ = self.0.get_mut().write_all(text.as_bytes()).await;
+        let _ = self.0.get_mut().flush().await;
+    }
+
+    async fn say(&mut self, line: &str) -> String {
+        self.put(&format!("{line}\r\n")).await;
+        self.hear().await
+    }
+
+    /// The text of a challenge.
+    async fn ask(&mut self, line: &str) -> String {
+        let reply = self.say(line).await;
+        let text = reply.strip_prefix("334 ").unwrap_or_else(|| panic!("{reply}"));
+        String::from_utf8(BASE64.decode(text).unwrap()).unwrap()
+    }
+
+    /// Logs in by SCRAM; the last reply.
+    async fn scram(
+        &mut self,
+        mechanism: &str,
+        header: &str,
+        bound: &[u8],
+        user: &str,
+        password: &str,
+    ) -> String {
+        let bare = format!("n={user},r=fyko+d2lbbFgONRv9qkxdawL");
+        let first = BASE64.encode(format!("{header}{bare}"));
+        let asked = self.ask(&format!("AUTH {mechanism} {first}")).await;
+        let channel = [header.as_bytes(), bound].concat();
+        let proof = client_final(password.as_bytes(), &format!("{bare},{asked}"), &asked, &channel);
+        let reply = self.say(&BASE64.encode(proof)).await;
+        if !reply.starts_with("334 ") {
+            return reply;
+        }
+        self.say("").await
+    }
+}
+
+async fn local<T>(test: impl Future<Output = T>) -> T {
+    LocalSet::new().run_until(test).await
+}
+
+/// CASES row 39; RFC 7677, RFC 9266, RFC 5929.
+#[tokio::test(start_paused = true)]
+async fn scram_with_and_without_channel_binding() {
+    let door = Door::new("");
+    local(async {
+        for versions in [[&version::TLS13], [&version::TLS12]] {
+            let is_new = versions[0] == &version::TLS13;
+            let end_point = crate::submission::end_point::end_point(&door.root).unwrap();
+            let mut client = door.secure(&versions).await;
+            let reply = client
+                .scram("SCRAM-SHA-256", "n,,", b"", "ada", &door.password)
+                .await;
+            assert!(reply.starts_with("235 2.7.0"), "{reply}");
+            assert!(client.say("MAIL FROM:<a@c.test>").await.starts_with("250 "));
+
+            let mut client = door.secure(&versions).await;
+            let header = "p=tls-server-end-point,,";
+            let reply = client
+                .scram("SCRAM-SHA-256-PLUS", header, &end_point, "ada", &door.password)
+                .await;
+            assert!(reply.starts_with("235 2.7.0"), "{reply}");
+
+            let mut client = door.secure(&versions).await;
+            let session = client.0.get_ref().get_ref().1;
+            let bound = session.export_keying_material(vec![0; 32], b"EXPORTER-Channel-Binding", None);
+            let header = "p=tls-exporter,,";
+            let reply = client
+                .scram(
+                    "SCRAM-SHA-256-PLUS",
+                    header,
+                    &bound.unwrap(),
+                    "ada",
+                    &door.password,
+                )
+                .await;
+            // TLS 1.2 can't tell whether it is safe there.
+            assert!(
+                reply.starts_with(if is_new { "235 2.7.0" } else { "535 5.7.8" }),
+                "{reply}"
+            );
+
+            // The key material of another connection.
+            let mut client = door.secure(&versions).await;
+            let reply = client
+                .scram("SCRAM-SHA-256-PLUS", header, &[7; 32], "ada", &door.password)
+                .await;
+            assert!(reply.starts_with("535 5.7.8"), "{reply}");
+        }
+    })
+    .await;
+}
+
+/// CASES §3: user enumeration.
+#[tokio::test(start_paused = true)]
+async fn unknown_users_get_the_answers_of_known_ones() {
+    let door = Door::new("");
+    local(async {
+        let mut replies = Vec::new();
+        for user in ["ada", "nobody"] {
+            let mut client = door.secure(&[&version::TLS13]).await;
+            let plain = BASE64.encode(format!("\0{user}\0wrong"));
+            replies.push([
+                client.scram("SCRAM-SHA-256", "n,,", b"", user, "wrong").await,
+                client.say(&format!("AUTH PLAIN {plain}")).await,
+            ]);
+        }
+        assert_eq!(replies[0], replies[1]);
+        assert!(
+            replies[0].iter().all(|reply| reply.starts_with("535 5.7.8")),
+            "{replies:?}"
+        );
+        // The salt of an unknown one stays.
+        let mut salts = Vec::new();
+        for _ in 0..2 {
+            let mut client = door.secure(&[&version::TLS13]).await;
+            let first = BASE64.encode("n,,n=nobody,r=abc");
+            let asked = client.ask(&format!("AUTH SCRAM-SHA-256 {first}")).await;
+            salts.push(asked.split(',').nth(1).unwrap().to_owned());
+        }
+        assert_eq!(salts[0], salts[1]);
+    })
+    .await;
+}
+
+/// CASES row 39: fail delay, and 421 after n.
+#[tokio::test(start_paused = true)]
+async fn failed_logins_are_slowed_and_end_the_session() {
+    let door = Door::new("");
+    local(async {
+        let mut client = door.secure(&[&version::TLS13]).await;
+        let wrong = format!("AUTH PLAIN {}", BASE64.encode("\0ada\0wrong"));
+        for (code, wait) in [
+            ("535 5.7.8", 250),
+            ("535", 500),
+            ("535", 1_000),
+            ("535", 2_000),
+            ("421 4.7.0", 4_000),
+        ] {
+            let begun = Instant::now();
+            let reply = client.say(&wrong).await;
+            assert!(reply.starts_with(code), "{reply}");
+            assert!(
+                begun.elapsed() >= Duration::from_millis(wait),
+                "{reply}: {:?}",
+                begun.elapsed()
+            );
+        }
+        assert_eq!(client.hear().await, "");
+        // Another connection is slowed no less; a right password isn't.
+        let mut client = door.secure(&[&version::TLS13]).await;
+        let begun = Instant::now();
+        let right = BASE64.encode(format!("\0ada\0{}", door.password));
+        assert!(
+            client
+                .say(&format!("AUTH PLAIN {right}"))
+                .await
+                .starts_with("235 ")
+        );
+        assert!(begun.elapsed() < Duration::from_millis(250));
+        let failed = door.front.metrics.logins.with_label_values(&["failed"]).get();
+        assert_eq!(failed, 5);
+    })
+    .await;
+}
+
+/// CASES row 6 and §2: silence, at each step.
+#[tokio::test(start_paused = true)]
+async fn silence_ends_a_session_in_its_time() {
+    let door = Door::new(
+        "command_timeout = \"40s\"\ndata_timeout = \"20s\"\ntls_timeout = \"10s\"\nsession_timeout = \"5m\"",
+    );
+    local(async {
+        let within = |begun: Instant, seconds: u64| {
+            let took = begun.elapsed().as_secs();
+            assert!((seconds..seconds + 3).contains(&took), "{took} s");
+        };
+        // A command.
+        let mut client = Client(BufReader::new(door.open(false)));
+        client.hear().await;
+        let begun = Instant::now();
+        assert!(client.hear().await.starts_with("421 4.4.2"));
+        within(begun, 40);
+        assert_eq!(client.hear().await, "");
+        // A handshake that never begins, and one that stops half way.
+        for octets in [&b""[..], &[0x16, 3, 1, 2, 0, 1]] {
+            let mut stream = door.open(true);
+            stream.write_all(octets).await.unwrap();
+            let begun = Instant::now();
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            within(begun, 10);
+        }
+        // Message data.
+        let mut client = door.secure(&[&version::TLS13]).await;
+        let right = BASE64.encode(format!("\0ada\0{}", door.password));
+        client.say(&format!("AUTH PLAIN {right}")).await;
+        for line in ["MAIL FROM:<a@c.test>", "RCPT TO:<b@c.test>", "DATA"] {
+            client.say(line).await;
+        }
+        client.put("Subject: half\r\n").await;
+        let begun = Instant::now();
+        assert!(client.hear().await.starts_with("421 4.4.2"));
+        within(begun, 20);
+        // An octet now and then is no silence, but the session has an end.
+        let begun = Instant::now();
+        let mut client = Client(BufReader::new(door.open(false)));
+        client.hear().await;
+        let reply = loop {
+            client.put("N").await;
+            if let Ok(reply) = timeout(Duration::from_secs(15), client.hear()).await {
+                break reply;
+            }
+        };
+        assert!(reply.starts_with("421 4.4.2"), "{reply}");
+        within(begun, 300);
+    })
+    .await;
+}
+
+/// CASES §3: a flood of connections.
+#[tokio::test]
+async fn connections_beyond_the_limits_are_turned_away() {
+    let door = Door::new("max_connections = 5\nmax_connections_per_address = 2");
+    let address = |octet: u8| IpAddr::from([192, 0, 2, octet]);
+    let enter = |octet| door.front.enter(address(octet)).map_err(|reply| reply.code);
+    let mut held = vec![enter(1).ok().unwrap(), enter(1).ok().unwrap()];
+    assert_eq!(enter(1).err(), Some(421));
+    held.extend([
+        enter(2).ok().unwrap(),
+        enter(2).ok().unwrap(),
+        enter(3).ok().unwrap(),
+    ]);
+    assert_eq!(enter(4).err(), Some(421));
+    held.clear();
+    assert!(enter(1).is_ok());
+    for number in 0..1_000_u32 {
+        let _ = door.front.enter(IpAddr::from(number.to_be_bytes()));
+    }
+    assert_eq!(door.front.addresses(), 0, "an address that is gone is forgotten");
+}
