@@ -11,6 +11,7 @@ pub mod lab;
 pub mod metrics;
 pub mod prepare;
 pub mod report;
+pub mod rewrite;
 pub mod routing;
 pub mod run;
 pub(crate) mod sabotage;

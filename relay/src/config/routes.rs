@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mail_core::{Mailbox, ReversePath};
 
 use super::check::is_name;
+use super::rewrites::{Rewrite, rewrites};
 use super::section::{Check, Section, Spot};
 use super::settings::SenderPattern;
 use super::smart_hosts::SmartHost;
@@ -20,6 +21,8 @@ pub struct RoutingSettings {
     pub smart_hosts: Vec<Arc<SmartHost>>,
     /// In order; the first that fits decides. Whatever none fits goes by MX.
     pub rules: Vec<RouteRule>,
+    /// Sender addresses that are replaced.
+    pub rewrites: Vec<Rewrite>,
     /// Set on machines that must not write to real people.
     pub safe_mode: Option<SafeMode>,
 }
@@ -122,6 +125,7 @@ pub(super) fn routing(
     }
     RoutingSettings {
         smart_hosts,
+        rewrites: rewrites(check, top),
         rules,
         safe_mode: safe_mode(top),
     }

@@ -43,6 +43,10 @@ fn example_with_defaults() -> String {
         "reason",
         "only_to",
         "redirect_all",
+        "address = \"old",
+        "becomes",
+        "reverse_path",
+        "header_from",
         "name",
         "hosts",
         "tls = \"required\"",
@@ -59,9 +63,9 @@ fn example_with_defaults() -> String {
     ];
     let lines = text.lines().map(|line| {
         let rest = line.strip_prefix("# ").unwrap_or(line);
-        let skipped = not_set
-            .iter()
-            .any(|key| rest == *key || rest.starts_with(&format!("{key} = ")));
+        let skipped = not_set.iter().any(|key| {
+            rest.starts_with(key) && (key.contains(" = ") || rest.starts_with(&format!("{key} = ")))
+        });
         if is_default(line) && !skipped { rest } else { line }
     });
     lines.collect::<Vec<_>>().join("\n")
@@ -195,4 +199,57 @@ fn a_wrong_credentials_file_is_told() {
     std::fs::set_permissions(&credentials, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     let told = load(&path).unwrap_err().to_string();
     assert!(told.contains("everyone can read it"), "{told}");
+}
+
+/// As [`a_wrong_credentials_file_is_told`], for what we are to a smart host.
+#[test]
+fn a_smart_hosts_password_is_read_and_never_shown() {
+    let text = "hostname = \"a.example\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\n\
+        kind = \"trusted\"\naddress = \"127.0.0.1:25\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n\
+        [[smart_host]]\nname = \"out\"\nuser = \"me\"\npassword_file = \"out.password\"\nhosts = [{ address = \"[::1]\" }]\n";
+    let (folder, path) = write("postrider.toml", text);
+    let secret = folder.path().join("out.password");
+    std::fs::write(&secret, "opensesame\n").unwrap();
+    let mode = |mode| {
+        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(0o644);
+    let told = load(&path).unwrap_err().to_string();
+    assert!(told.contains("everyone can read it"), "{told}");
+    mode(0o600);
+    let settings = load(&path).unwrap();
+    let host = &settings.routing.smart_hosts[0];
+    assert_eq!(host.login.as_ref().unwrap().password.expose(), b"opensesame");
+    assert_eq!(
+        (host.hosts[0].port, host.tls),
+        (587, super::settings::TlsLevel::Required)
+    );
+    assert!(!format!("{settings:?}").contains("opensesame"));
+    for wrong in ["", "\n", "two\nlines\n"] {
+        std::fs::write(&secret, wrong).unwrap();
+        assert!(
+            load(&path).unwrap_err().to_string().contains("a password"),
+            "{wrong:?}"
+        );
+    }
+}
+
+#[test]
+fn families_are_left_out_or_put_behind() {
+    use super::settings::AddressFamily::*;
+    let all = ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"].map(|text| text.parse().unwrap());
+    for (family, expected) in [
+        (Any, "2001:db8::1 192.0.2.1 2001:db8::2 192.0.2.2"),
+        (Ipv4, "192.0.2.1 192.0.2.2"),
+        (Ipv6, "2001:db8::1 2001:db8::2"),
+        (PreferIpv4, "192.0.2.1 192.0.2.2 2001:db8::1 2001:db8::2"),
+        (PreferIpv6, "2001:db8::1 2001:db8::2 192.0.2.1 192.0.2.2"),
+    ] {
+        let order: Vec<_> = family
+            .order(all.to_vec())
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(order.join(" "), expected);
+    }
 }

@@ -25,6 +25,7 @@ use tokio_rustls::server::TlsStream;
 use crate::config::settings::Tenant;
 use crate::delivery::courier::Kept;
 use crate::delivery::exchange::Doors;
+use crate::rewrite;
 use crate::routing::Sender;
 use crate::world::Random;
 
@@ -514,6 +515,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         };
         let stream = admission::stream();
         let sender = self.sender(&envelope.reverse_path, Some(&stream));
+        let rewrites = &front.settings.routing.rewrites;
         let placed = front.routing.place(sender, &envelope.recipients);
         NewMessage {
             id,
@@ -521,14 +523,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             expires_at: now + front.settings.store.expire_after,
             tenant: self.tenant.clone().unwrap_or_else(|| "none".into()),
             stream: stream.clone(),
-            reverse_path: envelope.reverse_path.clone(),
+            reverse_path: rewrite::reverse_path(rewrites, &envelope.reverse_path),
             body_type: envelope.body,
             smtputf8: envelope.smtputf8,
             dsn: envelope.dsn.clone(),
             tag: None,
             metadata: Vec::new(),
             prefix: placed.above(prefix(&arrival, envelope, &data.octets)),
-            body: data.octets,
+            body: rewrite::message(rewrites, data.octets),
             origin: Origin {
                 client: Some(self.client),
                 helo: helo.to_owned(),

@@ -3,13 +3,17 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use mail_core::smtp::command::Secret;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
-use super::open::Terms;
+use super::open::{HostPlace, NextHost, Opener, Terms};
 use super::tests::{Lab, paused, script, send, word};
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::config::settings::DnsSettings;
 use crate::config::settings::{AddressFamily, TlsLevel};
 use crate::config::smart_hosts::Credentials;
+use crate::delivery::resolver::RealNet;
 use crate::world::Random;
 
 fn terms(tls: TlsLevel, implicit_tls: bool) -> Terms {
@@ -186,5 +190,50 @@ fn no_password_goes_where_tls_is_missing_or_not_verified() {
                 .is_err()
         );
         assert!(!heard(&lab));
+    });
+}
+
+/// Over the real network, as far as this machine's own address.
+#[test]
+fn ipv6_hosts_are_reached_at_their_address() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let peer = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut peer = BufReader::new(stream);
+            peer.write_all(b"220 six\r\n").await.unwrap();
+            let mut line = String::new();
+            peer.read_line(&mut line).await.unwrap();
+            peer.write_all(b"250 six\r\n").await.unwrap();
+            line
+        };
+        let lab = Lab::with(&[], 64, "mx1.test");
+        let servers = vec!["127.0.0.1:1".parse().unwrap()];
+        let net = RealNet::new(&DnsSettings { servers }, Duration::from_secs(1)).unwrap();
+        let terms = Terms {
+            login: None,
+            ..terms(TlsLevel::Off, false)
+        };
+        let opener = Opener {
+            net: &net,
+            settings: &lab.settings,
+            tls: &lab.tls,
+            random: &Random::seeded(1),
+            terms: &terms,
+        };
+        let host = NextHost {
+            place: HostPlace::Address("::1".parse().unwrap()),
+            port,
+            tls_name: None,
+        };
+        let hosts = [host];
+        let (opened, line) = tokio::join!(opener.open(&hosts), peer);
+        assert_eq!(line, "EHLO relay.test\r\n");
+        assert_eq!(opened.unwrap().hop().address, format!("[::1]:{port}"));
     });
 }

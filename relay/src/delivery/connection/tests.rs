@@ -136,8 +136,8 @@ async fn line(pipe: &mut Box<dyn Pipe>) -> io::Result<String> {
 /// A test's surroundings, with an authority whose certificate is trusted.
 pub(super) struct Lab {
     world: Rc<World>,
-    settings: Settings,
-    tls: ClientTls,
+    pub(super) settings: Settings,
+    pub(super) tls: ClientTls,
     _folder: tempfile::TempDir,
 }
 
