@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::smtp::command::MailFrom;
-use mail_core::smtp::data::{Data, DataFault, Decoder};
+use mail_core::smtp::data::Data;
 use mail_core::smtp::inbox::{Inbox, Line};
 use mail_core::smtp::server::{Action, Auth, Input, Question, Session, replies};
 use mail_core::{Envelope, MessageId, Recipient, Reply, ReversePath};
@@ -34,6 +34,7 @@ use super::front::{Entered, Front};
 use super::stamp::{Arrival, prefix};
 
 mod login;
+mod receive;
 #[cfg(test)]
 mod tests;
 
@@ -222,38 +223,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 Err(Quiet::Lost) => return Err(Lost),
             }
         }
-    }
-
-    /// Message data up to its real end.
-    async fn receive(&mut self, session: &Session) -> Result<Next, Lost> {
-        self.flush().await?;
-        let mut decoder = Decoder::new(self.max_message_bytes(), session.declared_bytes());
-        loop {
-            self.inbox.decode(&mut decoder);
-            if !self.entered.receive(decoder.kept() as u64) {
-                decoder.abandon();
-            }
-            if decoder.is_at_end() {
-                break;
-            }
-            match self.fill(session.patience(), false).await {
-                Ok(()) => {}
-                Err(Quiet::Silence) => return Ok(Next::Input(Input::Timeout)),
-                Err(Quiet::Stopping | Quiet::Lost) => return Err(Lost),
-            }
-        }
-        let result = decoder.finish().map(|data| self.data = Some(data));
-        if let Err(fault) = &result {
-            self.entered.received();
-            self.count_refusal(&fault.reply());
-            self.say_refused(session.envelope(), &fault.reply(), *fault);
-        }
-        Ok(Next::Input(Input::Data(result)))
-    }
-
-    fn say_refused(&self, envelope: Option<&Envelope>, reply: &Reply, fault: DataFault) {
-        let from = envelope.map(|envelope| envelope.reverse_path.to_string());
-        tracing::info!(client = %self.client, from, %reply, %fault, "refused");
     }
 
     /// Reads something. `may_stop`: the relay's going down ends the wait.
