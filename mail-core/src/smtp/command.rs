@@ -127,6 +127,10 @@ pub fn parse(line: &[u8]) -> Result<Command, Reply> {
     if line.len() + 2 > limit {
         return Err(too_long());
     }
+    // The third line of a PROXY header of version 2, from someone who may not say so.
+    if line == b"\0" {
+        return Ok(Command::Foreign);
+    }
     // Only CRLF ends a line (RFC 5321 §2.3.8): what stands inside was meant to be read as an end by someone else.
     if memchr3(b'\r', b'\n', 0, line).is_some() {
         return Err(Reply::new(500, 5, 2, "bare CR, bare LF or NUL in a command"));
@@ -185,7 +189,8 @@ fn no_argument() -> Reply {
 }
 
 fn is_foreign(verb: &[u8]) -> bool {
-    const WORDS: [&str; 13] = [
+    const WORDS: [&str; 14] = [
+        "PROXY",
         "GET",
         "POST",
         "PUT",
@@ -413,6 +418,8 @@ mod tests {
             ("POST / HTTP/1.1", Command::Foreign),
             ("get / HTTP/1.0", Command::Foreign),
             ("Host: relay.test", Command::Foreign),
+            ("PROXY TCP4 192.0.2.1 192.0.2.2 1 25", Command::Foreign),
+            ("\0", Command::Foreign),
         ] {
             assert_eq!(parse(line.as_bytes()), Ok(command), "{line}");
         }

@@ -188,12 +188,14 @@ fn listeners(
                 format!("{} is another listener's already", spot.value),
             );
         }
+        let proxies = proxies(check, &mut section);
         if let Some(kind) = listener_kind(check, &mut section, tenants)
             && let Some(address) = address
         {
             listeners.push(Listener {
                 address: address.value,
                 kind,
+                proxies,
             });
         }
         section.end();
@@ -278,7 +280,25 @@ fn trusted_networks(
             "is needed: whose mail is taken without a password, such as [\"10.0.0.0/8\"]",
         );
     }
-    for spot in &networks {
+    not_too_wide(
+        check,
+        &networks,
+        "an open relay; name the networks of your own clients",
+    );
+    networks.into_iter().map(|spot| spot.value).collect()
+}
+
+/// Whose word on a client's address is taken.
+fn proxies(check: &Check<'_>, section: &mut Section<'_>) -> Vec<IpNet> {
+    let proxies = section.list::<IpNet>("proxy_protocol").unwrap_or_default();
+    let danger = "anyone there could say to be any client; name your own proxies";
+    not_too_wide(check, &proxies, danger);
+    proxies.into_iter().map(|spot| spot.value).collect()
+}
+
+/// Tells of networks that are as good as everyone.
+fn not_too_wide(check: &Check<'_>, networks: &[Spot<IpNet>], danger: &str) {
+    for spot in networks {
         let text = match spot.value {
             IpNet::V4(net) if net.prefix_len() >= 8 => continue,
             IpNet::V6(net) if net.network().to_ipv4_mapped().is_some() => {
@@ -286,17 +306,12 @@ fn trusted_networks(
             }
             // Private addresses (RFC 4193) may be one network.
             IpNet::V6(net) if net.prefix_len() >= 16 || net.network().is_unique_local() => continue,
-            net if net.prefix_len() == 0 => {
-                format!("{net} is everyone: an open relay; name the networks of your own clients")
-            }
+            net if net.prefix_len() == 0 => format!("{net} is everyone: {danger}"),
             // As good as everyone, or one half of it.
-            net => format!(
-                "{net} is a large part of the Internet: an open relay; name the networks of your own clients"
-            ),
+            net => format!("{net} is a large part of the Internet: {danger}"),
         };
         check.problem(spot.at, &spot.key, text);
     }
-    networks.into_iter().map(|spot| spot.value).collect()
 }
 
 /// A certificate and its key, checked to be there and to fit.

@@ -68,6 +68,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What is spoken there.
     pub kind: ListenerKind,
+    /// Proxies, whose connections begin with a PROXY header, and no others.
+    pub proxies: Vec<IpNet>,
 }
 
 /// The three kinds of listeners.

@@ -1,7 +1,7 @@
 //! Listening sockets, and the loop that takes connections in.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use mail_core::Reply;
 use rustls::ServerConfig;
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
@@ -21,6 +21,7 @@ use crate::delivery::exchange::Doors;
 use crate::world::Random;
 
 use super::front::Front;
+use super::proxy_protocol::{self, Found};
 use super::session::{Service, Shell, auth};
 
 /// Connections that the system keeps while we are busy.
@@ -29,11 +30,26 @@ const BACKLOG: i32 = 1_024;
 /// After the system had no descriptor left for a connection; those at hand go on meanwhile.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a proxy may take to say whose connection it passes on. Its header is ready before it connects.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+
+const FULL: Reply = Reply::new(421, 3, 2, "too many connections; come back later");
+
 /// A listener that is bound, for one worker.
 pub struct Bound {
     socket: StdListener,
     kind: ListenerKind,
+    proxies: Vec<IpNet>,
     tls: Option<Arc<ServerConfig>>,
+}
+
+/// What decides about a connection before there is a session.
+struct Gate {
+    service: Rc<Service>,
+    /// Of a trusted listener: whose mail is taken.
+    networks: Option<Vec<IpNet>>,
+    /// Who has to begin with a PROXY header.
+    proxies: Vec<IpNet>,
 }
 
 /// Binds a listener once for each of `workers`; the system spreads connections over them (SO_REUSEPORT). The first one says
@@ -53,6 +69,7 @@ pub fn bind(listener: &Listener, workers: usize) -> anyhow::Result<(SocketAddr, 
         bound.push(Bound {
             socket,
             kind: listener.kind.clone(),
+            proxies: listener.proxies.clone(),
             tls: tls.clone(),
         });
     }
@@ -89,14 +106,12 @@ pub async fn run(
         ListenerKind::Trusted { networks, .. } => Some(networks.clone()),
         ListenerKind::Submission(_) | ListenerKind::Submissions(_) => None,
     };
-    let service = Rc::new(service(
-        &bound.kind,
-        bound.tls,
-        &front,
-        random,
-        doors,
-        stop.clone(),
-    ));
+    let service = service(&bound.kind, bound.tls, &front, random, doors, stop.clone());
+    let gate = Rc::new(Gate {
+        service: Rc::new(service),
+        networks,
+        proxies: bound.proxies,
+    });
     let mut sessions = tokio::task::JoinSet::new();
     while !*stop.borrow() {
         let taken = tokio::select! {
@@ -105,7 +120,7 @@ pub async fn run(
             Some(_) = sessions.join_next(), if !sessions.is_empty() => continue,
         };
         match taken {
-            Ok((stream, peer)) => take(&service, networks.as_deref(), stream, peer, &mut sessions),
+            Ok((stream, peer)) => take(&gate, stream, peer, &mut sessions),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "no more connections can be taken in for now");
@@ -160,42 +175,90 @@ pub(super) fn service(
     }
 }
 
-fn take(
-    service: &Rc<Service>,
-    networks: Option<&[IpNet]>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    sessions: &mut tokio::task::JoinSet<()>,
-) {
-    let client = peer.ip().to_canonical();
-    let count = |result| {
-        service
-            .front
-            .metrics
-            .connections
-            .with_label_values(&[result])
-            .inc()
-    };
-    if networks.is_some_and(|networks| !networks.iter().any(|network| network.contains(&client))) {
-        count("foreign");
-        tracing::info!(%client, "turned away: not of a trusted network");
-        drop(spawn_local(turn_away(
-            stream,
-            Reply::new(554, 7, 1, "this server is not for you"),
-        )));
+fn take(gate: &Rc<Gate>, stream: TcpStream, peer: SocketAddr, sessions: &mut tokio::task::JoinSet<()>) {
+    let peer = peer.ip().to_canonical();
+    if !has(&gate.proxies, peer) {
+        gate.admit(stream, peer, sessions);
         return;
     }
-    match service.front.enter(client) {
-        Ok(entered) => {
-            count("served");
-            // Replies are small, and written whole.
-            let _ = stream.set_nodelay(true);
-            sessions.spawn_local(Shell::new(service.clone(), entered, client, stream).run());
+    // Whose connection it is shows later; until then they are bounded all together.
+    if sessions.len() >= gate.service.front.settings.submission.max_connections {
+        gate.count("full");
+        tracing::warn!(proxy = %peer, "turned away: too many connections");
+        drop(spawn_local(turn_away(stream, FULL)));
+        return;
+    }
+    let gate = gate.clone();
+    sessions.spawn_local(async move {
+        let mut stream = stream;
+        let header = timeout(HEADER_PATIENCE, proxy_header(&mut stream));
+        match header.await.unwrap_or(Err("no PROXY header in time")) {
+            Ok(client) => {
+                let client = client.map_or(peer, |client| client.ip().to_canonical());
+                let mut session = tokio::task::JoinSet::new();
+                gate.admit(stream, client, &mut session);
+                while session.join_next().await.is_some() {}
+            }
+            Err(why) => {
+                gate.count("proxy");
+                tracing::warn!(proxy = %peer, why, "closed");
+            }
         }
-        Err(reply) => {
-            count("full");
-            tracing::warn!(%client, %reply, "turned away");
-            drop(spawn_local(turn_away(stream, reply)));
+    });
+}
+
+/// Reads a PROXY header and nothing beyond it.
+async fn proxy_header(stream: &mut TcpStream) -> Result<Option<SocketAddr>, &'static str> {
+    let mut octets = Vec::new();
+    loop {
+        match proxy_protocol::read(&octets) {
+            Found::Client(client) => return Ok(client),
+            Found::Bad(why) => return Err(why),
+            Found::More(count) => {
+                let at = octets.len();
+                octets.resize(at + count, 0);
+                let read = stream.read_exact(&mut octets[at..]).await;
+                read.map_err(|_| "the connection ended within the PROXY header")?;
+            }
+        }
+    }
+}
+
+fn has(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address))
+}
+
+impl Gate {
+    fn count(&self, result: &str) {
+        let metrics = &self.service.front.metrics;
+        metrics.connections.with_label_values(&[result]).inc();
+    }
+
+    /// Begins the session of a client whose address is known, or turns it away.
+    fn admit(&self, stream: TcpStream, client: IpAddr, sessions: &mut tokio::task::JoinSet<()>) {
+        if self
+            .networks
+            .as_ref()
+            .is_some_and(|networks| !has(networks, client))
+        {
+            self.count("foreign");
+            tracing::info!(%client, "turned away: not of a trusted network");
+            let words = Reply::new(554, 7, 1, "this server is not for you");
+            drop(spawn_local(turn_away(stream, words)));
+            return;
+        }
+        match self.service.front.enter(client) {
+            Ok(entered) => {
+                self.count("served");
+                // Replies are small, and written whole.
+                let _ = stream.set_nodelay(true);
+                sessions.spawn_local(Shell::new(self.service.clone(), entered, client, stream).run());
+            }
+            Err(reply) => {
+                self.count("full");
+                tracing::warn!(%client, %reply, "turned away");
+                drop(spawn_local(turn_away(stream, reply)));
+            }
         }
     }
 }
@@ -211,4 +274,35 @@ async fn turn_away(mut stream: TcpStream, reply: Reply) {
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn header(sent: &[u8]) -> (Result<Option<SocketAddr>, &'static str>, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut theirs, _) = listener.accept().await.unwrap();
+        ours.write_all(sent).await.unwrap();
+        ours.shutdown().await.unwrap();
+        let found = proxy_header(&mut theirs).await;
+        let mut rest = Vec::new();
+        theirs.read_to_end(&mut rest).await.unwrap();
+        (found, rest)
+    }
+
+    /// CASES §3: PROXY spoof.
+    #[tokio::test]
+    async fn a_listed_peer_needs_a_header_and_nothing_behind_it_is_taken() {
+        let (found, rest) = header(b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 587\r\n\x16\x03\x01").await;
+        assert_eq!(found, Ok(Some("192.0.2.1:1234".parse().unwrap())));
+        assert_eq!(rest, b"\x16\x03\x01");
+        let (found, _) = header(b"EHLO c.test\r\n").await;
+        assert_eq!(found, Err("no PROXY header"));
+        let (found, _) = header(b"PROXY TCP4 192.0.2.1").await;
+        assert_eq!(found, Err("the connection ended within the PROXY header"));
+        let (found, _) = header(b"").await;
+        assert!(found.is_err());
+    }
 }

@@ -27,7 +27,7 @@ impl Metrics {
             sessions: IntGauge::new("postrider_submission_sessions", "Submission sessions open now.")?,
             connections: vector(
                 "postrider_submission_connections_total",
-                "Connections by result: served, or turned away by a limit (full) or a network (foreign). Alert on full.",
+                "Connections by result: served, turned away by a limit (full) or a network (foreign), or closed for want of a PROXY header (proxy). Alert on full and proxy.",
                 "result",
             )?,
             accepted: IntCounter::new(

@@ -6,5 +6,6 @@ pub mod front;
 pub mod listener;
 pub mod logins;
 pub mod metrics;
+mod proxy_protocol;
 mod session;
 mod stamp;
