@@ -16,7 +16,7 @@ use std::time::Duration;
 use common::{FIRST, START, block_on, defer, end, message, settle};
 use queue::rocks::RocksStore;
 use queue::store::{Batch, Family, MemoryStore, Store};
-use queue::{EventKind, Fate, HoldRecord, HoldScope, Queue};
+use queue::{EventKind, Fate, HoldRecord, HoldScope, Queue, RouteGroup};
 
 const V1: &str = include_str!("fixtures/v1.txt");
 const V2: &str = include_str!("fixtures/v2.txt");
@@ -36,6 +36,7 @@ fn fill(store: &MemoryStore) {
         settle(&queue, defer(waits.units[0], START + Duration::from_secs(60)))
             .await
             .unwrap();
+        queue.route_groups(&["discard a reason"]).unwrap();
         let over = queue
             .accept(message(2, &["ok.test"], b"Subject: two\r\n\r\nhello\r\n"))
             .await
@@ -129,6 +130,10 @@ fn every_version_reads_in_both_stores_and_can_be_worked_on() {
     for fixture in [V1, V2] {
         reads(fixture);
     }
+    let store = MemoryStore::new();
+    load(&store, V2);
+    let names = Queue::in_memory(store).unwrap().route_group_names().unwrap();
+    assert_eq!(names, [(RouteGroup(1), "discard a reason".to_owned())]);
 }
 
 fn reads(fixture: &str) {

@@ -700,3 +700,16 @@ fn a_smart_hosts_limits_hold_whatever_goes_through_it() {
     assert_eq!(times.len(), 20);
     assert!(times[19] - times[0] >= Duration::from_secs(18));
 }
+
+/// CASES row 18: ourselves, told by address.
+#[test]
+fn ourselves_under_another_name_is_a_loop_and_never_connected_to() {
+    let own = "[delivery]\nown_addresses = [\"10.0.0.2\"]\n";
+    let hosts = hosts(&[(10, 2), (20, 1)]);
+    let (world, queue) = deliver(world(hosts, &[]), own, &["x@to.test"], MINUTE);
+    assert_eq!(*world.connections.borrow(), [9], "only the report's");
+    assert!(kinds(&queue).contains(&EventKind::Bounced));
+    let events = queue.events(0, 99).unwrap();
+    assert!(events.iter().any(|(_, event)| event.reply.contains("5.4.6")));
+    assert!(is_empty(&queue));
+}

@@ -356,6 +356,7 @@ fn submission(mut section: Section<'_>) -> SubmissionSettings {
             .size("max_in_flight", 65_536..=u64::MAX / 2)
             .unwrap_or(256 * MIB),
         max_errors: section.integer("max_errors", 1..=10_000, 20) as u32,
+        max_received: as_usize(section.integer("max_received", 10..=1_000, 100)),
         command_timeout: section.duration("command_timeout", MS..=DAY, 5 * MINUTE),
         data_timeout: section.duration("data_timeout", MS..=DAY, 3 * MINUTE),
         tls_timeout: section.duration("tls_timeout", MS..=HOUR, Duration::from_secs(30)),

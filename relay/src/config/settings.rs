@@ -114,6 +114,8 @@ pub struct SubmissionSettings {
     pub max_bytes_in_flight: u64,
     /// Replies 4yz/5yz after which a session is closed with 421.
     pub max_errors: u32,
+    /// Received fields of a message; one with more goes in circles: 554 5.4.6 (RFC 5321 §6.3).
+    pub max_received: usize,
     /// Silence while a command is awaited (RFC 5321 §4.5.3.2.7: 5 minutes).
     pub command_timeout: Duration,
     /// Silence within message data.

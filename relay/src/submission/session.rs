@@ -415,7 +415,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         if let Some(reply) = self
             .rules()
             .and_then(|tenant| admission::content(tenant, &data.octets))
-            .or_else(|| admission::looping(&data.octets))
+            .or_else(|| admission::looping(&data.octets, self.service.front.settings.submission.max_received))
             .or_else(|| self.refused_by_route(&envelope, &admission::stream()))
         {
             self.entered.received();
@@ -486,6 +486,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         let sender = self.sender(&envelope.reverse_path, Some(&stream));
         let rewrites = &front.settings.routing.rewrites;
         let placed = front.routing.place(sender, &envelope.recipients);
+        if !placed.field.is_empty() {
+            tracing::warn!(%id, "safe mode: sent elsewhere than to its recipients");
+        }
         NewMessage {
             id,
             received_at: now,

@@ -237,3 +237,23 @@ fn ipv6_hosts_are_reached_at_their_address() {
         assert_eq!(opened.unwrap().hop().address, format!("[::1]:{port}"));
     });
 }
+
+/// A rule of ours that leaves no address is not the domain's fault: its mail waits.
+#[test]
+fn a_family_that_a_host_lacks_bounces_nothing() {
+    paused(async {
+        let lab = Lab::with(&[], 64, "mx1.test");
+        let failure = lab
+            .open_on(2, &Terms::of_mx(TlsLevel::Off, AddressFamily::Ipv6))
+            .await
+            .err()
+            .unwrap();
+        assert!(failure.permanent().is_none());
+        assert!(
+            failure
+                .to_string()
+                .starts_with("4.4.4 mx2.test: no address of the family"),
+            "{failure}"
+        );
+    });
+}
