@@ -14,7 +14,7 @@ pub async fn prove(task: ScramTask, password: Secret) -> Option<ScramProof> {
         .ok()
 }
 
-fn compute(task: &ScramTask, password: &Secret) -> ScramProof {
+pub(super) fn compute(task: &ScramTask, password: &Secret) -> ScramProof {
     let mut salted = Zeroizing::new([0; digest::SHA256_OUTPUT_LEN]);
     let rounds = NonZeroU32::new(task.iterations).unwrap_or(NonZeroU32::MIN);
     pbkdf2::derive(

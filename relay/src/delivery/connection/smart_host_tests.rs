@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use mail_core::smtp::client::ScramTask;
 use mail_core::smtp::command::Secret;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -14,6 +15,7 @@ use crate::config::settings::DnsSettings;
 use crate::config::settings::{AddressFamily, TlsLevel};
 use crate::config::smart_hosts::Credentials;
 use crate::delivery::resolver::RealNet;
+use crate::delivery::scram;
 use crate::world::Random;
 
 fn terms(tls: TlsLevel, implicit_tls: bool) -> Terms {
@@ -99,6 +101,39 @@ fn login_is_answered_word_by_word() {
     });
 }
 
+#[test]
+fn scram_with_a_host_that_knows_the_password() {
+    paused(async {
+        let nonce = Random::seeded(5).nonce();
+        let first = format!("r={nonce}abc,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096");
+        let without_proof = format!("c=biws,r={nonce}abc");
+        let task = ScramTask {
+            salt: BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap(),
+            iterations: 4096,
+            auth_message: format!("n=user,r={nonce},{first},{without_proof}"),
+        };
+        let proof = scram::compute(&task, &Secret::new(b"pencil".to_vec()));
+        let begin = format!(
+            "C AUTH SCRAM-SHA-256 {}",
+            BASE64.encode(format!("n,,n=user,r={nonce}"))
+        );
+        let challenge = format!("S 334 {}", BASE64.encode(&first));
+        let last = format!("{without_proof},p={}", BASE64.encode(proof.client));
+        let answer = format!("C {}", BASE64.encode(last));
+        let proven = format!(
+            "S 334 {}",
+            BASE64.encode(format!("v={}", BASE64.encode(proof.server)))
+        );
+        let offer = "R 250-mx|250-PIPELINING|250 AUTH PLAIN SCRAM-SHA-256|";
+        let login = [
+            "TLS", "C EHLO", offer, &begin, &challenge, &answer, &proven, "C ", "S 235 in",
+        ];
+        let lab = Lab::with(&[&script(&[&TO_TLS, &login, &MAIL])], 4_096, "mx1.test");
+        let mut connection = lab.open_on(1, &terms(TlsLevel::Required, false)).await.unwrap();
+        assert_eq!(word(&send(&mut connection, 1, b"x\r\n").await[0]), "delivered");
+    });
+}
+
 /// A host that only seems to know the password is left, however well it speaks.
 #[test]
 fn a_host_that_does_not_prove_itself_gets_no_mail() {
@@ -162,6 +197,22 @@ fn a_refused_login_is_not_the_mails_fault_and_the_next_host_is_tried() {
                 failure.to_string(),
                 format!("4.7.0 mx1.test does not let us log in: {refusal}")
             );
+            let takes = script(&[
+                &TO_TLS,
+                &[
+                    "TLS",
+                    "C EHLO",
+                    "R 250-mx|250-PIPELINING|250 AUTH PLAIN|",
+                    "C AUTH",
+                    "S 235 in",
+                ],
+                &MAIL,
+            ]);
+            let lab = Lab::with(&[&refuses, &takes], 4_096, "any.test");
+            let unverified = terms(TlsLevel::Opportunistic, false);
+            let mut connection = lab.open_on(2, &unverified).await.unwrap();
+            assert_eq!(connection.host(), "mx2.test");
+            assert_eq!(word(&send(&mut connection, 1, b"x\r\n").await[0]), "delivered");
         }
     });
 }
