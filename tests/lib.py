@@ -127,18 +127,18 @@ class Lab(Process):
             client.login(self.at["username"], self.at["password"])
         return client
 
-    def submit(self, recipients, message, sender=None, door="submission"):
+    def submit(self, recipients, message, sender=None, door="submission", mail_options=(), rcpt_options=()):
         """Hands over raw bytes; returns the queue id of the reply."""
         with self.client(door) as client:
-            return queue_id(self.transaction(client, recipients, message, sender))
+            return queue_id(self.transaction(client, recipients, message, sender, mail_options, rcpt_options))
 
-    def transaction(self, client, recipients, message, sender=None):
+    def transaction(self, client, recipients, message, sender=None, mail_options=(), rcpt_options=()):
         """MAIL, RCPT, DATA; returns the final reply as (code, text)."""
-        options = ["BODY=8BITMIME"] if any(octet > 127 for octet in message) else []
+        options = [*mail_options, *(["BODY=8BITMIME"] if any(octet > 127 for octet in message) else [])]
         client.ehlo_or_helo_if_needed()
         expect(client.mail(self.sender if sender is None else sender, options), 250)
         for recipient in recipients:
-            expect(client.rcpt(recipient), 250)
+            expect(client.rcpt(recipient, rcpt_options), 250)
         return client.data(message)
 
     # --- what became of it ---

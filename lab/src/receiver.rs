@@ -106,6 +106,8 @@ impl Host {
             auth: Auth::None,
             pipelining: true,
             eight_bit_mime: true,
+            // Nothing here makes reports.
+            dsn: false,
             enhanced_codes: true,
             command_timeout: COMMAND_PATIENCE,
             data_timeout: COMMAND_PATIENCE,

@@ -27,6 +27,7 @@ fn config(auth: Auth) -> Arc<Config> {
         auth,
         pipelining: true,
         eight_bit_mime: true,
+        dsn: true,
         enhanced_codes: true,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),

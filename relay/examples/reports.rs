@@ -1,20 +1,24 @@
-//! Writes sample failure reports into a folder, for readers that are not ours (`tests/dsn/run.sh`).
+//! Writes sample reports into a folder, for readers that are not ours (`tests/dsn/run.sh`).
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mail_core::{EnhancedCode, MessageId, Reply, ReversePath, Timestamp};
-use relay::report::{Cause, Failure, Original, ReportSettings, compose};
+use mail_core::{DsnOptions, EnhancedCode, MessageId, Recipient, Reply, ReversePath, Timestamp};
+use relay::report::{Cause, Notice, Original, ReportSettings, Told, compose};
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
-fn failure(mailbox: &str, cause: Cause) -> Failure {
-    Failure {
-        mailbox: mailbox.parse().expect("an address"),
-        cause,
+fn notice(mailbox: &str, told: Told) -> Notice {
+    Notice {
+        to: Recipient::new(mailbox.parse().expect("an address")),
+        told,
         remote: Some("mx.example.org".into()),
         last_attempt: Some(NOW),
     }
+}
+
+fn failure(mailbox: &str, cause: Cause) -> Notice {
+    notice(mailbox, Told::Failed(cause))
 }
 
 fn refused(text: &str) -> Cause {
@@ -32,7 +36,22 @@ fn main() {
     let eight_bit = "From: app@example.com\r\nSubject: Gr\u{fc}\u{df}e \r\n\r\nsch\u{f6}n\r\n";
     let forged = "no\n\n--=_report\nContent-Type: text/html\nX-Evil: 1\r\r\n.\r\n\u{0}\u{fc}\u{2028}x";
     let unknown = || vec![failure("bob@example.org", refused("no such user"))];
+    let later = Told::Delayed(
+        "450 4.2.1 come back later".into(),
+        NOW + Duration::from_secs(86_400),
+    );
+    let handed_on = Told::Relayed("250 2.6.0 queued".into());
+    let named = Notice {
+        to: Recipient {
+            orcpt: Some("rfc822;Bob+2BNews@Old.example".into()),
+            ..Recipient::new("bob@example.org".parse().expect("an address"))
+        },
+        ..failure("bob@example.org", refused("no such user"))
+    };
     let samples = [
+        ("delayed", plain, vec![notice("bob@example.org", later)]),
+        ("relayed", plain, vec![notice("bob@example.org", handed_on)]),
+        ("named", plain, vec![named]),
         ("plain", plain, unknown()),
         ("eight-bit", eight_bit, unknown()),
         ("large", &large, unknown()),
@@ -72,26 +91,25 @@ fn main() {
         reporting_domain: "example.net".parse().expect("a domain"),
         max_report_bytes: 20_000,
         expire_after: Duration::from_secs(86_400),
+        delay_after: Duration::from_secs(14_400),
     };
     let sender = ReversePath::Mailbox("app@example.com".parse().expect("an address"));
-    for (name, body, failures) in &samples {
+    for (name, body, notices) in &samples {
         let original = Original {
             id: MessageId::from_bytes([1; 16]),
             received_at: NOW - Duration::from_secs(5 * 86_400),
             tenant: &"acme".into(),
             stream: &"transactional".into(),
             reverse_path: &sender,
+            dsn: &DsnOptions {
+                ret: None,
+                envid: Some("QQ+2B314159".into()),
+            },
             prefix: b"Received: from app by relay.example.net; Tue, 14 Nov 2023 22:13:20 +0000\r\n",
             body: body.as_bytes(),
         };
-        let report = compose(
-            &original,
-            failures,
-            &settings,
-            NOW,
-            MessageId::from_bytes([2; 16]),
-        )
-        .expect("a sender who wants one");
+        let report = compose(&original, notices, &settings, NOW, MessageId::from_bytes([2; 16]))
+            .expect("a sender who wants one");
         std::fs::write(folder.join(format!("{name}.eml")), report).expect("a file that can be written");
     }
 }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign};
 use dkim_signer::{KeyError, PrivateKey};
 use mail_core::header::{self, BadAddressList};
-use mail_core::{BodyType, Domain, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, exponential_buckets};
 use queue::{EnvelopeRecord, NewMessage, Queue, ReadError, Signature, StateRecord, UnitKey};
@@ -55,6 +55,14 @@ impl Loaded {
         match self {
             Self::Memory(message) => &message.reverse_path,
             Self::Record(_, envelope) => &envelope.reverse_path,
+        }
+    }
+
+    /// What was asked of reports.
+    pub fn dsn(&self) -> &DsnOptions {
+        match self {
+            Self::Memory(message) => &message.dsn,
+            Self::Record(_, envelope) => &envelope.dsn,
         }
     }
 
@@ -464,7 +472,7 @@ pub fn load_key(key: &DkimKey) -> Result<DomainKey, BadKey> {
 mod tests {
     use dkim_signer::Algorithm;
     use dkim_signer::key::generate;
-    use mail_core::{BodyType, DsnOptions};
+    use mail_core::BodyType;
     use queue::store::{Batch, Family, MemoryStore, Store};
     use queue::{Again, End, NewUnit, Origin, RouteGroup, Settle, StillOpen};
 

@@ -1,4 +1,4 @@
-//! Failure reports to senders (RFC 3464 in RFC 6522's multipart/report, marked by RFC 3834).
+//! Reports to senders (RFC 3464 in RFC 6522's multipart/report, marked by RFC 3834).
 //!
 //! A report is 7-bit throughout, whatever the original and the peers' replies hold, so that it can go anywhere. The third
 //! part is the original as we send it (with our fields, without signatures) where that is clean 7-bit and fits under
@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mail_core::header;
+use mail_core::smtp::command::decode_xtext;
 use mail_core::{
-    BodyType, Domain, DsnOptions, EnhancedCode, Mailbox, MessageId, Recipient, Reply, ReversePath, Timestamp,
+    BodyType, Domain, DsnOptions, EnhancedCode, Mailbox, MessageId, Notify, Recipient, Reply, Ret,
+    ReversePath, Timestamp,
 };
 use queue::{EnvelopeRecord, NewMessage, NewUnit, Origin, RouteGroup};
 
@@ -34,6 +36,8 @@ pub struct ReportSettings {
     pub max_report_bytes: usize,
     /// How long the report itself may stay in the queue.
     pub expire_after: Duration,
+    /// A message that is this old is delayed.
+    pub delay_after: Duration,
 }
 
 impl ReportSettings {
@@ -44,6 +48,7 @@ impl ReportSettings {
             reporting_domain: settings.hostname.clone(),
             max_report_bytes: settings.delivery.max_report_bytes,
             expire_after: settings.store.expire_after,
+            delay_after: settings.delivery.delay_notice_after,
         }
     }
 }
@@ -61,6 +66,8 @@ pub struct Original<'a> {
     pub stream: &'a Arc<str>,
     /// Whom the report goes to; no report for the null path.
     pub reverse_path: &'a ReversePath,
+    /// What the sender asked of reports.
+    pub dsn: &'a DsnOptions,
     /// Header fields we add on top.
     pub prefix: &'a [u8],
     /// As the client sent it. Of one larger than `max_report_bytes` the header is enough.
@@ -76,6 +83,7 @@ impl<'a> Original<'a> {
             tenant: &message.tenant,
             stream: &message.stream,
             reverse_path: &message.reverse_path,
+            dsn: &message.dsn,
             prefix: &message.prefix,
             body: &message.body,
         }
@@ -89,23 +97,64 @@ impl<'a> Original<'a> {
             tenant: &envelope.tenant,
             stream: &envelope.stream,
             reverse_path: &envelope.reverse_path,
+            dsn: &envelope.dsn,
             prefix: &envelope.prefix,
             body,
         }
     }
 }
 
-/// A recipient who will not get the message.
+/// What a report says of a recipient.
 #[derive(Clone, Debug)]
-pub struct Failure {
-    /// Who.
-    pub mailbox: Mailbox,
-    /// Why.
-    pub cause: Cause,
+pub struct Notice {
+    /// Who, and what the sender called them.
+    pub to: Recipient,
+    /// What, and why.
+    pub told: Told,
     /// The MX host tried last, where there was one.
     pub remote: Option<String>,
     /// When that was.
     pub last_attempt: Option<Timestamp>,
+}
+
+/// What became of a recipient that its sender is told of.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// It will not get the message.
+    Failed(Cause),
+    /// It is tried again, until then; what went wrong last.
+    Delayed(String, Timestamp),
+    /// The next hop has it, with these words, and will not report on it (RFC 3461 §5.2.2).
+    Relayed(String),
+}
+
+impl Told {
+    /// What kind of report tells of it.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Failed(_) => Kind::Failed,
+            Self::Delayed(..) => Kind::Delayed,
+            Self::Relayed(_) => Kind::Relayed,
+        }
+    }
+
+    /// The recipient's Status (RFC 3464 §2.3.4).
+    pub fn status(&self) -> EnhancedCode {
+        match self {
+            Self::Failed(cause) => cause.status(),
+            Self::Delayed(last, _) => status_of(last, 4),
+            Self::Relayed(said) => status_of(said, 2),
+        }
+    }
+
+    /// The peer's own words, clean, if it said any.
+    fn diagnostic(&self) -> Option<String> {
+        match self {
+            Self::Failed(cause) => cause.diagnostic(),
+            Self::Delayed(last, _) => Some(last).filter(|last| is_reply(last)).map(|last| clean(last)),
+            Self::Relayed(said) => Some(clean(said)),
+        }
+    }
 }
 
 /// Why a recipient will not get the message.
@@ -118,6 +167,51 @@ pub enum Cause {
     /// Its time was up; what went wrong last, as the queue keeps it. Told as a peer's words only if it begins with a 4yz or
     /// 5yz code.
     Expired(Option<String>),
+}
+
+/// What a report is about; all its notices are of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Given up.
+    Failed,
+    /// Tried again.
+    Delayed,
+    /// Handed to a host that does not report.
+    Relayed,
+}
+
+impl Kind {
+    /// The Action field (RFC 3464 §2.3.3).
+    pub fn action(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Delayed => "delayed",
+            Self::Relayed => "relayed",
+        }
+    }
+
+    fn subject(self) -> &'static str {
+        match self {
+            Self::Failed => "Undelivered mail returned to sender",
+            Self::Delayed => "Delayed mail, still being tried",
+            Self::Relayed => "Mail handed on",
+        }
+    }
+
+    /// Completes "Your message" in front of the list of recipients.
+    fn sentence(self, whom: &str) -> String {
+        match self {
+            Self::Failed => {
+                format!("could not be delivered to the {whom} below.\r\nIt will not be tried again.")
+            }
+            Self::Delayed => format!(
+                "has not been delivered to the {whom} below yet.\r\nIt is still being tried; you need not send it again."
+            ),
+            Self::Relayed => format!(
+                "was handed to the mail server of the {whom} below,\r\nwhich does not report what becomes of it."
+            ),
+        }
+    }
 }
 
 impl Cause {
@@ -145,6 +239,20 @@ impl Cause {
     }
 }
 
+/// The enhanced code of a reply kept as text, where it has one of this class; else the class alone.
+fn status_of(reply: &str, class: u8) -> EnhancedCode {
+    let code = reply.split(' ').nth(1).and_then(|word| {
+        let mut numbers = word.split('.').map(str::parse::<u16>);
+        match (numbers.next()?, numbers.next()?, numbers.next()?, numbers.next()) {
+            (Ok(first), Ok(subject), Ok(detail), None) if first == u16::from(class) => {
+                Some(EnhancedCode(class, subject, detail))
+            }
+            _ => None,
+        }
+    });
+    code.unwrap_or(EnhancedCode(class, 0, 0))
+}
+
 /// Whether a text begins as a negative reply does.
 fn is_reply(text: &str) -> bool {
     matches!(
@@ -155,15 +263,15 @@ fn is_reply(text: &str) -> bool {
 
 /// The report as a message for the queue: from the null path, in the original's tenant and stream, naming it as its cause,
 /// to be committed in the batch of the ends it reports so that none is lost and none invented. `None` where [`compose`] makes none.
-pub fn failure_report(
+pub fn report(
     original: &Original<'_>,
-    failures: &[Failure],
+    notices: &[Notice],
     settings: &ReportSettings,
     now: Timestamp,
     id: MessageId,
 ) -> Option<NewMessage> {
     let sender = original.reverse_path.mailbox()?;
-    let report = compose(original, failures, settings, now, id)?;
+    let report = compose(original, notices, settings, now, id)?;
     Some(NewMessage {
         id,
         received_at: now,
@@ -188,7 +296,11 @@ pub fn failure_report(
             route_group: RouteGroup::default(),
             domain: sender.domain().clone(),
             due: now,
-            recipients: vec![Recipient::new(sender.clone())],
+            recipients: vec![Recipient {
+                // RFC 3461 §6.1: nobody reports on a report.
+                notify: Some(Notify::Never),
+                ..Recipient::new(sender.clone())
+            }],
         }],
     })
 }
@@ -198,34 +310,34 @@ pub fn failure_report(
 /// that neither the original nor a reply can hold that.
 pub fn compose(
     original: &Original<'_>,
-    failures: &[Failure],
+    notices: &[Notice],
     settings: &ReportSettings,
     now: Timestamp,
     id: MessageId,
 ) -> Option<Vec<u8>> {
     let sender = original.reverse_path.mailbox()?;
-    if failures.is_empty() {
-        return None;
-    }
+    let kind = notices.first()?.told.kind();
     let boundary = format!("=_report_{id}");
     let mut text = String::new();
-    write_header(&mut text, original, sender, settings, now, id, &boundary);
+    write_header(&mut text, original, (sender, kind), settings, now, id, &boundary);
     let _ = write!(
         text,
         "This is a report in MIME format.\r\n\r\n--{boundary}\r\n\
          Content-Type: text/plain; charset=us-ascii\r\nContent-Transfer-Encoding: 7bit\r\n\r\n"
     );
-    write_explanation(&mut text, original, failures, settings, now);
+    write_explanation(&mut text, original, (kind, notices), settings, now);
     let _ = write!(
         text,
         "\r\n--{boundary}\r\nContent-Type: message/delivery-status\r\n\r\n"
     );
-    write_status(&mut text, original, failures, settings);
+    write_status(&mut text, original, notices, settings);
     let _ = write!(text, "\r\n--{boundary}\r\n");
     let end = format!("\r\n--{boundary}--\r\n");
     let mut report = text.into_bytes();
     let room = settings.max_report_bytes.saturating_sub(report.len() + end.len());
-    write_original(&mut report, original, room);
+    // RFC 3461 §4.3: RET is about failures; of other reports the header is enough.
+    let whole = kind == Kind::Failed && original.dsn.ret != Some(Ret::Headers);
+    write_original(&mut report, original, whole, room);
     report.extend_from_slice(end.as_bytes());
     Some(report)
 }
@@ -233,7 +345,7 @@ pub fn compose(
 fn write_header(
     text: &mut String,
     original: &Original<'_>,
-    sender: &Mailbox,
+    (sender, kind): (&Mailbox, Kind),
     settings: &ReportSettings,
     now: Timestamp,
     id: MessageId,
@@ -248,8 +360,9 @@ fn write_header(
     let _ = write!(
         text,
         "From: Mail Delivery System <MAILER-DAEMON@{domain}>\r\nTo: {to}\r\n\
-         Subject: Undelivered mail returned to sender\r\nDate: {date}\r\nMessage-ID: <{id}@{host}>\r\n",
+         Subject: {subject}\r\nDate: {date}\r\nMessage-ID: <{id}@{host}>\r\n",
         domain = settings.reporting_domain,
+        subject = kind.subject(),
         date = date(now),
         host = settings.hostname,
     );
@@ -283,11 +396,11 @@ fn message_id(original: &Original<'_>) -> Option<String> {
 fn write_explanation(
     text: &mut String,
     original: &Original<'_>,
-    failures: &[Failure],
+    (kind, notices): (Kind, &[Notice]),
     settings: &ReportSettings,
     now: Timestamp,
 ) {
-    let whom = if failures.len() == 1 {
+    let whom = if notices.len() == 1 {
         "recipient"
     } else {
         "recipients"
@@ -295,12 +408,13 @@ fn write_explanation(
     let _ = write!(
         text,
         "This is the mail system at {}.\r\n\r\n\
-         Your message could not be delivered to the {whom} below.\r\nIt will not be tried again.\r\n",
-        settings.hostname
+         Your message {}\r\n",
+        settings.hostname,
+        kind.sentence(whom)
     );
-    for failure in failures {
-        let _ = write!(text, "\r\n<{}>\r\n", printable(&failure.mailbox));
-        for line in wrap(&reason(failure, original, now), 72) {
+    for notice in notices {
+        let _ = write!(text, "\r\n<{}>\r\n", printable(&notice.to.mailbox));
+        for line in wrap(&reason(notice, original, now), 72) {
             let _ = write!(text, "    {line}\r\n");
         }
     }
@@ -313,16 +427,28 @@ fn write_explanation(
     );
 }
 
-fn reason(failure: &Failure, original: &Original<'_>, now: Timestamp) -> String {
-    let host = failure.remote.as_deref().map_or_else(
+fn reason(notice: &Notice, original: &Original<'_>, now: Timestamp) -> String {
+    let host = notice.remote.as_deref().map_or_else(
         || "the mail server".to_owned(),
         |host| format!("the mail server {}", host_name(host)),
     );
-    match &failure.cause {
-        Cause::Refused(reply) => format!("{host} said: {}", clean(&reply.to_string())),
-        Cause::Undeliverable(_, why) => clean(why),
-        Cause::Expired(None) => format!("not delivered within {}", span(now.since(original.received_at))),
-        Cause::Expired(Some(last)) => {
+    match &notice.told {
+        Told::Failed(Cause::Refused(reply)) => format!("{host} said: {}", clean(&reply.to_string())),
+        Told::Failed(Cause::Undeliverable(_, why)) => clean(why),
+        Told::Delayed(last, until) => {
+            let last = clean(last);
+            let said = if is_reply(&last) {
+                format!("{host} said: {last}")
+            } else {
+                last
+            };
+            format!("{said}; tried again until {}", date(*until))
+        }
+        Told::Relayed(said) => format!("{host} said: {}", clean(said)),
+        Told::Failed(Cause::Expired(None)) => {
+            format!("not delivered within {}", span(now.since(original.received_at)))
+        }
+        Told::Failed(Cause::Expired(Some(last))) => {
             let span = span(now.since(original.received_at));
             let last = clean(last);
             if is_reply(&last) {
@@ -335,7 +461,7 @@ fn reason(failure: &Failure, original: &Original<'_>, now: Timestamp) -> String 
 }
 
 /// The part for programs: a group of fields on the message, then one on each recipient (RFC 3464 §2.1).
-fn write_status(text: &mut String, original: &Original<'_>, failures: &[Failure], settings: &ReportSettings) {
+fn write_status(text: &mut String, original: &Original<'_>, notices: &[Notice], settings: &ReportSettings) {
     let _ = write!(
         text,
         "Reporting-MTA: dns; {}\r\nX-Postrider-Message: {}\r\nArrival-Date: {}\r\n",
@@ -343,36 +469,51 @@ fn write_status(text: &mut String, original: &Original<'_>, failures: &[Failure]
         original.id,
         date(original.received_at)
     );
-    for failure in failures {
+    if let Some(envid) = &original.dsn.envid {
+        // RFC 3464 §2.2.1
+        let lines = wrap(&format!("Original-Envelope-Id: {}", decode_xtext(envid)), 76);
+        let _ = write!(text, "{}\r\n", lines.join("\r\n "));
+    }
+    for notice in notices {
+        text.push_str("\r\n");
+        if let Some((kind, address)) = notice.to.orcpt.as_deref().and_then(|orcpt| orcpt.split_once(';')) {
+            // RFC 3464 §2.3.1: only what ORCPT said.
+            let _ = write!(text, "Original-Recipient: {kind}; {}\r\n", decode_xtext(address));
+        }
         // RFC 6533 §3 has a form in 7-bit for addresses that are not.
-        let kind = if failure.mailbox.is_ascii() {
+        let kind = if notice.to.mailbox.is_ascii() {
             "rfc822"
         } else {
             "utf-8"
         };
         let _ = write!(
             text,
-            "\r\nFinal-Recipient: {kind}; {}\r\nAction: failed\r\nStatus: {}\r\n",
-            printable(&failure.mailbox),
-            failure.cause.status()
+            "Final-Recipient: {kind}; {}\r\nAction: {}\r\nStatus: {}\r\n",
+            printable(&notice.to.mailbox),
+            notice.told.kind().action(),
+            notice.told.status()
         );
-        if let Some(remote) = &failure.remote {
+        if let Some(remote) = &notice.remote {
             let _ = write!(text, "Remote-MTA: dns; {}\r\n", host_name(remote));
         }
-        if let Some(said) = failure.cause.diagnostic() {
+        if let Some(said) = notice.told.diagnostic() {
             let lines = wrap(&format!("Diagnostic-Code: smtp; {said}"), 76);
             let _ = write!(text, "{}\r\n", lines.join("\r\n "));
         }
-        if let Some(at) = failure.last_attempt {
+        if let Some(at) = notice.last_attempt {
             let _ = write!(text, "Last-Attempt-Date: {}\r\n", date(at));
+        }
+        if let Told::Delayed(_, until) = &notice.told {
+            let _ = write!(text, "Will-Retry-Until: {}\r\n", date(*until));
         }
     }
 }
 
 /// The third part: its header, and what fits in `room` octets of the original.
-fn write_original(report: &mut Vec<u8>, original: &Original<'_>, room: usize) {
+fn write_original(report: &mut Vec<u8>, original: &Original<'_>, whole: bool, room: usize) {
     let parts = [original.prefix, original.body];
-    if parts.iter().map(|part| part.len()).sum::<usize>() < room.saturating_sub(80)
+    if whole
+        && parts.iter().map(|part| part.len()).sum::<usize>() < room.saturating_sub(80)
         && parts.iter().all(|part| is_clean(part))
     {
         report.extend_from_slice(b"Content-Type: message/rfc822\r\n\r\n");
@@ -411,6 +552,10 @@ fn write_original(report: &mut Vec<u8>, original: &Original<'_>, room: usize) {
 mod tests {
     use super::*;
 
+    const DSN: DsnOptions = DsnOptions {
+        ret: None,
+        envid: None,
+    };
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
     fn settings() -> ReportSettings {
@@ -419,21 +564,22 @@ mod tests {
             reporting_domain: "example.net".parse().unwrap(),
             max_report_bytes: 20_000,
             expire_after: Duration::from_secs(86_400),
+            delay_after: Duration::from_secs(14_400),
         }
     }
 
-    fn refused(mailbox: &str, code: u16, enhanced: Option<EnhancedCode>, text: &str) -> Failure {
+    fn refused(mailbox: &str, code: u16, enhanced: Option<EnhancedCode>, text: &str) -> Notice {
         let mut reply = Reply::plain(code, "").with_text(text);
         reply.enhanced = enhanced;
-        Failure {
-            mailbox: mailbox.parse().unwrap(),
-            cause: Cause::Refused(reply),
+        Notice {
+            to: Recipient::new(mailbox.parse().unwrap()),
+            told: Told::Failed(Cause::Refused(reply)),
             remote: Some("mx.example.org".into()),
             last_attempt: Some(NOW),
         }
     }
 
-    fn report(prefix: &[u8], body: &[u8], failures: &[Failure], settings: &ReportSettings) -> String {
+    fn composed(prefix: &[u8], body: &[u8], notices: &[Notice], settings: &ReportSettings) -> String {
         let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
         let original = Original {
             id: MessageId::from_bytes([1; 16]),
@@ -441,10 +587,11 @@ mod tests {
             tenant: &"acme".into(),
             stream: &"transactional".into(),
             reverse_path: &sender,
+            dsn: &DSN,
             prefix,
             body,
         };
-        let report = compose(&original, failures, settings, NOW, MessageId::from_bytes([2; 16])).unwrap();
+        let report = compose(&original, notices, settings, NOW, MessageId::from_bytes([2; 16])).unwrap();
         let text = String::from_utf8(report).unwrap();
         assert!(is_clean(text.as_bytes()), "{text}");
         text
@@ -453,7 +600,7 @@ mod tests {
     const UNKNOWN: Option<EnhancedCode> = Some(EnhancedCode(5, 1, 1));
 
     fn plain(body: &[u8]) -> String {
-        report(
+        composed(
             b"Received: x\r\n",
             body,
             &[refused("bob@example.org", 550, UNKNOWN, "no such user")],
@@ -508,12 +655,13 @@ mod tests {
             tenant: &"acme".into(),
             stream: &"transactional".into(),
             reverse_path: &ReversePath::Null,
+            dsn: &DSN,
             prefix: b"",
             body: b"",
         };
-        let failures = [refused("bob@example.org", 550, UNKNOWN, "no")];
+        let notices = [refused("bob@example.org", 550, UNKNOWN, "no")];
         let id = MessageId::from_bytes([2; 16]);
-        assert_eq!(compose(&original, &failures, &settings(), NOW, id), None);
+        assert_eq!(compose(&original, &notices, &settings(), NOW, id), None);
         let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
         let original = Original {
             reverse_path: &sender,
@@ -521,7 +669,7 @@ mod tests {
         };
         assert_eq!(compose(&original, &[], &settings(), NOW, id), None);
 
-        let report = failure_report(&original, &failures, &settings(), NOW, id).unwrap();
+        let report = super::report(&original, &notices, &settings(), NOW, id).unwrap();
         assert_eq!(report.reverse_path, ReversePath::Null);
         assert_eq!((&*report.tenant, &*report.stream), ("acme", "transactional"));
         assert_eq!(report.cause, Some(original.id));
@@ -532,12 +680,12 @@ mod tests {
         assert_eq!(report.units[0].domain.as_str(), "example.com");
         // A report on the report: nobody to tell.
         let again = Original::from_new(&report);
-        assert!(failure_report(&again, &failures, &settings(), NOW, id).is_none());
+        assert!(super::report(&again, &notices, &settings(), NOW, id).is_none());
     }
 
     #[test]
     fn status_has_the_class_of_what_happened() {
-        let status = |code, enhanced| refused("a@x.test", code, enhanced, "").cause.status().to_string();
+        let status = |code, enhanced| refused("a@x.test", code, enhanced, "").told.status().to_string();
         assert_eq!(status(550, UNKNOWN), "5.1.1");
         assert_eq!(status(550, None), "5.0.0");
         assert_eq!(status(550, Some(EnhancedCode(2, 1, 5))), "5.0.0");
@@ -550,9 +698,9 @@ mod tests {
     #[test]
     fn a_peers_words_stay_words() {
         let evil = "no\n\n--=_report_x\nX-Evil: 1\r\r\n.\u{0}\u{85}\u{2028}\u{1b}[31m \u{fc}ber";
-        let mut failure = refused("bob@example.org", 550, None, evil);
-        failure.remote = Some("mx.test\r\nX-Evil: 2".into());
-        let text = report(b"", b"A: 1\r\n\r\n", &[failure], &settings());
+        let mut notice = refused("bob@example.org", 550, None, evil);
+        notice.remote = Some("mx.test\r\nX-Evil: 2".into());
+        let text = composed(b"", b"A: 1\r\n\r\n", &[notice], &settings());
         assert!(
             text.contains("Diagnostic-Code: smtp; 550 no --=_report_x X-Evil: 1 . [31m ?ber\r\n"),
             "{text}"
@@ -564,7 +712,7 @@ mod tests {
     #[test]
     fn long_words_of_a_peer_are_folded_and_cut() {
         let long = format!("{} {}", "blah ".repeat(60), "x".repeat(5_000));
-        let text = report(
+        let text = composed(
             b"",
             b"A: 1\r\n\r\n",
             &[refused("bob@example.org", 550, UNKNOWN, &long)],
@@ -579,13 +727,13 @@ mod tests {
 
     #[test]
     fn what_expired_says_for_how_long_and_why() {
-        let expired = |last: Option<&str>| Failure {
-            mailbox: "bob@example.org".parse().unwrap(),
-            cause: Cause::Expired(last.map(Into::into)),
+        let expired = |last: Option<&str>| Notice {
+            to: Recipient::new("bob@example.org".parse().unwrap()),
+            told: Told::Failed(Cause::Expired(last.map(Into::into))),
             remote: None,
             last_attempt: None,
         };
-        let text = report(
+        let text = composed(
             b"",
             b"A: 1\r\n\r\n",
             &[
@@ -624,7 +772,7 @@ mod tests {
     #[test]
     fn size_is_capped_at_whole_fields() {
         let mut settings = settings();
-        let failures = [refused("bob@example.org", 550, UNKNOWN, "no")];
+        let notices = [refused("bob@example.org", 550, UNKNOWN, "no")];
         let fields = (0..500)
             .map(|n| format!("X-{n}: {}\r\n", "y".repeat(60)))
             .collect::<String>();
@@ -638,7 +786,7 @@ mod tests {
         ] {
             for cap in [0, 1_500, 3_000, 20_000] {
                 settings.max_report_bytes = cap;
-                let text = report(b"", body.as_bytes(), &failures, &settings);
+                let text = composed(b"", body.as_bytes(), &notices, &settings);
                 assert!(text.len() <= cap.max(1_700), "{cap}: {}", text.len());
                 assert!(cap < 3_000 || text.len() > cap - 100, "{cap}: {}", text.len());
                 let (_, part) = text.split_once("text/rfc822-headers\r\n").unwrap();
@@ -650,6 +798,85 @@ mod tests {
                     "{headers}"
                 );
             }
+        }
+    }
+
+    /// RFC 3461 §6, RFC 3464: what the sender asked for and said is given back, and each kind says what it is.
+    #[test]
+    fn reports_of_each_kind_give_back_what_the_sender_said() {
+        let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
+        let asked = |ret| DsnOptions {
+            ret,
+            envid: Some("QQ+2B314".into()),
+        };
+        let to = Recipient {
+            notify: None,
+            orcpt: Some("rfc822;Bob+2Bx@Old.example".into()),
+            mailbox: "bob@example.org".parse().unwrap(),
+        };
+        let until = NOW + Duration::from_secs(3_600);
+        let failed = Told::Failed(Cause::Refused(Reply::new(550, 1, 1, "no")));
+        let delayed = Told::Delayed("450 4.2.1 later".into(), until);
+        let relayed = Told::Relayed("250 2.6.0 ok".into());
+        for (told, ret, action, status, third) in [
+            (failed.clone(), None, "failed", "5.1.1", "message/rfc822"),
+            (
+                failed.clone(),
+                Some(Ret::Full),
+                "failed",
+                "5.1.1",
+                "message/rfc822",
+            ),
+            (
+                failed,
+                Some(Ret::Headers),
+                "failed",
+                "5.1.1",
+                "text/rfc822-headers",
+            ),
+            (
+                delayed,
+                Some(Ret::Full),
+                "delayed",
+                "4.2.1",
+                "text/rfc822-headers",
+            ),
+            (relayed, None, "relayed", "2.6.0", "text/rfc822-headers"),
+        ] {
+            let kind = told.kind();
+            let original = Original {
+                id: MessageId::from_bytes([1; 16]),
+                received_at: NOW - Duration::from_secs(86_400),
+                tenant: &"acme".into(),
+                stream: &"transactional".into(),
+                reverse_path: &sender,
+                dsn: &asked(ret),
+                prefix: b"",
+                body: b"Subject: x\r\n\r\nhello\r\n",
+            };
+            let notice = Notice {
+                to: to.clone(),
+                told,
+                remote: Some("mx.example.org".into()),
+                last_attempt: Some(NOW),
+            };
+            let id = MessageId::from_bytes([2; 16]);
+            let message = super::report(&original, &[notice], &settings(), NOW, id).unwrap();
+            assert_eq!(message.units[0].recipients[0].notify, Some(Notify::Never));
+            let text = String::from_utf8(message.body.to_vec()).unwrap();
+            for line in [
+                "Original-Envelope-Id: QQ+314",
+                "Original-Recipient: rfc822; Bob+x@Old.example",
+                "Final-Recipient: rfc822; bob@example.org",
+                &format!("Action: {action}"),
+                &format!("Status: {status}"),
+                &format!("Content-Type: {third}"),
+                &format!("Subject: {}", kind.subject()),
+            ] {
+                assert!(text.contains(&format!("\r\n{line}\r\n")), "{line} in {text}");
+            }
+            assert_eq!(text.contains("Will-Retry-Until: "), kind == Kind::Delayed);
+            assert_eq!(text.contains("hello"), third == "message/rfc822");
         }
     }
 }

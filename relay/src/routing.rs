@@ -142,7 +142,7 @@ impl Routing {
                 }
                 _ => (recipient.clone(), None),
             };
-            if !seen.insert(recipient.clone()) {
+            if !seen.insert(recipient.mailbox.clone()) {
                 continue;
             }
             let group = group.unwrap_or_else(|| self.group(sender, &recipient.mailbox));

@@ -56,6 +56,28 @@ class Reports(Signatures, LabTest):
         self.assertIn(original.get_content_type(), ("message/rfc822", "text/rfc822-headers"))
         self.assertLess(max(found), 128, "a report is 7-bit")
 
+    def test_success_is_reported_as_relayed_where_it_was_asked_for(self):
+        subject = "tell me of success"
+        self.lab.submit(
+            ["happy@ok.test"],
+            message(self.lab.sender, "happy@ok.test", subject=subject),
+            mail_options=["RET=HDRS", "ENVID=QQ+2B314159"],
+            rcpt_options=["NOTIFY=SUCCESS,FAILURE", "ORCPT=rfc822;Happy+2Bnews@ok.test"],
+        )
+        _, (_, status, original) = self.parts(self.report_on(subject))
+        about_message, fields = status.get_payload()
+        self.assertEqual(about_message["Original-Envelope-Id"], "QQ+314159")
+        self.assertEqual(fields["Action"], "relayed")
+        self.assertRegex(fields["Status"], r"^2\.")
+        self.assertEqual(fields["Original-Recipient"], "rfc822; Happy+news@ok.test")
+        self.assertEqual(original.get_content_type(), "text/rfc822-headers")
+
+    def test_never_is_never(self):
+        quiet = message(self.lab.sender, UNKNOWN, subject="never tell me")
+        self.lab.submit([UNKNOWN], quiet, rcpt_options=["NOTIFY=NEVER"])
+        self.report("a later failure")
+        self.assertFalse(any(b"Subject: never tell me\r\n" in raw for raw in self.reports()))
+
     def test_reports_come_from_the_null_sender(self):
         self.report("null sender")
         for entry in self.lab.mailbox(self.lab.sender):

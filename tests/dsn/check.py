@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Reads failure reports with Python's email package and asserts that each is as RFC 3464, 6522 and 3834 have it.
+"""Reads reports with Python's email package and asserts that each is as RFC 3464, 6522 and 3834 have it.
 
     check.py [--max-bytes N] REPORT...
 
@@ -52,16 +52,19 @@ def check(raw, limit):
         address = re.fullmatch(r"rfc822; ?(.+@[a-z0-9.-]+)", header(recipient, "Final-Recipient"))
         assert address, recipient["Final-Recipient"]
         assert f"<{address[1]}>" in explanation, "not told to people"
-        assert "Original-Recipient" not in recipient, "only from ORCPT"
-        assert header(recipient, "Action") == "failed"
-        assert re.fullmatch(r"(5\.\d{1,3}\.\d{1,3}|4\.4\.7)", header(recipient, "Status"))
+        action = header(recipient, "Action")
+        statuses = {"failed": r"5\.\d{1,3}\.\d{1,3}|4\.4\.7", "delayed": r"4\.\d{1,3}\.\d{1,3}", "relayed": r"2\.\d{1,3}\.\d{1,3}"}
+        assert re.fullmatch(statuses[action], header(recipient, "Status")), (action, recipient["Status"])
+        if action == "delayed":
+            assert email.utils.parsedate_to_datetime(header(recipient, "Will-Retry-Until"))
         if "Diagnostic-Code" in recipient:
-            assert re.match(r"smtp; ?[45]\d\d", header(recipient, "Diagnostic-Code"))
+            assert re.match(r"smtp; ?[245]\d\d", header(recipient, "Diagnostic-Code"))
         if "Remote-MTA" in recipient:
             assert re.fullmatch(r"dns; ?[a-zA-Z0-9.:-]+", header(recipient, "Remote-MTA"))
         if "Last-Attempt-Date" in recipient:
             assert email.utils.parsedate_to_datetime(header(recipient, "Last-Attempt-Date"))
         known = {"final-recipient", "action", "status", "diagnostic-code", "remote-mta", "last-attempt-date"}
+        known |= {"will-retry-until", "original-recipient"}
         assert {name.lower() for name in recipient.keys()} <= known, recipient.keys()
     assert original.get_content_type() in ("message/rfc822", "text/rfc822-headers")
     return recipients, explanation, original
@@ -70,6 +73,12 @@ def check(raw, limit):
 def contents(name, recipients, explanation, original):
     """What our own samples must say."""
     kind = original.get_content_type()
+    # Only from ORCPT (RFC 3464 section 2.3.1).
+    named = [str(r["Original-Recipient"]) for r in recipients if "Original-Recipient" in r]
+    assert named == (["rfc822; Bob+News@Old.example"] if name == "named" else []), named
+    if name in ("delayed", "relayed"):
+        assert kind == "text/rfc822-headers"
+        assert header(recipients[0], "Action") == name
     if name == "several":
         assert [header(r, "Status") for r in recipients] == ["5.1.1", "4.4.7", "4.4.7", "5.1.10"]
         assert ["Diagnostic-Code" in r for r in recipients] == [True, True, False, False]

@@ -9,7 +9,7 @@ use sasl::{Exchange, Turn};
 pub use sasl::{Login, Mechanisms, ScramProof, ScramTask};
 
 use crate::smtp::command::Secret;
-use crate::{BodyType, Domain, Mailbox, Reply, ReversePath};
+use crate::{BodyType, Domain, DsnOptions, Mailbox, Notify, Recipient, Reply, Ret, ReversePath};
 
 /// What is being waited for; its longest wait is the shell's to choose (RFC 5321 §4.5.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +65,8 @@ pub struct Extensions {
     pub eight_bit_mime: bool,
     /// RFC 1870; `Some(None)` offers it without a limit.
     pub size: Option<Option<u64>>,
+    /// RFC 3461.
+    pub dsn: bool,
     /// RFC 3207.
     pub starttls: bool,
     /// RFC 4954.
@@ -86,6 +88,7 @@ impl Extensions {
                 "PIPELINING" => offers.pipelining = true,
                 "8BITMIME" => offers.eight_bit_mime = true,
                 "STARTTLS" => offers.starttls = true,
+                "DSN" => offers.dsn = true,
                 "AUTH" => words.for_each(|mechanism| offers.auth.note(mechanism)),
                 // 0, like nothing at all or what is no number, is no limit (RFC 1870 §4).
                 "SIZE" => {
@@ -327,14 +330,59 @@ impl Hello {
 pub struct Message<'a> {
     /// MAIL FROM.
     pub reverse_path: &'a ReversePath,
-    /// RCPT TO; at least one.
-    pub recipients: &'a [Mailbox],
+    /// RCPT TO, with what was asked of reports on each; at least one.
+    pub recipients: &'a [Recipient],
+    /// What was asked of all reports. Peers that do not offer DSN are told nothing of it.
+    pub dsn: &'a DsnOptions,
     /// What the client declared.
     pub body_type: BodyType,
     /// Some octet is above 127, whatever was declared.
     pub eight_bit: bool,
     /// Octets without dot-stuffing (RFC 1870 §6).
     pub size: u64,
+}
+
+/// RET and ENVID as they came (RFC 3461 §5.2.1).
+fn mail_wishes(dsn: &DsnOptions) -> String {
+    let mut wishes = String::new();
+    match dsn.ret {
+        Some(Ret::Full) => wishes.push_str(" RET=FULL"),
+        Some(Ret::Headers) => wishes.push_str(" RET=HDRS"),
+        None => {}
+    }
+    if let Some(envid) = &dsn.envid {
+        wishes.push_str(" ENVID=");
+        wishes.push_str(envid);
+    }
+    wishes
+}
+
+/// NOTIFY and ORCPT as they came (RFC 3461 §5.2.1).
+fn rcpt_wishes(recipient: &Recipient) -> String {
+    let mut wishes = String::new();
+    match recipient.notify {
+        Some(Notify::Never) => wishes.push_str(" NOTIFY=NEVER"),
+        Some(Notify::On {
+            success,
+            failure,
+            delay,
+        }) => {
+            let words = [(success, "SUCCESS"), (failure, "FAILURE"), (delay, "DELAY")];
+            let asked: Vec<_> = words
+                .into_iter()
+                .filter(|word| word.0)
+                .map(|word| word.1)
+                .collect();
+            wishes.push_str(" NOTIFY=");
+            wishes.push_str(&asked.join(","));
+        }
+        None => {}
+    }
+    if let Some(orcpt) = &recipient.orcpt {
+        wishes.push_str(" ORCPT=");
+        wishes.push_str(orcpt);
+    }
+    wishes
 }
 
 /// What became of a recipient.
@@ -433,9 +481,16 @@ impl Transaction {
         if offers.eight_bit_mime && (message.eight_bit || message.body_type == BodyType::EightBitMime) {
             mail.push_str(" BODY=8BITMIME");
         }
+        if offers.dsn {
+            mail.push_str(&mail_wishes(message.dsn));
+        }
         self.command(mail, Stage::Mail, 0);
         for (number, recipient) in message.recipients.iter().enumerate() {
-            self.command(format!("RCPT TO:<{recipient}>"), Stage::Rcpt, number);
+            let mut rcpt = format!("RCPT TO:<{}>", recipient.mailbox);
+            if offers.dsn {
+                rcpt.push_str(&rcpt_wishes(recipient));
+            }
+            self.command(rcpt, Stage::Rcpt, number);
         }
         self.command("DATA".into(), Stage::Data, 0);
     }
@@ -636,7 +691,8 @@ fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> 
     }
     // Without SMTPUTF8, which is not spoken here, no address has other octets than ASCII's (RFC 6531 §3.2).
     let is_ascii = |mailbox: &Mailbox| mailbox.is_ascii();
-    if !message.recipients.iter().all(is_ascii) || !message.reverse_path.mailbox().is_none_or(is_ascii) {
+    let mut recipients = message.recipients.iter().map(|recipient| &recipient.mailbox);
+    if !recipients.all(is_ascii) || !message.reverse_path.mailbox().is_none_or(is_ascii) {
         return Some(Reply::new(553, 6, 7, "an address needs SMTPUTF8"));
     }
     if message.eight_bit && !offers.eight_bit_mime {
@@ -708,15 +764,17 @@ mod tests {
 
     struct Fixture {
         from: ReversePath,
-        to: Vec<Mailbox>,
+        to: Vec<Recipient>,
+        dsn: DsnOptions,
     }
 
     impl Fixture {
         fn new(recipients: usize) -> Self {
             let to = (0..recipients)
-                .map(|number| format!("r{number}@ok.test").parse().unwrap())
+                .map(|number| Recipient::new(format!("r{number}@ok.test").parse().unwrap()))
                 .collect();
             Self {
+                dsn: DsnOptions::default(),
                 from: ReversePath::Mailbox("s@a.test".parse().unwrap()),
                 to,
             }
@@ -726,6 +784,7 @@ mod tests {
             Message {
                 reverse_path: &self.from,
                 recipients: &self.to,
+                dsn: &self.dsn,
                 body_type: BodyType::SevenBit,
                 eight_bit: false,
                 size: 100,
@@ -737,6 +796,7 @@ mod tests {
         pipelining: true,
         eight_bit_mime: false,
         size: None,
+        dsn: false,
         starttls: false,
         auth: Mechanisms {
             scram_sha_256: false,
@@ -899,6 +959,36 @@ mod tests {
         );
     }
 
+    /// CASES row 34.
+    #[test]
+    fn wishes_on_reports_go_to_peers_that_take_them_as_they_came() {
+        let mut one = Fixture::new(1);
+        one.dsn = DsnOptions {
+            ret: Some(Ret::Headers),
+            envid: Some("a+2Bb".into()),
+        };
+        one.to[0].notify = Some(Notify::On {
+            success: true,
+            failure: false,
+            delay: true,
+        });
+        one.to[0].orcpt = Some("rfc822;Bob+2Bx@Old.test".into());
+        let replies = ["250 a", "250 a", "354 go", "250 done"];
+        let dsn = Extensions {
+            dsn: true,
+            ..PIPELINING
+        };
+        assert_eq!(
+            play(&one.message(), &dsn, &replies).0,
+            "MAIL FROM:<s@a.test> RET=HDRS ENVID=a+2Bb|\
+             RCPT TO:<r0@ok.test> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;Bob+2Bx@Old.test|DATA|BODY|"
+        );
+        assert_eq!(
+            play(&one.message(), &PIPELINING, &replies).0,
+            "MAIL FROM:<s@a.test>|RCPT TO:<r0@ok.test>|DATA|BODY|"
+        );
+    }
+
     #[test]
     fn without_pipelining_nothing_is_said_in_vain() {
         let two = Fixture::new(2);
@@ -955,7 +1045,7 @@ mod tests {
     #[test]
     fn an_address_beyond_ascii_is_never_mangled() {
         let mut one = Fixture::new(1);
-        one.to = vec!["jos\u{e9}@ok.test".parse().unwrap()];
+        one.to = vec![Recipient::new("jos\u{e9}@ok.test".parse().unwrap())];
         let (wrote, results, usable) = play(&one.message(), &PIPELINING, &[]);
         assert_eq!((wrote.as_str(), usable), ("", true));
         assert!(

@@ -5,7 +5,11 @@ use std::fmt;
 use memchr::memchr3;
 use zeroize::Zeroizing;
 
-use crate::{BadMailbox, BodyType, Mailbox, Reply, ReversePath};
+use crate::{BadMailbox, BodyType, DsnOptions, Mailbox, Notify, Reply, ReversePath};
+
+mod dsn;
+
+pub use dsn::decode_xtext;
 
 /// The longest line any command may have, CRLF included: AUTH's and its answers' (RFC 4954 §4).
 pub const MAX_LINE: usize = 12_288;
@@ -13,8 +17,12 @@ pub const MAX_LINE: usize = 12_288;
 /// A command line with its CRLF (RFC 5321 §4.5.3.1.4).
 const MAX_COMMAND: usize = 512;
 
-/// MAIL's: SIZE (RFC 1870 §3) adds 26 octets, BODY (RFC 6152 §2) 17, AUTH (RFC 4954 §3) 500.
-const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500;
+/// MAIL's: SIZE (RFC 1870 §3) adds 26 octets, BODY (RFC 6152 §2) 17, AUTH (RFC 4954 §3) 500, RET and ENVID (RFC 3461 §4)
+/// 9 and 107.
+const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500 + 9 + 107;
+
+/// RCPT's: NOTIFY (RFC 3461 §4) adds 29 octets, ORCPT 507.
+const MAX_RCPT: usize = MAX_COMMAND + 29 + 507;
 
 /// A path with its brackets (RFC 5321 §4.5.3.1.3).
 const MAX_PATH: usize = 256;
@@ -30,7 +38,7 @@ pub enum Command {
     /// MAIL FROM.
     Mail(MailFrom),
     /// RCPT TO.
-    Rcpt(ForwardPath),
+    Rcpt(RcptTo),
     /// DATA.
     Data,
     /// RSET.
@@ -77,9 +85,22 @@ pub struct MailFrom {
     pub size: Option<u64>,
     /// BODY (RFC 6152 §2).
     pub body: Option<BodyType>,
+    /// RET and ENVID (RFC 3461 §4.3, §4.4).
+    pub dsn: DsnOptions,
 }
 
-/// RCPT's argument.
+/// RCPT's arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RcptTo {
+    /// To whom.
+    pub path: ForwardPath,
+    /// NOTIFY (RFC 3461 §4.1).
+    pub notify: Option<Notify>,
+    /// ORCPT (RFC 3461 §4.2), as given.
+    pub orcpt: Option<Box<str>>,
+}
+
+/// Whom RCPT names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForwardPath {
     /// `<postmaster>` in any case: ours (RFC 5321 §4.5.1).
@@ -119,6 +140,8 @@ pub fn parse(line: &[u8]) -> Result<Command, Reply> {
     let is = |name: &str| verb.eq_ignore_ascii_case(name.as_bytes());
     let limit = if is("MAIL") {
         MAX_MAIL
+    } else if is("RCPT") {
+        MAX_RCPT
     } else if is("AUTH") {
         MAX_LINE
     } else {
@@ -253,11 +276,8 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
         address => ReversePath::Mailbox(mailbox(address, 7)?),
     };
     let (mut size, mut body, mut auth) = (None, None, None);
-    for parameter in parameters.split(' ').filter(|p| !p.is_empty()) {
-        let (name, value) = match parameter.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (parameter, None),
-        };
+    let mut dsn = DsnOptions::default();
+    for (name, value) in each(parameters) {
         let repeated = if name.eq_ignore_ascii_case("SIZE") {
             size.replace(octets(value)?).is_some()
         } else if name.eq_ignore_ascii_case("BODY") {
@@ -266,29 +286,57 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
             // RFC 4954 §5: who first submitted it, by the client's word. We trust none, so none is passed on.
             auth.replace(value.filter(|v| !v.is_empty()).ok_or_else(bad_value)?)
                 .is_some()
+        } else if name.eq_ignore_ascii_case("RET") {
+            dsn.ret.replace(dsn::ret(value)?).is_some()
+        } else if name.eq_ignore_ascii_case("ENVID") {
+            dsn.envid.replace(dsn::envid(value)?).is_some()
         } else {
             return Err(unknown_parameter());
         };
         if repeated {
-            return Err(Reply::new(501, 5, 4, "parameter given twice"));
+            return Err(given_twice());
         }
     }
     Ok(Command::Mail(MailFrom {
         reverse_path,
         size,
         body,
+        dsn,
     }))
+}
+
+/// Parameters with their values, if they have one.
+fn each(parameters: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    parameters
+        .split(' ')
+        .filter(|parameter| !parameter.is_empty())
+        .map(|parameter| match parameter.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (parameter, None),
+        })
 }
 
 fn rcpt(rest: &[u8]) -> Result<Command, Reply> {
     let (path, parameters) = path(rest, "TO:", 3)?;
-    if parameters.split(' ').any(|p| !p.is_empty()) {
-        return Err(unknown_parameter());
+    let (mut notify, mut orcpt) = (None, None);
+    for (name, value) in each(parameters) {
+        let repeated = if name.eq_ignore_ascii_case("NOTIFY") {
+            notify.replace(dsn::notify(value)?).is_some()
+        } else if name.eq_ignore_ascii_case("ORCPT") {
+            orcpt.replace(dsn::orcpt(value)?).is_some()
+        } else {
+            return Err(unknown_parameter());
+        };
+        if repeated {
+            return Err(given_twice());
+        }
     }
-    if path.eq_ignore_ascii_case("postmaster") {
-        return Ok(Command::Rcpt(ForwardPath::Postmaster));
-    }
-    Ok(Command::Rcpt(ForwardPath::Mailbox(mailbox(path, 3)?)))
+    let path = if path.eq_ignore_ascii_case("postmaster") {
+        ForwardPath::Postmaster
+    } else {
+        ForwardPath::Mailbox(mailbox(path, 3)?)
+    };
+    Ok(Command::Rcpt(RcptTo { path, notify, orcpt }))
 }
 
 /// Divides ` FROM:<PATH> PARAMETERS` into the address without brackets and source route, and the parameters. `detail` is
@@ -368,6 +416,10 @@ fn body_type(value: Option<&str>) -> Result<BodyType, Reply> {
     }
 }
 
+fn given_twice() -> Reply {
+    Reply::new(501, 5, 4, "parameter given twice")
+}
+
 fn bad_value() -> Reply {
     Reply::new(501, 5, 4, "bad parameter value")
 }
@@ -397,8 +449,10 @@ mod tests {
 
     fn to(line: &str) -> String {
         match parse(line.as_bytes()) {
-            Ok(Command::Rcpt(ForwardPath::Mailbox(mailbox))) => mailbox.to_string(),
-            Ok(Command::Rcpt(ForwardPath::Postmaster)) => "postmaster".to_owned(),
+            Ok(Command::Rcpt(RcptTo { path, .. })) => match path {
+                ForwardPath::Mailbox(mailbox) => mailbox.to_string(),
+                ForwardPath::Postmaster => "postmaster".to_owned(),
+            },
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -499,12 +553,12 @@ mod tests {
             ("MAIL FROM:<a@b.test> SIZE=1 SIZE=2", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> BODY=BINARYMIME", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> AUTH", "501 5.5.4"),
-            ("MAIL FROM:<a@b.test> RET=HDRS", "555 5.5.4"),
+            ("MAIL FROM:<a@b.test> HOLDFOR=60", "555 5.5.4"),
             ("MAIL FROM:<a@b.test> SMTPUTF8", "555 5.5.4"),
             ("RCPT TO:<>", "501 5.1.3"),
             ("RCPT TO:<a@[192.0.2.1]>", "501 5.1.3"),
             ("RCPT TO:<a b@example.com>", "501 5.1.3"),
-            ("RCPT TO:<a@example.com> NOTIFY=NEVER", "555 5.5.4"),
+            ("RCPT TO:<a@example.com> RRVS=x", "555 5.5.4"),
             ("AUTH", "501 5.5.4"),
             ("AUTH PLAIN a b", "501 5.5.4"),
             ("AUTH PL/AIN", "501 5.5.4"),

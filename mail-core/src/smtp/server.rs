@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::smtp::command::{self, Command, ForwardPath, Hello, MailFrom, Secret};
+use crate::smtp::command::{self, Command, ForwardPath, Hello, MailFrom, RcptTo, Secret};
 use crate::smtp::data::DataFault;
 use crate::{BodyType, DsnOptions, Envelope, Mailbox, Recipient, Reply};
 
@@ -47,6 +47,8 @@ pub struct Config {
     pub pipelining: bool,
     /// Offer 8BITMIME (RFC 6152).
     pub eight_bit_mime: bool,
+    /// Offer DSN (RFC 3461): whoever does has to honour it, or pass it on.
+    pub dsn: bool,
     /// Offer ENHANCEDSTATUSCODES (RFC 2034); else replies go without them.
     pub enhanced_codes: bool,
     /// Silence while a command is awaited (RFC 5321 §4.5.3.2.7).
@@ -401,6 +403,7 @@ impl Session {
                 (self.config.pipelining, "PIPELINING"),
                 (self.config.eight_bit_mime, "8BITMIME"),
                 (self.config.enhanced_codes, "ENHANCEDSTATUSCODES"),
+                (self.config.dsn, "DSN"),
                 (self.config.starttls && !self.tls, "STARTTLS"),
                 (self.config.auth != Auth::None && self.tls, sasl::OFFER),
             ];
@@ -428,7 +431,9 @@ impl Session {
         if open {
             return Some(out_of_order("a transaction is open"));
         }
-        if from.body.is_some() && !self.config.eight_bit_mime {
+        let unoffered_body = from.body.is_some() && !self.config.eight_bit_mime;
+        let unoffered_dsn = from.dsn != DsnOptions::default() && !self.config.dsn;
+        if unoffered_body || unoffered_dsn {
             return Some(command::unknown_parameter());
         }
         let limit = self.config.max_message_bytes;
@@ -437,18 +442,25 @@ impl Session {
             .map(|_| replies::TOO_BIG)
     }
 
-    fn rcpt(&mut self, open: Option<Transaction>, to: ForwardPath) -> Action {
+    fn rcpt(&mut self, open: Option<Transaction>, to: RcptTo) -> Action {
         let Some(tx) = open else {
             return self.stay(None, out_of_order("MAIL comes first"));
         };
         if tx.envelope.recipients.len() >= self.config.max_recipients {
             return self.stay(Some(tx), replies::TOO_MANY_RECIPIENTS);
         }
-        let mailbox = match to {
+        if !self.config.dsn && (to.notify.is_some() || to.orcpt.is_some()) {
+            return self.stay(Some(tx), command::unknown_parameter());
+        }
+        let mailbox = match to.path {
             ForwardPath::Postmaster => self.config.postmaster.clone(),
             ForwardPath::Mailbox(mailbox) => mailbox,
         };
-        let recipient = Recipient::new(mailbox);
+        let recipient = Recipient {
+            mailbox,
+            notify: to.notify,
+            orcpt: to.orcpt,
+        };
         self.ask(Asked::Rcpt(tx, recipient.clone()), Question::Rcpt(recipient))
     }
 
@@ -512,7 +524,7 @@ impl Session {
                         reverse_path: from.reverse_path,
                         body: from.body.unwrap_or(BodyType::SevenBit),
                         smtputf8: false,
-                        dsn: DsnOptions::default(),
+                        dsn: from.dsn,
                         recipients: Vec::new(),
                     },
                     declared_bytes: from.size,

@@ -506,6 +506,7 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
                 .size("max_report", 4_096..=u64::from(u32::MAX))
                 .unwrap_or(50 * 1024),
         ),
+        delay_notice_after: section.duration("delay_notice_after", MS..=30 * DAY, 4 * 60 * MINUTE),
     };
     section.end();
     ehlo.map(|_| delivery)

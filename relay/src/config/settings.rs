@@ -197,6 +197,8 @@ pub struct DeliverySettings {
     pub max_connections: usize,
     /// Octets a failure report may have (RFC 3464); more of the original is cut.
     pub max_report_bytes: usize,
+    /// How old a message is when those who asked for it (NOTIFY=DELAY) are told that it is delayed.
+    pub delay_notice_after: Duration,
 }
 
 /// Waits between attempts: `first` after the first, `factor` times more each time up to `cap`, spread by `jitter`.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mail_core::smtp::client::{Message, RecipientResult, Stage};
-use mail_core::{BodyType, EnhancedCode, Mailbox, ReversePath};
+use mail_core::{BodyType, DsnOptions, EnhancedCode, Recipient, ReversePath};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::report::Cause;
@@ -23,6 +23,8 @@ pub struct Load {
     pub body: Bytes,
     /// Some octet is above 127.
     pub eight_bit: bool,
+    /// What was asked of reports.
+    pub dsn: DsnOptions,
     /// At least one.
     pub recipients: Vec<OpenRecipient>,
 }
@@ -32,8 +34,8 @@ pub struct Load {
 pub struct OpenRecipient {
     /// Its index in the unit.
     pub index: u16,
-    /// Who.
-    pub mailbox: Mailbox,
+    /// Who, and what was asked of reports.
+    pub to: Recipient,
     /// What was said of it last.
     pub last_reply: Option<String>,
 }
@@ -101,10 +103,11 @@ async fn transact<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let recipients: Vec<_> = to.iter().map(|open| open.mailbox.clone()).collect();
+    let recipients: Vec<_> = to.iter().map(|open| open.to.clone()).collect();
     let message = Message {
         reverse_path: &load.reverse_path,
         recipients: &recipients,
+        dsn: &load.dsn,
         body_type: load.body_type,
         eight_bit: load.eight_bit,
         size: (load.head.len() + load.body.len()) as u64,
@@ -150,7 +153,7 @@ fn outcome(host: &str, open: &OpenRecipient, result: RecipientResult) -> Outcome
     };
     Outcome {
         recipient: open.index,
-        mailbox: open.mailbox.clone(),
+        mailbox: open.to.mailbox.clone(),
         verdict,
         reply,
         host: Some(host.to_owned()),

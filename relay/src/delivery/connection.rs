@@ -146,6 +146,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.offers.rcpt_max
     }
 
+    /// Whether the peer reports on what it takes over, as it was asked to (RFC 3461).
+    pub fn reports(&self) -> bool {
+        self.offers.dsn
+    }
+
     /// Nothing more goes over it.
     pub fn retire(&mut self) {
         self.usable = false;

@@ -17,7 +17,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::config::Settings;
 use crate::prepare::{Loaded, PrepareError, Prepared, Preparer};
-use crate::report::{Cause, ReportSettings, failure_report};
+use crate::report::{Cause, Kind, Notice, ReportSettings, report};
 use crate::routing::Routing;
 use crate::world::{Clock, DnsError, Net, Random};
 
@@ -28,6 +28,7 @@ use super::connection::open::Opener;
 use super::exchange::{Accepted, Seat, Word};
 use super::lane::{ConnectionId, Hosts, Plan};
 use super::metrics::Metrics;
+use super::notify::{self, Circumstances};
 use super::route::{self, Route};
 use super::settle::{self, Outcome, Past, Verdict};
 use super::shard::{Effect, Ending, Job, LaneId, Settled, Shard};
@@ -400,6 +401,7 @@ impl<N: Net> Courier<N> {
                 millis,
                 ..connection.hop()
             }),
+            connection.reports(),
         )
         .await;
     }
@@ -428,13 +430,13 @@ impl<N: Net> Courier<N> {
             };
             Outcome {
                 recipient: open.index,
-                mailbox: open.mailbox,
+                mailbox: open.to.mailbox,
                 verdict,
                 reply,
                 host: None,
             }
         });
-        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None)
+        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None, false)
             .await;
     }
 
@@ -453,12 +455,12 @@ impl<N: Net> Courier<N> {
             .into_iter()
             .map(|open| Outcome {
                 recipient: open.index,
-                mailbox: open.mailbox,
+                mailbox: open.to.mailbox,
                 verdict: Verdict::Failed(cause.clone()),
                 reply: reply.clone(),
                 host: Some(host.clone()),
             });
-        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None)
+        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None, false)
             .await;
     }
 
@@ -496,25 +498,33 @@ impl<N: Net> Courier<N> {
         prepared: &Prepared,
         outcomes: &[Outcome],
         hop: Option<Hop>,
+        peer_reports: bool,
     ) {
         if crate::sabotage::is_on("send-twice") && self.parts.random.below(3) == 0 {
             return self.tell(Event::Settled(unit, Settled::Untouched));
         }
         let now = self.parts.clock.now();
-        let past = past(prepared);
-        let failures: Vec<_> = outcomes
-            .iter()
-            .filter_map(|outcome| outcome.failure(now))
-            .collect();
-        let report = failure_report(
-            &prepared.original(),
-            &failures,
-            &self.reports,
+        let mut past = past(prepared);
+        let (original, old) = (prepared.original(), now.since(received_at(prepared)));
+        let circumstances = Circumstances {
             now,
-            self.parts.random.message_id(now),
-        );
-        let report = report.map(|report| self.parts.routing.placed(report, now));
-        let reports = report.map(Arc::new).into_iter().collect();
+            delay_due: past.delay_told.is_none() && old >= self.reports.delay_after,
+            expires_at: past.expires_at,
+            peer_reports,
+        };
+        let notices = notify::notices(outcomes, prepared.message.recipients(unit.unit), &circumstances);
+        let mut reports = Vec::new();
+        for kind in [Kind::Failed, Kind::Delayed, Kind::Relayed] {
+            let of_kind = |notice: &&Notice| notice.told.kind() == kind;
+            let notices: Vec<_> = notices.iter().filter(of_kind).cloned().collect();
+            let id = self.parts.random.message_id(now);
+            if let Some(report) = report(&original, &notices, &self.reports, now, id) {
+                reports.push(Arc::new(self.parts.routing.placed(report, now)));
+                if kind == Kind::Delayed {
+                    past.delay_told = Some(now);
+                }
+            }
+        }
         let mut settle = settle::settle(
             unit,
             past,
@@ -621,14 +631,14 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
     let all = prepared.message.recipients(unit);
     let fresh = |(index, recipient): (u16, &Recipient)| OpenRecipient {
         index,
-        mailbox: recipient.mailbox.clone(),
+        to: recipient.clone(),
         last_reply: None,
     };
     let waiting = |open: &Waiting| {
         all.get(usize::from(open.recipient))
             .map(|recipient| OpenRecipient {
                 index: open.recipient,
-                mailbox: recipient.mailbox.clone(),
+                to: recipient.clone(),
                 last_reply: Some(open.reply.clone()),
             })
     };
@@ -642,6 +652,7 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
         head: prepared.head.clone(),
         body: prepared.body.clone(),
         eight_bit: prepared.eight_bit,
+        dsn: prepared.message.dsn().clone(),
         recipients,
     }
 }
@@ -651,6 +662,7 @@ fn past(prepared: &Prepared) -> Past {
         .state
         .as_ref()
         .map_or((0, 0), |state| (state.attempts, state.in_doubt));
+    let delay_told = prepared.state.as_ref().and_then(|state| state.delay_told);
     let expires_at = match &prepared.message {
         Loaded::Memory(message) => message.expires_at,
         Loaded::Record(_, envelope) => envelope.expires_at,
@@ -659,6 +671,7 @@ fn past(prepared: &Prepared) -> Past {
         attempts,
         in_doubt,
         expires_at,
+        delay_told,
     }
 }
 

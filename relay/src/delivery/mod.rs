@@ -9,6 +9,7 @@ pub mod exchange;
 pub mod lane;
 pub mod limiter;
 pub mod metrics;
+pub mod notify;
 pub mod resolver;
 pub mod route;
 mod scram;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mail_core::{Mailbox, Timestamp};
 use queue::{Again, Backoff, End, Fate, Hop, NewMessage, Settle, StillOpen, UnitKey};
 
-use crate::report::{Cause, Failure};
+use crate::report::Cause;
 
 /// What an attempt, or a decision of ours, says of one recipient.
 #[derive(Clone, Debug)]
@@ -20,21 +20,6 @@ pub struct Outcome {
     pub reply: String,
     /// The host that said it; none where we decided.
     pub host: Option<String>,
-}
-
-impl Outcome {
-    /// For the report on it, if it failed for good.
-    pub fn failure(&self, now: Timestamp) -> Option<Failure> {
-        let Verdict::Failed(cause) = &self.verdict else {
-            return None;
-        };
-        Some(Failure {
-            mailbox: self.mailbox.clone(),
-            cause: cause.clone(),
-            remote: self.host.clone(),
-            last_attempt: self.host.is_some().then_some(now),
-        })
-    }
 }
 
 /// What becomes of the recipient.
@@ -61,9 +46,11 @@ pub struct Past {
     pub in_doubt: u32,
     /// When the message expires.
     pub expires_at: Timestamp,
+    /// When its sender was told of the delay, now or before.
+    pub delay_told: Option<Timestamp>,
 }
 
-/// Makes the record of an attempt. `reports` tells of those that failed for good.
+/// Makes the record of an attempt. `reports` tell the sender of it.
 pub fn settle(
     unit: UnitKey,
     past: Past,
@@ -92,7 +79,7 @@ pub fn settle(
         doubtful,
         open,
         signature: None,
-        delay_told: None,
+        delay_told: past.delay_told,
     });
     let attempt = if hop.is_some() { attempts } else { 0 };
     Settle {
@@ -168,6 +155,7 @@ mod tests {
             attempts: 2,
             in_doubt: 1,
             expires_at: NOW + Duration::from_secs(expires_in),
+            delay_told: None,
         };
         settle(
             unit,

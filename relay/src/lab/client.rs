@@ -14,7 +14,7 @@ use mail_core::smtp::client::{
 };
 use mail_core::smtp::reply_reader::ReplyReader;
 use mail_core::smtp::stuff::stuffed;
-use mail_core::{BodyType, Domain, Mailbox, MessageId, Reply, ReversePath};
+use mail_core::{BodyType, Domain, DsnOptions, Mailbox, MessageId, Recipient, Reply, ReversePath};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -99,9 +99,11 @@ impl Client {
     /// Hands a message over for all of these recipients; returns the id by which the relay keeps it.
     pub(super) fn send(&mut self, from: &Mailbox, to: &[Mailbox], raw: &[u8]) -> anyhow::Result<MessageId> {
         let eight_bit = !raw.is_ascii();
+        let recipients: Vec<_> = to.iter().cloned().map(Recipient::new).collect();
         let message = Message {
             reverse_path: &ReversePath::Mailbox(from.clone()),
-            recipients: to,
+            recipients: &recipients,
+            dsn: &DsnOptions::default(),
             body_type: if eight_bit {
                 BodyType::EightBitMime
             } else {

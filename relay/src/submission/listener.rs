@@ -159,6 +159,7 @@ pub(super) fn service(
         auth,
         pipelining: true,
         eight_bit_mime: true,
+        dsn: true,
         enhanced_codes: true,
         command_timeout: settings.submission.command_timeout,
         data_timeout: settings.submission.data_timeout,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use lab::ca::Ca;
-use mail_core::{BodyType, Domain, Mailbox, ReversePath};
+use mail_core::{BodyType, Domain, DsnOptions, Recipient, ReversePath};
 use tokio::io::{DuplexStream, duplex};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
@@ -219,13 +219,14 @@ pub(super) async fn send(
     body: &[u8],
 ) -> Vec<RecipientResult> {
     let reverse_path = ReversePath::Mailbox("s@a.test".parse().unwrap());
-    let recipients: Vec<Mailbox> = (0..to)
-        .map(|number| format!("r{number}@ok.test").parse().unwrap())
+    let recipients: Vec<Recipient> = (0..to)
+        .map(|number| Recipient::new(format!("r{number}@ok.test").parse().unwrap()))
         .collect();
     let head = b"Subject: x\r\n\r\n";
     let message = Message {
         reverse_path: &reverse_path,
         recipients: &recipients,
+        dsn: &DsnOptions::default(),
         body_type: BodyType::SevenBit,
         eight_bit: false,
         size: (head.len() + body.len()) as u64,

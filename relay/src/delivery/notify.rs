@@ -1,0 +1,128 @@
+//! Who is told of what (RFC 3461 §4.1, §5.2): from outcomes to the notices of reports.
+
+use mail_core::{Notify, Recipient, Timestamp};
+
+use crate::report::{Kind, Notice, Told};
+
+use super::settle::{Outcome, Verdict};
+
+/// What decides beside the outcome and the recipient's own wishes.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    /// When the outcomes came.
+    pub now: Timestamp,
+    /// The message is old enough to be called delayed, and its sender has not been told.
+    pub delay_due: bool,
+    /// When the message expires.
+    pub expires_at: Timestamp,
+    /// The peer took the wishes over (it offers DSN): it reports on what it has.
+    pub peer_reports: bool,
+}
+
+/// The notices of an attempt, of all kinds. `recipients` are the unit's, by index.
+pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstances) -> Vec<Notice> {
+    outcomes
+        .iter()
+        .filter_map(|outcome| {
+            let to = recipients.get(usize::from(outcome.recipient))?;
+            let told = told(outcome, now)?;
+            is_wanted(told.kind(), to.notify).then(|| Notice {
+                to: to.clone(),
+                told,
+                remote: outcome.host.clone(),
+                last_attempt: outcome.host.is_some().then_some(now.now),
+            })
+        })
+        .collect()
+}
+
+fn told(outcome: &Outcome, now: &Circumstances) -> Option<Told> {
+    match &outcome.verdict {
+        Verdict::Failed(cause) => Some(Told::Failed(cause.clone())),
+        Verdict::Delivered if !now.peer_reports => Some(Told::Relayed(outcome.reply.clone())),
+        Verdict::Later | Verdict::InDoubt if now.delay_due => {
+            Some(Told::Delayed(outcome.reply.clone(), now.expires_at))
+        }
+        Verdict::Delivered | Verdict::Later | Verdict::InDoubt | Verdict::Discarded => None,
+    }
+}
+
+/// Failures unless told otherwise; the rest only where it was asked for.
+fn is_wanted(kind: Kind, notify: Option<Notify>) -> bool {
+    match (kind, notify) {
+        (_, Some(Notify::Never)) => false,
+        (Kind::Failed, None) => true,
+        (Kind::Delayed | Kind::Relayed, None) => false,
+        (Kind::Failed, Some(Notify::On { failure, .. })) => failure,
+        (Kind::Delayed, Some(Notify::On { delay, .. })) => delay,
+        (Kind::Relayed, Some(Notify::On { success, .. })) => success,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mail_core::Reply;
+
+    use crate::report::Cause;
+
+    use super::*;
+
+    fn kinds(verdict: Verdict, notify: Option<Notify>, delay_due: bool, peer_reports: bool) -> String {
+        let to = Recipient {
+            notify,
+            ..Recipient::new("bob@example.org".parse().unwrap())
+        };
+        let outcome = Outcome {
+            recipient: 0,
+            mailbox: to.mailbox.clone(),
+            verdict,
+            reply: "250 2.0.0 ok".into(),
+            host: None,
+        };
+        let now = Circumstances {
+            now: Timestamp(1),
+            delay_due,
+            expires_at: Timestamp(9),
+            peer_reports,
+        };
+        let kinds: Vec<_> = notices(&[outcome], &[to], &now)
+            .iter()
+            .map(|notice| notice.told.kind().action())
+            .collect();
+        kinds.join(",")
+    }
+
+    /// CASES row 34: passed on, told as relayed, never silent by mistake, silent when asked.
+    #[test]
+    fn each_is_told_of_what_was_asked_for() {
+        let failed = || Verdict::Failed(Cause::Refused(Reply::new(550, 1, 1, "no")));
+        let on = |success, failure, delay| {
+            Some(Notify::On {
+                success,
+                failure,
+                delay,
+            })
+        };
+        for (notify, failure, delay, success) in [
+            (None, "failed", "", ""),
+            (Some(Notify::Never), "", "", ""),
+            (on(true, false, false), "", "", "relayed"),
+            (on(false, true, false), "failed", "", ""),
+            (on(false, false, true), "", "delayed", ""),
+            (on(true, true, true), "failed", "delayed", "relayed"),
+        ] {
+            assert_eq!(kinds(failed(), notify, true, false), failure, "{notify:?}");
+            assert_eq!(kinds(Verdict::Later, notify, true, false), delay, "{notify:?}");
+            assert_eq!(kinds(Verdict::InDoubt, notify, true, false), delay, "{notify:?}");
+            assert_eq!(
+                kinds(Verdict::Delivered, notify, true, false),
+                success,
+                "{notify:?}"
+            );
+            // Not yet old, or told before; and a peer that reports by itself.
+            assert_eq!(kinds(Verdict::Later, notify, false, false), "", "{notify:?}");
+            assert_eq!(kinds(Verdict::Delivered, notify, true, true), "", "{notify:?}");
+            assert_eq!(kinds(failed(), notify, true, true), failure, "{notify:?}");
+        }
+    }
+}
