@@ -610,10 +610,14 @@ fn out_of_order(text: &'static str) -> Reply {
     Reply::new(503, 5, 1, text)
 }
 
-/// Whether a reply tells of an error of the client's: not of ours (x.3.z, RFC 3463 §3.4), nor of recipients to be sent in
+/// Whether a reply tells of an error of the client's: not of ours (x.3.z, RFC 3463 §3.4), nor of a rate
+/// (4.7.1), nor of recipients to be sent in
 /// another transaction.
 fn counts(reply: &Reply) -> bool {
-    let ours = reply.is_transient() && reply.enhanced.is_some_and(|code| code.1 == 3);
+    let ours = reply.is_transient()
+        && reply
+            .enhanced
+            .is_some_and(|code| code.1 == 3 || (code.1, code.2) == (7, 1));
     reply.code >= 400 && !ours && *reply != replies::TOO_MANY_RECIPIENTS
 }
 

@@ -12,6 +12,7 @@ use dkim_signer::{PrivateKey, Selector};
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use super::rates;
 use super::routes::routing;
 use super::section::{Check, Section, Spot};
 use super::settings::{
@@ -129,6 +130,7 @@ fn tenants(top: &mut Section<'_>) -> BTreeMap<Arc<str>, Tenant> {
             max_connections: section
                 .optional_integer("max_connections", 1..=1_000_000)
                 .map(as_usize),
+            rates: rates::tenant(section.section("rates")),
             archive: section.parsed::<Mailbox>("archive").map(|spot| spot.value),
         };
         section.end();
@@ -357,6 +359,7 @@ fn submission(mut section: Section<'_>) -> SubmissionSettings {
             .unwrap_or(256 * MIB),
         max_errors: section.integer("max_errors", 1..=10_000, 20) as u32,
         max_received: as_usize(section.integer("max_received", 10..=1_000, 100)),
+        address_rates: rates::address(section.section("rates")),
         command_timeout: section.duration("command_timeout", MS..=DAY, 5 * MINUTE),
         data_timeout: section.duration("data_timeout", MS..=DAY, 3 * MINUTE),
         tls_timeout: section.duration("tls_timeout", MS..=HOUR, Duration::from_secs(30)),

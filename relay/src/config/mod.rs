@@ -4,6 +4,7 @@
 //! settings only if there is none.
 
 mod check;
+pub mod rates;
 pub mod rewrites;
 pub mod routes;
 mod section;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use super::rates::{AddressRates, TenantRates};
 use super::routes::RoutingSettings;
 
 /// All of it.
@@ -116,6 +117,8 @@ pub struct SubmissionSettings {
     pub max_errors: u32,
     /// Received fields of a message; one with more goes in circles: 554 5.4.6 (RFC 5321 §6.3).
     pub max_received: usize,
+    /// What one address may do in a time.
+    pub address_rates: AddressRates,
     /// Silence while a command is awaited (RFC 5321 §4.5.3.2.7: 5 minutes).
     pub command_timeout: Duration,
     /// Silence within message data.
@@ -137,6 +140,8 @@ pub struct Tenant {
     pub max_recipients: Option<usize>,
     /// Connections at once that speak for the tenant.
     pub max_connections: Option<usize>,
+    /// What they may hand over in a time.
+    pub rates: TenantRates,
     /// Who gets a copy of each message, beside its recipients.
     pub archive: Option<Mailbox>,
 }

@@ -77,6 +77,7 @@ mod tests {
             max_message_bytes: None,
             max_recipients: None,
             max_connections: None,
+            rates: Default::default(),
             archive: None,
         }
     }

@@ -17,6 +17,7 @@ use crate::world::Clock;
 
 use super::logins::Logins;
 use super::metrics::Metrics;
+use super::rates::{Limit, Over, Rates, Who};
 
 /// See the module.
 pub struct Front {
@@ -30,8 +31,10 @@ pub struct Front {
     pub queue: Queue,
     /// What is counted.
     pub metrics: Metrics,
-    /// Failed ones.
+    /// Failed logins.
     pub logins: Logins,
+    /// What was handed over lately.
+    pub rates: Rates,
     /// Time.
     pub clock: Clock,
     /// Octets that messages may still take in memory between accept and delivery.
@@ -61,6 +64,7 @@ impl Front {
             queue,
             metrics,
             logins: Logins::default(),
+            rates: Rates::default(),
             clock,
             sessions: AtomicUsize::new(0),
             receiving: AtomicU64::new(0),
@@ -82,6 +86,14 @@ impl Front {
             }
             return Err(full);
         }
+        let rate = settings.address_rates.connections;
+        let wanted = [(Limit::AddressConnections, Some(Who::address(address)), rate)];
+        if let Err(over) = self.rates.take(&wanted, tokio::time::Instant::now()) {
+            if *count == 0 {
+                by_address.remove(&address);
+            }
+            return Err(self.over(421, over));
+        }
         *count += 1;
         self.sessions.fetch_add(1, Ordering::Relaxed);
         self.metrics.sessions.inc();
@@ -91,6 +103,17 @@ impl Front {
             tenant: None,
             receiving: 0,
         })
+    }
+
+    /// What a client over a limit is told, with a code of 4yz.
+    pub(super) fn over(&self, code: u16, over: Over) -> Reply {
+        let limit = over.limit.word();
+        self.metrics.over_rate.with_label_values(&[limit]).inc();
+        let text = format!(
+            "over the rate of {limit}; come back in {} s",
+            over.wait.as_millis().div_ceil(1_000)
+        );
+        Reply::new(code, 7, 1, "").with_text(text)
     }
 
     /// Whether mail can be taken now; if not, what a client is told.

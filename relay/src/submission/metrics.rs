@@ -15,6 +15,8 @@ pub struct Metrics {
     pub bytes: IntCounter,
     /// Messages, senders and recipients refused, by the reply's three digits.
     pub refused: IntCounterVec,
+    /// Connections, messages and recipients over a rate, by limit.
+    pub over_rate: IntCounterVec,
     /// Logins, by result.
     pub logins: IntCounterVec,
 }
@@ -43,6 +45,11 @@ impl Metrics {
                 "Senders, recipients and messages refused, by reply code. Alert on 451 and 452.",
                 "code",
             )?,
+            over_rate: vector(
+                "postrider_submission_over_rate_total",
+                "Connections, messages and recipients put off because of a rate, by limit.",
+                "limit",
+            )?,
             logins: vector(
                 "postrider_submission_logins_total",
                 "Logins by result: ok, failed, put off because too many came at once (busy). Alert on failed and busy.",
@@ -52,7 +59,12 @@ impl Metrics {
         registry.register(Box::new(metrics.sessions.clone()))?;
         registry.register(Box::new(metrics.accepted.clone()))?;
         registry.register(Box::new(metrics.bytes.clone()))?;
-        for vector in [&metrics.connections, &metrics.refused, &metrics.logins] {
+        for vector in [
+            &metrics.connections,
+            &metrics.refused,
+            &metrics.over_rate,
+            &metrics.logins,
+        ] {
             registry.register(Box::new(vector.clone()))?;
         }
         Ok(metrics)

@@ -7,5 +7,6 @@ pub mod listener;
 pub mod logins;
 pub mod metrics;
 mod proxy_protocol;
+pub mod rates;
 mod session;
 mod stamp;

@@ -31,6 +31,7 @@ use crate::world::Random;
 
 use super::admission;
 use super::front::{Entered, Front};
+use super::rates::{Limit, Who};
 use super::stamp::{Arrival, prefix};
 
 mod login;
@@ -361,7 +362,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %from.reverse_path, %reply, "refused");
                 reply
             }
-            None => replies::SENDER_OK,
+            None => self.within_rates(true).unwrap_or(replies::SENDER_OK),
         }
     }
 
@@ -385,8 +386,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), to = %recipient.mailbox, %reply, "refused by a route");
                 reply
             }
-            None => replies::RECIPIENT_OK,
+            None => self.within_rates(false).unwrap_or(replies::RECIPIENT_OK),
         }
+    }
+
+    /// Takes a message or a recipient from the limits; if there is none left, what the client is told.
+    fn within_rates(&self, message: bool) -> Option<Reply> {
+        let front = &self.service.front;
+        let rates = self.rules().map(|tenant| tenant.rates).unwrap_or_default();
+        let tenant = self.tenant.clone().map(Who::Name);
+        let credential = self.credential.clone().map(Who::Name);
+        let over = if message {
+            let address = Some(Who::address(self.client));
+            let by_address = front.settings.submission.address_rates.messages;
+            let wanted = [
+                (Limit::TenantMessages, tenant, rates.messages),
+                (Limit::CredentialMessages, credential, rates.credential_messages),
+                (Limit::AddressMessages, address, by_address),
+            ];
+            front.rates.take(&wanted, Instant::now())
+        } else {
+            let wanted = [
+                (Limit::TenantRecipients, tenant, rates.recipients),
+                (
+                    Limit::CredentialRecipients,
+                    credential,
+                    rates.credential_recipients,
+                ),
+            ];
+            front.rates.take(&wanted, Instant::now())
+        };
+        let over = over.err()?;
+        tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), limit = over.limit.word(), "over a rate");
+        Some(front.over(450, over))
     }
 
     fn sender<'a>(&'a self, reverse_path: &'a ReversePath, stream: Option<&'a str>) -> Sender<'a> {

@@ -390,3 +390,62 @@ async fn connections_beyond_the_limits_are_turned_away() {
     }
     assert_eq!(door.front.addresses(), 0, "an address that is gone is forgotten");
 }
+
+/// Rates by tenant and address: told when to come back, and not counted as the client's errors.
+#[tokio::test(start_paused = true)]
+async fn what_is_over_a_rate_is_put_off() {
+    let door = Door::new(
+        "[tenants.t.rates]\nmessages = \"1/minute burst 2\"\ncredential_recipients = \"1/minute\"\n\
+         [submission.rates]\naddress_connections = \"1/hour burst 2\"",
+    );
+    local(async {
+        let mut client = door.secure(&[&version::TLS13]).await;
+        let right = BASE64.encode(format!("\0ada\0{}", door.password));
+        client.say(&format!("AUTH PLAIN {right}")).await;
+        let mut codes = Vec::new();
+        for line in [
+            "MAIL FROM:<a@c.test>",
+            "RCPT TO:<b@c.test>",
+            "RCPT TO:<c@c.test>",
+            "RSET",
+            "MAIL FROM:<a@c.test>",
+            "RSET",
+        ] {
+            codes.push(client.say(line).await[..9].to_owned());
+        }
+        assert_eq!(
+            codes,
+            [
+                "250 2.1.0",
+                "250 2.1.5",
+                "450 4.7.1",
+                "250 2.0.0",
+                "250 2.1.0",
+                "250 2.0.0"
+            ]
+        );
+        for _ in 0..30 {
+            let reply = client.say("MAIL FROM:<a@c.test>").await;
+            assert_eq!(
+                reply,
+                "450 4.7.1 over the rate of tenant_messages; come back in 60 s"
+            );
+        }
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert!(client.say("MAIL FROM:<a@c.test>").await.starts_with("250 "));
+        let _second = door.open(false);
+        let refused = door.front.enter("192.0.2.1".parse().unwrap()).err().unwrap();
+        assert!(
+            refused
+                .to_string()
+                .starts_with("421 4.7.1 over the rate of address_connections; "),
+            "{refused}"
+        );
+        let counted = |limit| door.front.metrics.over_rate.with_label_values(&[limit]).get();
+        assert_eq!(
+            (counted("tenant_messages"), counted("address_connections")),
+            (30, 1)
+        );
+    })
+    .await;
+}
