@@ -22,12 +22,12 @@ fuzz_target!(|line: &[u8]| {
                     other => assert!(!from.reverse_path.to_string().is_ascii(), "{other:?}"),
                 },
                 Command::Rcpt(to) => {
-                    let again = match &to {
+                    let again = match &to.path {
                         ForwardPath::Postmaster => parse(b"RCPT TO:<postmaster>"),
                         other => parse(format!("RCPT TO:<{}>", path(other)).as_bytes()),
                     };
                     match again {
-                        Ok(Command::Rcpt(again)) => assert_eq!(path(&again), path(&to)),
+                        Ok(Command::Rcpt(again)) => assert_eq!(path(&again.path), path(&to.path)),
                         other => panic!("{other:?}"),
                     }
                 }

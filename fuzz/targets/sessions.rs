@@ -32,6 +32,7 @@ fn converse(octets: &[u8], step: usize) -> Vec<u8> {
         auth: Auth::None,
         pipelining: true,
         eight_bit_mime: true,
+        dsn: true,
         enhanced_codes: true,
         command_timeout: Duration::from_secs(1),
         data_timeout: Duration::from_secs(1),
