@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use mail_core::Reply;
+use mail_core::smtp::chunk::Chunks;
 use mail_core::smtp::data::Decoder;
 use mail_core::smtp::inbox::{Inbox, Line};
-use mail_core::smtp::server::{Action, Auth, Config, Input, Question, Session, replies};
+use mail_core::smtp::server::{Action, Auth, Config, Fate, Input, Question, Session, replies};
 
 fuzz_target!(|octets: &[u8]| {
     let Some((&cut, octets)) = octets.split_first() else {
@@ -32,6 +33,8 @@ fn converse(octets: &[u8], step: usize) -> Vec<u8> {
         auth: Auth::None,
         pipelining: true,
         eight_bit_mime: true,
+        smtputf8: true,
+        chunking: true,
         dsn: true,
         enhanced_codes: true,
         command_timeout: Duration::from_secs(1),
@@ -42,6 +45,7 @@ fn converse(octets: &[u8], step: usize) -> Vec<u8> {
     let mut pieces = octets.chunks(step);
     let mut said = Vec::new();
     let mut message: Option<bytes::Bytes> = None;
+    let mut chunks = Chunks::new(MAX_MESSAGE, None);
     let mut line = Vec::new();
     let mut input = Input::Connected;
     loop {
@@ -106,6 +110,30 @@ fn converse(octets: &[u8], step: usize) -> Vec<u8> {
                     Err(fault) => Input::Data(Err(fault)),
                 }
             }
+            Action::ReceiveChunk(chunk, fate) => {
+                if fate != Fate::Append {
+                    chunks = Chunks::new(MAX_MESSAGE, None);
+                }
+                chunks.begin(chunk.octets);
+                loop {
+                    inbox.take_chunk(&mut chunks);
+                    assert!(chunks.kept() as u64 <= MAX_MESSAGE);
+                    if chunks.is_at_end() {
+                        break;
+                    }
+                    match pieces.next() {
+                        Some(piece) => inbox.buffer().extend_from_slice(piece),
+                        None => return said,
+                    }
+                }
+                Input::Chunk(match (fate, chunk.last) {
+                    (Fate::Drop, _) => Ok(()),
+                    (_, false) => chunks.fault().map_or(Ok(()), Err),
+                    (_, true) => std::mem::replace(&mut chunks, Chunks::new(MAX_MESSAGE, None))
+                        .finish()
+                        .map(|data| message = Some(data.octets)),
+                })
+            }
             Action::Close(reply) => {
                 say(&reply, &mut said);
                 return said;
@@ -131,10 +159,11 @@ fn say(reply: &Reply, said: &mut Vec<u8>) {
 }
 
 fn kept(message: &[u8]) {
-    assert!(message.is_empty() || message.ends_with(b"\r\n"));
     assert!(message.len() as u64 <= MAX_MESSAGE);
     for line in message.split_inclusive(|&octet| octet == b'\n') {
-        let line = line.strip_suffix(b"\r\n").expect("no bare LF");
+        // A chunk may end a message within a line.
+        let line = line.strip_suffix(b"\r\n").unwrap_or(line);
+        assert!(!line.contains(&b'\n'), "a bare LF");
         assert!(!line.contains(&b'\r') && line.len() <= 998, "bare CR, or a long line");
     }
 }

@@ -207,6 +207,16 @@ impl Behaviour for SevenBit {
     }
 }
 
+/// Takes addresses and header fields beyond ASCII (RFC 6531).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Utf8;
+
+impl Behaviour for Utf8 {
+    fn offer(&self, config: &mut Config) {
+        config.smtputf8 = true;
+    }
+}
+
 /// Takes messages of so many octets at most, and says so with SIZE.
 #[derive(Clone, Copy, Debug)]
 pub struct Small(pub u64);

@@ -39,7 +39,7 @@ pub mod verdict;
 
 pub use behaviour::{
     Accepts, Behaviour, BrokenTls, Busy, DropsAfterDot, Full, Greylists, Plain, SevenBit, Slow, Small,
-    Unknown, Visit,
+    Unknown, Utf8, Visit,
 };
 pub use ca::{Ca, CaError, Issued};
 pub use dns::{BadName, Zone};
@@ -173,6 +173,7 @@ impl Builder {
             .receiver(domain("drop-after-dot.test"), DropsAfterDot::default())
             .receiver(domain("sevenbit.test"), SevenBit)
             .receiver(domain("small.test"), Small(SMALL))
+            .receiver(domain("utf8.test"), Utf8)
     }
 
     /// A lab without any receiving domain. `helo` is what the relay under test calls itself.

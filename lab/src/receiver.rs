@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use mail_core::smtp::chunk::Chunks;
+use mail_core::smtp::command::Chunk;
 use mail_core::smtp::data::{self, Decoder};
 use mail_core::smtp::inbox::{Inbox, Line};
-use mail_core::smtp::server::{Action, Auth, Config, Input, Question, Session, replies};
+use mail_core::smtp::server::{Action, Auth, Config, Fate, Input, Question, Session, replies};
 use mail_core::{Domain, Envelope, Mailbox, Reply, ReversePath, Timestamp};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -106,6 +108,9 @@ impl Host {
             auth: Auth::None,
             pipelining: true,
             eight_bit_mime: true,
+            // `utf8.test` does.
+            smtputf8: false,
+            chunking: true,
             // Nothing here makes reports.
             dsn: false,
             enhanced_codes: true,
@@ -162,6 +167,7 @@ impl Host {
         let mut session = Session::new(Arc::clone(&self.config), false);
         let mut tls = None;
         let mut message: Option<data::Data> = None;
+        let mut chunks = self.chunks();
         let mut line;
         let mut input = Input::Connected;
         loop {
@@ -207,6 +213,26 @@ impl Host {
                         Err(fault) => Input::Data(Err(fault)),
                     }
                 }
+                Action::ReceiveChunk(chunk, fate) => {
+                    if fate != Fate::Append {
+                        chunks = self.chunks();
+                    }
+                    chunks.reader.begin(chunk.octets);
+                    if fate == Fate::Drop {
+                        chunks.reader.abandon();
+                    }
+                    if !chunks.fill(&mut wire, session.patience()).await? {
+                        return Ok(());
+                    }
+                    Input::Chunk(match (chunk, fate) {
+                        (_, Fate::Drop) => Ok(()),
+                        (Chunk { last: true, .. }, _) => {
+                            let whole = std::mem::replace(&mut chunks, self.chunks());
+                            whole.reader.finish().map(|data| message = Some(data))
+                        }
+                        _ => chunks.reader.fault().map_or(Ok(()), Err),
+                    })
+                }
                 Action::StartTls(reply) => {
                     wire.say(&reply);
                     wire.flush().await?;
@@ -233,6 +259,16 @@ impl Host {
                 }
                 Action::Hangup => return Ok(()),
             };
+        }
+    }
+
+    fn chunks(&self) -> Collected<'_> {
+        Collected {
+            reader: Chunks::new(self.config.max_message_bytes, None),
+            held: Held {
+                shared: &self.shared,
+                bytes: 0,
+            },
         }
     }
 
@@ -394,6 +430,31 @@ impl Held<'_> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.shared.in_flight.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A message's chunks so far.
+struct Collected<'a> {
+    reader: Chunks,
+    held: Held<'a>,
+}
+
+impl Collected<'_> {
+    /// Reads the chunk to its end. False: the client left or fell silent.
+    async fn fill(&mut self, wire: &mut Wire, patience: Duration) -> io::Result<bool> {
+        loop {
+            wire.inbox.take_chunk(&mut self.reader);
+            if !self.held.set(self.reader.kept() as u64) {
+                self.reader.abandon();
+            }
+            if self.reader.is_at_end() {
+                return Ok(true);
+            }
+            match wire.fill(patience).await? {
+                Filled::Some => {}
+                Filled::Silence | Filled::End => return Ok(false),
+            }
+        }
     }
 }
 

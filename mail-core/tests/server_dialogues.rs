@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::Reply;
+use mail_core::smtp::chunk::Chunks;
 use mail_core::smtp::data::Decoder;
 use mail_core::smtp::inbox::{Inbox, Line};
-use mail_core::smtp::server::{Action, Auth, Config, Input, Question, Session, replies};
+use mail_core::smtp::server::{Action, Auth, Config, Fate, Input, Question, Session, replies};
 
 fn config(auth: Auth) -> Arc<Config> {
     Arc::new(Config {
@@ -27,6 +28,8 @@ fn config(auth: Auth) -> Arc<Config> {
         auth,
         pipelining: true,
         eight_bit_mime: true,
+        smtputf8: true,
+        chunking: true,
         dsn: true,
         enhanced_codes: true,
         command_timeout: Duration::from_secs(300),
@@ -69,6 +72,7 @@ fn play(auth: Auth, tls: bool, client: &str) -> String {
     inbox.buffer().extend_from_slice(client.as_bytes());
     let mut said = Vec::new();
     let mut input = Input::Connected;
+    let mut chunks = Chunks::new(1_000, None);
     let mut line;
     loop {
         let action;
@@ -95,6 +99,22 @@ fn play(auth: Auth, tls: bool, client: &str) -> String {
                 inbox.decode(&mut decoder);
                 assert!(decoder.is_at_end(), "the data has no end");
                 input = Input::Data(decoder.finish().map(drop));
+            }
+            Action::ReceiveChunk(chunk, fate) => {
+                if fate != Fate::Append {
+                    chunks = Chunks::new(1_000, None);
+                }
+                chunks.begin(chunk.octets);
+                inbox.take_chunk(&mut chunks);
+                assert!(chunks.is_at_end(), "the chunk has no end");
+                let whole = if chunk.last {
+                    std::mem::replace(&mut chunks, Chunks::new(0, None))
+                        .finish()
+                        .map(drop)
+                } else {
+                    chunks.fault().map_or(Ok(()), Err)
+                };
+                input = Input::Chunk(whole);
             }
             Action::StartTls(reply) => {
                 reply.write_to(&mut said);

@@ -15,6 +15,7 @@ pub mod rewrite;
 pub mod routing;
 pub mod run;
 pub(crate) mod sabotage;
+pub mod seven_bit;
 pub mod submission;
 pub mod tls;
 pub mod world;

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::settings::DkimKey;
 use crate::report::Original;
+use crate::seven_bit;
 
 /// Jobs that wait for a thread, about 100 B each. Full means that signing is the slow part: the caller waits.
 pub const WAITING_JOBS: usize = 64;
@@ -32,10 +33,13 @@ pub struct Prepared {
     pub state: Option<StateRecord>,
     /// Goes before `body`: the signatures, on top of the whole (RFC 6376 §5.6), then the fields that we add.
     pub head: Bytes,
-    /// As the client sent it, header and all.
+    /// As the client sent it, header and all; or in 7-bit, for a host that takes nothing else.
     pub body: Bytes,
     /// An octet over 127 in it, whatever BODY said.
     pub eight_bit: bool,
+    /// The client said SMTPUTF8, and an octet over 127 is in the header: only hosts with SMTPUTF8 take it (RFC 6531 §3.2).
+    /// Without its word such a header is an old client's mistake, and goes on as it is.
+    pub utf8_header: bool,
     /// The signatures in `head`, for [`queue::Again`]; `None` where no key signs for the sender.
     pub signature: Option<Signature>,
 }
@@ -71,6 +75,13 @@ impl Loaded {
         match self {
             Self::Memory(message) => message.body_type,
             Self::Record(_, envelope) => envelope.body_type,
+        }
+    }
+
+    fn smtputf8(&self) -> bool {
+        match self {
+            Self::Memory(message) => message.smtputf8,
+            Self::Record(_, envelope) => envelope.smtputf8,
         }
     }
 
@@ -125,6 +136,7 @@ pub struct Metrics {
     signatures: IntCounterVec,
     unsigned: IntCounter,
     seconds: Histogram,
+    conversions: IntCounterVec,
 }
 
 impl Metrics {
@@ -145,9 +157,19 @@ impl Metrics {
             )
             .buckets(exponential_buckets(0.000_1, 2.0, 14)?),
         )?;
+        let conversions = IntCounterVec::new(
+            Opts::new(
+                "postrider_conversions_total",
+                "Attempts at 8-bit messages for hosts without 8BITMIME by result: converted to 7-bit, or impossible (the \
+                 message bounces, 5.6.3).",
+            ),
+            &["result"],
+        )?;
         registry.register(Box::new(signatures.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
+        registry.register(Box::new(conversions.clone()))?;
         Ok(Self {
+            conversions,
             unsigned: signatures.with_label_values(&["none", "unsigned"]),
             signatures,
             seconds,
@@ -173,11 +195,19 @@ enum Mode {
     Inline(Arc<Worker>),
 }
 
-struct Job {
-    unit: UnitKey,
-    message: Option<Arc<NewMessage>>,
-    now: Timestamp,
-    answer: oneshot::Sender<Result<Prepared, PrepareError>>,
+enum Job {
+    Prepare {
+        unit: UnitKey,
+        message: Option<Arc<NewMessage>>,
+        now: Timestamp,
+        answer: oneshot::Sender<Result<Prepared, PrepareError>>,
+    },
+    SevenBit {
+        id: MessageId,
+        prepared: Box<Prepared>,
+        now: Timestamp,
+        answer: oneshot::Sender<Prepared>,
+    },
 }
 
 impl Preparer {
@@ -226,7 +256,7 @@ impl Preparer {
             Mode::Inline(worker) => worker.prepare_safely(unit, message, now),
             Mode::Threads(jobs) => {
                 let (answer, answered) = oneshot::channel();
-                let job = Job {
+                let job = Job::Prepare {
                     unit,
                     message,
                     now,
@@ -234,6 +264,30 @@ impl Preparer {
                 };
                 jobs.send(job).await.map_err(|_| PrepareError::Stopping)?;
                 answered.await.map_err(|_| PrepareError::Stopping)?
+            }
+        }
+    }
+
+    /// The message in 7-bit and signed as such, for a host without 8BITMIME (RFC 6152 §3); as it was where it can't be
+    /// said in 7-bit. Waits as [`Preparer::prepare`] does.
+    pub async fn seven_bit(
+        &self,
+        id: MessageId,
+        prepared: Prepared,
+        now: Timestamp,
+    ) -> Result<Prepared, PrepareError> {
+        match &self.0 {
+            Mode::Inline(worker) => Ok(worker.seven_bit_safely(id, prepared, now)),
+            Mode::Threads(jobs) => {
+                let (answer, answered) = oneshot::channel();
+                let job = Job::SevenBit {
+                    id,
+                    prepared: Box::new(prepared),
+                    now,
+                    answer,
+                };
+                jobs.send(job).await.map_err(|_| PrepareError::Stopping)?;
+                answered.await.map_err(|_| PrepareError::Stopping)
             }
         }
     }
@@ -251,12 +305,29 @@ impl Worker {
             // One thread waits for the next job, the others for its place.
             let next = waiting.lock().blocking_recv();
             let Some(job) = next else { return };
-            if job.answer.is_closed() {
-                continue;
-            }
-            let prepared = self.prepare_safely(job.unit, job.message, job.now);
             // Nobody may want to know any more.
-            let _ = job.answer.send(prepared);
+            match job {
+                Job::Prepare {
+                    unit,
+                    message,
+                    now,
+                    answer,
+                } => {
+                    if !answer.is_closed() {
+                        let _ = answer.send(self.prepare_safely(unit, message, now));
+                    }
+                }
+                Job::SevenBit {
+                    id,
+                    prepared,
+                    now,
+                    answer,
+                } => {
+                    if !answer.is_closed() {
+                        let _ = answer.send(self.seven_bit_safely(id, *prepared, now));
+                    }
+                }
+            }
         }
     }
 
@@ -293,18 +364,11 @@ impl Worker {
         let state = self.queue.state(unit.id, unit.unit)?;
         let kept = state.as_ref().and_then(|state| state.signature.as_ref());
         let prefix = message.prefix();
-        let signature = self.signature(unit.id, prefix, &body, kept, now);
-        let head = match &signature {
-            Some(signature) => {
-                let mut head = BytesMut::with_capacity(signature.fields.len() + prefix.len());
-                head.extend_from_slice(&signature.fields);
-                head.extend_from_slice(prefix);
-                head.freeze()
-            }
-            None => prefix.clone(),
-        };
+        let signature = self.signature(unit.id, prefix, (AS_SENT, &body), kept, now);
+        let head = head(signature.as_ref(), prefix);
         Ok(Prepared {
             eight_bit: !prefix.is_ascii() || !body.is_ascii(),
+            utf8_header: message.smtputf8() && !header::split(&body).0.is_ascii(),
             message,
             state,
             head,
@@ -313,12 +377,41 @@ impl Worker {
         })
     }
 
+    /// As [`Worker::prepare_safely`]; a message that brings out a mistake stays 8-bit.
+    fn seven_bit_safely(&self, id: MessageId, prepared: Prepared, now: Timestamp) -> Prepared {
+        let converted = catch_unwind(AssertUnwindSafe(|| seven_bit::convert(&prepared.body)));
+        let result = match converted {
+            Ok(Ok(body)) => {
+                self.metrics.conversions.with_label_values(&["converted"]).inc();
+                return self.in_seven_bit(id, prepared, body.into(), now);
+            }
+            Ok(Err(why)) => why.to_string(),
+            Err(_) => "a mistake of the relay's".to_owned(),
+        };
+        self.metrics.conversions.with_label_values(&["impossible"]).inc();
+        tracing::info!(%id, why = result, "not converted to 7-bit");
+        prepared
+    }
+
+    fn in_seven_bit(&self, id: MessageId, prepared: Prepared, body: Bytes, now: Timestamp) -> Prepared {
+        let kept = prepared.state.as_ref().and_then(|state| state.signature.as_ref());
+        let prefix = prepared.message.prefix().clone();
+        let signature = self.signature(id, &prefix, (SEVEN_BIT, &body), kept, now);
+        Prepared {
+            eight_bit: !prefix.is_ascii(),
+            head: head(signature.as_ref(), &prefix),
+            body,
+            signature,
+            ..prepared
+        }
+    }
+
     /// A message that can't be signed goes unsigned: whether that is good enough is for its receiver to say.
     fn signature(
         &self,
         id: MessageId,
         prefix: &[u8],
-        message: &[u8],
+        (form, message): (&str, &[u8]),
         kept: Option<&Signature>,
         now: Timestamp,
     ) -> Option<Signature> {
@@ -334,7 +427,7 @@ impl Worker {
             self.metrics.unsigned.inc();
             return None;
         }
-        let made_with = made_with(keys);
+        let made_with = made_with(form, keys);
         if let Some(kept) = kept.filter(|kept| kept.made_with == made_with) {
             self.metrics.count(keys, "kept");
             return Some(kept.clone());
@@ -362,9 +455,24 @@ impl Worker {
     }
 }
 
-/// What a kept signature was made with: the keys, and the form of the body, which is the client's own.
-fn made_with(keys: &[DomainKey]) -> String {
-    let mut text = String::from("as sent");
+/// The body's forms: the client's own, and the one for hosts without 8BITMIME.
+const AS_SENT: &str = "as sent";
+const SEVEN_BIT: &str = "7-bit";
+
+/// The signatures, then the fields that we add.
+fn head(signature: Option<&Signature>, prefix: &Bytes) -> Bytes {
+    let Some(signature) = signature else {
+        return prefix.clone();
+    };
+    let mut head = BytesMut::with_capacity(signature.fields.len() + prefix.len());
+    head.extend_from_slice(&signature.fields);
+    head.extend_from_slice(prefix);
+    head.freeze()
+}
+
+/// What a kept signature was made with: the keys, and the form of the body.
+fn made_with(form: &str, keys: &[DomainKey]) -> String {
+    let mut text = String::from(form);
     for key in keys {
         text.push_str(&format!(
             " {}/{}/{}",
@@ -655,6 +763,27 @@ mod tests {
             assert!(prepared.signature.is_none());
         }
         assert_eq!(world.count("none", "unsigned"), 5);
+    }
+
+    /// CASES rows 29, 48: signed after it was converted.
+    #[tokio::test]
+    async fn what_is_converted_is_signed_anew() {
+        let world = World::new();
+        let preparer = world.preparer(&[&key("one", Algorithm::Ed25519Sha256)]);
+        let message = message("From: app@example.com\r\n\r\nA text with one \u{fc} in it\r\n");
+        let unit = world.queue.accept(message.clone()).await.unwrap().units[0];
+        let sent = preparer.prepare(unit, None, NOW).await.unwrap();
+        assert!(sent.eight_bit);
+        let converted = preparer.seven_bit(unit.id, sent.clone(), NOW).await.unwrap();
+        assert!(!converted.eight_bit && converted.body.is_ascii() && converted.head.is_ascii());
+        let (first, second) = (sent.signature.unwrap(), converted.signature.unwrap());
+        assert_ne!(first.fields, second.fields);
+        assert!(first.made_with.starts_with("as sent ") && second.made_with.starts_with("7-bit "));
+        // What can't be converted stays as it was.
+        let message = self::message("From: app@example.com\r\nSubject: \u{fc}\r\n\r\n");
+        let sent = preparer.prepare(unit, Some(message), NOW).await.unwrap();
+        let same = preparer.seven_bit(unit.id, sent.clone(), NOW).await.unwrap();
+        assert!(same.eight_bit && same.body == sent.body);
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ mod sasl;
 use sasl::{Exchange, Turn};
 pub use sasl::{Login, Mechanisms, ScramProof, ScramTask};
 
-use crate::smtp::command::Secret;
+use crate::smtp::command::{Secret, utf8_as_ascii};
 use crate::{BodyType, Domain, DsnOptions, Mailbox, Notify, Recipient, Reply, Ret, ReversePath};
 
 /// What is being waited for; its longest wait is the shell's to choose (RFC 5321 §4.5.3.2).
@@ -63,6 +63,8 @@ pub struct Extensions {
     pub pipelining: bool,
     /// RFC 6152.
     pub eight_bit_mime: bool,
+    /// RFC 6531.
+    pub smtputf8: bool,
     /// RFC 1870; `Some(None)` offers it without a limit.
     pub size: Option<Option<u64>>,
     /// RFC 3461.
@@ -87,6 +89,7 @@ impl Extensions {
             match keyword.to_ascii_uppercase().as_str() {
                 "PIPELINING" => offers.pipelining = true,
                 "8BITMIME" => offers.eight_bit_mime = true,
+                "SMTPUTF8" => offers.smtputf8 = true,
                 "STARTTLS" => offers.starttls = true,
                 "DSN" => offers.dsn = true,
                 "AUTH" => words.for_each(|mechanism| offers.auth.note(mechanism)),
@@ -338,6 +341,8 @@ pub struct Message<'a> {
     pub body_type: BodyType,
     /// Some octet is above 127, whatever was declared.
     pub eight_bit: bool,
+    /// Its client said SMTPUTF8, and some octet of its header is above 127.
+    pub utf8_header: bool,
     /// Octets without dot-stuffing (RFC 1870 §6).
     pub size: u64,
 }
@@ -357,8 +362,8 @@ fn mail_wishes(dsn: &DsnOptions) -> String {
     wishes
 }
 
-/// NOTIFY and ORCPT as they came (RFC 3461 §5.2.1).
-fn rcpt_wishes(recipient: &Recipient) -> String {
+/// NOTIFY and ORCPT as they came (RFC 3461 §5.2.1); without SMTPUTF8 what is beyond ASCII in its 7-bit form (RFC 6533 §3).
+fn rcpt_wishes(recipient: &Recipient, smtputf8: bool) -> String {
     let mut wishes = String::new();
     match recipient.notify {
         Some(Notify::Never) => wishes.push_str(" NOTIFY=NEVER"),
@@ -380,7 +385,11 @@ fn rcpt_wishes(recipient: &Recipient) -> String {
     }
     if let Some(orcpt) = &recipient.orcpt {
         wishes.push_str(" ORCPT=");
-        wishes.push_str(orcpt);
+        if smtputf8 {
+            wishes.push_str(orcpt);
+        } else {
+            wishes.push_str(&utf8_as_ascii(orcpt));
+        }
     }
     wishes
 }
@@ -463,14 +472,27 @@ impl Transaction {
             over: false,
             usable: true,
         };
-        match refusal_of_ours(message, offers) {
-            Some(reply) => {
-                transaction.fill(&RecipientResult::Unfit(reply));
-                transaction.over = true;
-            }
-            None => transaction.plan(message, offers),
+        if !offers.smtputf8 {
+            transaction.leave_out_utf8(message.recipients);
+        }
+        if let Some(reply) = refusal_of_ours(message, offers) {
+            transaction.fill(&RecipientResult::Unfit(reply));
+        }
+        if transaction.anyone() {
+            transaction.plan(message, offers);
+        } else {
+            transaction.over = true;
         }
         transaction
+    }
+
+    /// Without SMTPUTF8 no address has other octets than ASCII's (RFC 6531 §3.2); the other recipients get the message.
+    fn leave_out_utf8(&mut self, recipients: &[Recipient]) {
+        for (result, recipient) in self.results.iter_mut().zip(recipients) {
+            if result.is_none() && !recipient.mailbox.is_ascii() {
+                *result = Some(RecipientResult::Unfit(needs_smtputf8("the recipient's address")));
+            }
+        }
     }
 
     fn plan(&mut self, message: &Message<'_>, offers: &Extensions) {
@@ -481,14 +503,21 @@ impl Transaction {
         if offers.eight_bit_mime && (message.eight_bit || message.body_type == BodyType::EightBitMime) {
             mail.push_str(" BODY=8BITMIME");
         }
+        let smtputf8 = offers.smtputf8 && message.needs_smtputf8();
+        if smtputf8 {
+            mail.push_str(" SMTPUTF8");
+        }
         if offers.dsn {
             mail.push_str(&mail_wishes(message.dsn));
         }
         self.command(mail, Stage::Mail, 0);
         for (number, recipient) in message.recipients.iter().enumerate() {
+            if self.results[number].is_some() {
+                continue;
+            }
             let mut rcpt = format!("RCPT TO:<{}>", recipient.mailbox);
             if offers.dsn {
-                rcpt.push_str(&rcpt_wishes(recipient));
+                rcpt.push_str(&rcpt_wishes(recipient, smtputf8));
             }
             self.command(rcpt, Stage::Rcpt, number);
         }
@@ -681,6 +710,26 @@ impl Transaction {
     }
 }
 
+impl Message<'_> {
+    /// RFC 6531 §3.4: said only where something needs it, so that other mail goes to hosts that do not know it.
+    fn needs_smtputf8(&self) -> bool {
+        let mut recipients = self.recipients.iter();
+        self.utf8_header
+            || !is_ascii(self.reverse_path)
+            || recipients.any(|recipient| !recipient.mailbox.is_ascii())
+    }
+}
+
+fn is_ascii(path: &ReversePath) -> bool {
+    path.mailbox().is_none_or(Mailbox::is_ascii)
+}
+
+/// RFC 6531 §3.2.
+fn needs_smtputf8(what: &str) -> Reply {
+    let text = format!("{what} needs SMTPUTF8, and the host does not offer it");
+    Reply::new(553, 6, 7, "").with_text(text)
+}
+
 /// What the peer lacks for this message, found before a word is said.
 fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> {
     if let Some(Some(most)) = offers.size
@@ -689,11 +738,17 @@ fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> 
         let text = format!("the message has {} octets, the host takes {most}", message.size);
         return Some(Reply::new(552, 3, 4, "").with_text(text));
     }
-    // Without SMTPUTF8, which is not spoken here, no address has other octets than ASCII's (RFC 6531 §3.2).
-    let is_ascii = |mailbox: &Mailbox| mailbox.is_ascii();
-    let mut recipients = message.recipients.iter().map(|recipient| &recipient.mailbox);
-    if !recipients.all(is_ascii) || !message.reverse_path.mailbox().is_none_or(is_ascii) {
-        return Some(Reply::new(553, 6, 7, "an address needs SMTPUTF8"));
+    if !offers.smtputf8 && !is_ascii(message.reverse_path) {
+        return Some(needs_smtputf8("the sender's address"));
+    }
+    if !offers.smtputf8 && message.utf8_header {
+        // RFC 6531's registration: 5.6.9, where the header is what can't be sent.
+        return Some(Reply::new(
+            554,
+            6,
+            9,
+            "the message's header needs SMTPUTF8, and the host does not offer it",
+        ));
     }
     if message.eight_bit && !offers.eight_bit_mime {
         return Some(Reply::new(
@@ -787,6 +842,7 @@ mod tests {
                 dsn: &self.dsn,
                 body_type: BodyType::SevenBit,
                 eight_bit: false,
+                utf8_header: false,
                 size: 100,
             }
         }
@@ -795,6 +851,7 @@ mod tests {
     const PIPELINING: Extensions = Extensions {
         pipelining: true,
         eight_bit_mime: false,
+        smtputf8: false,
         size: None,
         dsn: false,
         starttls: false,
@@ -1042,15 +1099,74 @@ mod tests {
         );
     }
 
+    const UTF8: Extensions = Extensions {
+        eight_bit_mime: true,
+        smtputf8: true,
+        dsn: true,
+        ..PIPELINING
+    };
+
+    /// CASES row 32.
     #[test]
     fn an_address_beyond_ascii_is_never_mangled() {
-        let mut one = Fixture::new(1);
-        one.to = vec![Recipient::new("jos\u{e9}@ok.test".parse().unwrap())];
-        let (wrote, results, usable) = play(&one.message(), &PIPELINING, &[]);
-        assert_eq!((wrote.as_str(), usable), ("", true));
+        let mut two = Fixture::new(2);
+        two.to[0] = Recipient {
+            orcpt: Some("utf-8;jos\u{e9}@ok.test".into()),
+            ..Recipient::new("jos\u{e9}@ok.test".parse().unwrap())
+        };
+        let answers = ["250 a", "250 a", "354 go", "250 done"];
+        // The host does not take it; the other recipient gets the message all the same.
+        let (wrote, results, usable) = play(&two.message(), &PIPELINING, &answers);
+        assert_eq!(
+            (wrote.as_str(), usable),
+            ("MAIL FROM:<s@a.test>|RCPT TO:<r1@ok.test>|DATA|BODY|", true)
+        );
         assert!(
             matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().starts_with("553 5.6.7"))
         );
+        assert_eq!(word(&results[1]), "delivered");
+        let answers = ["250 a", "250 a", "250 a", "354 go", "250 done"];
+        let (wrote, results, _) = play(&two.message(), &UTF8, &answers);
+        assert_eq!(
+            wrote,
+            "MAIL FROM:<s@a.test> SMTPUTF8|RCPT TO:<jos\u{e9}@ok.test> ORCPT=utf-8;jos\u{e9}@ok.test|\
+             RCPT TO:<r1@ok.test>|DATA|BODY|"
+        );
+        assert_eq!(word(&results[0]), "delivered");
+    }
+
+    #[test]
+    fn smtputf8_is_said_where_something_needs_it() {
+        let mut one = Fixture::new(1);
+        let answers = ["250 a", "250 a", "354 go", "250 done"];
+        let said = |fixture: &Fixture, utf8_header| {
+            let message = Message {
+                utf8_header,
+                ..fixture.message()
+            };
+            play(&message, &UTF8, &answers).0.contains("SMTPUTF8")
+        };
+        assert!(!said(&one, false) && said(&one, true));
+        // The name of the recipient as the sender knew it is no reason: it has a form in ASCII.
+        one.to[0].orcpt = Some("utf-8;jos\u{e9}@ok.test".into());
+        assert!(!said(&one, false));
+        let (wrote, ..) = play(&one.message(), &UTF8, &answers);
+        assert!(wrote.contains("ORCPT=utf-8;jos\\x{E9}@ok.test|"), "{wrote}");
+        let sender = Fixture {
+            from: ReversePath::Mailbox("jos\u{e9}@a.test".parse().unwrap()),
+            ..Fixture::new(1)
+        };
+        let header = Message {
+            utf8_header: true,
+            ..one.message()
+        };
+        for (message, code) in [(header, "554 5.6.9"), (sender.message(), "553 5.6.7")] {
+            let (wrote, results, _) = play(&message, &PIPELINING, &[]);
+            assert_eq!(wrote, "");
+            assert!(
+                matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().starts_with(code))
+            );
+        }
     }
 
     #[test]

@@ -7,9 +7,11 @@ use zeroize::Zeroizing;
 
 use crate::{BadMailbox, BodyType, DsnOptions, Mailbox, Notify, Reply, ReversePath};
 
+mod bdat;
 mod dsn;
 
-pub use dsn::decode_xtext;
+pub use bdat::Chunk;
+pub use dsn::{decode_xtext, utf8_as_ascii};
 
 /// The longest line any command may have, CRLF included: AUTH's and its answers' (RFC 4954 §4).
 pub const MAX_LINE: usize = 12_288;
@@ -18,8 +20,8 @@ pub const MAX_LINE: usize = 12_288;
 const MAX_COMMAND: usize = 512;
 
 /// MAIL's: SIZE (RFC 1870 §3) adds 26 octets, BODY (RFC 6152 §2) 17, AUTH (RFC 4954 §3) 500, RET and ENVID (RFC 3461 §4)
-/// 9 and 107.
-const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500 + 9 + 107;
+/// 9 and 107, SMTPUTF8 (RFC 6531 §3.4) 10.
+const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500 + 9 + 107 + 10;
 
 /// RCPT's: NOTIFY (RFC 3461 §4) adds 29 octets, ORCPT 507.
 const MAX_RCPT: usize = MAX_COMMAND + 29 + 507;
@@ -41,6 +43,8 @@ pub enum Command {
     Rcpt(RcptTo),
     /// DATA.
     Data,
+    /// BDAT (RFC 3030); `None`: how much follows can't be told, and the connection must end here.
+    Bdat(Option<Chunk>),
     /// RSET.
     Rset,
     /// NOOP, whatever its argument.
@@ -85,6 +89,8 @@ pub struct MailFrom {
     pub size: Option<u64>,
     /// BODY (RFC 6152 §2).
     pub body: Option<BodyType>,
+    /// SMTPUTF8 (RFC 6531 §3.4).
+    pub smtputf8: bool,
     /// RET and ENVID (RFC 3461 §4.3, §4.4).
     pub dsn: DsnOptions,
 }
@@ -98,6 +104,8 @@ pub struct RcptTo {
     pub notify: Option<Notify>,
     /// ORCPT (RFC 3461 §4.2), as given.
     pub orcpt: Option<Box<str>>,
+    /// Something in it is beyond ASCII: only of a transaction with SMTPUTF8.
+    pub utf8: bool,
 }
 
 /// Whom RCPT names.
@@ -138,6 +146,9 @@ pub fn parse(line: &[u8]) -> Result<Command, Reply> {
         None => (line, &[][..]),
     };
     let is = |name: &str| verb.eq_ignore_ascii_case(name.as_bytes());
+    if is("BDAT") {
+        return Ok(Command::Bdat(bdat::parse(line, rest)));
+    }
     let limit = if is("MAIL") {
         MAX_MAIL
     } else if is("RCPT") {
@@ -275,7 +286,7 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
         "" => ReversePath::Null,
         address => ReversePath::Mailbox(mailbox(address, 7)?),
     };
-    let (mut size, mut body, mut auth) = (None, None, None);
+    let (mut size, mut body, mut auth, mut smtputf8) = (None, None, None, None);
     let mut dsn = DsnOptions::default();
     for (name, value) in each(parameters) {
         let repeated = if name.eq_ignore_ascii_case("SIZE") {
@@ -286,6 +297,11 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
             // RFC 4954 §5: who first submitted it, by the client's word. We trust none, so none is passed on.
             auth.replace(value.filter(|v| !v.is_empty()).ok_or_else(bad_value)?)
                 .is_some()
+        } else if name.eq_ignore_ascii_case("SMTPUTF8") {
+            if value.is_some() {
+                return Err(bad_value());
+            }
+            smtputf8.replace(()).is_some()
         } else if name.eq_ignore_ascii_case("RET") {
             dsn.ret.replace(dsn::ret(value)?).is_some()
         } else if name.eq_ignore_ascii_case("ENVID") {
@@ -297,10 +313,14 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
             return Err(given_twice());
         }
     }
+    if smtputf8.is_none() && !rest.is_ascii() {
+        return Err(needs_smtputf8());
+    }
     Ok(Command::Mail(MailFrom {
         reverse_path,
         size,
         body,
+        smtputf8: smtputf8.is_some(),
         dsn,
     }))
 }
@@ -336,7 +356,12 @@ fn rcpt(rest: &[u8]) -> Result<Command, Reply> {
     } else {
         ForwardPath::Mailbox(mailbox(path, 3)?)
     };
-    Ok(Command::Rcpt(RcptTo { path, notify, orcpt }))
+    Ok(Command::Rcpt(RcptTo {
+        path,
+        notify,
+        orcpt,
+        utf8: !rest.is_ascii(),
+    }))
 }
 
 /// Divides ` FROM:<PATH> PARAMETERS` into the address without brackets and source route, and the parameters. `detail` is
@@ -348,15 +373,7 @@ fn path<'a>(rest: &'a [u8], keyword: &str, detail: u16) -> Result<(&'a str, &'a 
     if !key.eq_ignore_ascii_case(keyword.as_bytes()) {
         return Err(syntax("FROM: or TO: is missing"));
     }
-    if !rest.is_ascii() {
-        return Err(Reply::new(
-            553,
-            6,
-            7,
-            "addresses beyond ASCII need SMTPUTF8, which is not offered",
-        ));
-    }
-    let rest = std::str::from_utf8(rest).unwrap_or_default();
+    let rest = std::str::from_utf8(rest).map_err(|_| syntax("not UTF-8"))?;
     // A space behind the colon is not allowed, yet common.
     let inside = rest
         .trim_start()
@@ -422,6 +439,11 @@ fn given_twice() -> Reply {
 
 fn bad_value() -> Reply {
     Reply::new(501, 5, 4, "bad parameter value")
+}
+
+/// To what is beyond ASCII, where that was not agreed on (RFC 6531 §3.5).
+pub(super) fn needs_smtputf8() -> Reply {
+    Reply::new(553, 6, 7, "addresses beyond ASCII need SMTPUTF8")
 }
 
 /// RFC 5321 §4.1.1.11.
@@ -512,6 +534,32 @@ mod tests {
         );
     }
 
+    /// CASES row 32.
+    #[test]
+    fn reads_addresses_beyond_ascii() {
+        let sender = from("MAIL FROM:<j\u{fc}rgen@m\u{fc}nchen.test> SIZE=9 SMTPUTF8");
+        assert!(sender.smtputf8);
+        // The domain goes on as A-labels, which any host takes.
+        assert_eq!(sender.reverse_path.to_string(), "j\u{fc}rgen@xn--mnchen-3ya.test");
+        assert_eq!(
+            to("RCPT TO:<\u{7528}\u{6237}@ok.test>"),
+            "\u{7528}\u{6237}@ok.test"
+        );
+        for (line, utf8) in [
+            ("RCPT TO:<a@ok.test>", false),
+            ("RCPT TO:<a@\u{fc}.test>", true),
+            ("RCPT TO:<a@ok.test> ORCPT=utf-8;\u{fc}@ok.test", true),
+        ] {
+            let Ok(Command::Rcpt(rcpt)) = parse(line.as_bytes()) else {
+                panic!("{line}")
+            };
+            assert_eq!(rcpt.utf8, utf8, "{line}");
+        }
+        assert_eq!(code(b"MAIL FROM:<j\xfc@b.test> SMTPUTF8"), "501 5.5.2");
+        assert_eq!(code(b"RCPT TO:<j\xfc@b.test>"), "501 5.5.2");
+        assert_eq!(code("RCPT TO:<a\u{85}b@b.test>".as_bytes()), "501 5.1.3");
+    }
+
     #[test]
     fn reads_rcpt() {
         assert_eq!(to("RCPT TO:<Bob@Example.COM>"), "Bob@example.com");
@@ -554,7 +602,9 @@ mod tests {
             ("MAIL FROM:<a@b.test> BODY=BINARYMIME", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> AUTH", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> HOLDFOR=60", "555 5.5.4"),
-            ("MAIL FROM:<a@b.test> SMTPUTF8", "555 5.5.4"),
+            ("MAIL FROM:<a@b.test> SMTPUTF8=1", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> SMTPUTF8 smtputf8", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> \u{fc}", "555 5.5.4"),
             ("RCPT TO:<>", "501 5.1.3"),
             ("RCPT TO:<a@[192.0.2.1]>", "501 5.1.3"),
             ("RCPT TO:<a b@example.com>", "501 5.1.3"),

@@ -9,7 +9,7 @@ use crate::Reply;
 pub const MAX_DATA_LINE: usize = 1_000;
 
 /// Octets set aside at once on the word of SIZE; more come as the message does.
-const MAX_RESERVE: u64 = 256 * 1_024;
+pub(super) const MAX_RESERVE: u64 = 256 * 1_024;
 
 /// Takes message data at any cuts and gives the message behind it.
 ///
@@ -75,7 +75,7 @@ impl DataFault {
 /// A message as it was sent, without stuffing and final dot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Data {
-    /// CRLF lines; empty, or ending in CRLF.
+    /// CRLF lines; empty, or ending in CRLF, unless the last chunk of BDAT left it out.
     pub octets: Bytes,
     /// Some octet is over 127.
     pub eight_bit: bool,

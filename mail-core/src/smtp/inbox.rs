@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::{Buf, BytesMut};
 use memchr::memchr;
 
+use super::chunk::Chunks;
 use super::command::MAX_LINE;
 use super::data::Decoder;
 
@@ -69,6 +70,14 @@ impl Inbox {
     pub fn decode(&mut self, decoder: &mut Decoder) {
         self.drop_taken();
         let used = decoder.decode(&self.octets);
+        self.octets.advance(used);
+        self.scanned = 0;
+    }
+
+    /// Gives a chunk's octets to `chunks`; what follows the chunk stays.
+    pub fn take_chunk(&mut self, chunks: &mut Chunks) {
+        self.drop_taken();
+        let used = chunks.take(&self.octets);
         self.octets.advance(used);
         self.scanned = 0;
     }

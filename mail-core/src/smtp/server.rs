@@ -6,6 +6,7 @@
 //! Say            write the reply; then the next input: a line from the inbox, or silence for longer than patience()
 //! Ask            decide, then Input::Answer
 //! ReceiveData    write the 354, fill a data::Decoder up to its end, then Input::Data
+//! ReceiveChunk   fill a chunk::Chunks with as many octets, then Input::Chunk
 //! StartTls       write the 220 and flush; handshake; then Input::TlsStarted
 //! Close, Hangup  write the reply, flush, close
 //! ```
@@ -17,12 +18,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::smtp::command::{self, Command, ForwardPath, Hello, MailFrom, RcptTo, Secret};
+use crate::smtp::command::{self, Chunk, Command, ForwardPath, Hello, MailFrom, RcptTo, Secret};
 use crate::smtp::data::DataFault;
 use crate::{BodyType, DsnOptions, Envelope, Mailbox, Recipient, Reply};
 
+mod chunking;
 mod sasl;
 
+pub use chunking::Fate;
 pub use sasl::Scram;
 use sasl::{Exchange, Turn};
 
@@ -47,6 +50,11 @@ pub struct Config {
     pub pipelining: bool,
     /// Offer 8BITMIME (RFC 6152).
     pub eight_bit_mime: bool,
+    /// Offer SMTPUTF8 (RFC 6531): whoever does has to pass on what is beyond ASCII, or to say that it can't.
+    pub smtputf8: bool,
+    /// Offer CHUNKING (RFC 3030). BINARYMIME is not: whoever took it would have to rewrite nearly every message for the
+    /// next hop, which the client can do better.
+    pub chunking: bool,
     /// Offer DSN (RFC 3461): whoever does has to honour it, or pass it on.
     pub dsn: bool,
     /// Offer ENHANCEDSTATUSCODES (RFC 2034); else replies go without them.
@@ -78,6 +86,8 @@ pub enum Input<'a> {
     LineTooLong,
     /// Message data was read to its end.
     Data(Result<(), DataFault>),
+    /// A chunk was read to its end: what is wrong with the message so far, or with all of it where the chunk was the last.
+    Chunk(Result<(), DataFault>),
     /// The answer to [`Action::Ask`]. 2yz: go on; all others: don't, and tell the client so.
     Answer(Reply),
     /// The handshake behind [`Action::StartTls`] succeeded. Where it fails, the shell closes.
@@ -101,6 +111,9 @@ pub enum Action {
     Ask(Question),
     /// Write the reply, then read message data. Its limit is [`Config::max_message_bytes`] or less.
     ReceiveData(Reply),
+    /// Read as many octets, whatever they are, and do with them as told. The message's limit is
+    /// [`Config::max_message_bytes`] or less. Nothing is said before.
+    ReceiveChunk(Chunk, Fate),
     /// Write the reply, flush, then the TLS handshake.
     StartTls(Reply),
     /// Write the reply, flush, close.
@@ -180,8 +193,10 @@ pub struct Session {
     tls: bool,
     logged_in: bool,
     errors: u32,
-    /// Since the last message kept; accepted recipients don't count, they have a limit of their own.
+    /// Since the last message kept; accepted recipients and chunks don't count, they have limits of their own.
     commands: u32,
+    /// The last command was a BDAT that was refused: those pipelined behind it are no errors of their own.
+    chunk_refused: bool,
     state: State,
 }
 
@@ -193,6 +208,7 @@ enum State {
     Ready,
     Open(Transaction),
     Receiving(Transaction),
+    Chunk(chunking::Reading),
     Sasl(Exchange),
     Asked(Asked),
     Handshake,
@@ -218,6 +234,8 @@ struct Transaction {
     declared_bytes: Option<u64>,
     /// Some RCPT was refused.
     refused: bool,
+    /// BDAT has begun: neither RCPT nor DATA any more.
+    chunked: bool,
 }
 
 impl Session {
@@ -230,6 +248,7 @@ impl Session {
             logged_in: false,
             errors: 0,
             commands: 0,
+            chunk_refused: false,
             state: State::Silent,
         }
     }
@@ -252,7 +271,7 @@ impl Session {
     /// The longest silence to bear now.
     pub fn patience(&self) -> Duration {
         match self.state {
-            State::Receiving(_) => self.config.data_timeout,
+            State::Receiving(_) | State::Chunk(_) => self.config.data_timeout,
             _ => self.config.command_timeout,
         }
     }
@@ -288,8 +307,14 @@ impl Session {
             .and_then(|transaction| transaction.declared_bytes)
     }
 
+    /// Whether chunks were taken that are part of a message: where not, the shell has none to keep.
+    pub fn is_chunking(&self) -> bool {
+        self.transaction().is_some_and(|tx| tx.chunked)
+    }
+
     fn transaction(&self) -> Option<&Transaction> {
         match &self.state {
+            State::Chunk(reading) => reading.transaction(),
             State::Open(tx) | State::Receiving(tx) | State::Asked(Asked::Rcpt(tx, _) | Asked::Data(tx)) => {
                 Some(tx)
             }
@@ -327,6 +352,7 @@ impl Session {
                 self.ask(Asked::Message, Question::Message(tx.envelope))
             }
             (State::Receiving(_), Input::Data(Err(fault))) => self.stay(None, fault.reply()),
+            (State::Chunk(reading), Input::Chunk(result)) => self.chunk_read(reading, result),
             (State::Asked(asked), Input::Answer(reply)) => self.answered(asked, reply),
             (State::Handshake, Input::TlsStarted) => {
                 // RFC 3207 §4.2: all that was known before is forgotten; the client says EHLO again.
@@ -350,6 +376,9 @@ impl Session {
             Ok(command) => command,
             Err(reply) => return self.stay(open, reply),
         };
+        if !matches!(command, Command::Bdat(_)) {
+            self.chunk_refused = false;
+        }
         match command {
             Command::Hello(hello) => {
                 // RFC 5321 §4.1.4: as RSET.
@@ -364,6 +393,7 @@ impl Session {
             Command::Rcpt(to) => self.rcpt(open, to),
             Command::Data => match open {
                 None => self.stay(None, out_of_order("MAIL and RCPT come first")),
+                Some(tx) if tx.chunked => self.stay(Some(tx), out_of_order("BDAT has begun")),
                 Some(tx) if tx.envelope.recipients.is_empty() && tx.refused => {
                     // RFC 2920 §3.1: DATA was sent before the client knew that no recipient was left.
                     self.stay(Some(tx), Reply::new(554, 5, 1, "no valid recipients"))
@@ -373,6 +403,7 @@ impl Session {
                 }
                 Some(tx) => self.ask(Asked::Data(tx), Question::Data),
             },
+            Command::Bdat(chunk) => self.bdat(open, chunk),
             Command::Rset => self.stay(None, Reply::new(250, 0, 0, "ok")),
             Command::Noop => self.stay(open, Reply::new(250, 0, 0, "ok")),
             // RFC 5321 §3.5.3, §7.3: neither yes nor no.
@@ -402,12 +433,16 @@ impl Session {
             let offers = [
                 (self.config.pipelining, "PIPELINING"),
                 (self.config.eight_bit_mime, "8BITMIME"),
+                (self.config.smtputf8, "SMTPUTF8"),
+                (self.config.chunking, "CHUNKING"),
                 (self.config.enhanced_codes, "ENHANCEDSTATUSCODES"),
                 (self.config.dsn, "DSN"),
                 (self.config.starttls && !self.tls, "STARTTLS"),
                 (self.config.auth != Auth::None && self.tls, sasl::OFFER),
             ];
             text.push_str(&format!("\nSIZE {}", self.config.max_message_bytes));
+            // RFC 9422 §4.
+            text.push_str(&format!("\nLIMITS RCPTMAX={}", self.config.max_recipients));
             for (_, keyword) in offers.into_iter().filter(|(offered, _)| *offered) {
                 text.push('\n');
                 text.push_str(keyword);
@@ -433,7 +468,8 @@ impl Session {
         }
         let unoffered_body = from.body.is_some() && !self.config.eight_bit_mime;
         let unoffered_dsn = from.dsn != DsnOptions::default() && !self.config.dsn;
-        if unoffered_body || unoffered_dsn {
+        let unoffered_utf8 = from.smtputf8 && !self.config.smtputf8;
+        if unoffered_body || unoffered_dsn || unoffered_utf8 {
             return Some(command::unknown_parameter());
         }
         let limit = self.config.max_message_bytes;
@@ -446,6 +482,12 @@ impl Session {
         let Some(tx) = open else {
             return self.stay(None, out_of_order("MAIL comes first"));
         };
+        if tx.chunked {
+            return self.stay(Some(tx), out_of_order("BDAT has begun"));
+        }
+        if to.utf8 && !tx.envelope.smtputf8 {
+            return self.stay(Some(tx), command::needs_smtputf8());
+        }
         if tx.envelope.recipients.len() >= self.config.max_recipients {
             return self.stay(Some(tx), replies::TOO_MANY_RECIPIENTS);
         }
@@ -523,12 +565,13 @@ impl Session {
                     envelope: Envelope {
                         reverse_path: from.reverse_path,
                         body: from.body.unwrap_or(BodyType::SevenBit),
-                        smtputf8: false,
+                        smtputf8: from.smtputf8,
                         dsn: from.dsn,
                         recipients: Vec::new(),
                     },
                     declared_bytes: from.size,
                     refused: false,
+                    chunked: false,
                 };
                 self.stay(Some(tx), reply)
             }
@@ -630,6 +673,7 @@ impl fmt::Debug for Input<'_> {
             Self::Line(line) => write!(f, "Line({} octets)", line.len()),
             Self::LineTooLong => f.write_str("LineTooLong"),
             Self::Data(result) => write!(f, "Data({result:?})"),
+            Self::Chunk(result) => write!(f, "Chunk({result:?})"),
             Self::Answer(reply) => write!(f, "Answer({reply})"),
             Self::TlsStarted => f.write_str("TlsStarted"),
             Self::Timeout => f.write_str("Timeout"),

@@ -510,6 +510,7 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
                 .unwrap_or(50 * 1024),
         ),
         delay_notice_after: section.duration("delay_notice_after", MS..=30 * DAY, 4 * 60 * MINUTE),
+        convert_to_7bit: section.boolean("convert_to_7bit").unwrap_or(true),
     };
     section.end();
     ehlo.map(|_| delivery)

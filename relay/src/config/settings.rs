@@ -204,6 +204,8 @@ pub struct DeliverySettings {
     pub max_report_bytes: usize,
     /// How old a message is when those who asked for it (NOTIFY=DELAY) are told that it is delayed.
     pub delay_notice_after: Duration,
+    /// 8-bit messages are converted for hosts without 8BITMIME; else they bounce there, 5.6.3.
+    pub convert_to_7bit: bool,
 }
 
 /// Waits between attempts: `first` after the first, `factor` times more each time up to `cap`, spread by `jitter`.

@@ -23,6 +23,8 @@ pub struct Load {
     pub body: Bytes,
     /// Some octet is above 127.
     pub eight_bit: bool,
+    /// The client said SMTPUTF8, and some octet of the header is above 127.
+    pub utf8_header: bool,
     /// What was asked of reports.
     pub dsn: DsnOptions,
     /// At least one.
@@ -110,6 +112,7 @@ where
         dsn: &load.dsn,
         body_type: load.body_type,
         eight_bit: load.eight_bit,
+        utf8_header: load.utf8_header,
         size: (load.head.len() + load.body.len()) as u64,
     };
     connection.send(&message, &[&load.head, &load.body]).await

@@ -146,6 +146,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.offers.rcpt_max
     }
 
+    /// Whether the peer takes 8-bit messages (RFC 6152).
+    pub fn takes_eight_bit(&self) -> bool {
+        self.offers.eight_bit_mime
+    }
+
     /// Whether the peer reports on what it takes over, as it was asked to (RFC 3461).
     pub fn reports(&self) -> bool {
         self.offers.dsn

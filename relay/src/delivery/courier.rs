@@ -362,9 +362,17 @@ impl<N: Net> Courier<N> {
         most: usize,
         chosen: bool,
     ) {
-        let Some(prepared) = self.prepare(job).await else {
+        let Some(mut prepared) = self.prepare(job).await else {
             return;
         };
+        if prepared.eight_bit && !connection.takes_eight_bit() && self.parts.settings.delivery.convert_to_7bit
+        {
+            let (id, now) = (job.unit.id, self.parts.clock.now());
+            prepared = match self.parts.preparer.seven_bit(id, prepared, now).await {
+                Ok(converted) => converted,
+                Err(error) => return self.not_prepared(job, &error),
+            };
+        }
         let load = load(&prepared, job.unit.unit);
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let begun = tokio::time::Instant::now();
@@ -479,6 +487,11 @@ impl<N: Net> Courier<N> {
             Ok(prepared) => return Some(prepared),
             Err(error) => error,
         };
+        self.not_prepared(job, &error);
+        None
+    }
+
+    fn not_prepared(&self, job: &Job, error: &PrepareError) {
         let settled = match error {
             PrepareError::Gone => Settled::Gone,
             PrepareError::Stopping => Settled::Untouched,
@@ -487,7 +500,6 @@ impl<N: Net> Courier<N> {
         };
         tracing::error!(id = %job.unit.id, %error, "a message can't be prepared");
         self.tell(Event::Settled(job.unit, settled));
-        None
     }
 
     /// Has the outcomes recorded, with the report they cause. Waits for room in the committer's intake; what comes after the
@@ -652,6 +664,7 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
         head: prepared.head.clone(),
         body: prepared.body.clone(),
         eight_bit: prepared.eight_bit,
+        utf8_header: prepared.utf8_header,
         dsn: prepared.message.dsn().clone(),
         recipients,
     }

@@ -110,6 +110,7 @@ impl Client {
                 BodyType::SevenBit
             },
             eight_bit,
+            utf8_header: false,
             size: raw.len() as u64,
         };
         let mut transaction = Transaction::new(&message, &self.offers);

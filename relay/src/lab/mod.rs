@@ -216,6 +216,7 @@ Postrider is running in a lab: a small Internet on this machine, from which noth
   slow.test, busy.test    three seconds for a reply; 421 to more than five messages a second
   full.test, small.test   452, its mailboxes are full; takes 20 KiB at most
   plain.test, broken-tls.test, sevenbit.test   no TLS; TLS that fails; no 8-bit messages
+  utf8.test               takes addresses beyond ASCII (SMTPUTF8), which the others don't
   drop-after-dot.test     hangs up instead of a reply: mail comes twice
 
 Send a message, with Python or with swaks:

@@ -1,17 +1,24 @@
 //! Text that a report can hold: 7-bit, in bounded lines, with nothing in it that could be taken for a report's own lines.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
-use mail_core::{Mailbox, Timestamp};
+use mail_core::Timestamp;
 
 /// Characters of a peer's reply that a report quotes.
 pub const MAX_REPLY_CHARS: usize = 500;
 
 /// 7-bit by RFC 2045 §2.7: no octet over 127 and no NUL, CR and LF only together, lines of at most 998 octets.
 pub(super) fn is_clean(octets: &[u8]) -> bool {
-    octets.is_ascii()
-        && memchr::memchr(0, octets).is_none()
+    octets.is_ascii() && has_lines(octets)
+}
+
+/// The same with UTF-8 in it, as message/global is (RFC 6532 §3.7).
+pub(super) fn is_clean_utf8(octets: &[u8]) -> bool {
+    has_lines(octets) && std::str::from_utf8(octets).is_ok()
+}
+
+fn has_lines(octets: &[u8]) -> bool {
+    memchr::memchr(0, octets).is_none()
         && octets
             .split(|&octet| octet == b'\n')
             .all(|line| line.len() <= 999)
@@ -22,7 +29,7 @@ pub(super) fn is_clean(octets: &[u8]) -> bool {
 }
 
 /// RFC 2045 §6.7.
-pub(super) fn write_quoted_printable(into: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn write_quoted_printable(into: &mut Vec<u8>, text: &[u8]) {
     let mut column = 0;
     let mut at = 0;
     while let Some(&octet) = text.get(at) {
@@ -81,19 +88,6 @@ pub(super) fn host_name(text: &str) -> String {
         .filter(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(*c))
         .take(255)
         .collect()
-}
-
-/// An address in US-ASCII: others than ASCII as `\x{HEX}` (RFC 6533 §3, utf-8-addr-xtext).
-pub(super) fn printable(mailbox: &Mailbox) -> String {
-    let mut out = String::new();
-    for c in mailbox.to_string().chars() {
-        if c.is_ascii() {
-            out.push(c);
-        } else {
-            let _ = write!(out, "\\x{{{:X}}}", u32::from(c));
-        }
-    }
-    out
 }
 
 /// Lines of at most `width` characters, broken at spaces; a longer word has a line of its own.

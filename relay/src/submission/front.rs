@@ -136,6 +136,12 @@ impl Front {
         self.by_address.lock().len()
     }
 
+    /// Octets of messages being received.
+    #[cfg(test)]
+    pub(super) fn receiving(&self) -> u64 {
+        self.receiving.load(Ordering::Relaxed)
+    }
+
     /// A tenant's rules.
     pub fn tenant(&self, name: &str) -> Option<&Tenant> {
         self.settings.tenants.get(name)

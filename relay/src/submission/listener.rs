@@ -153,12 +153,19 @@ pub(super) fn service(
         hostname: settings.hostname.to_string(),
         postmaster: settings.postmaster.clone(),
         max_message_bytes: settings.submission.max_message_bytes,
-        max_recipients: settings.submission.max_recipients,
+        // What EHLO tells (RFC 9422): a tenant's own limit, where it is known by then.
+        max_recipients: tenant
+            .as_ref()
+            .and_then(|name: &Arc<str>| front.tenant(name)?.max_recipients)
+            .unwrap_or(usize::MAX)
+            .min(settings.submission.max_recipients),
         max_errors: settings.submission.max_errors,
         starttls: tls.is_some() && !implicit_tls,
         auth,
         pipelining: true,
         eight_bit_mime: true,
+        smtputf8: true,
+        chunking: true,
         dsn: true,
         enhanced_codes: true,
         command_timeout: settings.submission.command_timeout,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mail_core::smtp::chunk::Chunks;
 use mail_core::smtp::command::MailFrom;
 use mail_core::smtp::data::Data;
 use mail_core::smtp::inbox::{Inbox, Line};
@@ -90,6 +91,8 @@ pub(super) struct Shell<S> {
     out: Vec<u8>,
     line: Vec<u8>,
     data: Option<Data>,
+    /// Of a message that comes by BDAT and is not whole.
+    chunks: Option<Chunks>,
     /// For whom the client speaks, and by which credential.
     tenant: Option<Arc<str>>,
     credential: Option<Arc<str>>,
@@ -130,6 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             out: Vec::new(),
             line: Vec::new(),
             data: None,
+            chunks: None,
             credential: None,
             tls: None,
             leaf: None,
@@ -170,6 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                     reply.write_to(&mut self.out);
                     self.receive(&session).await?
                 }
+                Action::ReceiveChunk(chunk, fate) => self.receive_chunk(&session, chunk, fate).await?,
                 Action::StartTls(reply) => {
                     reply.write_to(&mut self.out);
                     self.flush().await?;
@@ -203,6 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
 
     /// The next line. What was said is sent only when nothing more of the client's is at hand (RFC 2920 §3.2).
     async fn listen(&mut self, session: &Session) -> Result<Next, Lost> {
+        self.drop_stray_chunks(session);
         loop {
             match self.inbox.line() {
                 Some(Line::Whole(line)) => {
@@ -503,6 +509,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             hello.is_some_and(|hello| hello.esmtp),
             session.is_tls(),
             session.is_logged_in(),
+            envelope.smtputf8,
         );
         let helo = hello.map_or("", |hello| hello.name.as_str());
         let arrival = Arrival {
@@ -564,14 +571,18 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     Ok((begun.into_stream(config).await?, leaf))
 }
 
-/// RFC 3848.
-fn protocol(esmtp: bool, tls: bool, logged_in: bool) -> &'static str {
-    match (esmtp, tls, logged_in) {
+/// RFC 3848, RFC 6531 §4.3.
+fn protocol(esmtp: bool, tls: bool, logged_in: bool, smtputf8: bool) -> &'static str {
+    match (esmtp, smtputf8, tls, logged_in) {
         (false, ..) => "SMTP",
-        (true, false, false) => "ESMTP",
-        (true, true, false) => "ESMTPS",
-        (true, false, true) => "ESMTPA",
-        (true, true, true) => "ESMTPSA",
+        (_, false, false, false) => "ESMTP",
+        (_, false, true, false) => "ESMTPS",
+        (_, false, false, true) => "ESMTPA",
+        (_, false, true, true) => "ESMTPSA",
+        (_, true, false, false) => "UTF8SMTP",
+        (_, true, true, false) => "UTF8SMTPS",
+        (_, true, false, true) => "UTF8SMTPA",
+        (_, true, true, true) => "UTF8SMTPSA",
     }
 }
 

@@ -1,5 +1,7 @@
 //! What MAIL and RCPT ask of reports (RFC 3461 §4): RET, ENVID, NOTIFY, ORCPT.
 
+use std::fmt::Write as _;
+
 use crate::{Notify, Reply, Ret};
 
 use super::bad_value;
@@ -56,10 +58,40 @@ pub(super) fn orcpt(value: Option<&str>) -> Result<Box<str>, Reply> {
     let (kind, address) = value.split_once(';').ok_or_else(bad_value)?;
     // RFC 3461 §4.2: an atom.
     let is_atom = !kind.is_empty() && kind.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
-    if !is_atom || address.is_empty() || !is_xtext(address) {
+    let is_good = if kind.eq_ignore_ascii_case("utf-8") {
+        is_utf8_address(address)
+    } else {
+        is_xtext(address)
+    };
+    if !is_atom || address.is_empty() || !is_good {
         return Err(bad_value());
     }
     Ok(value.into())
+}
+
+/// RFC 6533 §3: graphic ASCII without `=`, and what is beyond ASCII as it is (where SMTPUTF8 was said) or as `\x{HEX}`.
+/// Clients differ on whether xtext goes on top: `+` is let through.
+fn is_utf8_address(text: &str) -> bool {
+    text.chars().all(|c| {
+        if c.is_ascii() {
+            c.is_ascii_graphic() && c != '='
+        } else {
+            !c.is_control()
+        }
+    })
+}
+
+/// An address of the type `utf-8` for places that hold ASCII alone: the rest as `\x{HEX}` (RFC 6533 §3, utf-8-addr-xtext).
+pub fn utf8_as_ascii(address: &str) -> String {
+    let mut text = String::with_capacity(address.len());
+    for c in address.chars() {
+        if c.is_ascii() {
+            text.push(c);
+        } else {
+            let _ = write!(text, "\\x{{{:X}}}", u32::from(c));
+        }
+    }
+    text
 }
 
 /// RFC 3461 §4: `+` stands before two upper-case hexadecimal digits; neither `=` nor anything else than graphic ASCII.
@@ -151,6 +183,11 @@ mod tests {
             ("rfc822;Bob@Example.COM", true),
             ("rfc822;a+2Bb@x.test", true),
             ("utf-8;x", true),
+            ("utf-8;j\\x{FC}rgen@x.test", true),
+            ("UTF-8;j\u{fc}rgen@x.test", true),
+            ("utf-8;a=b", false),
+            ("utf-8;a\u{85}b", false),
+            ("rfc822;j\u{fc}rgen@x.test", false),
             ("rfc822;", false),
             (";a@b", false),
             ("rfc822", false),
@@ -160,6 +197,7 @@ mod tests {
         }
         assert!(orcpt(Some(&format!("rfc822;{}", "x".repeat(493)))).is_ok());
         assert!(orcpt(Some(&format!("rfc822;{}", "x".repeat(494)))).is_err());
+        assert_eq!(utf8_as_ascii("j\u{fc}rgen@x.test"), "j\\x{FC}rgen@x.test");
         assert!(envid(Some(&"x".repeat(100))).is_ok());
         assert!(envid(Some(&"x".repeat(101))).is_err());
         assert!(envid(Some("")).is_err());

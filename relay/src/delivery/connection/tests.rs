@@ -229,6 +229,7 @@ pub(super) async fn send(
         dsn: &DsnOptions::default(),
         body_type: BodyType::SevenBit,
         eight_bit: false,
+        utf8_header: false,
         size: (head.len() + body.len()) as u64,
     };
     connection.send(&message, &[head, body]).await

@@ -449,3 +449,115 @@ async fn what_is_over_a_rate_is_put_off() {
     })
     .await;
 }
+
+impl Door {
+    /// A client that has logged in and named whom it writes to.
+    async fn with_envelope(&self) -> Client<Secured> {
+        let mut client = self.secure(&[&version::TLS13]).await;
+        let right = BASE64.encode(format!("\0ada\0{}", self.password));
+        for line in [
+            &format!("AUTH PLAIN {right}"),
+            "MAIL FROM:<a@c.test> SMTPUTF8",
+            "RCPT TO:<\u{fc}@c.test>",
+        ] {
+            let reply = client.say(line).await;
+            assert!(reply.starts_with('2'), "{line}: {reply}");
+        }
+        client
+    }
+
+    fn kept(&self, reply: &str) -> (queue::EnvelopeRecord, bytes::Bytes) {
+        let id = reply
+            .strip_prefix("250 2.0.0 queued as ")
+            .expect(reply)
+            .parse()
+            .unwrap();
+        let envelope = self.front.queue.envelope(id).unwrap().unwrap();
+        let body = self.front.queue.body(id, &envelope).unwrap();
+        (envelope, body)
+    }
+
+    fn receiving(&self) -> u64 {
+        self.front.receiving()
+    }
+}
+
+/// CASES rows 22, 30, 32: chunks arrive to the octet, a line's end may be missing, and Received says UTF8SMTPSA.
+#[tokio::test(start_paused = true)]
+async fn chunks_are_kept_to_the_octet() {
+    let door = Door::new("");
+    local(async {
+        let mut client = door.with_envelope().await;
+        let message = "Subject: Gr\u{fc}\u{df}e\r\n\r\n.\r\n..\r\nMAIL FROM:<evil@c.test>\r\nno end";
+        let (one, two) = message.split_at(29);
+        let reply = client.say(&format!("BDAT {}\r\n{one}NOOP", one.len())).await;
+        assert_eq!(reply, format!("250 2.0.0 {} octets received", one.len()));
+        assert!(
+            client.hear().await.starts_with("250 "),
+            "the command behind the chunk"
+        );
+        assert_eq!(door.receiving(), one.len() as u64);
+        let reply = client.say(&format!("BDAT {} LAST\r\n{two}NOOP", two.len())).await;
+        let (envelope, body) = door.kept(&reply);
+        assert_eq!(body, message);
+        assert!(envelope.smtputf8);
+        assert_eq!(envelope.origin.protocol, "UTF8SMTPSA");
+        assert!(
+            client.hear().await.starts_with("250 "),
+            "the command behind the last chunk"
+        );
+        assert_eq!(door.receiving(), 0);
+    })
+    .await;
+}
+
+/// What was counted for chunks is given back when their transaction goes.
+#[tokio::test(start_paused = true)]
+async fn chunks_of_a_message_given_up_are_dropped() {
+    let door = Door::new("");
+    local(async {
+        let chunk = format!("BDAT 500\r\n{}\r\n", "x".repeat(498));
+        for (given_up, code) in [
+            ("RSET\r\n", "250 2.0.0"),
+            ("EHLO c.test\r\n", "250"),
+            ("BDAT 3\r\na\nb", "550 5.6.0"),
+        ] {
+            let mut client = door.with_envelope().await;
+            client.put(&chunk).await;
+            assert!(client.hear().await.starts_with("250 2.0.0 500 octets"));
+            assert_eq!(door.receiving(), 500);
+            client.put(given_up).await;
+            let reply = client.hear().await;
+            assert!(reply.starts_with(code), "{given_up}: {reply}");
+            // The reply is written before the next command is waited for.
+            assert!(client.say("NOOP").await.starts_with("250 "));
+            assert_eq!(door.receiving(), 0, "{given_up}");
+        }
+    })
+    .await;
+}
+
+/// CVE-2026-45185: TLS ends in the middle of a chunk, and octets in clear follow.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_tls_within_a_chunk_is_the_end() {
+    let door = Door::new("");
+    local(async {
+        let mut client = door.with_envelope().await;
+        client.put("BDAT 20 LAST\r\nSubject: half\r\n").await;
+        let (mut wire, mut tls) = client.0.into_inner().into_inner();
+        tls.send_close_notify();
+        let mut alert = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut alert).unwrap();
+        }
+        wire.write_all(&alert).await.unwrap();
+        // The session may have gone already.
+        let _ = wire.write_all(b"\r\nx\r\nQUIT\r\n").await;
+        let mut rest = Vec::new();
+        let _ = wire.read_to_end(&mut rest).await;
+        assert_eq!(door.front.metrics.accepted.get(), 0);
+        assert_eq!(door.receiving(), 0);
+        assert_eq!(door.front.queue.queues(None, 10).unwrap().len(), 0);
+    })
+    .await;
+}
