@@ -4,15 +4,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header;
 use hyper_util::rt::TokioIo;
 use mail_core::MessageId;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::types::{HoldList, MessageView, Problem, QueueList, QueuesQuery};
+use crate::operate::{
+    Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
+    SuspensionList,
+};
+use crate::types::{HoldList, MessageView, Problem, QueueList, QueueSummary, QueuesQuery};
 
 /// A question in all, from connect to the last octet.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -81,20 +86,94 @@ impl Client {
         self.get(&format!("/v1/messages/{id}")).await
     }
 
+    /// One queue.
+    pub async fn queue(&self, id: u64) -> Result<QueueSummary, ClientError> {
+        self.get(&format!("/v1/queues/{id}")).await
+    }
+
+    /// A page of messages that wait.
+    pub async fn messages(&self, query: &MessagesQuery) -> Result<MessageList, ClientError> {
+        let mut path = format!("/v1/messages?limit={}", query.limit.unwrap_or(100));
+        for (key, value) in [
+            ("tenant", query.tenant.clone()),
+            ("stream", query.stream.clone()),
+            ("domain", query.domain.clone()),
+            ("queue", query.queue.map(|queue| queue.to_string())),
+            ("after", query.after.clone()),
+        ] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{key}={}", escaped(&value)));
+            }
+        }
+        self.get(&path).await
+    }
+
+    /// A message as it goes out, without its signature.
+    pub async fn raw(&self, id: MessageId) -> Result<Bytes, ClientError> {
+        self.exchange(
+            hyper::Method::GET,
+            &format!("/v1/messages/{id}/raw"),
+            Bytes::new(),
+        )
+        .await
+    }
+
+    /// What is set to wait.
+    pub async fn suspensions(&self) -> Result<SuspensionList, ClientError> {
+        self.get("/v1/suspensions").await
+    }
+
+    /// Sets queues to wait.
+    pub async fn suspend(&self, suspend: &Suspend) -> Result<Suspension, ClientError> {
+        self.post("/v1/suspensions", suspend).await
+    }
+
+    /// Ends a suspension.
+    pub async fn resume(&self, resume: &Resume) -> Result<(), ClientError> {
+        let body = json(resume)?;
+        self.exchange(hyper::Method::POST, "/v1/suspensions/resume", body)
+            .await
+            .map(drop)
+    }
+
+    /// Has mail tried at once.
+    pub async fn retry(&self, retry: &Retry) -> Result<Progress, ClientError> {
+        self.post("/v1/retry", retry).await
+    }
+
+    /// Previews a deletion, or deletes.
+    pub async fn delete(&self, delete: &Delete) -> Result<Deletion, ClientError> {
+        self.post("/v1/delete", delete).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let (status, body) = tokio::time::timeout(TIMEOUT, self.ask(path))
+        let body = self.exchange(hyper::Method::GET, path, Bytes::new()).await?;
+        serde_json::from_slice(&body).map_err(unknown)
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = self.exchange(hyper::Method::POST, path, json(body)?).await?;
+        serde_json::from_slice(&body).map_err(unknown)
+    }
+
+    async fn exchange(&self, method: hyper::Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let (status, body) = tokio::time::timeout(TIMEOUT, self.ask(method, path, body))
             .await
             .map_err(|_| ClientError::Timeout)??;
-        let unknown = |error: serde_json::Error| ClientError::Answer(error.to_string());
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(unknown);
+            return Ok(body);
         }
         Err(ClientError::Refused(
             serde_json::from_slice(&body).map_err(unknown)?,
         ))
     }
 
-    async fn ask(&self, path: &str) -> Result<(hyper::StatusCode, Bytes), ClientError> {
+    async fn ask(
+        &self,
+        method: hyper::Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(hyper::StatusCode, Bytes), ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|cause| ClientError::Connect {
@@ -105,9 +184,12 @@ impl Client {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broke)?;
-        let request = hyper::Request::get(path)
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
             .header(header::HOST, "localhost")
-            .body(Empty::<Bytes>::new())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
             .map_err(|error| ClientError::Http(error.to_string()))?;
         let exchange = async {
             let response = sender.send_request(request).await.map_err(broke)?;
@@ -127,4 +209,26 @@ impl Client {
         }
         exchange.await
     }
+}
+
+fn unknown(error: serde_json::Error) -> ClientError {
+    ClientError::Answer(error.to_string())
+}
+
+fn json(value: &impl Serialize) -> Result<Bytes, ClientError> {
+    serde_json::to_vec(value)
+        .map(Bytes::from)
+        .map_err(|error| ClientError::Http(error.to_string()))
+}
+
+/// For a query's value (RFC 3986 §2.1).
+fn escaped(text: &str) -> String {
+    text.bytes()
+        .map(|octet| match octet {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(octet).to_string()
+            }
+            _ => format!("%{octet:02X}"),
+        })
+        .collect()
 }

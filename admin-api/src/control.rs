@@ -1,13 +1,26 @@
 //! What the API asks of the program.
 
+use std::sync::Arc;
+
 use mail_core::MessageId;
 
-use crate::types::{HoldList, MessageView, QueueList, QueuesQuery};
+use crate::operate::{
+    Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
+    SuspensionList,
+};
+use crate::types::{HoldList, MessageView, QueueList, QueueSummary, QueuesQuery};
+
+/// Who asks, as log and journal call them: `uid 0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller(pub Arc<str>);
 
 /// The program as operators see it. Implemented by the relay; calls may take a moment, and must not block the runtime.
 pub trait Control: Send + Sync + 'static {
     /// A page of the queues, by number.
     fn queues(&self, query: QueuesQuery) -> impl Future<Output = Result<QueueList, ControlError>> + Send;
+
+    /// One queue; `None` where there is none of this number.
+    fn queue(&self, id: u64) -> impl Future<Output = Result<Option<QueueSummary>, ControlError>> + Send;
 
     /// Destinations that rest as a whole, and why.
     fn holds(&self) -> impl Future<Output = Result<HoldList, ControlError>> + Send;
@@ -17,6 +30,42 @@ pub trait Control: Send + Sync + 'static {
         &self,
         id: MessageId,
     ) -> impl Future<Output = Result<Option<MessageView>, ControlError>> + Send;
+
+    /// A page of the messages that wait.
+    fn messages(
+        &self,
+        query: MessagesQuery,
+    ) -> impl Future<Output = Result<MessageList, ControlError>> + Send;
+
+    /// A message in the queue as it goes out, without its signature; `None` where it isn't there. Noted with its reader.
+    fn raw(
+        &self,
+        id: MessageId,
+        by: Caller,
+    ) -> impl Future<Output = Result<Option<Vec<u8>>, ControlError>> + Send;
+
+    /// What operators have set to wait.
+    fn suspensions(&self) -> impl Future<Output = Result<SuspensionList, ControlError>> + Send;
+
+    /// Sets queues to wait.
+    fn suspend(
+        &self,
+        suspend: Suspend,
+        by: Caller,
+    ) -> impl Future<Output = Result<Suspension, ControlError>> + Send;
+
+    /// Ends a suspension.
+    fn resume(&self, resume: Resume, by: Caller) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// Has mail tried at once, a bounded number at a time.
+    fn retry(&self, retry: Retry, by: Caller) -> impl Future<Output = Result<Progress, ControlError>> + Send;
+
+    /// Previews a deletion, or deletes, a bounded number at a time.
+    fn delete(
+        &self,
+        delete: Delete,
+        by: Caller,
+    ) -> impl Future<Output = Result<Deletion, ControlError>> + Send;
 }
 
 /// Why the program did not answer.
@@ -28,4 +77,13 @@ pub enum ControlError {
     /// Too much was asked at once.
     #[error("busy with other questions")]
     Busy,
+    /// What was asked makes no sense, and why.
+    #[error("{0}")]
+    Wrong(String),
+    /// What was asked of is not there.
+    #[error("{0}")]
+    Absent(String),
+    /// It can't be done as things are.
+    #[error("{0}")]
+    Conflict(String),
 }

@@ -4,13 +4,14 @@
 
 pub mod client;
 mod control;
+pub mod operate;
 mod routes;
 pub mod server;
 pub mod socket;
 mod types;
 
-pub use control::{Control, ControlError};
-pub use routes::{MAX_PAGE, router};
+pub use control::{Caller, Control, ControlError};
+pub use routes::{MAX_MESSAGES, MAX_PAGE, router};
 pub use types::{
     EventView, Hold, HoldList, MessageView, Problem, QueueList, QueueSummary, QueuesQuery, RecipientState,
     RecipientView, Time,

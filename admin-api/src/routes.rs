@@ -2,26 +2,42 @@
 
 use std::sync::Arc;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use mail_core::MessageId;
 
-use crate::control::{Control, ControlError};
-use crate::types::{HoldList, MessageView, Problem, QueueList, QueuesQuery};
+use crate::control::{Caller, Control, ControlError};
+use crate::operate::{
+    Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
+    SuspensionList,
+};
+use crate::types::{HoldList, MessageView, Problem, QueueList, QueueSummary, QueuesQuery};
 
 /// Queues in one answer at the most; some 400 octets each.
 pub const MAX_PAGE: usize = 1_000;
+
+/// Messages in one answer at the most; some 500 octets a recipient, 100,000 of which a message may have.
+pub const MAX_MESSAGES: usize = 200;
+
+type Json400<T> = Result<Json<T>, JsonRejection>;
 
 /// All routes.
 pub fn router<C: Control>(control: Arc<C>) -> Router {
     Router::new()
         .route("/v1/queues", get(queues::<C>))
+        .route("/v1/queues/{id}", get(queue::<C>))
         .route("/v1/holds", get(holds::<C>))
+        .route("/v1/messages", get(messages::<C>))
         .route("/v1/messages/{id}", get(message::<C>))
+        .route("/v1/messages/{id}/raw", get(raw::<C>))
+        .route("/v1/suspensions", get(suspensions::<C>).post(suspend::<C>))
+        .route("/v1/suspensions/resume", post(resume::<C>))
+        .route("/v1/retry", post(retry::<C>))
+        .route("/v1/delete", post(delete::<C>))
         .fallback(|| async {
             problem(
                 StatusCode::NOT_FOUND,
@@ -29,7 +45,10 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
             )
         })
         .method_not_allowed_fallback(|| async {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "only GET works here")
+            problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "GET reads and POST changes; here only the other one works",
+            )
         })
         .with_state(control)
 }
@@ -46,18 +65,43 @@ async fn queues<C: Control>(
     control.queues(query).await.map(Json).map_err(failed)
 }
 
+async fn queue<C: Control>(
+    State(control): State<Arc<C>>,
+    Path(id): Path<String>,
+) -> Result<Json<QueueSummary>, Response> {
+    let id = id
+        .parse()
+        .map_err(|_| problem(StatusCode::BAD_REQUEST, "a queue is named by its number"))?;
+    match control.queue(id).await.map_err(failed)? {
+        Some(queue) => Ok(Json(queue)),
+        None => Err(problem(StatusCode::NOT_FOUND, "there is no queue of this number")),
+    }
+}
+
 async fn holds<C: Control>(State(control): State<Arc<C>>) -> Result<Json<HoldList>, Response> {
     control.holds().await.map(Json).map_err(failed)
+}
+
+async fn messages<C: Control>(
+    State(control): State<Arc<C>>,
+    query: Result<Query<MessagesQuery>, QueryRejection>,
+) -> Result<Json<MessageList>, Response> {
+    let Query(query) = query.map_err(|rejection| problem(StatusCode::BAD_REQUEST, &rejection.body_text()))?;
+    if query
+        .limit
+        .is_some_and(|limit| !(1..=MAX_MESSAGES).contains(&limit))
+    {
+        let detail = format!("limit is 1 to {MAX_MESSAGES}");
+        return Err(problem(StatusCode::BAD_REQUEST, &detail));
+    }
+    control.messages(query).await.map(Json).map_err(failed)
 }
 
 async fn message<C: Control>(
     State(control): State<Arc<C>>,
     Path(id): Path<String>,
 ) -> Result<Json<MessageView>, Response> {
-    let id: MessageId = id
-        .parse()
-        .map_err(|error: mail_core::BadMessageId| problem(StatusCode::BAD_REQUEST, &error.to_string()))?;
-    match control.message(id).await.map_err(failed)? {
+    match control.message(message_id(&id)?).await.map_err(failed)? {
         Some(message) => Ok(Json(message)),
         None => Err(problem(
             StatusCode::NOT_FOUND,
@@ -66,9 +110,87 @@ async fn message<C: Control>(
     }
 }
 
+async fn raw<C: Control>(
+    State(control): State<Arc<C>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, Response> {
+    match control.raw(message_id(&id)?, caller).await.map_err(failed)? {
+        Some(octets) => Ok(([(header::CONTENT_TYPE, "message/rfc822")], octets).into_response()),
+        None => Err(problem(
+            StatusCode::NOT_FOUND,
+            "no such message in the queue; nothing is kept of what has left it",
+        )),
+    }
+}
+
+async fn suspensions<C: Control>(State(control): State<Arc<C>>) -> Result<Json<SuspensionList>, Response> {
+    control.suspensions().await.map(Json).map_err(failed)
+}
+
+async fn suspend<C: Control>(
+    State(control): State<Arc<C>>,
+    Extension(caller): Extension<Caller>,
+    body: Json400<Suspend>,
+) -> Result<Json<Suspension>, Response> {
+    control
+        .suspend(asked(body)?, caller)
+        .await
+        .map(Json)
+        .map_err(failed)
+}
+
+async fn resume<C: Control>(
+    State(control): State<Arc<C>>,
+    Extension(caller): Extension<Caller>,
+    body: Json400<Resume>,
+) -> Result<StatusCode, Response> {
+    control.resume(asked(body)?, caller).await.map_err(failed)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn retry<C: Control>(
+    State(control): State<Arc<C>>,
+    Extension(caller): Extension<Caller>,
+    body: Json400<Retry>,
+) -> Result<Json<Progress>, Response> {
+    control
+        .retry(asked(body)?, caller)
+        .await
+        .map(Json)
+        .map_err(failed)
+}
+
+async fn delete<C: Control>(
+    State(control): State<Arc<C>>,
+    Extension(caller): Extension<Caller>,
+    body: Json400<Delete>,
+) -> Result<Json<Deletion>, Response> {
+    control
+        .delete(asked(body)?, caller)
+        .await
+        .map(Json)
+        .map_err(failed)
+}
+
+#[expect(clippy::result_large_err, reason = "an answer, made where it is given")]
+fn asked<T>(body: Json400<T>) -> Result<T, Response> {
+    body.map(|Json(body)| body)
+        .map_err(|rejection| problem(rejection.status(), &rejection.body_text()))
+}
+
+#[expect(clippy::result_large_err, reason = "an answer, made where it is given")]
+fn message_id(text: &str) -> Result<MessageId, Response> {
+    text.parse()
+        .map_err(|error: mail_core::BadMessageId| problem(StatusCode::BAD_REQUEST, &error.to_string()))
+}
+
 fn failed(error: ControlError) -> Response {
     let status = match error {
         ControlError::Store(_) | ControlError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        ControlError::Wrong(_) => StatusCode::BAD_REQUEST,
+        ControlError::Absent(_) => StatusCode::NOT_FOUND,
+        ControlError::Conflict(_) => StatusCode::CONFLICT,
     };
     problem(status, &error.to_string())
 }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn};
 use axum::serve::Listener;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
 
+use crate::control::Caller;
 use crate::routes::problem;
 
 /// Connections at once; more wait to be accepted.
@@ -33,11 +34,23 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Serves until the future is dropped. Whatever a client sends, it ends that client's connection at the most.
-pub async fn serve<L: Listener>(mut listener: L, router: Router) {
+pub async fn serve<L: Listener>(listener: L, router: Router) {
+    serve_callers(listener, router, |_| Caller("unknown".into())).await;
+}
+
+/// Serves a Unix socket; callers are known by their uid.
+pub async fn serve_socket(listener: tokio::net::UnixListener, router: Router) {
+    let caller = |stream: &tokio::net::UnixStream| match stream.peer_cred() {
+        Ok(peer) => Caller(format!("uid {}", peer.uid()).into()),
+        Err(_) => Caller("an unknown user".into()),
+    };
+    serve_callers(listener, router, caller).await;
+}
+
+async fn serve_callers<L: Listener>(mut listener: L, router: Router, caller: impl Fn(&L::Io) -> Caller) {
     let router = router
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn(answer_in_time));
-    let service = TowerToHyperService::new(router);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // Dropping the set ends the connections with it.
     let mut connections = tokio::task::JoinSet::new();
@@ -51,7 +64,8 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router) {
         http.timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .max_buf_size(MAX_HEADER_BYTES);
-        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        let router = router.clone().layer(Extension(caller(&stream)));
+        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
         connections.spawn(async move {
             match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
                 Ok(Ok(())) => {}

@@ -80,6 +80,8 @@ pub struct QueueSummary {
     pub wake: Option<Time>,
     /// Why the destination domain rests, if it does.
     pub hold: Option<Hold>,
+    /// What an operator has set it to wait for, if it was.
+    pub suspension: Option<crate::operate::Suspension>,
 }
 
 /// All holds, up to a bound.
@@ -150,6 +152,8 @@ pub struct MessageView {
 pub enum RecipientState {
     /// Waits for its first attempt.
     Queued,
+    /// Is due, but its queue is suspended or its destination rests; the last reply says why.
+    Waiting,
     /// Waits for its next attempt.
     Deferred,
     Delivered,
@@ -168,6 +172,7 @@ impl fmt::Display for RecipientState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Queued => "queued",
+            Self::Waiting => "waiting",
             Self::Deferred => "deferred",
             Self::Delivered => "delivered",
             Self::Bounced => "bounced",

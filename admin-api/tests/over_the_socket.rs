@@ -11,9 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use admin_api::client::{Client, ClientError};
+use admin_api::operate::{
+    Delete, Deletion, MessageList, MessagesQuery, Preview, Progress, Resume, Retry, Selector, Suspend,
+    Suspension, SuspensionList,
+};
 use admin_api::socket::{AdminSocket, SocketError};
 use admin_api::{
-    Control, ControlError, HoldList, MessageView, QueueList, QueueSummary, QueuesQuery, Time, router,
+    Caller, Control, ControlError, HoldList, MessageView, QueueList, QueueSummary, QueuesQuery, Time, router,
 };
 use mail_core::{MessageId, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,6 +41,7 @@ impl Control for Made {
             next_due: Some(Time(Timestamp(1_700_000_000_000))),
             wake: None,
             hold: None,
+            suspension: None,
         };
         Ok(QueueList {
             queues: vec![queue; query.limit.unwrap_or(1)],
@@ -52,13 +57,62 @@ impl Control for Made {
         assert_eq!(id, KNOWN);
         Ok(None)
     }
+
+    async fn queue(&self, _id: u64) -> Result<Option<QueueSummary>, ControlError> {
+        Ok(None)
+    }
+
+    async fn messages(&self, query: MessagesQuery) -> Result<MessageList, ControlError> {
+        Ok(MessageList {
+            next: query.tenant,
+            ..MessageList::default()
+        })
+    }
+
+    async fn raw(&self, _id: MessageId, by: Caller) -> Result<Option<Vec<u8>>, ControlError> {
+        Ok(Some(by.0.as_bytes().to_vec()))
+    }
+
+    async fn suspensions(&self) -> Result<SuspensionList, ControlError> {
+        Ok(SuspensionList::default())
+    }
+
+    async fn suspend(&self, suspend: Suspend, by: Caller) -> Result<Suspension, ControlError> {
+        Ok(Suspension {
+            selector: suspend.selector,
+            since: Time(Timestamp(0)),
+            until: suspend.until,
+            reason: suspend.reason,
+            by: by.0.to_string(),
+        })
+    }
+
+    async fn resume(&self, _resume: Resume, _by: Caller) -> Result<(), ControlError> {
+        Err(ControlError::Absent("not suspended".into()))
+    }
+
+    async fn retry(&self, retry: Retry, _by: Caller) -> Result<Progress, ControlError> {
+        Ok(Progress {
+            next: retry.after,
+            ..Progress::default()
+        })
+    }
+
+    async fn delete(&self, _delete: Delete, _by: Caller) -> Result<Deletion, ControlError> {
+        Ok(Deletion::Preview(Preview {
+            queues: 1,
+            messages: 2,
+            bytes: 3,
+            token: "t".into(),
+        }))
+    }
 }
 
 fn serve(path: &Path) -> tokio::task::JoinHandle<()> {
     let AdminSocket { listener, name } = AdminSocket::bind(path).unwrap();
     tokio::spawn(async move {
         let _name = name;
-        admin_api::server::serve(listener, router(Arc::new(Made))).await;
+        admin_api::server::serve_socket(listener, router(Arc::new(Made))).await;
     })
 }
 
@@ -98,6 +152,56 @@ async fn answers_and_tells_problems() {
             panic!("{problem}")
         };
         assert_eq!(problem.status, status, "{problem:?}");
+    }
+}
+
+#[tokio::test]
+async fn changes_are_posted_and_know_who_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let _server = serve(&path);
+    let client = Client::new(&path);
+    let me = format!("uid {}", std::fs::metadata(&path).unwrap().uid());
+    let selector = Selector {
+        tenant: Some("a&b=c d".into()),
+        ..Selector::default()
+    };
+    let suspend = Suspend {
+        selector: selector.clone(),
+        until: None,
+        reason: "maintenance".into(),
+    };
+    let done = client.suspend(&suspend).await.unwrap();
+    assert_eq!((&done.selector, &done.by), (&selector, &me));
+    assert_eq!(client.raw(KNOWN).await.unwrap(), me.as_bytes());
+    let query = MessagesQuery {
+        tenant: selector.tenant.clone(),
+        ..MessagesQuery::default()
+    };
+    assert_eq!(client.messages(&query).await.unwrap().next, selector.tenant);
+    let Err(ClientError::Refused(problem)) = client.resume(&Resume { selector }).await else {
+        panic!("there is nothing to resume");
+    };
+    assert_eq!((problem.status, problem.detail.as_str()), (404, "not suspended"));
+    // A form of a foreign page can't send this type, and nothing is changed by GET.
+    let close = "Host: x\r\nConnection: close\r\nContent-Length: 2\r\n";
+    for (request, expected) in [
+        (
+            format!("POST /v1/delete HTTP/1.1\r\n{close}Content-Type: text/plain\r\n\r\n{{}}"),
+            "415",
+        ),
+        (
+            format!("POST /v1/delete HTTP/1.1\r\n{close}Content-Type: application/json\r\n\r\n{{}}"),
+            "422",
+        ),
+        (format!("GET /v1/delete HTTP/1.1\r\n{close}\r\n{{}}"), "405"),
+    ] {
+        let answer = raw(&path, request.as_bytes()).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {expected}")),
+            "{request}: {answer}"
+        );
+        assert!(answer.contains("application/problem+json"), "{answer}");
     }
 }
 

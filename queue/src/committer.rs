@@ -1,5 +1,7 @@
 //! The one writer: it turns a group of requests into one batch and one sync.
 
+mod operator;
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,9 +15,10 @@ use crate::message::{Accepted, NewMessage, NewUnit, Settle, Settled};
 use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
 use crate::records::{
     Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, Record, StateRecord,
-    UnitRecord, Waiting, decode, encode,
+    SuspensionRecord, UnitRecord, Waiting, decode, encode,
 };
 use crate::store::{Batch, Family, Store, StoreError};
+use crate::suspension::Selector;
 use crate::{CommitError, ReadError};
 
 /// Queues whose record and number are kept in memory, some 300 octets each; all are forgotten when there are more.
@@ -46,6 +49,22 @@ pub(crate) enum Request {
     Lift {
         scope: HoldScope,
     },
+    Suspend {
+        record: Box<SuspensionRecord>,
+        reply: Reply<()>,
+    },
+    Resume {
+        selector: Selector,
+        by: String,
+        at: Timestamp,
+        reply: Reply<()>,
+    },
+    Retry {
+        unit: UnitKey,
+        due: Timestamp,
+        by: String,
+        reply: Reply<()>,
+    },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, CommitError>>;
@@ -54,6 +73,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, CommitError>>;
 enum Answer {
     Accepted(Reply<Accepted>, Result<Accepted, CommitError>),
     Settled(Reply<Settled>, Result<Settled, CommitError>),
+    Done(Reply<()>, Result<(), CommitError>),
 }
 
 /// See the module. It runs on a thread of its own, or inline in tests.
@@ -123,6 +143,7 @@ impl Committer {
             match answer {
                 Answer::Accepted(reply, result) => drop(reply.send(result)),
                 Answer::Settled(reply, result) => drop(reply.send(result)),
+                Answer::Done(reply, result) => drop(reply.send(result)),
             }
         }
         Ok(())
@@ -138,6 +159,7 @@ impl Committer {
             match answer {
                 Answer::Accepted(reply, _) => drop(reply.send(Err(error.clone()))),
                 Answer::Settled(reply, _) => drop(reply.send(Err(error.clone()))),
+                Answer::Done(reply, _) => drop(reply.send(Err(error.clone()))),
             }
         }
         error
@@ -191,6 +213,27 @@ impl Committer {
             Request::Lift { scope } => {
                 group.batch.delete(Family::Hold, &keys::hold(&scope));
                 Ok(())
+            }
+            Request::Suspend { record, reply } => {
+                self.suspend(group, &record);
+                group.answers.push(Answer::Done(reply, Ok(())));
+                Ok(())
+            }
+            Request::Resume {
+                selector,
+                by,
+                at,
+                reply,
+            } => {
+                self.resume(group, &selector, &by, at);
+                group.answers.push(Answer::Done(reply, Ok(())));
+                Ok(())
+            }
+            Request::Retry { unit, due, by, reply } => {
+                let (result, fate) = verdict(self.retry(group, unit, due, &by));
+                let result = result.and_then(|there| there.then_some(()).ok_or(CommitError::Gone));
+                group.answers.push(Answer::Done(reply, result));
+                fate
             }
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::committer::{Committer, Request, chunk_sums};
+use crate::committer::{Committer, Reply, Request, chunk_sums};
 use crate::mark::Mark;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::store::Store;
@@ -258,6 +258,21 @@ impl Intake {
         Ok(Pending(answer))
     }
 
+    /// A request of an operator, answered once it is on disk. Waits for room.
+    pub(crate) async fn ask(&self, make: impl FnOnce(Reply<()>) -> Request) -> Result<(), CommitError> {
+        if let Status::Failing(why) = self.status() {
+            return Err(CommitError::Failing(why));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.send(Entry {
+            request: make(reply),
+            room: None,
+            ticket: None,
+        })
+        .await?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
     async fn send(&self, entry: Entry) -> Result<(), CommitError> {
         match &self.way {
             Way::Thread { requests, .. } => {
@@ -380,7 +395,12 @@ fn body_bytes(request: &Request) -> usize {
     match request {
         Request::Accept { message, .. } => message.body.len(),
         Request::Settle { settle, .. } => settle.reports.iter().map(|report| report.body.len()).sum(),
-        Request::Rest { .. } | Request::Hold { .. } | Request::Lift { .. } => 0,
+        Request::Rest { .. }
+        | Request::Hold { .. }
+        | Request::Lift { .. }
+        | Request::Suspend { .. }
+        | Request::Resume { .. }
+        | Request::Retry { .. } => 0,
     }
 }
 

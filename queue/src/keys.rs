@@ -15,6 +15,7 @@
 //! | queues | `c` · wake ms u64 · queue u64 | nothing: the catalogue |
 //! | event | sequence u64 | [`crate::records::Event`] |
 //! | hold | `d` · domain, or `l` · lane | [`crate::records::HoldRecord`] |
+//! | suspension | tenant NUL stream NUL domain NUL queue, each empty where any | [`crate::records::SuspensionRecord`] |
 //! | meta | `format`, `store`, `counters` | version u16, name of the store, [`crate::records::Counters`] |
 
 use mail_core::{MessageId, Timestamp};

@@ -15,6 +15,7 @@ pub mod records;
 pub mod rocks;
 pub mod schedule;
 pub mod store;
+mod suspension;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,9 +27,11 @@ pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settl
 pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
 pub use read::{DeadlineKey, Message, Unit};
 pub use records::{
-    EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin, QueueRecord, Signature, StateRecord, Waiting,
+    EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin, QueueRecord, Signature, StateRecord,
+    SuspensionRecord, Waiting,
 };
 pub use schedule::Backoff;
+pub use suspension::{MAX_SUSPENSIONS, Selector};
 
 use bytes::Bytes;
 use intake::Intake;

@@ -82,7 +82,7 @@ impl Queue {
 
     /// Up to `limit` records in key order. One that does not read is told of and left out: what a page is for, an operator's
     /// view or a walk through the journal, must not end at it.
-    fn page<K, R: Record>(
+    pub(crate) fn page<K, R: Record>(
         &self,
         family: Family,
         from: &[u8],

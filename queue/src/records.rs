@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{QueueId, QueueName};
+use crate::suspension::Selector;
 
 mod old;
 
@@ -29,6 +30,7 @@ pub trait Record: Serialize + DeserializeOwned {
 impl Record for DueRecord {}
 impl Record for QueueRecord {}
 impl Record for HoldRecord {}
+impl Record for SuspensionRecord {}
 impl Record for Counters {}
 impl Record for Event {}
 impl Record for GroupRecord {}
@@ -213,6 +215,21 @@ pub struct HoldRecord {
     pub cause: String,
 }
 
+/// `suspension`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspensionRecord {
+    /// Which queues wait.
+    pub selector: Selector,
+    /// Since when.
+    pub since: Timestamp,
+    /// When they go on by themselves; `None`: once they are resumed.
+    pub until: Option<Timestamp>,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// Who said so.
+    pub by: String,
+}
+
 /// `meta`: what counts up. Written with every group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
@@ -245,6 +262,9 @@ pub enum EventKind {
     Restored,
     HandedOver,
     Discarded,
+    Suspended,
+    Resumed,
+    Retried,
 }
 
 /// `event`: one entry of the journal.

@@ -1,24 +1,38 @@
 //! The relay as the admin API sees it: reads of the queue and its journal.
 
+mod operate;
+
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admin_api::operate::{
+    Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Selector, Suspend, Suspension,
+    SuspensionList,
+};
 use admin_api::{
-    Control, ControlError, EventView, Hold, HoldList, MAX_PAGE, MessageView, QueueList, QueueSummary,
+    Caller, Control, ControlError, EventView, Hold, HoldList, MAX_PAGE, MessageView, QueueList, QueueSummary,
     QueuesQuery, RecipientState, RecipientView, Time,
 };
 use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{
-    Event, EventKind, HoldRecord, HoldScope, Message, Queue, QueueId, QueueRecord, ReadError, StateRecord,
+    Event, EventKind, HoldRecord, HoldScope, MAX_SUSPENSIONS, Message, Queue, QueueId, QueueRecord,
+    ReadError, StateRecord, SuspensionRecord,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::delivery::exchange::Doors;
+use crate::world::Clock;
 
 /// Reads at once; a message's history may look through many entries of the journal.
 const READS: usize = 4;
 
 /// How long a question waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the shards may take to say what holds a queue. It is left out then.
+const WHY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Queues in a page, unless said.
 const PAGE: usize = 100;
@@ -32,15 +46,28 @@ const MAX_HOLDS: usize = 1_000;
 /// Answers from a queue.
 pub struct QueueControl {
     queue: Queue,
+    doors: Doors,
+    clock: Clock,
     room: Arc<Semaphore>,
+    /// One change at a time.
+    orders: Mutex<()>,
+    /// What the tokens of previews are made with.
+    secret: [u8; 16],
 }
 
 impl QueueControl {
-    /// For this queue.
-    pub fn new(queue: Queue) -> Self {
+    /// For this queue, whose units the shards behind `doors` own.
+    pub fn new(queue: Queue, doors: Doors, clock: Clock) -> Self {
+        let mut secret = [0; 16];
+        // If this fails, so does all TLS.
+        let _ = aws_lc_rs::rand::fill(&mut secret);
         Self {
             queue,
+            doors,
+            clock,
             room: Arc::new(Semaphore::new(READS)),
+            orders: Mutex::new(()),
+            secret,
         }
     }
 
@@ -67,7 +94,8 @@ impl QueueControl {
 
 impl Control for QueueControl {
     async fn queues(&self, query: QueuesQuery) -> Result<QueueList, ControlError> {
-        self.read(move |queue| queues(queue, &query)).await
+        let now = self.clock.now();
+        self.read(move |queue| queues(queue, &query, now)).await
     }
 
     async fn holds(&self) -> Result<HoldList, ControlError> {
@@ -84,8 +112,69 @@ impl Control for QueueControl {
         .await
     }
 
-    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ControlError> {
+    async fn queue(&self, id: u64) -> Result<Option<QueueSummary>, ControlError> {
+        let now = self.clock.now();
         self.read(move |queue| {
+            let id = QueueId(id);
+            let suspensions = queue.suspensions(MAX_SUSPENSIONS)?;
+            queue
+                .info(id)?
+                .map(|record| summary(queue, id, &record, &suspensions, now))
+                .transpose()
+        })
+        .await
+    }
+
+    async fn messages(&self, query: MessagesQuery) -> Result<MessageList, ControlError> {
+        let mut selector = Selector {
+            tenant: query.tenant,
+            stream: query.stream,
+            domain: query.domain,
+            queue: query.queue,
+            ..Selector::default()
+        };
+        selector.all = selector == Selector::default();
+        let target = operate::Target::new(&selector)?;
+        let after = operate::cursor(query.after.as_deref())?;
+        let limit = query.limit.unwrap_or(PAGE);
+        self.read(move |queue| operate::messages(queue, &target, after, limit))
+            .await
+    }
+
+    async fn raw(&self, id: MessageId, by: Caller) -> Result<Option<Vec<u8>>, ControlError> {
+        tracing::info!(%id, by = %by.0, "message read");
+        self.read(move |queue| {
+            let Some(envelope) = queue.envelope(id)? else {
+                return Ok(None);
+            };
+            let body = queue.body(id, &envelope)?;
+            Ok(Some([&envelope.prefix[..], &body[..]].concat()))
+        })
+        .await
+    }
+
+    async fn suspensions(&self) -> Result<SuspensionList, ControlError> {
+        self.list_suspensions().await
+    }
+
+    async fn suspend(&self, suspend: Suspend, by: Caller) -> Result<Suspension, ControlError> {
+        self.set_suspension(suspend, by).await
+    }
+
+    async fn resume(&self, resume: Resume, by: Caller) -> Result<(), ControlError> {
+        self.end_suspension(resume, by).await
+    }
+
+    async fn retry(&self, retry: Retry, by: Caller) -> Result<Progress, ControlError> {
+        self.retry_now(retry, by).await
+    }
+
+    async fn delete(&self, delete: Delete, by: Caller) -> Result<Deletion, ControlError> {
+        self.delete_some(delete, by).await
+    }
+
+    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ControlError> {
+        let view = self.read(move |queue| {
             let message = queue.message(id)?;
             let history = match queue.history(id) {
                 Ok(history) => history,
@@ -97,12 +186,32 @@ impl Control for QueueControl {
                 Err(error) => return Err(error),
             };
             Ok(view(id, message, &history))
-        })
-        .await
+        });
+        let mut view = view.await?;
+        let now = self.clock.now();
+        let mut known = HashMap::new();
+        for recipient in view.iter_mut().flat_map(|view| &mut view.recipients) {
+            let Some(queue) = recipient.queue.map(QueueId) else {
+                continue;
+            };
+            if recipient.next_due.is_some_and(|due| due.0 > now) {
+                continue;
+            }
+            if let Entry::Vacant(entry) = known.entry(queue) {
+                let why = tokio::time::timeout(WHY_PATIENCE, self.doors.why(queue)).await;
+                entry.insert(why.ok().flatten());
+            }
+            if let Some(Some(cause)) = known.get(&queue) {
+                recipient.state = RecipientState::Waiting;
+                recipient.last_reply = Some(cause.clone());
+            }
+        }
+        Ok(view)
     }
 }
 
-fn queues(queue: &Queue, query: &QueuesQuery) -> Result<QueueList, ReadError> {
+fn queues(queue: &Queue, query: &QueuesQuery, now: Timestamp) -> Result<QueueList, ReadError> {
+    let suspensions = queue.suspensions(MAX_SUSPENSIONS)?;
     let limit = query.limit.unwrap_or(PAGE);
     let mut list = QueueList::default();
     let mut after = query.after.map(QueueId);
@@ -118,7 +227,7 @@ fn queues(queue: &Queue, query: &QueuesQuery) -> Result<QueueList, ReadError> {
             }
             after = Some(id);
             if record.count > 0 || query.empty {
-                list.queues.push(summary(queue, id, &record)?);
+                list.queues.push(summary(queue, id, &record, &suspensions, now)?);
             }
         }
         if !full {
@@ -131,7 +240,16 @@ fn queues(queue: &Queue, query: &QueuesQuery) -> Result<QueueList, ReadError> {
     }
 }
 
-fn summary(queue: &Queue, id: QueueId, record: &QueueRecord) -> Result<QueueSummary, ReadError> {
+fn summary(
+    queue: &Queue,
+    id: QueueId,
+    record: &QueueRecord,
+    suspensions: &[SuspensionRecord],
+    now: Timestamp,
+) -> Result<QueueSummary, ReadError> {
+    let suspension = suspensions.iter().find(|suspension| {
+        suspension.until.is_none_or(|until| until > now) && suspension.selector.selects(id, &record.name)
+    });
     let first = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
     let (first, _) = queue.due(id, first, 1)?;
     let first = first.first();
@@ -148,6 +266,7 @@ fn summary(queue: &Queue, id: QueueId, record: &QueueRecord) -> Result<QueueSumm
         next_due: first.map(|unit| Time(unit.due)),
         wake: record.wake.map(Time),
         hold: queue.held(&scope)?.map(|record| hold(&scope, record)),
+        suspension: suspension.cloned().map(operate::suspension),
     })
 }
 
@@ -304,7 +423,10 @@ fn end(kind: EventKind) -> Option<RecipientState> {
         | EventKind::Unsubscribed
         | EventKind::Parked
         | EventKind::Damaged
-        | EventKind::Restored => return None,
+        | EventKind::Restored
+        | EventKind::Suspended
+        | EventKind::Resumed
+        | EventKind::Retried => return None,
     })
 }
 
@@ -344,6 +466,9 @@ fn kind(kind: EventKind) -> &'static str {
         EventKind::Parked => "parked",
         EventKind::Damaged => "damaged",
         EventKind::Restored => "restored",
+        EventKind::Suspended => "suspended",
+        EventKind::Resumed => "resumed",
+        EventKind::Retried => "retried",
         EventKind::HandedOver => "handed_over",
         EventKind::Discarded => "discarded",
     }
@@ -359,6 +484,7 @@ pub(crate) mod tests {
     };
 
     use super::*;
+    use crate::delivery::exchange;
 
     const START: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -397,7 +523,11 @@ pub(crate) mod tests {
 
     fn control() -> (Queue, QueueControl) {
         let queue = Queue::in_memory(MemoryStore::new()).unwrap();
-        (queue.clone(), QueueControl::new(queue))
+        {
+            let (doors, _) = exchange::open(1);
+            let clock = Clock::anchored(START);
+            (queue.clone(), QueueControl::new(queue, doors, clock))
+        }
     }
 
     #[tokio::test]

@@ -168,8 +168,11 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         doors.spawn(health::serve(listener, health.clone()));
     }
     let admin_name = admin.map(|AdminSocket { listener, name }| {
-        let control = Arc::new(QueueControl::new(queue.clone()));
-        doors.spawn(admin_api::server::serve(listener, admin_api::router(control)));
+        let control = Arc::new(QueueControl::new(queue.clone(), doors_to_shards.clone(), clock));
+        doors.spawn(admin_api::server::serve_socket(
+            listener,
+            admin_api::router(control),
+        ));
         name
     });
     let drain_timeout = settings.drain_timeout;

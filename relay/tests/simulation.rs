@@ -19,8 +19,9 @@ use dkim_signer::Signer;
 use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use prometheus::Registry;
 use queue::store::MemoryStore;
-use queue::{EventKind, NewMessage, Origin, Queue, RouteGroup};
+use queue::{EventKind, NewMessage, Origin, Queue, RouteGroup, SuspensionRecord};
 use relay::config::{self, Settings};
+use relay::control::QueueControl;
 use relay::delivery::client_tls::ClientTls;
 use relay::delivery::courier::{self, Parts};
 use relay::delivery::exchange;
@@ -32,6 +33,9 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex}
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
+
+#[path = "simulation/operator.rs"]
+mod operator;
 
 /// More than there are sites in most tests, so that queues are lent.
 const SHARDS: usize = 3;
@@ -212,6 +216,17 @@ fn settings(delivery: &str) -> Arc<Settings> {
 
 /// Runs the delivery side over `world` with one message for each of `recipients`, for `span` of virtual time.
 fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) -> (Rc<World>, Queue) {
+    operate(world, delivery, recipients, None, async |_, _| sleep(span).await)
+}
+
+/// The same for as long as an operator is at work; with what was suspended before the start.
+fn operate(
+    world: World,
+    delivery: &str,
+    recipients: &[&str],
+    suspended: Option<SuspensionRecord>,
+    operator: impl AsyncFnOnce(QueueControl, Rc<World>),
+) -> (Rc<World>, Queue) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -220,7 +235,11 @@ fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) ->
     let world = Rc::new(world);
     let queue = Queue::in_memory(MemoryStore::new()).unwrap();
     let (net, of_courier, settings) = (SimNet(world.clone()), queue.clone(), settings(delivery));
+    let of_operator = world.clone();
     LocalSet::new().block_on(&runtime, async move {
+        if let Some(record) = suspended {
+            of_courier.suspend(record).await.unwrap();
+        }
         let registry = Registry::new();
         let signer = Arc::new(Signer::default());
         let preparer = Preparer::inline(
@@ -253,7 +272,8 @@ fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) ->
             let kept = of_courier.accept(message).await.unwrap();
             doors.tell(&kept.units, None).await;
         }
-        sleep(span).await;
+        let control = QueueControl::new(of_courier, doors, Clock::anchored(START));
+        operator(control, of_operator).await;
         stop.send(true).unwrap();
         for shard in shards {
             shard.await.unwrap();

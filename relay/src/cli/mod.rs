@@ -2,6 +2,7 @@
 
 mod credential;
 mod dkim;
+mod operate;
 mod output;
 mod queue;
 mod run;
@@ -48,10 +49,10 @@ enum Command {
     },
     /// Run the relay in a small Internet of its own on loopback: DNS, mail servers, mailboxes. No root, no configuration.
     Lab(crate::lab::Options),
-    /// See the queues of the running relay.
+    /// See the queues of the running relay; suspend, resume, retry and delete them.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
-    /// See what became of a message.
+    /// See messages and what became of them; retry and delete single ones.
     #[command(subcommand)]
     Message(queue::MessageCommand),
     /// Keep the credentials by which clients log in.

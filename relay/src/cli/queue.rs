@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use admin_api::client::Client;
-use admin_api::{Hold, HoldList, MessageView, QueueList, QueuesQuery, Time};
+use admin_api::operate::Suspension;
+use admin_api::{Hold, HoldList, MessageView, QueueList, QueueSummary, QueuesQuery, Time};
 use clap::Subcommand;
 use mail_core::MessageId;
 use serde::Serialize;
 
+use super::operate::{self, Which};
 use super::output::{columns, plain, print, print_json, size};
 use super::{ConfigFile, Failure};
 
@@ -34,6 +36,68 @@ pub(super) enum QueueCommand {
         #[command(flatten)]
         api: Api,
     },
+    /// Show one queue: how much waits, since when, and what holds it up.
+    Show {
+        /// Its number, as `queue list` shows it.
+        id: u64,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Set queues to wait, those too that come to be later. Mail expires all the same.
+    #[command(
+        after_help = "Example:\n  postrider queue suspend --domain example.com --for 2h --reason 'their maintenance'"
+    )]
+    Suspend {
+        #[command(flatten)]
+        which: Which,
+        /// For how long, such as 30m or 2h; unless given, until resumed.
+        #[arg(long = "for", value_name = "TIME", value_parser = crate::config::parse_duration)]
+        span: Option<std::time::Duration>,
+        /// Why: shown to whoever asks, and in reports on mail that expires meanwhile.
+        #[arg(long)]
+        reason: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// End a suspension, named as it was suspended.
+    Resume {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Try mail at once, whatever its destination rests for.
+    Retry {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Delete mail that waits. Shows how much it is, and deletes with --yes alone. No sender is told.
+    Delete {
+        #[command(flatten)]
+        which: Which,
+        /// Delete it.
+        #[arg(long)]
+        yes: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
 }
 
 #[derive(Subcommand)]
@@ -46,6 +110,49 @@ pub(super) enum MessageCommand {
     Show {
         /// Its ID.
         id: MessageId,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// List messages that wait, by queue and due time. With --tenant, --stream, --domain or --queue those alone.
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// At most so many.
+        #[arg(long, default_value_t = 1_000)]
+        limit: usize,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Print a message in the queue, as it goes out but for its signature. Who read it is noted in the relay's log.
+    Raw {
+        /// Its ID.
+        id: MessageId,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Try a message at once, whatever its destinations rest for.
+    Retry {
+        /// Its ID.
+        id: MessageId,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Delete a message that waits. Shows what it is, and deletes with --yes alone. Its sender isn't told.
+    Delete {
+        /// Its ID.
+        id: MessageId,
+        /// Delete it.
+        #[arg(long)]
+        yes: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -65,7 +172,7 @@ pub(super) struct Api {
 }
 
 impl Api {
-    fn client(&self) -> Result<Client, Failure> {
+    pub(super) fn client(&self) -> Result<Client, Failure> {
         let socket = match &self.admin {
             Some(text) => match text.strip_prefix("unix:") {
                 Some(path) if !path.is_empty() => PathBuf::from(path),
@@ -85,7 +192,7 @@ impl Api {
     }
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> std::io::Result<T> {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> std::io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -98,15 +205,34 @@ struct Listing {
     #[serde(flatten)]
     list: QueueList,
     holds: Vec<Hold>,
+    suspensions: Vec<Suspension>,
 }
 
 pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
-    let QueueCommand::List {
-        json,
-        all,
-        limit,
-        api,
-    } = command;
+    let (json, all, limit, api) = match command {
+        QueueCommand::List {
+            json,
+            all,
+            limit,
+            api,
+        } => (json, all, limit, api),
+        QueueCommand::Show { id, json, api } => return operate::show_queue(id, json, &api),
+        QueueCommand::Suspend {
+            which,
+            span,
+            reason,
+            json,
+            api,
+        } => return operate::suspend(&which, span, reason, json, &api),
+        QueueCommand::Resume { which, json, api } => return operate::resume(&which, json, &api),
+        QueueCommand::Retry { which, json, api } => return operate::retry_queues(&which, json, &api),
+        QueueCommand::Delete {
+            which,
+            yes,
+            json,
+            api,
+        } => return operate::delete_queues(&which, yes, json, &api),
+    };
     let client = api.client()?;
     let listing = block_on(async {
         let mut list = QueueList::default();
@@ -124,7 +250,12 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
             }
         }
         let HoldList { holds, .. } = client.holds().await?;
-        Ok::<_, admin_api::client::ClientError>(Listing { list, holds })
+        let suspensions = client.suspensions().await?.suspensions;
+        Ok::<_, admin_api::client::ClientError>(Listing {
+            list,
+            holds,
+            suspensions,
+        })
     })??;
     if json {
         return Ok(print_json(&listing)?);
@@ -132,20 +263,27 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
     Ok(print(&show_queues(&listing))?)
 }
 
-fn show_queues(Listing { list, holds }: &Listing) -> String {
+fn show_queues(
+    Listing {
+        list,
+        holds,
+        suspensions,
+    }: &Listing,
+) -> String {
     let mut text = String::new();
     if list.queues.is_empty() {
         text.push_str("No mail waits.\n");
     } else {
         let mut rows = vec![
             [
-                "TENANT", "STREAM", "DOMAIN", "MESSAGES", "SIZE", "OLDEST", "NEXT DUE", "HELD BY",
+                "QUEUE", "TENANT", "STREAM", "DOMAIN", "MESSAGES", "SIZE", "OLDEST", "NEXT DUE", "HELD BY",
             ]
             .map(String::from),
         ];
         for queue in &list.queues {
             let held = queue.hold.as_ref();
             rows.push([
+                queue.id.to_string(),
                 queue.tenant.clone(),
                 queue.stream.clone(),
                 queue.domain.clone(),
@@ -153,7 +291,10 @@ fn show_queues(Listing { list, holds }: &Listing) -> String {
                 size(queue.bytes),
                 time(queue.oldest),
                 time(queue.next_due),
-                held.map(|hold| hold.cause.clone()).unwrap_or_default(),
+                match &queue.suspension {
+                    Some(suspension) => format!("suspended: {}", suspension.reason),
+                    None => held.map(|hold| hold.cause.clone()).unwrap_or_default(),
+                },
             ]);
         }
         text.push_str(&columns(&rows));
@@ -174,11 +315,61 @@ fn show_queues(Listing { list, holds }: &Listing) -> String {
         }));
         text.push_str(&columns(&rows));
     }
+    if !suspensions.is_empty() {
+        let _ = write!(text, "\n{}", operate::show_suspensions(suspensions));
+    }
+    text
+}
+
+pub(super) fn show_queue(queue: &QueueSummary) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            let _ = writeln!(text, "{name:<11} {}", plain(&value));
+        }
+    };
+    line("Queue", Some(queue.id.to_string()));
+    line(
+        "Tenant",
+        Some(format!("{}, stream {}", queue.tenant, queue.stream)),
+    );
+    line("Domain", Some(queue.domain.clone()));
+    line(
+        "Waits",
+        Some(format!("{} messages, {}", queue.messages, size(queue.bytes))),
+    );
+    line("Oldest", queue.oldest.map(|time| time.to_string()));
+    line("Next due", queue.next_due.map(|time| time.to_string()));
+    let rests = queue.hold.as_ref();
+    line(
+        "Rests",
+        rests.map(|hold| format!("until {}: {}", hold.until, hold.cause)),
+    );
+    let suspension = queue.suspension.as_ref().map(|suspension| {
+        let until = suspension
+            .until
+            .map_or("resumed".into(), |until| until.to_string());
+        format!("until {until} by {}: {}", suspension.by, suspension.reason)
+    });
+    line("Suspended", suspension);
     text
 }
 
 pub(super) fn message(command: MessageCommand) -> Result<(), Failure> {
-    let MessageCommand::Show { id, json, api } = command;
+    let (id, json, api) = match command {
+        MessageCommand::Show { id, json, api } => (id, json, api),
+        MessageCommand::List {
+            which,
+            limit,
+            json,
+            api,
+        } => return operate::list(&which, limit, json, &api),
+        MessageCommand::Raw { id, api } => return operate::raw(id, &api),
+        MessageCommand::Retry { id, json, api } => return operate::retry_message(id, json, &api),
+        MessageCommand::Delete { id, yes, json, api } => {
+            return operate::delete_message(id, yes, json, &api);
+        }
+    };
     let client = api.client()?;
     let message = block_on(client.message(id))??;
     if json {
@@ -252,7 +443,7 @@ fn show_message(message: &MessageView) -> String {
     text
 }
 
-fn time(time: Option<Time>) -> String {
+pub(super) fn time(time: Option<Time>) -> String {
     time.map(|time| time.to_string()).unwrap_or_default()
 }
 
@@ -270,10 +461,14 @@ mod tests {
     #[tokio::test]
     async fn shows_what_the_relay_knows() {
         let queue = queue::Queue::in_memory(MemoryStore::new()).unwrap();
-        let control = Arc::new(QueueControl::new(queue.clone()));
+        let control = Arc::new({
+            let (doors, _) = crate::delivery::exchange::open(1);
+            QueueControl::new(queue.clone(), doors, crate::world::Clock::system())
+        });
         let listing = |list| Listing {
             list,
             holds: Vec::new(),
+            suspensions: Vec::new(),
         };
         let list = control.queues(QueuesQuery::default()).await.unwrap();
         assert_eq!(show_queues(&listing(list)), "No mail waits.\n");
@@ -290,8 +485,8 @@ mod tests {
         });
         assert_eq!(
             show_queues(&listing),
-            "TENANT  STREAM         DOMAIN  MESSAGES  SIZE  OLDEST                    NEXT DUE                  HELD BY\n\
-             acme    transactional  a.test  1         17 B  2023-11-14T22:13:20.000Z  2023-11-14T22:13:20.000Z\n\
+            "QUEUE  TENANT  STREAM         DOMAIN  MESSAGES  SIZE  OLDEST                    NEXT DUE                  HELD BY\n\
+             1      acme    transactional  a.test  1         17 B  2023-11-14T22:13:20.000Z  2023-11-14T22:13:20.000Z\n\
              \nDestinations that rest as a whole:\n\
              DOMAIN OR SITE  UNTIL                     FAILURES  CAUSE\n\
              mx.dead.test    1970-01-01T00:01:00.000Z  3         connection refused\n"

@@ -70,5 +70,10 @@ fn load_with_keys(path: &Path) -> (Option<Settings>, Vec<Problem>, BTreeSet<Stri
     (settings, problems, known)
 }
 
+/// Reads a length of time as the configuration does: `30m`, `2h`.
+pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    section::duration(text)
+}
+
 #[cfg(test)]
 mod tests;

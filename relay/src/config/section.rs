@@ -415,7 +415,7 @@ fn within(
 }
 
 /// `"250ms"`, `"30s"`, `"1h30m"`, `"5d"`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("\"{text}\" is no time span; write such as \"250ms\", \"30s\", \"1h30m\", \"5d\"");
     let mut rest = text;
     let mut whole = Duration::ZERO;

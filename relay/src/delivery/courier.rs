@@ -4,6 +4,8 @@
 //! bound of its own: a connection has at most one unit under way, lookups and endings are counted by the shard, and an
 //! outcome waits for the committer's bounded intake before its connection is free again.
 
+mod operator;
+
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -223,6 +225,7 @@ impl<N: Net> Courier<N> {
             Effect::Close(connection) => drop(wires.remove(&connection)),
             // Said by the loop that owns the seat.
             Effect::Tell(..) => {}
+            Effect::Order(order) => drop(spawn_local(async move { courier.order(&order).await })),
             Effect::End { lane, job, ending } => drop(spawn_local(async move {
                 courier.end(&job, ending).await;
                 courier.tell(Event::Ended(lane));

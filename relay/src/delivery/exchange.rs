@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use queue::{QueueId, UnitKey};
+use queue::{QueueId, SuspensionRecord, UnitKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::courier::Kept;
@@ -51,13 +51,54 @@ impl Accepted {
     }
 }
 
+/// What an operator orders of a unit. It is carried out by the shard that owns it, unless it is on the wire.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Which.
+    pub unit: UnitKey,
+    /// What.
+    pub what: Ordered,
+    done: mpsc::UnboundedSender<Done>,
+}
+
+/// See [`Order`].
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "by whom")]
+pub enum Ordered {
+    /// To be due now.
+    Retry { by: Arc<str> },
+    /// To end, without a report.
+    Delete { by: Arc<str> },
+}
+
+/// What became of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It is done, and on disk.
+    Done,
+    /// The unit is on the wire, or the shard takes no orders now.
+    Busy,
+    /// The unit had ended or moved.
+    Gone,
+    /// The store failed, or a record is damaged.
+    Failed,
+}
+
+impl Order {
+    /// Tells whoever gave the order.
+    pub(super) fn tell(&self, done: Done) {
+        // Who no longer listens sees it in the journal.
+        let _ = self.done.send(done);
+    }
+}
+
 /// What a shard is told by sessions and by other shards.
 #[derive(Clone, Debug)]
 pub enum Word {
     /// Units came into the store.
     Accepted(Accepted),
-    /// A queue of the sender's home, to be worked on at this site.
-    Lent(QueueId, Route),
+    /// A queue of the sender's home, to be worked on at this site; and whether an operator wants it tried at once.
+    Lent(QueueId, Route, bool),
     /// A queue of the receiver's home has left the sender's memory.
     Returned(QueueId),
     /// What a queue of the receiver's home rested for is over.
@@ -66,6 +107,14 @@ pub enum Word {
     Expired(UnitKey),
     /// All connections are taken: close one that is idle.
     MakeRoom,
+    /// An operator's order.
+    Order(Order),
+    /// An operator wants this queue tried at once, whatever it rests for.
+    Hurry(QueueId),
+    /// All suspensions there are.
+    Suspensions(Arc<[SuspensionRecord]>),
+    /// What holds this queue, if it is known here?
+    Why(QueueId, mpsc::UnboundedSender<String>),
 }
 
 /// Where a shard stands among the others, and what it shares with them.
@@ -197,6 +246,50 @@ impl Doors {
                 message,
                 _untold: untold,
             }));
+        }
+    }
+}
+
+impl Doors {
+    /// Has something done to units, and waits until it is. The caller bounds their number. Those that a shard which has gone
+    /// does not answer for are left out.
+    pub async fn order(&self, units: &[UnitKey], what: &Ordered) -> Vec<Done> {
+        let (done, mut answers) = mpsc::unbounded_channel();
+        for &unit in units {
+            let order = Order {
+                unit,
+                what: what.clone(),
+                done: done.clone(),
+            };
+            let _ = self.shards[home(unit.queue, self.shards.len())].send(Word::Order(order));
+        }
+        drop(done);
+        let mut all = Vec::with_capacity(units.len());
+        while let Some(done) = answers.recv().await {
+            all.push(done);
+        }
+        all
+    }
+
+    /// What holds a queue, if something does.
+    pub async fn why(&self, queue: QueueId) -> Option<String> {
+        let (say, mut said) = mpsc::unbounded_channel();
+        for shard in self.shards.iter() {
+            let _ = shard.send(Word::Why(queue, say.clone()));
+        }
+        drop(say);
+        said.recv().await
+    }
+
+    /// Has a queue tried at once.
+    pub fn hurry(&self, queue: QueueId) {
+        let _ = self.shards[home(queue, self.shards.len())].send(Word::Hurry(queue));
+    }
+
+    /// Tells all shards what is suspended.
+    pub fn suspensions(&self, all: &Arc<[SuspensionRecord]>) {
+        for shard in self.shards.iter() {
+            let _ = shard.send(Word::Suspensions(all.clone()));
         }
     }
 }

@@ -3,13 +3,18 @@
 //! Nothing here waits. Each method takes in one thing that happened, and leaves in [`Shard::take_effects`] what is to be
 //! done about it. Reads of the store are short: a page of a queue's due index, a queue's record.
 
+mod operator;
+
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
-use queue::{Backoff, DeadlineKey, HoldRecord, HoldScope, Queue, QueueId, QueueName, ReadError, UnitKey};
+use queue::{
+    Backoff, DeadlineKey, HoldRecord, HoldScope, Queue, QueueId, QueueName, ReadError, SuspensionRecord,
+    UnitKey,
+};
 use slab::Slab;
 
 use crate::config::settings::DeliverySettings;
@@ -18,7 +23,7 @@ use crate::world::{DnsError, Random};
 
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
-use super::exchange::{Accepted, Place, Word};
+use super::exchange::{Accepted, Order, Place, Word};
 use super::lane::{ConnectionId, Lane, LaneKey, Plan, Rest};
 use super::limiter::Grant;
 use super::route::Route;
@@ -100,6 +105,8 @@ pub enum Effect {
     Close(ConnectionId),
     /// Say this to another shard.
     Tell(usize, Word),
+    /// Carry out an operator's order on a unit claimed for it, then [`Shard::settled`] and [`Shard::ended`].
+    Order(Order),
     /// End the unit, then [`Shard::ended`].
     End {
         lane: Option<LaneId>,
@@ -133,6 +140,8 @@ struct Active {
     rumour: Option<Rc<str>>,
     /// To another shard with it, as soon as nothing of it is claimed here.
     leaves_for: Option<(usize, Route)>,
+    /// An operator wants it tried whatever its lane rests for.
+    hurry: bool,
     timer: Option<Timestamp>,
 }
 
@@ -175,6 +184,10 @@ pub struct Shard {
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
     resting: HashMap<HoldScope, HashSet<QueueId>>,
     resting_count: usize,
+    /// What operators have suspended, [`queue::MAX_SUSPENSIONS`] at the most.
+    suspended: Arc<[SuspensionRecord]>,
+    /// Queues that left memory because they are suspended, [`MAX_RESTING`] at the most.
+    parked: HashSet<QueueId>,
     lanes: Slab<Lane>,
     lane_of: HashMap<LaneKey, LaneId>,
     lookups: HashMap<Domain, Lookup>,
@@ -202,7 +215,19 @@ impl Shard {
         random: Random,
         now: Timestamp,
     ) -> Self {
+        let suspended = queue.suspensions(queue::MAX_SUSPENSIONS).unwrap_or_else(|error| {
+            tracing::error!(%error, "suspensions can't be read: everything is suspended");
+            vec![SuspensionRecord {
+                selector: queue::Selector::default(),
+                since: now,
+                until: None,
+                reason: "the suspensions could not be read".into(),
+                by: "the relay".into(),
+            }]
+        });
         Self {
+            suspended: suspended.into(),
+            parked: HashSet::new(),
             queue,
             place,
             backoff: super::backoff(&settings.retry),
@@ -266,16 +291,20 @@ impl Shard {
     pub fn hear(&mut self, word: Word, now: Timestamp) {
         match word {
             Word::Accepted(accepted) => self.accepted(&accepted, now),
-            Word::Lent(id, route) => self.borrow(id, &route, now),
+            Word::Lent(id, route, hurry) => self.borrow(id, &route, hurry, now),
             Word::Returned(id) => drop(self.lent.remove(&id)),
             Word::Expired(unit) => {
                 // Whoever has gone meanwhile is found again by its home.
                 if self.active.contains_key(&unit.queue) {
-                    self.expire_unit(unit);
+                    self.expire_unit(unit, now);
                 }
             }
             Word::Wake(id) => self.wake(id, now),
             Word::MakeRoom => drop(self.close_an_idle_one()),
+            Word::Order(order) => self.order(order, now),
+            Word::Hurry(id) => self.hurry(id, now),
+            Word::Why(id, say) => self.why(id, &say, now),
+            Word::Suspensions(all) => self.suspensions(all, now),
         }
     }
 
@@ -301,9 +330,12 @@ impl Shard {
     }
 
     /// Works on a queue of another home.
-    fn borrow(&mut self, id: QueueId, route: &Route, now: Timestamp) {
+    fn borrow(&mut self, id: QueueId, route: &Route, hurry: bool, now: Timestamp) {
         if !self.activate(id, now) {
             return self.give_back(id);
+        }
+        if let Some(active) = self.active.get_mut(&id) {
+            active.hurry = hurry;
         }
         self.route(id, route, now);
         if let Some(active) = self.active.get_mut(&id) {
@@ -503,6 +535,7 @@ impl Shard {
             confirm: now,
             rumour: None,
             leaves_for: None,
+            hurry: false,
             timer: None,
         };
         self.active.insert(id, fresh);
@@ -587,14 +620,17 @@ impl Shard {
             if let Some(&owner) = self.lent.get(&unit.queue) {
                 self.tell(owner, Word::Expired(unit));
             } else if self.activate(unit.queue, now) {
-                self.expire_unit(unit);
+                self.expire_unit(unit, now);
             }
         }
     }
 
     /// What holds a queue now, for the report on a unit that expires unsent.
-    fn cause(&self, id: QueueId) -> Option<String> {
+    fn cause(&self, id: QueueId, now: Timestamp) -> Option<String> {
         let active = self.active.get(&id)?;
+        if let Some(record) = self.suspension(id, &active.name, now) {
+            return Some(format!("suspended by {}: {}", record.by, record.reason));
+        }
         let by_lane = match active.way {
             Way::Lane(lane) => self
                 .lanes
@@ -610,8 +646,8 @@ impl Shard {
     }
 
     /// Ends a unit of a queue in memory whose time is up, unless it is being worked on.
-    fn expire_unit(&mut self, unit: UnitKey) {
-        let cause = self.cause(unit.queue);
+    fn expire_unit(&mut self, unit: UnitKey, now: Timestamp) {
+        let cause = self.cause(unit.queue, now);
         if let Some(active) = self.active.get_mut(&unit.queue)
             && active.agenda.claim_at(place(&unit))
         {
@@ -673,6 +709,12 @@ impl Shard {
         if active.leaves_for.is_some() {
             return self.leave(id);
         }
+        if self.park(id, now) {
+            return;
+        }
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
         let Way::Lane(lane) = active.way else {
             return self.look_up(id, now);
         };
@@ -804,14 +846,14 @@ impl Shard {
             return;
         };
         let before = std::mem::replace(&mut active.way, Way::Lane(lane));
-        if before == Way::Lane(lane) {
-            return;
+        if before != Way::Lane(lane) {
+            active.in_turn = false;
+            self.lanes[lane].queues += 1;
+            if let Way::Lane(before) = before {
+                self.leave_lane(id, before);
+            }
         }
-        active.in_turn = false;
-        self.lanes[lane].queues += 1;
-        if let Way::Lane(before) = before {
-            self.leave_lane(id, before);
-        }
+        self.hurry_lane(id, lane, now);
     }
 
     /// Lends the queue to its site's owner, or sends it home, once nothing of it is claimed here: so no unit can be claimed
@@ -826,11 +868,12 @@ impl Shard {
         let Some((owner, route)) = active.leaves_for.take() else {
             return;
         };
+        let hurry = active.hurry;
         self.unload(id, None);
         // From another home, which looks for the site itself.
         if self.place.home_elsewhere(id).is_none() {
             self.lent.insert(id, owner);
-            self.tell(owner, Word::Lent(id, route));
+            self.tell(owner, Word::Lent(id, route, hurry));
         }
     }
 

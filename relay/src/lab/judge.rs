@@ -181,6 +181,9 @@ pub(super) fn word(kind: EventKind) -> &'static str {
         EventKind::Parked => "parked",
         EventKind::Damaged => "damaged",
         EventKind::Restored => "restored",
+        EventKind::Suspended => "suspended",
+        EventKind::Resumed => "resumed",
+        EventKind::Retried => "retried",
         EventKind::HandedOver => "handed over",
         EventKind::Discarded => "discarded",
     }

@@ -1,0 +1,183 @@
+//! What changes queues and messages, as JSON.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{RecipientView, Time};
+
+/// Which mail is meant: that for which all that is given holds. Without anything, none, unless `all` says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Selector {
+    /// Of this tenant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Of this stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
+    /// To this destination domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// In the queue of this number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<u64>,
+    /// This message alone. Not for suspensions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Everything.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+}
+
+/// What is to wait, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suspend {
+    /// Which queues, those too that come to be later.
+    pub selector: Selector,
+    /// When they go on by themselves; unless given, once they are resumed.
+    #[serde(default)]
+    pub until: Option<Time>,
+    /// Why; up to 500 octets.
+    pub reason: String,
+}
+
+/// Which suspension ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resume {
+    /// As it was suspended.
+    pub selector: Selector,
+}
+
+/// What an operator has set to wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspension {
+    /// Which queues.
+    pub selector: Selector,
+    /// Since when.
+    pub since: Time,
+    /// Until when; none: until it is resumed.
+    pub until: Option<Time>,
+    /// Why.
+    pub reason: String,
+    /// Who said so.
+    pub by: String,
+}
+
+/// All suspensions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspensionList {
+    /// Those whose time is over are not among them.
+    pub suspensions: Vec<Suspension>,
+}
+
+/// Which mail is to be tried at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retry {
+    /// Which.
+    pub selector: Selector,
+    /// [`Progress::next`] of the answer before.
+    #[serde(default)]
+    pub after: Option<String>,
+}
+
+/// Which mail is to be deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delete {
+    /// Which.
+    pub selector: Selector,
+    /// [`Preview::token`] for the same selector. Without it nothing is deleted: the answer is a preview.
+    #[serde(default)]
+    pub token: Option<String>,
+    /// [`Progress::next`] of the answer before.
+    #[serde(default)]
+    pub after: Option<String>,
+}
+
+/// What would be deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// Queues that are meant, empty ones left out.
+    pub queues: u64,
+    /// Messages in them: one that waits in two queues counts twice.
+    pub messages: u64,
+    /// Their octets.
+    pub bytes: u64,
+    /// To be given to go through with it.
+    pub token: String,
+}
+
+/// How far an order has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Messages at one destination each, done and on disk.
+    pub done: u64,
+    /// Left alone: on the wire just now.
+    pub busy: u64,
+    /// Left alone: the store failed, or a record is damaged. The log tells which.
+    pub failed: u64,
+    /// To be given as `after` to go on; none: all of it was gone through.
+    pub next: Option<String>,
+}
+
+/// The answer to [`Delete`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Deletion {
+    /// Nothing was deleted yet.
+    Preview(Preview),
+    /// Some was, or all.
+    Progress(Progress),
+}
+
+/// Which messages are asked for: a selector and a place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MessagesQuery {
+    /// Of this tenant.
+    pub tenant: Option<String>,
+    /// Of this stream.
+    pub stream: Option<String>,
+    /// To this destination domain.
+    pub domain: Option<String>,
+    /// In the queue of this number.
+    pub queue: Option<u64>,
+    /// [`MessageList::next`] of the page before.
+    pub after: Option<String>,
+    /// At most so many; 100 unless said.
+    pub limit: Option<usize>,
+}
+
+/// A page of messages that wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageList {
+    /// By queue, then by due time.
+    pub messages: Vec<WaitingMessage>,
+    /// To be given as `after`; none where there are no more.
+    pub next: Option<String>,
+}
+
+/// A message at one destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingMessage {
+    /// Its name.
+    pub id: String,
+    /// The queue it waits in.
+    pub queue: u64,
+    /// Who sends.
+    pub tenant: String,
+    /// Which of their streams.
+    pub stream: String,
+    /// Where to.
+    pub domain: String,
+    /// Where reports go; empty for the null path.
+    pub sender: String,
+    /// Octets, as the client sent it.
+    pub bytes: u64,
+    /// When it came in.
+    pub received_at: Time,
+    /// Those that wait.
+    pub recipients: Vec<RecipientView>,
+}

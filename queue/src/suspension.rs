@@ -1,0 +1,105 @@
+//! Suspensions: what an operator has set to wait. Expiry holds all the same.
+
+use std::fmt;
+use std::sync::Arc;
+
+use mail_core::{Domain, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::committer::Request;
+use crate::names::{QueueId, QueueName, UnitKey};
+use crate::records::SuspensionRecord;
+use crate::store::Family;
+use crate::{CommitError, Queue, ReadError};
+
+/// Suspensions at once, some 300 octets each; every shard holds all of them.
+pub const MAX_SUSPENSIONS: usize = 1_000;
+
+/// Which queues are meant: those for which all that is given holds. Without anything, all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Selector {
+    /// Of this tenant.
+    pub tenant: Option<Arc<str>>,
+    /// Of this stream.
+    pub stream: Option<Arc<str>>,
+    /// To this destination domain.
+    pub domain: Option<Domain>,
+    /// This one.
+    pub queue: Option<QueueId>,
+}
+
+impl Selector {
+    /// Whether the queue is meant.
+    pub fn selects(&self, id: QueueId, name: &QueueName) -> bool {
+        self.queue.is_none_or(|queue| queue == id)
+            && self.tenant.as_ref().is_none_or(|tenant| *tenant == name.tenant)
+            && self.stream.as_ref().is_none_or(|stream| *stream == name.stream)
+            && self.domain.as_ref().is_none_or(|domain| *domain == name.domain)
+    }
+
+    /// Its key in `suspension`: names hold no NUL, so the parts are told apart.
+    pub(crate) fn key(&self) -> Vec<u8> {
+        let part = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        [
+            part(self.tenant.as_deref()),
+            part(self.stream.as_deref()),
+            part(self.domain.as_ref().map(Domain::as_str)),
+            self.queue.map_or(String::new(), |queue| queue.to_string()),
+        ]
+        .join("\0")
+        .into_bytes()
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            self.tenant.as_ref().map(|tenant| format!("tenant {tenant}")),
+            self.stream.as_ref().map(|stream| format!("stream {stream}")),
+            self.domain.as_ref().map(|domain| format!("domain {domain}")),
+            self.queue.map(|queue| format!("queue {queue}")),
+        ];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        if parts.is_empty() {
+            return f.write_str("everything");
+        }
+        f.write_str(&parts.join(", "))
+    }
+}
+
+impl Queue {
+    /// Sets queues to wait, those too that come to be later. A suspension of the same selector is replaced. Answered once it
+    /// is on disk; the shards are to be told apart from this.
+    pub async fn suspend(&self, record: SuspensionRecord) -> Result<(), CommitError> {
+        let ask = |reply| Request::Suspend {
+            record: Box::new(record),
+            reply,
+        };
+        self.intake.ask(ask).await
+    }
+
+    /// Ends a suspension; `by` whom. Answered once it is on disk.
+    pub async fn resume(&self, selector: Selector, by: &str, at: Timestamp) -> Result<(), CommitError> {
+        let by = by.to_owned();
+        let ask = |reply| Request::Resume {
+            selector,
+            by,
+            at,
+            reply,
+        };
+        self.intake.ask(ask).await
+    }
+
+    /// All suspensions, up to `limit`; those whose time is over may be among them.
+    pub fn suspensions(&self, limit: usize) -> Result<Vec<SuspensionRecord>, ReadError> {
+        let page = self.page(Family::Suspension, &[], &[u8::MAX], limit, |_| Some(()))?;
+        Ok(page.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// Moves a unit's due time; whoever asks holds its claim. Attempts and replies stay as they are.
+    pub async fn retry(&self, unit: UnitKey, due: Timestamp, by: &str) -> Result<(), CommitError> {
+        let by = by.to_owned();
+        let ask = |reply| Request::Retry { unit, due, by, reply };
+        self.intake.ask(ask).await
+    }
+}

@@ -1,0 +1,339 @@
+//! What `postrider queue` and `postrider message` change.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use admin_api::Time;
+use admin_api::operate::{
+    Delete, Deletion, MessagesQuery, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
+    WaitingMessage,
+};
+use mail_core::{MessageId, Timestamp};
+
+use super::output::{columns, print, print_json, size};
+use super::queue::{Api, block_on, time};
+use super::{Failure, queue};
+use crate::world::Clock;
+
+/// Messages asked for at a time.
+const PAGE: usize = 100;
+
+/// Which mail. All that is given has to hold.
+#[derive(clap::Args)]
+pub(super) struct Which {
+    /// Of this tenant.
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Of this stream.
+    #[arg(long)]
+    stream: Option<String>,
+    /// To this destination domain.
+    #[arg(long)]
+    domain: Option<String>,
+    /// The queue of this number, as `queue list` shows it.
+    #[arg(long, value_name = "NUMBER")]
+    queue: Option<u64>,
+    /// Everything.
+    #[arg(long)]
+    all: bool,
+}
+
+impl Which {
+    fn selector(&self) -> Result<Selector, Failure> {
+        let selector = Selector {
+            tenant: self.tenant.clone(),
+            stream: self.stream.clone(),
+            domain: self.domain.clone(),
+            queue: self.queue,
+            message: None,
+            all: self.all,
+        };
+        let without_all = Selector {
+            all: false,
+            ..selector.clone()
+        };
+        if self.all == (without_all == Selector::default()) {
+            return Ok(selector);
+        }
+        let text = "say which: --tenant, --stream, --domain or --queue, or else --all";
+        Err(Failure::Usage(text.into()))
+    }
+}
+
+fn one(id: MessageId) -> Selector {
+    Selector {
+        message: Some(id.to_string()),
+        ..Selector::default()
+    }
+}
+
+pub(super) fn suspend(
+    which: &Which,
+    span: Option<Duration>,
+    reason: String,
+    json: bool,
+    api: &Api,
+) -> Result<(), Failure> {
+    let now = Clock::system().now();
+    let suspend = Suspend {
+        selector: which.selector()?,
+        until: span.map(|span| Time(Timestamp(now.0) + span)),
+        reason,
+    };
+    let suspension = block_on(api.client()?.suspend(&suspend))??;
+    if json {
+        return Ok(print_json(&suspension)?);
+    }
+    let until = suspension
+        .until
+        .map_or("until it is resumed".into(), |until| format!("until {until}"));
+    Ok(print(&format!("suspended {until}\n"))?)
+}
+
+pub(super) fn resume(which: &Which, json: bool, api: &Api) -> Result<(), Failure> {
+    let resume = Resume {
+        selector: which.selector()?,
+    };
+    block_on(api.client()?.resume(&resume))??;
+    if json {
+        return Ok(print_json(&serde_json::json!({ "resumed": resume.selector }))?);
+    }
+    Ok(print("resumed\n")?)
+}
+
+pub(super) fn retry_queues(which: &Which, json: bool, api: &Api) -> Result<(), Failure> {
+    retry(which.selector()?, json, api)
+}
+
+pub(super) fn retry_message(id: MessageId, json: bool, api: &Api) -> Result<(), Failure> {
+    retry(one(id), json, api)
+}
+
+fn retry(selector: Selector, json: bool, api: &Api) -> Result<(), Failure> {
+    let client = api.client()?;
+    let mut retry = Retry {
+        selector,
+        after: None,
+    };
+    let mut all = Progress::default();
+    loop {
+        let progress = block_on(client.retry(&retry))??;
+        retry.after = add(&mut all, progress);
+        if retry.after.is_none() {
+            break;
+        }
+    }
+    if json {
+        print_json(&all)?;
+    } else {
+        let text =
+            "due now, beside those that were due already; what their destinations rested for is lifted";
+        print(&format!("{} {text}{}\n", all.done, left_alone(&all)))?;
+    }
+    outcome(&all)
+}
+
+pub(super) fn delete_queues(which: &Which, yes: bool, json: bool, api: &Api) -> Result<(), Failure> {
+    delete(which.selector()?, yes, json, api)
+}
+
+pub(super) fn delete_message(id: MessageId, yes: bool, json: bool, api: &Api) -> Result<(), Failure> {
+    delete(one(id), yes, json, api)
+}
+
+fn delete(selector: Selector, yes: bool, json: bool, api: &Api) -> Result<(), Failure> {
+    let client = api.client()?;
+    let mut delete = Delete {
+        selector,
+        token: None,
+        after: None,
+    };
+    let Deletion::Preview(preview) = block_on(client.delete(&delete))?? else {
+        return Err(anyhow::anyhow!("the relay deleted without being told to").into());
+    };
+    if !yes {
+        if json {
+            return Ok(print_json(&preview)?);
+        }
+        let text = would_delete(&preview);
+        return Ok(print(&format!(
+            "{text}\nNothing is deleted yet, and no sender will be told: add --yes to delete.\n"
+        ))?);
+    }
+    delete.token = Some(preview.token);
+    let mut all = Progress::default();
+    loop {
+        match block_on(client.delete(&delete))?? {
+            Deletion::Progress(progress) => delete.after = add(&mut all, progress),
+            Deletion::Preview(_) => {
+                return Err(anyhow::anyhow!("the relay did not take its own token").into());
+            }
+        }
+        if delete.after.is_none() {
+            break;
+        }
+    }
+    if json {
+        print_json(&all)?;
+    } else {
+        print(&format!("{} deleted{}\n", all.done, left_alone(&all)))?;
+    }
+    outcome(&all)
+}
+
+fn would_delete(preview: &Preview) -> String {
+    format!(
+        "{} messages in {} queues, {}",
+        preview.messages,
+        preview.queues,
+        size(preview.bytes)
+    )
+}
+
+fn add(all: &mut Progress, more: Progress) -> Option<String> {
+    all.done += more.done;
+    all.busy += more.busy;
+    all.failed += more.failed;
+    more.next
+}
+
+fn left_alone(all: &Progress) -> String {
+    let mut text = String::new();
+    if all.busy > 0 {
+        text.push_str(&format!("; {} left alone, being on the wire", all.busy));
+    }
+    if all.failed > 0 {
+        text.push_str(&format!("; {} failed, see the log", all.failed));
+    }
+    text
+}
+
+fn outcome(all: &Progress) -> Result<(), Failure> {
+    if all.failed > 0 {
+        return Err(anyhow::anyhow!("{} could not be dealt with", all.failed).into());
+    }
+    Ok(())
+}
+
+pub(super) fn list(which: &Which, limit: usize, json: bool, api: &Api) -> Result<(), Failure> {
+    let client = api.client()?;
+    let mut query = MessagesQuery {
+        tenant: which.tenant.clone(),
+        stream: which.stream.clone(),
+        domain: which.domain.clone(),
+        queue: which.queue,
+        ..MessagesQuery::default()
+    };
+    let mut messages = Vec::new();
+    let next = loop {
+        query.limit = Some(PAGE.min(limit - messages.len()));
+        let page = block_on(client.messages(&query))??;
+        messages.extend(page.messages);
+        query.after = page.next;
+        if query.after.is_none() || messages.len() >= limit {
+            break query.after;
+        }
+    };
+    if json {
+        return Ok(print_json(
+            &serde_json::json!({ "messages": messages, "next": next }),
+        )?);
+    }
+    let mut text = show_messages(&messages);
+    if next.is_some() {
+        text.push_str("There are more: see --limit.\n");
+    }
+    Ok(print(&text)?)
+}
+
+fn show_messages(messages: &[WaitingMessage]) -> String {
+    if messages.is_empty() {
+        return "No mail waits.\n".into();
+    }
+    let heads = [
+        "ID",
+        "TENANT",
+        "STREAM",
+        "SENDER",
+        "RECIPIENTS",
+        "SIZE",
+        "ATTEMPTS",
+        "NEXT DUE",
+        "LAST REPLY",
+    ];
+    let mut rows = vec![heads.map(String::from)];
+    rows.extend(messages.iter().map(|message| {
+        let first = message.recipients.first();
+        let recipients = match message.recipients.len() {
+            0 | 1 => first.map(|first| first.recipient.clone()).unwrap_or_default(),
+            more => format!("{} and {} more", message.recipients[0].recipient, more - 1),
+        };
+        [
+            message.id.clone(),
+            message.tenant.clone(),
+            message.stream.clone(),
+            format!("<{}>", message.sender),
+            recipients,
+            size(message.bytes),
+            first.map_or(0, |first| first.attempts).to_string(),
+            time(first.and_then(|first| first.next_due)),
+            first
+                .and_then(|first| first.last_reply.clone())
+                .unwrap_or_default(),
+        ]
+    }));
+    columns(&rows)
+}
+
+/// The octets as they are, to standard output.
+pub(super) fn raw(id: MessageId, api: &Api) -> Result<(), Failure> {
+    let octets = block_on(api.client()?.raw(id))??;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(&octets).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+pub(super) fn show_queue(id: u64, json: bool, api: &Api) -> Result<(), Failure> {
+    let queue = block_on(api.client()?.queue(id))??;
+    if json {
+        return Ok(print_json(&queue)?);
+    }
+    Ok(print(&queue::show_queue(&queue))?)
+}
+
+/// Of those that hold now.
+pub(super) fn show_suspensions(suspensions: &[Suspension]) -> String {
+    let mut rows = vec![["SUSPENDED", "SINCE", "UNTIL", "BY", "REASON"].map(String::from)];
+    rows.extend(suspensions.iter().map(|suspension| {
+        [
+            words(&suspension.selector),
+            suspension.since.to_string(),
+            suspension
+                .until
+                .map_or("resumed".into(), |until| until.to_string()),
+            suspension.by.clone(),
+            suspension.reason.clone(),
+        ]
+    }));
+    columns(&rows)
+}
+
+fn words(selector: &Selector) -> String {
+    let mut words = Vec::new();
+    for (name, value) in [
+        ("tenant", &selector.tenant),
+        ("stream", &selector.stream),
+        ("domain", &selector.domain),
+    ] {
+        if let Some(value) = value {
+            words.push(format!("{name} {value}"));
+        }
+    }
+    words.extend(selector.queue.map(|queue| format!("queue {queue}")));
+    if words.is_empty() {
+        return "everything".into();
+    }
+    words.join(", ")
+}

@@ -1,0 +1,461 @@
+//! What operators change: suspensions, retries, deletions; and the messages that wait, page by page.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use admin_api::operate::{
+    Delete, Deletion, MessageList, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
+    SuspensionList, WaitingMessage,
+};
+use admin_api::{Caller, ControlError, RecipientState, Time};
+use aws_lc_rs::digest;
+use mail_core::{Mailbox, MessageId, Timestamp};
+use queue::{MAX_SUSPENSIONS, Queue, QueueId, QueueName, QueueRecord, ReadError, SuspensionRecord, UnitKey};
+
+use super::{LOOKED_AT, PATIENCE, QueueControl, Told, recipients_in_queue};
+use crate::delivery::exchange::{Done, Ordered};
+
+/// Units ordered at once, so that deliveries' own ends have room beside them.
+const AT_ONCE: usize = 32;
+
+/// Units gone through in one answer.
+const PER_ANSWER: usize = 1_000;
+
+/// An answer comes after this long, done or not.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+/// Octets of a reason.
+const MAX_REASON: usize = 500;
+
+/// Which mail is meant, as proven.
+pub(super) enum Target {
+    Queues(queue::Selector),
+    Message(MessageId),
+}
+
+/// What a walk found.
+#[derive(Default)]
+pub(super) struct Walked {
+    /// Queues come to, in order.
+    queues: Vec<QueueId>,
+    units: Vec<(QueueName, UnitKey)>,
+    /// To go on after.
+    next: Option<UnitKey>,
+}
+
+impl Target {
+    pub(super) fn new(selector: &Selector) -> Result<Self, ControlError> {
+        let wrong = |text: String| ControlError::Wrong(text);
+        let queues = queue_selector(selector)?;
+        let any = queues != queue::Selector::default();
+        match &selector.message {
+            Some(_) if any || selector.all => Err(wrong("a message is named alone".into())),
+            Some(id) => {
+                let id = id.parse();
+                id.map(Self::Message)
+                    .map_err(|error: mail_core::BadMessageId| wrong(error.to_string()))
+            }
+            None if any == selector.all => Err(wrong(
+                "name a tenant, a stream, a domain or a queue, or else say all".into(),
+            )),
+            None => Ok(Self::Queues(queues)),
+        }
+    }
+}
+
+fn queue_selector(selector: &Selector) -> Result<queue::Selector, ControlError> {
+    let domain = selector.domain.as_ref().map(|domain| domain.parse()).transpose();
+    let domain = domain
+        .map_err(|error| ControlError::Wrong(format!("{:?} is no domain: {error}", selector.domain)))?;
+    for name in [&selector.tenant, &selector.stream].into_iter().flatten() {
+        if name.is_empty() || name.contains('\0') {
+            return Err(ControlError::Wrong("a name is empty, or holds NUL".into()));
+        }
+    }
+    Ok(queue::Selector {
+        tenant: selector.tenant.as_deref().map(Arc::from),
+        stream: selector.stream.as_deref().map(Arc::from),
+        domain,
+        queue: selector.queue.map(QueueId),
+    })
+}
+
+/// Of suspensions that hold now, as operators see them.
+pub(super) fn suspension(record: SuspensionRecord) -> Suspension {
+    let selector = record.selector;
+    Suspension {
+        selector: Selector {
+            all: selector == queue::Selector::default(),
+            tenant: selector.tenant.map(|tenant| tenant.to_string()),
+            stream: selector.stream.map(|stream| stream.to_string()),
+            domain: selector.domain.map(|domain| domain.to_string()),
+            queue: selector.queue.map(|queue| queue.0),
+            message: None,
+        },
+        since: Time(record.since),
+        until: record.until.map(Time),
+        reason: record.reason,
+        by: record.by,
+    }
+}
+
+impl QueueControl {
+    pub(super) async fn suspensions_now(&self) -> Result<Vec<SuspensionRecord>, ControlError> {
+        let now = self.clock.now();
+        self.read(move |queue| {
+            let mut all = queue.suspensions(MAX_SUSPENSIONS)?;
+            all.retain(|record| record.until.is_none_or(|until| until > now));
+            Ok(all)
+        })
+        .await
+    }
+
+    pub(super) async fn list_suspensions(&self) -> Result<SuspensionList, ControlError> {
+        let all = self.suspensions_now().await?;
+        Ok(SuspensionList {
+            suspensions: all.into_iter().map(suspension).collect(),
+        })
+    }
+
+    pub(super) async fn set_suspension(
+        &self,
+        suspend: Suspend,
+        by: Caller,
+    ) -> Result<Suspension, ControlError> {
+        let Target::Queues(selector) = Target::new(&suspend.selector)? else {
+            return Err(ControlError::Wrong("queues are suspended, not messages".into()));
+        };
+        let now = self.clock.now();
+        let reason = suspend.reason.trim();
+        if reason.is_empty() || reason.len() > MAX_REASON || reason.contains(char::is_control) {
+            let text = format!("a reason is needed: one line of {MAX_REASON} octets at the most");
+            return Err(ControlError::Wrong(text));
+        }
+        if suspend.until.is_some_and(|until| until.0 <= now) {
+            return Err(ControlError::Wrong("until is past already".into()));
+        }
+        let _one = self.one_at_a_time().await?;
+        // Those whose time is over make room.
+        let stored = self.read(|queue| queue.suspensions(MAX_SUSPENSIONS)).await?;
+        for over in stored
+            .iter()
+            .filter(|record| record.until.is_some_and(|until| until <= now))
+        {
+            let resumed = self.queue.resume(over.selector.clone(), "its end", now).await;
+            resumed.map_err(store)?;
+        }
+        let left = self.suspensions_now().await?;
+        if left.len() >= MAX_SUSPENSIONS && !left.iter().any(|record| record.selector == selector) {
+            let text = format!("there are {MAX_SUSPENSIONS} suspensions already");
+            return Err(ControlError::Conflict(text));
+        }
+        let record = SuspensionRecord {
+            selector,
+            since: now,
+            until: suspend.until.map(|until| until.0),
+            reason: reason.to_owned(),
+            by: by.0.to_string(),
+        };
+        self.queue.suspend(record.clone()).await.map_err(store)?;
+        self.tell_suspensions().await?;
+        tracing::info!(selector = %record.selector, by = %by.0, reason, until = ?record.until, "suspended");
+        Ok(suspension(record))
+    }
+
+    pub(super) async fn end_suspension(&self, resume: Resume, by: Caller) -> Result<(), ControlError> {
+        let Target::Queues(selector) = Target::new(&resume.selector)? else {
+            return Err(ControlError::Wrong("queues are resumed, not messages".into()));
+        };
+        let _one = self.one_at_a_time().await?;
+        let known = self.suspensions_now().await?;
+        if !known.iter().any(|record| record.selector == selector) {
+            let text = format!("{selector} is not suspended; name it as it was suspended");
+            return Err(ControlError::Absent(text));
+        }
+        let now = self.clock.now();
+        self.queue
+            .resume(selector.clone(), &by.0, now)
+            .await
+            .map_err(store)?;
+        self.tell_suspensions().await?;
+        tracing::info!(%selector, by = %by.0, "resumed");
+        Ok(())
+    }
+
+    async fn tell_suspensions(&self) -> Result<(), ControlError> {
+        let all = self.suspensions_now().await?;
+        self.doors.suspensions(&all.into());
+        Ok(())
+    }
+
+    async fn one_at_a_time(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ControlError> {
+        tokio::time::timeout(PATIENCE, self.orders.lock())
+            .await
+            .map_err(|_| ControlError::Busy)
+    }
+
+    pub(super) async fn retry_now(&self, retry: Retry, by: Caller) -> Result<Progress, ControlError> {
+        let target = Target::new(&retry.selector)?;
+        let after = cursor(retry.after.as_deref())?;
+        if after.is_none() {
+            tracing::info!(selector = ?retry.selector, by = %by.0, "retried");
+        }
+        let from = self.clock.now() + Duration::from_millis(1);
+        self.go_through(target, after, from, &Ordered::Retry { by: by.0 })
+            .await
+    }
+
+    pub(super) async fn delete_some(&self, delete: Delete, by: Caller) -> Result<Deletion, ControlError> {
+        let target = Target::new(&delete.selector)?;
+        let token = self.token(&delete.selector);
+        let Some(given) = delete.token else {
+            let (queues, messages, bytes) = self.read(move |queue| count(queue, &target)).await?;
+            return Ok(Deletion::Preview(Preview {
+                queues,
+                messages,
+                bytes,
+                token,
+            }));
+        };
+        if given != token {
+            let text = "the token is not the one of this selector's preview; ask for a preview first";
+            return Err(ControlError::Conflict(text.into()));
+        }
+        let after = cursor(delete.after.as_deref())?;
+        if after.is_none() {
+            tracing::warn!(selector = ?delete.selector, by = %by.0, "deleting");
+        }
+        self.go_through(target, after, Timestamp(0), &Ordered::Delete { by: by.0 })
+            .await
+            .map(Deletion::Progress)
+    }
+
+    /// Only who has seen the preview of a selector knows it, while this process lives.
+    fn token(&self, selector: &Selector) -> String {
+        let text = format!("{:?} {selector:?}", self.secret);
+        let sum = digest::digest(&digest::SHA256, text.as_bytes());
+        let octets = sum.as_ref().iter().take(8);
+        octets.map(|octet| format!("{octet:02x}")).collect()
+    }
+
+    /// Has each unit of a target dealt with by the shard that owns it.
+    async fn go_through(
+        &self,
+        target: Target,
+        after: Option<UnitKey>,
+        from: Timestamp,
+        what: &Ordered,
+    ) -> Result<Progress, ControlError> {
+        let _one = self.one_at_a_time().await?;
+        let until = self.clock.now() + ANSWER_WITHIN;
+        let target = Arc::new(target);
+        let (mut progress, mut after, mut gone_through) = (Progress::default(), after, 0);
+        loop {
+            let target = target.clone();
+            let walked = self
+                .read(move |queue| walk(queue, &target, after, from, AT_ONCE))
+                .await?;
+            if matches!(what, Ordered::Retry { .. }) {
+                for &queue in &walked.queues {
+                    self.doors.hurry(queue);
+                }
+            }
+            let units: Vec<_> = walked.units.iter().map(|(_, unit)| *unit).collect();
+            let answers = tokio::time::timeout(PATIENCE, self.doors.order(&units, what)).await;
+            for done in answers.map_err(|_| ControlError::Busy)? {
+                match done {
+                    Done::Done => progress.done += 1,
+                    Done::Busy => progress.busy += 1,
+                    Done::Failed => progress.failed += 1,
+                    Done::Gone => {}
+                }
+            }
+            gone_through += units.len();
+            after = walked.next;
+            if after.is_none() || gone_through >= PER_ANSWER || self.clock.now() >= until {
+                progress.next = after.as_ref().map(cursor_text);
+                return Ok(progress);
+            }
+        }
+    }
+}
+
+fn store(error: queue::CommitError) -> ControlError {
+    ControlError::Store(error.to_string())
+}
+
+/// Units of a target due at `from` or later, after the one named.
+pub(super) fn walk(
+    queue: &Queue,
+    target: &Target,
+    after: Option<UnitKey>,
+    from: Timestamp,
+    limit: usize,
+) -> Result<Walked, ReadError> {
+    let mut walked = Walked::default();
+    let selector = match target {
+        Target::Queues(selector) => selector,
+        Target::Message(id) => {
+            let message = queue.message(*id)?;
+            for unit in message.iter().flat_map(|message| &message.units) {
+                walked.queues.push(unit.key.queue);
+                if unit.key.due >= from
+                    && let Some(info) = queue.info(unit.key.queue)?
+                {
+                    walked.units.push((info.name, unit.key));
+                }
+            }
+            return Ok(walked);
+        }
+    };
+    // The queue that was left half-way comes first.
+    let mut next_queue = after.map(|after| QueueId(after.queue.0.saturating_sub(1)));
+    let is_first = after.is_none_or(|after| after.queue.0 == 0);
+    if is_first {
+        next_queue = None;
+    }
+    let mut looked = 0;
+    loop {
+        let page = queues_from(queue, selector, next_queue)?;
+        let Some(&(last, _)) = page.last() else {
+            return Ok(walked);
+        };
+        for (id, record) in page {
+            looked += 1;
+            if record.count == 0 || !selector.selects(id, &record.name) {
+                continue;
+            }
+            let mut begin = (from, MessageId::from_bytes([0; 16]), 0);
+            match after {
+                Some(after) if after.queue == id => {
+                    begin = begin.max((after.due, after.id, after.unit.saturating_add(1)));
+                }
+                _ => walked.queues.push(id),
+            }
+            let (units, more) = queue.due(id, begin, limit - walked.units.len())?;
+            walked
+                .units
+                .extend(units.into_iter().map(|unit| (record.name.clone(), unit)));
+            if more || walked.units.len() >= limit {
+                walked.next = walked.units.last().map(|(_, unit)| *unit);
+                return Ok(walked);
+            }
+        }
+        if selector.queue.is_some() {
+            return Ok(walked);
+        }
+        if looked >= LOOKED_AT {
+            walked.next = Some(UnitKey {
+                queue: last,
+                due: Timestamp::MAX,
+                id: MessageId::from_bytes([u8::MAX; 16]),
+                unit: u16::MAX,
+            });
+            return Ok(walked);
+        }
+        next_queue = Some(last);
+    }
+}
+
+fn queues_from(
+    queue: &Queue,
+    selector: &queue::Selector,
+    after: Option<QueueId>,
+) -> Result<Vec<(QueueId, QueueRecord)>, ReadError> {
+    match selector.queue {
+        Some(id) => Ok(queue.info(id)?.map(|record| (id, record)).into_iter().collect()),
+        None => queue.queues(after, 1_000),
+    }
+}
+
+fn count(queue: &Queue, target: &Target) -> Result<(u64, u64, u64), ReadError> {
+    let (mut queues, mut messages, mut bytes) = (0, 0, 0);
+    match target {
+        Target::Message(id) => {
+            if let Some(message) = queue.message(*id)? {
+                let units = message.units.len() as u64;
+                let size = message.envelope.prefix.len() as u64 + message.envelope.body_bytes;
+                (queues, messages, bytes) = (units, units, units * size);
+            }
+        }
+        Target::Queues(selector) => {
+            let mut after = None;
+            loop {
+                let page = queues_from(queue, selector, after)?;
+                after = page.last().map(|(id, _)| *id);
+                for (id, record) in &page {
+                    if record.count > 0 && selector.selects(*id, &record.name) {
+                        queues += 1;
+                        messages += record.count;
+                        bytes += record.bytes;
+                    }
+                }
+                if after.is_none() || selector.queue.is_some() {
+                    break;
+                }
+            }
+        }
+    }
+    Ok((queues, messages, bytes))
+}
+
+/// A page of the messages that wait.
+pub(super) fn messages(
+    queue: &Queue,
+    target: &Target,
+    after: Option<UnitKey>,
+    limit: usize,
+) -> Result<MessageList, ReadError> {
+    let walked = walk(queue, target, after, Timestamp(0), limit)?;
+    let mut list = MessageList {
+        messages: Vec::with_capacity(walked.units.len()),
+        next: walked.next.as_ref().map(cursor_text),
+    };
+    for (name, unit) in walked.units {
+        // It may have ended since.
+        let Some(mut message) = queue.message(unit.id)? else {
+            continue;
+        };
+        message.units.retain(|open| open.key == unit);
+        let mut recipients = recipients_in_queue(&message, &Told::new(&[]));
+        recipients
+            .retain(|recipient| matches!(recipient.state, RecipientState::Queued | RecipientState::Deferred));
+        let sender = message.envelope.reverse_path.mailbox();
+        list.messages.push(WaitingMessage {
+            id: unit.id.to_string(),
+            queue: unit.queue.0,
+            tenant: name.tenant.to_string(),
+            stream: name.stream.to_string(),
+            domain: name.domain.to_string(),
+            sender: sender.map(Mailbox::to_string).unwrap_or_default(),
+            bytes: message.envelope.body_bytes,
+            received_at: Time(message.envelope.received_at),
+            recipients,
+        });
+    }
+    Ok(list)
+}
+
+fn cursor_text(unit: &UnitKey) -> String {
+    format!("{}.{}.{}.{}", unit.queue.0, unit.due.0, unit.id, unit.unit)
+}
+
+/// Reads what [`cursor_text`] wrote.
+pub(super) fn cursor(text: Option<&str>) -> Result<Option<UnitKey>, ControlError> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let parse = || {
+        let mut parts = text.split('.');
+        let unit = UnitKey {
+            queue: QueueId(parts.next()?.parse().ok()?),
+            due: Timestamp(parts.next()?.parse().ok()?),
+            id: parts.next()?.parse().ok()?,
+            unit: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(unit)
+    };
+    parse()
+        .map(Some)
+        .ok_or_else(|| ControlError::Wrong("after is to be the `next` of an answer".into()))
+}

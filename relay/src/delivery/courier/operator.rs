@@ -1,0 +1,97 @@
+//! What operators order of single units. The shard holds their claims.
+
+use std::sync::Arc;
+
+use queue::{CommitError, End, Fate, ReadError, Settle, UnitKey};
+
+use crate::delivery::exchange::{Done, Order, Ordered};
+use crate::delivery::shard::Settled;
+use crate::world::Net;
+
+use super::{Courier, Event};
+
+impl<N: Net> Courier<N> {
+    /// Carries an order out, and tells the shard and whoever gave it.
+    pub(super) async fn order(&self, order: &Order) {
+        let unit = order.unit;
+        let (settled, done) = match &order.what {
+            Ordered::Retry { by } => {
+                let now = self.parts.clock.now();
+                let result = self.parts.queue.retry(unit, now, by).await;
+                told(unit, result.map(|()| Settled::Due(now)))
+            }
+            Ordered::Delete { by } => match self.deletion(unit, by) {
+                Ok(Some(settle)) => {
+                    let ended = settle.ends.len();
+                    let result = match self.parts.queue.settle(settle).await {
+                        Ok(pending) => pending.await,
+                        Err(error) => Err(error),
+                    };
+                    if result.is_ok() {
+                        tracing::info!(id = %unit.id, unit = unit.unit, by = %by, recipients = ended, "deleted");
+                        for _ in 0..ended {
+                            self.parts.metrics.ended(Fate::Deleted);
+                        }
+                    }
+                    told(unit, result.map(|_| Settled::Gone))
+                }
+                Ok(None) => (Settled::Gone, Done::Gone),
+                Err(error) => {
+                    tracing::error!(id = %unit.id, %error, "a message can't be deleted");
+                    (Settled::Untouched, Done::Failed)
+                }
+            },
+        };
+        self.tell(Event::Settled(unit, settled));
+        self.tell(Event::Ended(None));
+        order.tell(done);
+    }
+
+    /// The record that ends a unit. Reads of two small records: the body isn't asked for.
+    fn deletion(&self, unit: UnitKey, by: &Arc<str>) -> Result<Option<Settle>, ReadError> {
+        let queue = &self.parts.queue;
+        let Some(envelope) = queue.envelope(unit.id)? else {
+            return Ok(None);
+        };
+        let state = queue.state(unit.id, unit.unit)?;
+        let recipients = envelope.units.get(usize::from(unit.unit));
+        let recipients = (0..u16::MAX).zip(recipients.map_or(&[][..], |unit| &unit.recipients));
+        let is_open = |index| {
+            state
+                .as_ref()
+                .is_none_or(|state| state.open.iter().any(|open| open.recipient == index))
+        };
+        let ends = recipients
+            .filter(|(index, _)| is_open(*index))
+            .map(|(_, recipient)| End {
+                mailbox: recipient.mailbox.clone(),
+                fate: Fate::Deleted,
+                reply: format!("deleted by {by}"),
+            });
+        Ok(Some(Settle {
+            unit,
+            at: self.parts.clock.now(),
+            attempt: 0,
+            hop: None,
+            ends: ends.collect(),
+            again: None,
+            reports: Vec::new(),
+        }))
+    }
+}
+
+fn told(unit: UnitKey, result: Result<Settled, CommitError>) -> (Settled, Done) {
+    match result {
+        Ok(settled) => (settled, Done::Done),
+        Err(CommitError::Gone) => (Settled::Gone, Done::Gone),
+        // Nothing of it was written.
+        Err(error @ CommitError::Damaged(_)) => {
+            tracing::error!(id = %unit.id, %error, "an operator's order can't be carried out");
+            (Settled::Untouched, Done::Failed)
+        }
+        Err(error) => {
+            tracing::error!(id = %unit.id, %error, "an operator's order could not be recorded");
+            (Settled::Unknown, Done::Failed)
+        }
+    }
+}

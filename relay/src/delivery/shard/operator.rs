@@ -1,0 +1,156 @@
+//! What operators do to a shard's queues: suspend them, hurry them, end or move single units.
+
+use mail_core::Timestamp;
+use queue::{HoldScope, QueueId, QueueName, SuspensionRecord};
+
+use crate::delivery::agenda::place;
+use crate::delivery::exchange::{Done, Order, Word};
+
+use super::{Effect, LONGEST_REST, MAX_RESTING, Rests, Shard, Way};
+
+impl Shard {
+    /// Takes in all suspensions there are now. What they no longer hold is looked at; what they hold leaves its turn at
+    /// once. What is on the wire finishes.
+    pub(super) fn suspensions(&mut self, all: std::sync::Arc<[SuspensionRecord]>, now: Timestamp) {
+        self.suspended = all;
+        for id in std::mem::take(&mut self.parked) {
+            match self.place.home_elsewhere(id) {
+                Some(home) => self.tell(home, Word::Wake(id)),
+                None => self.wake(id, now),
+            }
+        }
+        let active: Vec<_> = self.active.keys().copied().collect();
+        for id in active {
+            if !self.park(id, now) {
+                self.look_at(id, now);
+            }
+        }
+    }
+
+    /// What suspends a queue: the one that does so for longest.
+    pub(super) fn suspension(
+        &self,
+        id: QueueId,
+        name: &QueueName,
+        now: Timestamp,
+    ) -> Option<&SuspensionRecord> {
+        let end = |record: &SuspensionRecord| record.until.unwrap_or(Timestamp::MAX);
+        self.suspended
+            .iter()
+            .filter(|record| end(record) > now && record.selector.selects(id, name))
+            .max_by_key(|record| end(record))
+    }
+
+    /// Says what holds a queue, as far as it is known here. One that left memory is known to the shard that let it go.
+    pub(super) fn why(&self, id: QueueId, say: &tokio::sync::mpsc::UnboundedSender<String>, now: Timestamp) {
+        let of_one_resting = || {
+            let (scope, _) = self.resting.iter().find(|(_, queues)| queues.contains(&id))?;
+            let rest = self.rest(scope).filter(|rest| rest.until > now)?;
+            Some(rest.cause)
+        };
+        let of_one_parked = || {
+            let name = self.queue.info(id).ok()??.name;
+            let record = self.suspension(id, &name, now)?;
+            Some(format!("suspended by {}: {}", record.by, record.reason))
+        };
+        if let Some(cause) = self.cause(id, now).or_else(of_one_parked).or_else(of_one_resting) {
+            // Who asked may have gone.
+            let _ = say.send(cause);
+        }
+    }
+
+    /// Takes a suspended queue out of its turn, and out of memory as soon as nothing of it is claimed. False where it isn't
+    /// suspended.
+    pub(super) fn park(&mut self, id: QueueId, now: Timestamp) -> bool {
+        let Some(active) = self.active.get(&id) else {
+            return false;
+        };
+        let Some(record) = self.suspension(id, &active.name, now) else {
+            return false;
+        };
+        let until = record.until.unwrap_or(Timestamp::MAX).min(now + LONGEST_REST);
+        let (claims, in_turn, way) = (active.agenda.claims(), active.in_turn, active.way);
+        if let (true, Way::Lane(lane)) = (in_turn, way)
+            && let Some(at) = self.lanes.get_mut(lane)
+        {
+            at.turn.retain(|&queue| queue != id);
+        }
+        if let Some(active) = self.active.get_mut(&id) {
+            active.in_turn = false;
+        }
+        if claims > 0 {
+            self.set_queue_timer(id, until);
+            return true;
+        }
+        self.unload(id, Some(Rests::Until(until)));
+        if self.parked.len() < MAX_RESTING {
+            self.parked.insert(id);
+        }
+        true
+    }
+
+    /// Lifts whatever rest is in a queue's way, now and once it has found its lane.
+    pub(super) fn hurry(&mut self, id: QueueId, now: Timestamp) {
+        if !self.active.contains_key(&id) {
+            if let Some(&owner) = self.lent.get(&id) {
+                return self.tell(owner, Word::Hurry(id));
+            }
+            if self.place.home_elsewhere(id).is_some() {
+                // It went home meanwhile. Sent after it, the word could follow it round for ever.
+                return;
+            }
+        }
+        if !self.activate(id, now) {
+            return;
+        }
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        active.hurry = true;
+        let (domain, way) = (active.name.domain.clone(), active.way);
+        self.lift(&HoldScope::Domain(domain), now);
+        if let Way::Lane(lane) = way {
+            self.hurry_lane(id, lane, now);
+        }
+        self.look_at(id, now);
+    }
+
+    /// A queue in a hurry has come to its lane.
+    pub(super) fn hurry_lane(&mut self, id: QueueId, lane: super::LaneId, now: Timestamp) {
+        let hurried = self
+            .active
+            .get_mut(&id)
+            .is_some_and(|active| std::mem::take(&mut active.hurry));
+        if let (true, Some(at)) = (hurried, self.lanes.get_mut(lane))
+            && at.rest.take().is_some()
+        {
+            let scope = HoldScope::Lane(at.key.scope());
+            self.lift(&scope, now);
+        }
+    }
+
+    /// Claims a unit and has the courier do what is ordered; one that is on the wire is left alone.
+    pub(super) fn order(&mut self, order: Order, now: Timestamp) {
+        let id = order.unit.queue;
+        if !self.active.contains_key(&id) {
+            if let Some(&owner) = self.lent.get(&id) {
+                return self.tell(owner, Word::Order(order));
+            }
+            if self.place.home_elsewhere(id).is_some() {
+                // It came home while this was on its way.
+                return order.tell(Done::Busy);
+            }
+        }
+        let claimed = !self.draining
+            && self.activate(id, now)
+            && self
+                .active
+                .get_mut(&id)
+                .is_some_and(|active| active.agenda.claim_at(place(&order.unit)));
+        if !claimed {
+            return order.tell(Done::Busy);
+        }
+        self.endings += 1;
+        self.effects.push(Effect::Order(order));
+    }
+}
