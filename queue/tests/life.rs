@@ -15,7 +15,7 @@ use mail_core::Timestamp;
 use queue::store::{Family, MemoryStore, Store};
 use queue::{
     CommitError, EventKind, Fate, HoldRecord, HoldScope, OpenError, Options, Queue, QueueId, ReadError,
-    Status,
+    Selector, Status, SuspensionRecord,
 };
 
 const OPTIONS: Options = Options {
@@ -641,5 +641,64 @@ fn a_rest_moves_a_queue_both_ways() {
         assert_eq!(wakes(), later);
         queue.rest(unit.queue, None);
         assert_eq!(wakes(), unit.due);
+    });
+}
+
+#[test]
+fn a_suspension_is_there_after_reopening_and_gone_when_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let selector = Selector {
+        stream: Some("bulk".into()),
+        ..Selector::default()
+    };
+    let record = |until, reason: &str| SuspensionRecord {
+        selector: selector.clone(),
+        since: START,
+        until,
+        reason: reason.into(),
+        by: "uid 0".into(),
+    };
+    let second = record(Some(START + Duration::from_secs(60)), "second");
+    block_on(async {
+        let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+        queue.suspend(record(None, "first")).await.unwrap();
+        queue.suspend(second.clone()).await.unwrap();
+        queue.close();
+    });
+    let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+    assert_eq!(queue.suspensions(9).unwrap(), [second], "the later one holds");
+    block_on(queue.resume(selector.clone(), "uid 0", START)).unwrap();
+    assert_eq!(queue.suspensions(9).unwrap(), []);
+    let expected = [EventKind::Suspended, EventKind::Suspended, EventKind::Resumed];
+    assert_eq!(kinds(&queue), expected);
+    queue.close();
+}
+
+#[test]
+fn a_retry_moves_a_unit_and_leaves_its_attempts_and_replies() {
+    block_on(async {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let fresh = queue
+            .accept(message(1, &["ok.test"], b"body"))
+            .await
+            .unwrap()
+            .units[0];
+        let later = START + Duration::from_secs(600);
+        let settled = settle(&queue, defer(fresh, later)).await.unwrap();
+        let unit = settled.unit.unwrap();
+        queue.retry(unit, START, "uid 0").await.unwrap();
+        let moved = queue.message(unit.id).unwrap().unwrap().units.remove(0);
+        assert_eq!(moved.key.due, START);
+        let state = moved.state.unwrap();
+        assert_eq!(
+            (state.attempts, state.open[0].reply.as_str()),
+            (1, "450 4.2.0 later")
+        );
+        let void = queue.retry(unit, START, "uid 0").await;
+        assert!(
+            matches!(void, Err(CommitError::Gone)),
+            "what has moved is not at its old place"
+        );
+        assert!(kinds(&queue).ends_with(&[EventKind::Retried]));
     });
 }

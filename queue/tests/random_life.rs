@@ -21,6 +21,7 @@ enum Step {
     Accept(Vec<u8>),
     End(usize),
     Defer(usize, u64),
+    Retry(usize, u64),
     Rest(usize),
     CutPower,
 }
@@ -30,6 +31,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => proptest::sample::subsequence(vec![0u8, 1, 2, 3], 1..=3).prop_map(Step::Accept),
         4 => any::<usize>().prop_map(Step::End),
         3 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Defer(which, wait)),
+        2 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Retry(which, wait)),
         2 => any::<usize>().prop_map(Step::Rest),
         1 => Just(Step::CutPower),
     ]
@@ -58,12 +60,20 @@ proptest! {
                         let due = START + Duration::from_millis(wait);
                         open[which] = settle(&queue, defer(open[which], due)).await.unwrap().unit.unwrap();
                     }
+                    Step::Retry(which, wait) if !open.is_empty() => {
+                        let which = which % open.len();
+                        let due = START + Duration::from_millis(wait);
+                        queue.retry(open[which], due, "uid 0").await.unwrap();
+                        open[which].due = due;
+                        let message = queue.message(open[which].id).unwrap().unwrap();
+                        prop_assert!(message.units.iter().any(|unit| unit.key == open[which]));
+                    }
                     Step::Rest(which) if !open.is_empty() => queue.rest(open[which % open.len()].queue, None),
                     Step::CutPower => {
                         store = store.cut_power();
                         queue = Queue::in_memory(store.clone()).unwrap();
                     }
-                    Step::End(_) | Step::Defer(..) | Step::Rest(_) => {}
+                    Step::End(_) | Step::Defer(..) | Step::Retry(..) | Step::Rest(_) => {}
                 }
             }
             let mut by_queue: BTreeMap<_, Vec<UnitKey>> = BTreeMap::new();

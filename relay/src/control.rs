@@ -49,8 +49,10 @@ pub struct QueueControl {
     doors: Doors,
     clock: Clock,
     room: Arc<Semaphore>,
-    /// One change at a time.
-    orders: Mutex<()>,
+    /// One change of suspensions at a time.
+    suspending: Mutex<()>,
+    /// One walk through the queues at a time.
+    walking: Mutex<()>,
     /// What the tokens of previews are made with.
     secret: [u8; 16],
 }
@@ -66,7 +68,8 @@ impl QueueControl {
             doors,
             clock,
             room: Arc::new(Semaphore::new(READS)),
-            orders: Mutex::new(()),
+            suspending: Mutex::new(()),
+            walking: Mutex::new(()),
             secret,
         }
     }

@@ -9,10 +9,13 @@
     reason = "a test; its helpers are outside of test functions"
 )]
 
+#[path = "seeds/operator.rs"]
+mod operator;
 #[path = "seeds/world.rs"]
 mod world;
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +23,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use dkim_signer::Signer;
 use mail_core::{BodyType, DsnOptions, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
+use operator::{Operator, Suspended};
 use prometheus::Registry;
 use queue::store::MemoryStore;
 use queue::{Event, EventKind, NewMessage, NewUnit, Origin, Queue, RouteGroup};
 use relay::config::{self, Settings};
+use relay::control::QueueControl;
 use relay::delivery::client_tls::ClientTls;
 use relay::delivery::courier::{self, Parts};
 use relay::delivery::exchange;
@@ -49,6 +54,7 @@ const A_MINUTE: usize = 12;
 struct Sent {
     id: MessageId,
     recipients: Vec<String>,
+    tenant: String,
     /// Where reports go; none for the null path.
     from: Option<String>,
     expires_at: Timestamp,
@@ -65,6 +71,7 @@ struct Run {
     crashes: Vec<Instant>,
     /// When the relay ran.
     lives: Vec<(Timestamp, Timestamp)>,
+    suspensions: Rc<RefCell<Vec<Suspended>>>,
 }
 
 impl Run {
@@ -80,6 +87,7 @@ impl Run {
             sent: Vec::new(),
             crashes: Vec::new(),
             lives: Vec::new(),
+            suspensions: Rc::default(),
         }
     }
 
@@ -94,6 +102,7 @@ impl Run {
             .collect();
         let from = (self.random.below(5) > 0).then(|| format!("s{number}@back.test"));
         let sent = Sent {
+            tenant: format!("t{}", self.random.below(3)),
             id: self.random.message_id(now),
             from,
             expires_at: now + 20 * MINUTE + self.minutes(180),
@@ -117,7 +126,7 @@ impl Run {
             id: sent.id,
             received_at: now,
             expires_at: sent.expires_at,
-            tenant: format!("t{}", self.random.below(3)).into(),
+            tenant: sent.tenant.as_str().into(),
             stream: "transactional".into(),
             reverse_path: sent.from.as_ref().map_or(ReversePath::Null, |from| {
                 ReversePath::Mailbox(from.parse().unwrap())
@@ -165,6 +174,24 @@ impl Run {
             spawn_local(courier::run(parts, seat, stopped.clone()))
         };
         let shards: Vec<_> = seats.into_iter().map(run).collect();
+        let operator = Operator {
+            control: QueueControl::new(queue.clone(), doors.clone(), self.clock),
+            random: self.random.clone(),
+            suspensions: self.suspensions.clone(),
+            clock: self.clock,
+            seed: self.seed,
+        };
+        if self.world.calm.get() {
+            operator.resume_all().await;
+        }
+        let calm = self.world.calm.get();
+        let operator = spawn_local(async move {
+            if !calm {
+                loop {
+                    operator.act().await;
+                }
+            }
+        });
         for _ in 0..messages {
             if self.random.below(3) == 0 {
                 sleep(self.minutes(5)).await;
@@ -181,6 +208,12 @@ impl Run {
         // In calm times there is nothing to wait for once all has gone.
         while Instant::now() < until && !(self.world.calm.get() && is_empty(&queue)) {
             sleep(MINUTE.min(until - Instant::now())).await;
+        }
+        // What the operator does wrong is told now.
+        if operator.is_finished() || calm {
+            operator.await.unwrap();
+        } else {
+            operator.abort();
         }
         if crash {
             self.crashes.push(Instant::now());
@@ -234,10 +267,15 @@ impl Run {
                     .push(event.clone());
             }
         }
+        let deleted: HashSet<String> = events
+            .iter()
+            .filter(|(_, told)| told.iter().any(|event| event.kind == EventKind::Deleted))
+            .map(|((_, recipient), _)| recipient.clone())
+            .collect();
         for sent in &self.sent {
             for recipient in &sent.recipients {
                 let told = events.remove(&(sent.id, recipient.clone())).unwrap_or_default();
-                self.judge_recipient(sent, recipient, &told);
+                self.judge_recipient(sent, recipient, &told, &deleted);
             }
         }
         for (site, &most) in self.world.most_open.borrow().iter().enumerate() {
@@ -261,14 +299,14 @@ impl Run {
         self.lives.iter().map(within).sum()
     }
 
-    fn judge_recipient(&self, sent: &Sent, recipient: &str, told: &[Event]) {
+    fn judge_recipient(&self, sent: &Sent, recipient: &str, told: &[Event], deleted: &HashSet<String>) {
         let seed = self.seed;
         let ends: Vec<_> = told
             .iter()
             .filter(|event| {
                 matches!(
                     event.kind,
-                    EventKind::Delivered | EventKind::Bounced | EventKind::Expired
+                    EventKind::Delivered | EventKind::Bounced | EventKind::Expired | EventKind::Deleted
                 )
             })
             .collect();
@@ -291,10 +329,23 @@ impl Run {
             "seed {seed}: {recipient} was taken {} times: {told:#?}",
             taken.len()
         );
+        for suspended in self.suspensions.borrow().iter() {
+            for &at in taken {
+                assert!(
+                    !suspended.held(&sent.tenant, recipient, at),
+                    "seed {seed}: {recipient} was taken though {suspended:?}: {told:#?}"
+                );
+            }
+        }
         match end.kind {
             EventKind::Delivered => {
                 assert!(!taken.is_empty(), "seed {seed}: {recipient} was never delivered")
             }
+            // What is on the wire is not deleted.
+            EventKind::Deleted => assert!(
+                taken.len() <= in_doubt + on_the_wire,
+                "seed {seed}: {recipient} was taken and deleted: {told:#?}"
+            ),
             EventKind::Expired => assert!(
                 end.at >= sent.expires_at,
                 "seed {seed}: {recipient} expired early"
@@ -311,7 +362,8 @@ impl Run {
             "seed {seed}: {recipient} outlived its deadline by {overdue:?}: {told:#?}"
         );
         if let Some(from) = &sent.from
-            && end.kind != EventKind::Delivered
+            && !matches!(end.kind, EventKind::Delivered | EventKind::Deleted)
+            && !deleted.contains(from)
         {
             assert!(
                 all_taken.contains_key(from.as_str()),

@@ -70,7 +70,6 @@ impl Committer {
             queue: Some(name),
             unit: unit.unit,
             recipients: open,
-            attempt: state.attempts,
             ..of_queues(EventKind::Retried, due, format!("by {by}"))
         };
         let moved = UnitKey { due, ..unit };

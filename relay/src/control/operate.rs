@@ -11,6 +11,7 @@ use admin_api::{Caller, ControlError, RecipientState, Time};
 use aws_lc_rs::digest;
 use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{MAX_SUSPENSIONS, Queue, QueueId, QueueName, QueueRecord, ReadError, SuspensionRecord, UnitKey};
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{LOOKED_AT, PATIENCE, QueueControl, Told, recipients_in_queue};
 use crate::delivery::exchange::{Done, Ordered};
@@ -18,11 +19,11 @@ use crate::delivery::exchange::{Done, Ordered};
 /// Units ordered at once, so that deliveries' own ends have room beside them.
 const AT_ONCE: usize = 32;
 
-/// Units gone through in one answer.
+/// Units gone through in one answer; queues in one step of it, once they are so many.
 const PER_ANSWER: usize = 1_000;
 
 /// An answer comes after this long, done or not.
-const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Octets of a reason.
 const MAX_REASON: usize = 500;
@@ -134,7 +135,7 @@ impl QueueControl {
         if suspend.until.is_some_and(|until| until.0 <= now) {
             return Err(ControlError::Wrong("until is past already".into()));
         }
-        let _one = self.one_at_a_time().await?;
+        let _one = alone(&self.suspending).await?;
         // Those whose time is over make room.
         let stored = self.read(|queue| queue.suspensions(MAX_SUSPENSIONS)).await?;
         for over in stored
@@ -166,7 +167,7 @@ impl QueueControl {
         let Target::Queues(selector) = Target::new(&resume.selector)? else {
             return Err(ControlError::Wrong("queues are resumed, not messages".into()));
         };
-        let _one = self.one_at_a_time().await?;
+        let _one = alone(&self.suspending).await?;
         let known = self.suspensions_now().await?;
         if !known.iter().any(|record| record.selector == selector) {
             let text = format!("{selector} is not suspended; name it as it was suspended");
@@ -188,27 +189,25 @@ impl QueueControl {
         Ok(())
     }
 
-    async fn one_at_a_time(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ControlError> {
-        tokio::time::timeout(PATIENCE, self.orders.lock())
-            .await
-            .map_err(|_| ControlError::Busy)
-    }
-
     pub(super) async fn retry_now(&self, retry: Retry, by: Caller) -> Result<Progress, ControlError> {
         let target = Target::new(&retry.selector)?;
         let after = cursor(retry.after.as_deref())?;
         if after.is_none() {
             tracing::info!(selector = ?retry.selector, by = %by.0, "retried");
         }
-        let from = self.clock.now() + Duration::from_millis(1);
-        self.go_through(target, after, from, &Ordered::Retry { by: by.0 })
+        let due = self.clock.now();
+        // What is due already needs no moving, and what was moved is not come by again.
+        let from = due + Duration::from_millis(1);
+        let which = |_| true;
+        self.go_through(target, after, from, which, &Ordered::Retry { by: by.0, due })
             .await
     }
 
     pub(super) async fn delete_some(&self, delete: Delete, by: Caller) -> Result<Deletion, ControlError> {
         let target = Target::new(&delete.selector)?;
-        let token = self.token(&delete.selector);
+        let now = self.clock.now();
         let Some(given) = delete.token else {
+            let token = self.token(&delete.selector, now);
             let (queues, messages, bytes) = self.read(move |queue| count(queue, &target)).await?;
             return Ok(Deletion::Preview(Preview {
                 queues,
@@ -217,50 +216,72 @@ impl QueueControl {
                 token,
             }));
         };
-        if given != token {
+        let shown = given.split('-').next();
+        let shown = shown.and_then(|shown| u64::from_str_radix(shown, 16).ok().map(Timestamp));
+        let Some(shown) = shown.filter(|&shown| given == self.token(&delete.selector, shown)) else {
             let text = "the token is not the one of this selector's preview; ask for a preview first";
             return Err(ControlError::Conflict(text.into()));
-        }
+        };
         let after = cursor(delete.after.as_deref())?;
         if after.is_none() {
             tracing::warn!(selector = ?delete.selector, by = %by.0, "deleting");
         }
-        self.go_through(target, after, Timestamp(0), &Ordered::Delete { by: by.0 })
-            .await
-            .map(Deletion::Progress)
+        // Mail that came in since was not shown. Ids of the future come from before the clock was set back.
+        let was_there = move |unit: UnitKey| {
+            let created = unit.id.created();
+            created <= shown || created > now
+        };
+        self.go_through(
+            target,
+            after,
+            Timestamp(0),
+            was_there,
+            &Ordered::Delete { by: by.0 },
+        )
+        .await
+        .map(Deletion::Progress)
     }
 
-    /// Only who has seen the preview of a selector knows it, while this process lives.
-    fn token(&self, selector: &Selector) -> String {
-        let text = format!("{:?} {selector:?}", self.secret);
+    /// Only who has seen the preview of a selector knows it, while this process lives. It tells when that was.
+    fn token(&self, selector: &Selector, shown: Timestamp) -> String {
+        let text = format!("{:?} {selector:?} {}", self.secret, shown.0);
         let sum = digest::digest(&digest::SHA256, text.as_bytes());
         let octets = sum.as_ref().iter().take(8);
-        octets.map(|octet| format!("{octet:02x}")).collect()
+        let sum: String = octets.map(|octet| format!("{octet:02x}")).collect();
+        format!("{:x}-{sum}", shown.0)
     }
 
-    /// Has each unit of a target dealt with by the shard that owns it.
+    /// Has each unit of a target that is due at `from` or later, and for which `which` holds, dealt with by the shard that
+    /// owns it.
     async fn go_through(
         &self,
         target: Target,
         after: Option<UnitKey>,
         from: Timestamp,
+        which: impl Fn(UnitKey) -> bool,
         what: &Ordered,
     ) -> Result<Progress, ControlError> {
-        let _one = self.one_at_a_time().await?;
+        let _one = alone(&self.walking).await?;
         let until = self.clock.now() + ANSWER_WITHIN;
         let target = Arc::new(target);
         let (mut progress, mut after, mut gone_through) = (Progress::default(), after, 0);
         loop {
             let target = target.clone();
-            let walked = self
+            let mut walked = self
                 .read(move |queue| walk(queue, &target, after, from, AT_ONCE))
                 .await?;
             if matches!(what, Ordered::Retry { .. }) {
-                for &queue in &walked.queues {
-                    self.doors.hurry(queue);
-                }
+                let heard = tokio::time::timeout(PATIENCE, self.doors.hurry(&walked.queues)).await;
+                heard.map_err(|_| ControlError::Busy)?;
             }
-            let units: Vec<_> = walked.units.iter().map(|(_, unit)| *unit).collect();
+            gone_through += walked.units.len();
+            after = walked.next.take();
+            let units: Vec<_> = walked
+                .units
+                .iter()
+                .map(|(_, unit)| *unit)
+                .filter(|&unit| which(unit))
+                .collect();
             let answers = tokio::time::timeout(PATIENCE, self.doors.order(&units, what)).await;
             for done in answers.map_err(|_| ControlError::Busy)? {
                 match done {
@@ -270,14 +291,17 @@ impl QueueControl {
                     Done::Gone => {}
                 }
             }
-            gone_through += units.len();
-            after = walked.next;
             if after.is_none() || gone_through >= PER_ANSWER || self.clock.now() >= until {
                 progress.next = after.as_ref().map(cursor_text);
                 return Ok(progress);
             }
         }
     }
+}
+
+async fn alone(lock: &Mutex<()>) -> Result<MutexGuard<'_, ()>, ControlError> {
+    let guard = tokio::time::timeout(PATIENCE, lock.lock()).await;
+    guard.map_err(|_| ControlError::Busy)
 }
 
 fn store(error: queue::CommitError) -> ControlError {
@@ -297,7 +321,15 @@ pub(super) fn walk(
         Target::Queues(selector) => selector,
         Target::Message(id) => {
             let message = queue.message(*id)?;
-            for unit in message.iter().flat_map(|message| &message.units) {
+            let mut units: Vec<_> = message.iter().flat_map(|message| &message.units).collect();
+            units.sort_by_key(|unit| (unit.key.queue, unit.key.unit));
+            let is_next =
+                |unit: UnitKey| after.is_none_or(|after| (unit.queue, unit.unit) > (after.queue, after.unit));
+            for unit in units.into_iter().filter(|unit| is_next(unit.key)) {
+                if walked.units.len() >= limit {
+                    walked.next = walked.units.last().map(|(_, unit)| *unit);
+                    break;
+                }
                 walked.queues.push(unit.key.queue);
                 if unit.key.due >= from
                     && let Some(info) = queue.info(unit.key.queue)?
@@ -344,7 +376,7 @@ pub(super) fn walk(
         if selector.queue.is_some() {
             return Ok(walked);
         }
-        if looked >= LOOKED_AT {
+        if looked >= LOOKED_AT || walked.queues.len() >= PER_ANSWER {
             walked.next = Some(UnitKey {
                 queue: last,
                 due: Timestamp::MAX,

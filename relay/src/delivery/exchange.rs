@@ -12,6 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use mail_core::Timestamp;
 use queue::{QueueId, SuspensionRecord, UnitKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -63,10 +64,10 @@ pub struct Order {
 
 /// See [`Order`].
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "by whom")]
+#[expect(missing_docs, reason = "`by` whom")]
 pub enum Ordered {
-    /// To be due now.
-    Retry { by: Arc<str> },
+    /// To be due at this time, which is past.
+    Retry { by: Arc<str>, due: Timestamp },
     /// To end, without a report.
     Delete { by: Arc<str> },
 }
@@ -109,8 +110,8 @@ pub enum Word {
     MakeRoom,
     /// An operator's order.
     Order(Order),
-    /// An operator wants this queue tried at once, whatever it rests for.
-    Hurry(QueueId),
+    /// An operator wants this queue tried at once, whatever it rests for. The sender goes with the word.
+    Hurry(QueueId, mpsc::UnboundedSender<Done>),
     /// All suspensions there are.
     Suspensions(Arc<[SuspensionRecord]>),
     /// What holds this queue, if it is known here?
@@ -281,9 +282,14 @@ impl Doors {
         said.recv().await
     }
 
-    /// Has a queue tried at once.
-    pub fn hurry(&self, queue: QueueId) {
-        let _ = self.shards[home(queue, self.shards.len())].send(Word::Hurry(queue));
+    /// Has queues tried at once, and waits until their shards have heard. The caller bounds their number.
+    pub async fn hurry(&self, queues: &[QueueId]) {
+        let (heard, mut answers) = mpsc::unbounded_channel();
+        for &queue in queues {
+            let _ = self.shards[home(queue, self.shards.len())].send(Word::Hurry(queue, heard.clone()));
+        }
+        drop(heard);
+        while answers.recv().await.is_some() {}
     }
 
     /// Tells all shards what is suspended.

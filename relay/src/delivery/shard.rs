@@ -302,7 +302,7 @@ impl Shard {
             Word::Wake(id) => self.wake(id, now),
             Word::MakeRoom => drop(self.close_an_idle_one()),
             Word::Order(order) => self.order(order, now),
-            Word::Hurry(id) => self.hurry(id, now),
+            Word::Hurry(id, heard) => self.hurry(id, heard, now),
             Word::Why(id, say) => self.why(id, &say, now),
             Word::Suspensions(all) => self.suspensions(all, now),
         }

@@ -15,10 +15,9 @@ impl<N: Net> Courier<N> {
     pub(super) async fn order(&self, order: &Order) {
         let unit = order.unit;
         let (settled, done) = match &order.what {
-            Ordered::Retry { by } => {
-                let now = self.parts.clock.now();
-                let result = self.parts.queue.retry(unit, now, by).await;
-                told(unit, result.map(|()| Settled::Due(now)))
+            &Ordered::Retry { ref by, due } => {
+                let result = self.parts.queue.retry(unit, due, by).await;
+                told(unit, result.map(|()| Settled::Due(due)))
             }
             Ordered::Delete { by } => match self.deletion(unit, by) {
                 Ok(Some(settle)) => {

@@ -2,6 +2,7 @@
 
 use mail_core::Timestamp;
 use queue::{HoldScope, QueueId, QueueName, SuspensionRecord};
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::delivery::agenda::place;
 use crate::delivery::exchange::{Done, Order, Word};
@@ -42,7 +43,7 @@ impl Shard {
     }
 
     /// Says what holds a queue, as far as it is known here. One that left memory is known to the shard that let it go.
-    pub(super) fn why(&self, id: QueueId, say: &tokio::sync::mpsc::UnboundedSender<String>, now: Timestamp) {
+    pub(super) fn why(&self, id: QueueId, say: &UnboundedSender<String>, now: Timestamp) {
         let of_one_resting = || {
             let (scope, _) = self.resting.iter().find(|(_, queues)| queues.contains(&id))?;
             let rest = self.rest(scope).filter(|rest| rest.until > now)?;
@@ -90,10 +91,10 @@ impl Shard {
     }
 
     /// Lifts whatever rest is in a queue's way, now and once it has found its lane.
-    pub(super) fn hurry(&mut self, id: QueueId, now: Timestamp) {
+    pub(super) fn hurry(&mut self, id: QueueId, heard: UnboundedSender<Done>, now: Timestamp) {
         if !self.active.contains_key(&id) {
             if let Some(&owner) = self.lent.get(&id) {
-                return self.tell(owner, Word::Hurry(id));
+                return self.tell(owner, Word::Hurry(id, heard));
             }
             if self.place.home_elsewhere(id).is_some() {
                 // It went home meanwhile. Sent after it, the word could follow it round for ever.
@@ -122,8 +123,10 @@ impl Shard {
             .get_mut(&id)
             .is_some_and(|active| std::mem::take(&mut active.hurry));
         if let (true, Some(at)) = (hurried, self.lanes.get_mut(lane))
-            && at.rest.take().is_some()
+            && let Some(rest) = &mut at.rest
         {
+            // Over, but not forgotten: one connection tries, and if it fails, the next rest is longer.
+            rest.until = now;
             let scope = HoldScope::Lane(at.key.scope());
             self.lift(&scope, now);
         }
