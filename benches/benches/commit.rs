@@ -34,6 +34,7 @@ fn message(number: u64, body: &Bytes) -> Arc<NewMessage> {
         metadata: Vec::new(),
         prefix: Bytes::from_static(b"Received: from app.acme.test by relay.test with ESMTPSA\r\n"),
         body: body.clone(),
+        rest: None,
         origin: Origin::default(),
         cause: None,
         units: vec![NewUnit {

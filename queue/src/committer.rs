@@ -19,6 +19,7 @@ use crate::records::{
 };
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::suspension::Selector;
+use crate::upload::{self, Abandoned, Leftover};
 use crate::{CommitError, ReadError};
 
 /// Queues whose record and number are kept in memory, some 300 octets each; all are forgotten when there are more.
@@ -34,6 +35,17 @@ pub(crate) enum Request {
         chunks: Vec<u32>,
         reply: Reply<Accepted>,
     },
+    /// A part of a message to come; not synced by itself.
+    Chunk {
+        of: Arc<Leftover>,
+        number: u32,
+        octets: Bytes,
+        reply: Reply<()>,
+    },
+    /// The message will not come.
+    Abandon(Abandoned),
+    /// Lets a group begin; nothing else.
+    Nudge,
     Settle {
         settle: Box<Settle>,
         reply: Reply<Settled>,
@@ -100,6 +112,8 @@ struct Group {
     gone: HashSet<UnitKey>,
     open_units: HashMap<MessageId, u16>,
     answers: Vec<Answer>,
+    /// It holds more than chunks of messages to come.
+    synced: bool,
 }
 
 impl Committer {
@@ -134,7 +148,7 @@ impl Committer {
             return Err(self.fail(group, error));
         }
         if !group.batch.is_empty()
-            && let Err(error) = self.store.write(&group.batch, true)
+            && let Err(error) = self.store.write(&group.batch, group.synced)
         {
             return Err(self.fail(group, error.into()));
         }
@@ -168,7 +182,26 @@ impl Committer {
     /// An error says that the store failed. A request that meets a damaged record is refused alone, before it has written
     /// anything: one bad record must not stop all other mail, now and after each restart.
     fn take(&mut self, group: &mut Group, request: Request) -> Result<(), StoreError> {
+        group.synced |= !matches!(
+            request,
+            Request::Chunk { .. } | Request::Abandon(_) | Request::Nudge
+        );
         match request {
+            Request::Chunk {
+                of,
+                number,
+                octets,
+                reply,
+            } => {
+                upload::put(&mut group.batch, of.id(), number, octets, &mut self.buffer);
+                group.answers.push(Answer::Done(reply, Ok(())));
+                Ok(())
+            }
+            Request::Abandon(abandoned) => {
+                upload::delete(&mut group.batch, abandoned);
+                Ok(())
+            }
+            Request::Nudge => Ok(()),
             Request::Accept {
                 message,
                 chunks,
@@ -271,7 +304,7 @@ impl Committer {
                 recipients: unit.recipients.clone(),
             })
             .collect();
-        let bytes = (message.prefix.len() + message.body.len()) as u64;
+        let bytes = message.prefix.len() as u64 + message.body_bytes();
         let due = DueRecord {
             expires_at: message.expires_at,
             bytes,
@@ -297,13 +330,22 @@ impl Committer {
                 .batch
                 .put(Family::State, &keys::open_units(message.id), open);
         }
-        for (number, start) in (0..).zip((0..message.body.len()).step_by(keys::CHUNK)) {
-            let end = message.body.len().min(start + keys::CHUNK);
-            group.batch.put(
-                Family::Body,
-                &keys::body(message.id, number),
-                message.body.slice(start..end),
-            );
+        match &message.rest {
+            Some(rest) => {
+                let first = keys::body(message.id, 0);
+                group.batch.put(Family::Body, &first, message.body.clone());
+                group.batch.delete(Family::Upload, message.id.as_bytes());
+                rest.keep();
+            }
+            None => {
+                for (number, start) in (0..).zip((0..message.body.len()).step_by(keys::CHUNK)) {
+                    let end = message.body.len().min(start + keys::CHUNK);
+                    let key = keys::body(message.id, number);
+                    group
+                        .batch
+                        .put(Family::Body, &key, message.body.slice(start..end));
+                }
+            }
         }
         let recipients = message.units.iter().flat_map(|unit| &unit.recipients);
         let event = Event {
@@ -331,7 +373,7 @@ impl Committer {
             tag: message.tag.clone(),
             metadata: message.metadata.clone(),
             prefix: message.prefix.clone(),
-            body_bytes: message.body.len() as u64,
+            body_bytes: message.body_bytes(),
             chunks,
             origin: message.origin.clone(),
             cause: message.cause,
@@ -407,7 +449,7 @@ impl Committer {
         };
         let mut reports = Vec::with_capacity(settle.reports.len());
         for (report, units) in settle.reports.iter().zip(placed) {
-            let chunks = chunk_sums(&report.body);
+            let chunks = chunk_sums(report);
             reports.push(self.accept(group, report, units, chunks)?);
         }
         Ok(Some(Settled { unit: moved, reports }))
@@ -494,7 +536,8 @@ impl Committer {
             let value = Bytes::copy_from_slice(encode(&queue.record, &mut self.buffer));
             group.batch.put(Family::Queues, &keys::record(id), value);
         }
-        if group.batch.is_empty() {
+        // The mark is told of groups that were synced.
+        if group.batch.is_empty() || !group.synced {
             return Ok(());
         }
         self.counters.group += 1;
@@ -671,9 +714,14 @@ fn verdict<T>(done: Result<T, ReadError>) -> (Result<T, CommitError>, Result<(),
     }
 }
 
-/// CRC32C of each chunk of a body.
-pub(crate) fn chunk_sums(body: &[u8]) -> Vec<u32> {
-    body.chunks(keys::CHUNK).map(crc32c::crc32c).collect()
+/// CRC32C of each chunk of a message's body. What is at hand of a large one is one chunk, whatever it has grown to.
+pub(crate) fn chunk_sums(message: &NewMessage) -> Vec<u32> {
+    let Some(rest) = &message.rest else {
+        return message.body.chunks(keys::CHUNK).map(crc32c::crc32c).collect();
+    };
+    std::iter::once(crc32c::crc32c(&message.body))
+        .chain(rest.sums().iter().copied())
+        .collect()
 }
 
 /// Reads and checks a record.

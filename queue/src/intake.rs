@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -15,6 +16,7 @@ use crate::committer::{Committer, Reply, Request, chunk_sums};
 use crate::mark::Mark;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::store::Store;
+use crate::upload::{Abandoned, Leftover};
 use crate::{CommitError, OpenError, Options};
 
 /// Requests that wait for the committer, some 300 octets each beside their bodies. Full means that the disk is the slow part:
@@ -65,6 +67,8 @@ struct Shared {
     status: RwLock<Status>,
     /// The last group synced.
     synced: AtomicU64,
+    /// Uploads to be deleted by the next group.
+    abandoned: Mutex<Vec<Abandoned>>,
     stop: Mutex<bool>,
     stopped: Condvar,
 }
@@ -168,15 +172,13 @@ impl Intake {
         if !message.has_sound_units() {
             return Err(CommitError::Units);
         }
-        match self.status() {
-            Status::Healthy => {}
-            Status::Full { .. } => return Err(CommitError::Full),
-            Status::Failing(why) => return Err(CommitError::Failing(why)),
+        if message.rest.as_ref().is_some_and(|rest| rest.id() != message.id) {
+            return Err(CommitError::OtherUpload);
         }
-        let bytes = message.body.len().min(WAITING_BYTES);
-        let chunks = chunk_sums(&message.body);
-        let (reply, mut answer) = oneshot::channel();
-        let ticket = Arc::new(Ticket::default());
+        self.takes_mail()?;
+        let bytes = message.body.len();
+        let chunks = chunk_sums(&message);
+        let (reply, answer) = oneshot::channel();
         let request = Request::Accept {
             message,
             chunks,
@@ -186,13 +188,64 @@ impl Intake {
         if sabotaged("ack-before-commit") {
             return self.accept_unkept(request).await;
         }
+        self.enter(request, bytes, answer).await
+    }
+
+    /// Writes a chunk of a message to come. Answered once it is in the store, synced or not.
+    pub(crate) async fn chunk(
+        &self,
+        of: Arc<Leftover>,
+        number: u32,
+        octets: Bytes,
+    ) -> Result<(), CommitError> {
+        self.takes_mail()?;
+        let bytes = octets.len();
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Chunk {
+            of,
+            number,
+            octets,
+            reply,
+        };
+        self.enter(request, bytes, answer).await
+    }
+
+    /// Has an upload deleted, at once or with the next group.
+    pub(crate) fn abandon(&self, abandoned: Abandoned) {
+        self.shared.abandoned.lock().push(abandoned);
+        match &self.way {
+            Way::Thread { .. } => self.tell(Request::Nudge),
+            // Where it is locked, whoever holds it may be the one who drops the upload.
+            Way::Inline(committer) => {
+                if let Some(mut committer) = committer.try_lock() {
+                    let done = committer.commit(self.shared.take_abandoned());
+                    self.shared.note(&done, committer.group());
+                }
+            }
+        }
+    }
+
+    fn takes_mail(&self) -> Result<(), CommitError> {
+        match self.status() {
+            Status::Healthy => Ok(()),
+            Status::Full { .. } => Err(CommitError::Full),
+            Status::Failing(why) => Err(CommitError::Failing(why)),
+        }
+    }
+
+    /// Hands a request with so many octets of a body to the committer and waits for its answer; takes it back when it has not
+    /// come into a group within `commit_patience`.
+    async fn enter<T>(
+        &self,
+        request: Request,
+        bytes: usize,
+        mut answer: oneshot::Receiver<Result<T, CommitError>>,
+    ) -> Result<T, CommitError> {
+        let ticket = Arc::new(Ticket::default());
         let entered = async {
             // The number fits, see WAITING_BYTES.
-            let room = self
-                .bytes
-                .clone()
-                .acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX))
-                .await;
+            let bytes = u32::try_from(bytes.min(WAITING_BYTES)).unwrap_or(u32::MAX);
+            let room = self.bytes.clone().acquire_many_owned(bytes).await;
             let room = Some(room.map_err(|_| stopped())?);
             self.send(Entry {
                 request,
@@ -288,8 +341,9 @@ impl Intake {
         if let Some(ticket) = &entry.ticket {
             ticket.claim(Ticket::TAKEN);
         }
-        let done = committer.lock().commit([entry.request]);
-        self.shared.note(&done, 0);
+        let mut committer = committer.lock();
+        let done = committer.commit(self.shared.take_abandoned().chain([entry.request]));
+        self.shared.note(&done, committer.group());
         done
     }
 
@@ -343,9 +397,15 @@ impl Shared {
         Self {
             status: RwLock::new(Status::Healthy),
             synced: AtomicU64::new(group),
+            abandoned: Mutex::default(),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
         }
+    }
+
+    fn take_abandoned(&self) -> impl Iterator<Item = Request> + use<> {
+        let abandoned = std::mem::take(&mut *self.abandoned.lock());
+        abandoned.into_iter().map(Request::Abandon)
     }
 
     fn note(&self, done: &Result<(), CommitError>, group: u64) {
@@ -395,12 +455,15 @@ fn body_bytes(request: &Request) -> usize {
     match request {
         Request::Accept { message, .. } => message.body.len(),
         Request::Settle { settle, .. } => settle.reports.iter().map(|report| report.body.len()).sum(),
+        Request::Chunk { octets, .. } => octets.len(),
         Request::Rest { .. }
         | Request::Hold { .. }
         | Request::Lift { .. }
         | Request::Suspend { .. }
         | Request::Resume { .. }
-        | Request::Retry { .. } => 0,
+        | Request::Retry { .. }
+        | Request::Abandon(_)
+        | Request::Nudge => 0,
     }
 }
 
@@ -426,6 +489,8 @@ fn run(mut committer: Committer, mut waiting: mpsc::Receiver<Entry>, shared: &Sh
                 None
             };
         }
+        // Of whatever wrote them, nothing is on its way any more.
+        group.extend(shared.take_abandoned());
         #[cfg(feature = "sabotage")]
         if sabotaged("ack-before-commit") {
             std::thread::sleep(Duration::from_millis(200));
@@ -464,7 +529,6 @@ fn sabotaged(switch: &str) -> bool {
 mod tests {
     use std::sync::mpsc as gate;
 
-    use bytes::Bytes;
     use mail_core::{BodyType, DsnOptions, MessageId, ReversePath, Timestamp};
 
     use super::*;
@@ -541,6 +605,7 @@ mod tests {
             metadata: Vec::new(),
             prefix: Bytes::new(),
             body: Bytes::from_static(b"hello"),
+            rest: None,
             origin: Origin::default(),
             cause: None,
             units: vec![NewUnit {

@@ -2,13 +2,13 @@
 //!
 //! | family | key | value |
 //! |---|---|---|
-//! | body | id · chunk u32 | octets of the body, [`CHUNK`] at most |
+//! | body | id · chunk u32 | octets of the body, about [`CHUNK`] at most |
 //! | envelope | id | [`crate::records::EnvelopeRecord`] |
 //! | state | id · unit u16 | [`crate::records::StateRecord`], from the first deferral on |
 //! | state | id · ffff | number of open units, u16, where a message began with more than one |
 //! | due | queue u64 · ms u64 · id · unit u16 | [`crate::records::DueRecord`] |
 //! | deadline | second u64 · queue u64 · id | unit u16 |
-//! | upload | id | nothing: names a body that is still coming in |
+//! | upload | id | [`crate::records::UploadRecord`]: names a body that is still coming in |
 //! | queues | `d` · name | queue u64: the directory |
 //! | queues | `r` · queue u64 | [`crate::records::QueueRecord`] |
 //! | queues | `g` · route group u16 | [`crate::records::GroupRecord`] |
@@ -38,6 +38,17 @@ pub fn body(id: MessageId, chunk: u32) -> [u8; 20] {
     key[..16].copy_from_slice(id.as_bytes());
     key[16..].copy_from_slice(&chunk.to_be_bytes());
     key
+}
+
+/// Reads a `body` key.
+pub fn parse_body(key: &[u8]) -> Option<(MessageId, u32)> {
+    let (of, chunk) = key.split_last_chunk::<4>()?;
+    Some((id(of)?, u32::from_be_bytes(*chunk)))
+}
+
+/// Reads an `upload` key.
+pub fn parse_upload(key: &[u8]) -> Option<MessageId> {
+    id(key)
 }
 
 /// `state` of a unit.

@@ -16,6 +16,7 @@ pub mod rocks;
 pub mod schedule;
 pub mod store;
 mod suspension;
+mod upload;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use records::{
 };
 pub use schedule::Backoff;
 pub use suspension::{MAX_SUSPENSIONS, Selector};
+pub use upload::{Upload, Uploaded};
 
 use bytes::Bytes;
 use intake::Intake;
@@ -148,6 +150,9 @@ pub enum CommitError {
     /// The claim is void: the unit was settled before.
     #[error("the unit is no longer due at that time")]
     Gone,
+    /// What was uploaded belongs to another message.
+    #[error("the upload is another message's")]
+    OtherUpload,
     /// A message without units, with more than 65,534, or with two for one destination.
     #[error("a message needs 1 to 65,534 destination domains, each once")]
     Units,
@@ -189,6 +194,7 @@ impl Queue {
                 mark: mark.group(),
             });
         }
+        sweep(&*store)?;
         let folder = folder.to_owned();
         let free = move || {
             rustix::fs::statvfs(&folder)
@@ -207,6 +213,7 @@ impl Queue {
     pub fn in_memory(store: MemoryStore) -> Result<Self, OpenError> {
         let store: Arc<dyn Store> = Arc::new(store);
         prepare(&*store)?;
+        sweep(&*store)?;
         Ok(Self {
             intake: Arc::new(Intake::inline(store.clone())?),
             store,
@@ -250,6 +257,15 @@ impl Queue {
         self.intake.close();
         self.store.quiet();
     }
+}
+
+/// Deletes the bodies that were coming in when the program ended.
+fn sweep(store: &dyn Store) -> Result<(), StoreError> {
+    let swept = upload::sweep(store)?;
+    if swept > 0 {
+        tracing::info!(swept, "bodies that had not come in whole were deleted");
+    }
+    Ok(())
 }
 
 /// Makes the folder if it is not there, so that a power cut does not take it away again, with all that is in it.

@@ -8,6 +8,7 @@ use mail_core::{BodyType, Domain, DsnOptions, Mailbox, MessageId, Recipient, Rev
 
 use crate::names::{RouteGroup, UnitKey};
 use crate::records::{EventKind, Hop, Origin, Signature};
+use crate::upload::Uploaded;
 
 /// A message to be kept.
 #[derive(Clone, Debug)]
@@ -36,8 +37,11 @@ pub struct NewMessage {
     pub metadata: Vec<(String, String)>,
     /// Header fields we add on top, each with its CRLF.
     pub prefix: Bytes,
-    /// As the client sent it, header and all: CRLF lines, neither dot-stuffing nor final dot.
+    /// As the client sent it, header and all: CRLF lines, neither dot-stuffing nor final dot. Where there is a `rest`, only
+    /// the beginning, with the whole header section.
     pub body: Bytes,
+    /// What follows `body`, where the message is a large one.
+    pub rest: Option<Uploaded>,
     /// Who handed it over.
     pub origin: Origin,
     /// The message this one reports on.
@@ -47,6 +51,11 @@ pub struct NewMessage {
 }
 
 impl NewMessage {
+    /// Octets as the client sent them, the fields on top not counted.
+    pub fn body_bytes(&self) -> u64 {
+        self.body.len() as u64 + self.rest.as_ref().map_or(0, Uploaded::bytes)
+    }
+
     /// Whether it has units, not too many, and each for a destination of its own: a queue has one deadline for a message.
     pub(crate) fn has_sound_units(&self) -> bool {
         let mut seen = HashSet::new();

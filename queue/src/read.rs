@@ -226,24 +226,29 @@ impl Queue {
         Ok(Some(Message { id, envelope, units }))
     }
 
-    /// A message's body, verified chunk by chunk.
+    /// A message's whole body, verified. In memory: see [`Self::body_chunk`] for one of any size.
     pub fn body(&self, id: MessageId, envelope: &EnvelopeRecord) -> Result<Bytes, ReadError> {
+        if let [sum] = *envelope.chunks {
+            return self.body_chunk(id, 0, sum);
+        }
         let mut body = BytesMut::with_capacity(usize::try_from(envelope.body_bytes).unwrap_or(0));
         for (number, &sum) in (0..).zip(&envelope.chunks) {
-            let key = keys::body(id, number);
-            let chunk = self
-                .store
-                .get(Family::Body, &key)?
-                .ok_or(ReadError::damaged("body", &key, "absent"))?;
-            if crc32c::crc32c(&chunk) != sum {
-                return Err(ReadError::damaged("body", &key, "checksum"));
-            }
-            if envelope.chunks.len() == 1 {
-                return Ok(chunk.into());
-            }
-            body.extend_from_slice(&chunk);
+            body.extend_from_slice(&self.body_chunk(id, number, sum)?);
         }
         Ok(body.freeze())
+    }
+
+    /// One chunk of a message's body, verified: `sum` is the envelope's for it (see [`EnvelopeRecord::chunks`]).
+    pub fn body_chunk(&self, id: MessageId, number: u32, sum: u32) -> Result<Bytes, ReadError> {
+        let key = keys::body(id, number);
+        let chunk = self
+            .store
+            .get(Family::Body, &key)?
+            .ok_or(ReadError::damaged("body", &key, "absent"))?;
+        if crc32c::crc32c(&chunk) != sum {
+            return Err(ReadError::damaged("body", &key, "checksum"));
+        }
+        Ok(chunk.into())
     }
 
     /// Why a destination rests, if it does.

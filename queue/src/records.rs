@@ -34,6 +34,7 @@ impl Record for SuspensionRecord {}
 impl Record for Counters {}
 impl Record for Event {}
 impl Record for GroupRecord {}
+impl Record for UploadRecord {}
 
 /// A record that does not read: wrong checksum, unknown version, or cut short.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -178,6 +179,13 @@ pub struct DueRecord {
     pub alone: bool,
     /// There is a `state` record.
     pub tried: bool,
+}
+
+/// `upload`: a body that is still coming in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadRecord {
+    /// Chunks from number 1 to this one are there. Number 0 comes with the message.
+    pub chunks: u32,
 }
 
 /// `queues`: a queue.

@@ -1,7 +1,8 @@
 //! Stores of every released format are opened for ever.
 //!
 //! A fixture is a store's contents as text: family, key and value in hexadecimal, a line each. `v1.txt` holds one message
-//! put off at one domain and fresh at another, one that ended, and a destination at rest. `v2.txt` holds a suspension too.
+//! put off at one domain and fresh at another, one that ended, and a destination at rest; `v2.txt` also a route group, a
+//! suspension and an upload cut short.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +14,7 @@ mod common;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::{FIRST, START, block_on, defer, end, message, settle};
 use queue::rocks::RocksStore;
 use queue::store::{Batch, Family, MemoryStore, Store};
@@ -54,6 +56,12 @@ fn fill(store: &MemoryStore) {
             },
         );
         queue.suspend(suspension()).await.unwrap();
+        // One that was coming in when the program ended.
+        let mut upload = queue.upload(message(3, &["ok.test"], b"").id);
+        for chunk in [&b"second chunk\r\n"[..], b"third chunk\r\n"] {
+            upload.write(Bytes::from_static(chunk)).await.unwrap();
+        }
+        std::mem::forget(upload);
     });
 }
 
@@ -156,7 +164,8 @@ fn every_version_reads_in_both_stores_and_can_be_worked_on() {
 fn reads(fixture: &str) {
     let store = MemoryStore::new();
     load(&store, fixture);
-    let queue = Queue::in_memory(store).unwrap();
+    let queue = Queue::in_memory(store.clone()).unwrap();
+    assert!(!store.families().contains(&Family::Upload), "uploads are swept");
     look(&queue);
     block_on(async {
         for (id, _) in queue.queues(None, 9).unwrap() {
@@ -172,6 +181,7 @@ fn reads(fixture: &str) {
             .iter()
             .all(|(_, record)| record.count == 0)
     );
+    assert!(!store.families().contains(&Family::Body));
 
     let folder = tempfile::tempdir().unwrap();
     load(&RocksStore::open(&folder.path().join("store")).unwrap(), fixture);

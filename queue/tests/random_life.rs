@@ -10,15 +10,19 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::{FIRST, START, block_on, defer, end, message, settle};
 use mail_core::Timestamp;
 use proptest::prelude::*;
-use queue::store::MemoryStore;
-use queue::{Fate, Queue, UnitKey};
+use queue::store::{Family, MemoryStore};
+use queue::{Fate, Queue, UnitKey, Upload};
 
 #[derive(Clone, Debug)]
 enum Step {
     Accept(Vec<u8>),
+    Upload(usize),
+    Finish(usize),
+    GiveUp(usize),
     End(usize),
     Defer(usize, u64),
     Retry(usize, u64),
@@ -29,6 +33,9 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => proptest::sample::subsequence(vec![0u8, 1, 2, 3], 1..=3).prop_map(Step::Accept),
+        2 => (0usize..4).prop_map(Step::Upload),
+        1 => any::<usize>().prop_map(Step::Finish),
+        1 => any::<usize>().prop_map(Step::GiveUp),
         4 => any::<usize>().prop_map(Step::End),
         3 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Defer(which, wait)),
         2 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Retry(which, wait)),
@@ -44,6 +51,8 @@ proptest! {
             let mut store = MemoryStore::new();
             let mut queue = Queue::in_memory(store.clone()).unwrap();
             let mut open: Vec<UnitKey> = Vec::new();
+            // Each with the number of its message, and what is to come with that.
+            let mut uploads: Vec<(u64, usize, Upload)> = Vec::new();
             for (number, step) in (0..).zip(steps) {
                 match step {
                     Step::Accept(domains) => {
@@ -51,6 +60,21 @@ proptest! {
                         let domains: Vec<_> = domains.iter().map(String::as_str).collect();
                         open.extend(queue.accept(message(number, &domains, b"0123456789")).await.unwrap().units);
                     }
+                    // Ten octets in all: the first chunk, then as many of two octets.
+                    Step::Upload(chunks) => {
+                        let mut upload = queue.upload(message(number, &["d0.test"], b"").id);
+                        for _ in 0..chunks {
+                            upload.write(Bytes::from_static(b"xy")).await.unwrap();
+                        }
+                        uploads.push((number, 10 - 2 * chunks, upload));
+                    }
+                    Step::Finish(which) if !uploads.is_empty() => {
+                        let (number, first, upload) = uploads.swap_remove(which % uploads.len());
+                        let mut whole = (*message(number, &["d0.test", "d1.test"], &b"0123456789"[..first])).clone();
+                        whole.rest = Some(upload.finish());
+                        open.extend(queue.accept(whole.into()).await.unwrap().units);
+                    }
+                    Step::GiveUp(which) if !uploads.is_empty() => drop(uploads.swap_remove(which % uploads.len())),
                     Step::End(which) if !open.is_empty() => {
                         let unit = open.swap_remove(which % open.len());
                         settle(&queue, end(unit, Fate::Delivered)).await.unwrap();
@@ -70,11 +94,26 @@ proptest! {
                     }
                     Step::Rest(which) if !open.is_empty() => queue.rest(open[which % open.len()].queue, None),
                     Step::CutPower => {
-                        store = store.cut_power();
+                        // Killed: whoever was uploading is gone, with no chance to say so.
+                        uploads.drain(..).for_each(std::mem::forget);
+                        store = if number % 2 == 0 { store.cut_power() } else { store };
                         queue = Queue::in_memory(store.clone()).unwrap();
                     }
-                    Step::End(_) | Step::Defer(..) | Step::Retry(..) | Step::Rest(_) => {}
+                    Step::Finish(_)
+                    | Step::GiveUp(_)
+                    | Step::End(_)
+                    | Step::Defer(..)
+                    | Step::Retry(..)
+                    | Step::Rest(_) => {}
                 }
+            }
+            drop(uploads);
+            let families = store.families();
+            prop_assert!(!families.contains(&Family::Upload));
+            prop_assert_eq!(families.contains(&Family::Body), !open.is_empty());
+            for unit in &open {
+                let envelope = queue.envelope(unit.id).unwrap().unwrap();
+                prop_assert_eq!(queue.body(unit.id, &envelope).unwrap().len(), 10);
             }
             let mut by_queue: BTreeMap<_, Vec<UnitKey>> = BTreeMap::new();
             for unit in open {

@@ -507,6 +507,7 @@ pub(crate) mod tests {
             metadata: Vec::new(),
             prefix: Bytes::new(),
             body: Bytes::from_static(b"Subject: x\r\n\r\nx\r\n"),
+            rest: None,
             origin: Origin::default(),
             cause: None,
             units: domains

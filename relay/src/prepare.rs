@@ -612,6 +612,7 @@ mod tests {
             metadata: Vec::new(),
             prefix: Bytes::from_static(b"Received: by relay.test\r\n"),
             body: Bytes::copy_from_slice(body.as_bytes()),
+            rest: None,
             origin: Origin::default(),
             cause: None,
             units: vec![unit("ok.test", &["a"]), unit("second.test", &["b", "c"])],

@@ -292,6 +292,7 @@ pub fn report(
         metadata: Vec::new(),
         prefix: Bytes::new(),
         body: report.into(),
+        rest: None,
         origin: Origin {
             helo: settings.hostname.to_string(),
             protocol: "report".to_owned(),

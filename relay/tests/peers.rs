@@ -143,6 +143,7 @@ fn message(recipients: usize, body: &[u8]) -> Arc<NewMessage> {
         metadata: Vec::new(),
         prefix: Bytes::from_static(PREFIX),
         body: Bytes::copy_from_slice(body),
+        rest: None,
         origin: Origin::default(),
         cause: None,
         units: vec![NewUnit {

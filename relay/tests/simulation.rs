@@ -312,6 +312,7 @@ fn message(number: u8, recipient: &str, routing: &Routing) -> Arc<NewMessage> {
         metadata: Vec::new(),
         prefix: Bytes::from_static(b"Received: by relay.test\r\n"),
         body: Bytes::from_static(b"From: sender@back.test\r\nSubject: hi\r\n\r\nhello\r\n"),
+        rest: None,
         origin: Origin::default(),
         cause: None,
         units,

@@ -38,6 +38,7 @@ pub fn message(number: u64, domains: &[&str], body: &[u8]) -> Arc<NewMessage> {
         metadata: Vec::new(),
         prefix: Bytes::from_static(b"Received: by relay.test\r\n"),
         body: Bytes::copy_from_slice(body),
+        rest: None,
         origin: Origin::default(),
         cause: None,
         units: domains.iter().map(unit).collect(),

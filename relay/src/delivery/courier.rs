@@ -44,8 +44,11 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Keeps the message if the budget, the octets still free, has room for it.
+    /// Keeps the message if the budget, the octets still free, has room for it, and all of it is at hand.
     pub fn within(budget: &Arc<AtomicU64>, message: Arc<NewMessage>) -> Option<Arc<Self>> {
+        if message.rest.is_some() {
+            return None;
+        }
         let bytes = size(&message);
         let take = |free: u64| free.checked_sub(bytes);
         budget

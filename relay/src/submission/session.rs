@@ -461,7 +461,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             return reply;
         }
         let message = Arc::new(self.stamped(session, &envelope, data));
-        let (id, bytes) = (message.id, message.body.len() as u64);
+        let (id, bytes) = (message.id, message.body_bytes());
         let kept = self.service.front.queue.accept(message.clone()).await;
         self.entered.received();
         match kept {
@@ -542,6 +542,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             metadata: Vec::new(),
             prefix: placed.above(prefix(&arrival, envelope, &data.octets)),
             body: rewrite::message(rewrites, data.octets),
+            rest: None,
             origin: Origin {
                 client: Some(self.client),
                 helo: helo.to_owned(),
@@ -590,7 +591,7 @@ fn refusal(error: &CommitError) -> Reply {
     match error {
         CommitError::Withdrawn => Reply::new(451, 3, 2, "too busy; come back later"),
         CommitError::Full => Reply::new(452, 3, 1, "too little space; come back later"),
-        CommitError::Failing(_) | CommitError::Damaged(_) | CommitError::Gone => {
+        CommitError::Failing(_) | CommitError::Damaged(_) | CommitError::Gone | CommitError::OtherUpload => {
             Reply::new(451, 3, 0, "the queue does not take mail; come back later")
         }
         CommitError::Units => Reply::new(452, 5, 3, "too many destination domains"),
