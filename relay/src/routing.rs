@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mail_core::smtp::command::utf8_as_ascii;
 use mail_core::{Domain, Mailbox, Notify, Recipient, Reply, ReversePath, Timestamp};
 use queue::{GroupError, NewMessage, NewUnit, Queue, RouteGroup};
 
@@ -135,7 +136,15 @@ impl Routing {
                     match &safe.redirect_all {
                         Some(to) => {
                             redirected.push(&recipient.mailbox);
-                            (Recipient::new(to.clone()), None)
+                            // What was asked of reports holds for the box, too: NEVER above all.
+                            let mailbox = to.clone();
+                            (
+                                Recipient {
+                                    mailbox,
+                                    ..recipient.clone()
+                                },
+                                None,
+                            )
                         }
                         None => (recipient.clone(), Some(self.number(&discard_name(SAFE_MODE)))),
                     }
@@ -288,17 +297,15 @@ fn original_to(redirected: &[&Mailbox]) -> String {
     if redirected.is_empty() {
         return String::new();
     }
-    let address = |mailbox: &&Mailbox| match mailbox.is_ascii() {
-        true => format!("<{mailbox}>"),
-        // The header field must go anywhere.
-        false => "(an address beyond ASCII)".to_owned(),
-    };
+    // The header field must go anywhere.
+    let address = |mailbox: &&Mailbox| format!("<{}>", utf8_as_ascii(&mailbox.to_string()));
     let addresses: Vec<_> = redirected.iter().map(address).collect();
     format!("Postrider-Original-To: {}\r\n", addresses.join(",\r\n\t"))
 }
 
 #[cfg(test)]
 mod tests {
+    use mail_core::Notify;
     use queue::store::MemoryStore;
 
     use super::*;
@@ -484,6 +491,16 @@ mod tests {
         assert_eq!(
             placed.above(Bytes::from_static(b"Received: x\r\n")),
             "Postrider-Original-To: <one@person.test>,\r\n\t<two@person.test>\r\nReceived: x\r\n"
+        );
+        let report = Recipient {
+            notify: Some(Notify::Never),
+            ..Recipient::new("jos\u{e9}@person.test".parse().unwrap())
+        };
+        let placed = redirects.place(sender, &[report]);
+        assert_eq!(placed.units[0].recipients[0].notify, Some(Notify::Never));
+        assert_eq!(
+            placed.field,
+            "Postrider-Original-To: <jos\\x{E9}@person.test>\r\n"
         );
         assert!(redirects.safe_mode_notice().unwrap().contains("box@own.test"));
         assert_eq!(routing("").safe_mode_notice(), None);
