@@ -48,7 +48,18 @@ fn main() {
         },
         ..failure("bob@example.org", refused("no such user"))
     };
+    let beyond_ascii = || {
+        vec![Notice {
+            to: Recipient {
+                orcpt: Some("utf-8;j\u{fc}rgen@example.org".into()),
+                ..Recipient::new("j\u{fc}rgen@example.org".parse().expect("an address"))
+            },
+            ..failure("bob@example.org", refused("no such user"))
+        }]
+    };
     let samples = [
+        ("beyond-ascii", eight_bit, beyond_ascii()),
+        ("global", eight_bit, beyond_ascii()),
         ("delayed", plain, vec![notice("bob@example.org", later)]),
         ("relayed", plain, vec![notice("bob@example.org", handed_on)]),
         ("named", plain, vec![named]),
@@ -93,8 +104,13 @@ fn main() {
         expire_after: Duration::from_secs(86_400),
         delay_after: Duration::from_secs(14_400),
     };
-    let sender = ReversePath::Mailbox("app@example.com".parse().expect("an address"));
     for (name, body, notices) in &samples {
+        let sender = if *name == "global" {
+            "j\u{f6}@example.com"
+        } else {
+            "app@example.com"
+        };
+        let sender = ReversePath::Mailbox(sender.parse().expect("an address"));
         let original = Original {
             id: MessageId::from_bytes([1; 16]),
             received_at: NOW - Duration::from_secs(5 * 86_400),

@@ -6,39 +6,21 @@
     reason = "a test; its helpers are outside of test functions"
 )]
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dkim_signer::Signer;
 use lab::Script;
-use lab::ca::Ca;
-use lab::script::{Ending, Record, play};
-use mail_core::{BodyType, Domain, DsnOptions, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
-use prometheus::Registry;
-use queue::store::MemoryStore;
-use queue::{EventKind, NewMessage, NewUnit, Origin, Queue, RouteGroup};
-use relay::config;
-use relay::delivery::client_tls::ClientTls;
-use relay::delivery::courier::{self, Parts};
-use relay::delivery::exchange;
-use relay::delivery::metrics::Metrics;
-use relay::prepare::{self, Preparer};
-use relay::routing::Routing;
-use relay::world::{Clock, DnsError, MxAnswer, MxHost, Net, Random};
-use tokio::io::{DuplexStream, duplex};
-use tokio::sync::watch;
-use tokio::task::{LocalSet, spawn_local};
-use tokio::time::sleep;
-use tokio_rustls::TlsAcceptor;
+use lab::script::{Ending, Record};
+use mail_core::{BodyType, DsnOptions, Mailbox, MessageId, Recipient, ReversePath};
+use queue::{EventKind, NewMessage, NewUnit, Origin, RouteGroup};
 
-const START: Timestamp = Timestamp(1_700_000_000_000);
+mod common;
+
+use common::{START, live};
+
 /// Longer than any attempt, shorter than the wait for the second.
 const SPAN: Duration = Duration::from_secs(3_000);
 
@@ -62,63 +44,6 @@ fn folder() -> PathBuf {
 
 fn script(name: &str) -> Script {
     Script::load(&folder().join(format!("{name}.smtp"))).unwrap_or_else(|error| panic!("{error}"))
-}
-
-#[derive(Clone)]
-struct SimNet(Rc<World>);
-
-struct World {
-    /// In order of preference; the host `mxN.test` has the address 10.0.0.N, N from 0.
-    hosts: Vec<Script>,
-    tls: TlsAcceptor,
-    /// Connections to each host.
-    connections: RefCell<Vec<u64>>,
-    played: RefCell<Vec<(Ending, Record)>>,
-}
-
-impl Net for SimNet {
-    type Stream = DuplexStream;
-
-    async fn mx(&self, domain: &Domain) -> Result<MxAnswer, DnsError> {
-        if domain.as_str() != "to.test" {
-            // Reports don't arrive; they are not what is looked at.
-            return Ok(MxAnswer::Null);
-        }
-        let host = |number: usize| MxHost {
-            preference: u16::try_from(number).unwrap(),
-            host: format!("mx{number}.test").parse().unwrap(),
-        };
-        Ok(MxAnswer::Hosts((0..self.0.hosts.len()).map(host).collect()))
-    }
-
-    async fn addresses(&self, host: &Domain) -> Result<Vec<IpAddr>, DnsError> {
-        let number = host.as_str().as_bytes()[2] - b'0';
-        Ok(vec![Ipv4Addr::new(10, 0, 0, number).into()])
-    }
-
-    async fn connect(&self, _: Option<IpAddr>, to: SocketAddr) -> io::Result<DuplexStream> {
-        let IpAddr::V4(address) = to.ip() else {
-            return Err(io::ErrorKind::AddrNotAvailable.into());
-        };
-        let host = usize::from(address.octets()[3]);
-        let number = {
-            let mut connections = self.0.connections.borrow_mut();
-            connections[host] += 1;
-            connections[host]
-        };
-        // Narrow, so that both sides wait for each other.
-        let (ours, theirs) = duplex(256);
-        let world = self.0.clone();
-        drop(spawn_local(async move {
-            let Some(section) = world.hosts[host].connection(number) else {
-                return;
-            };
-            let mut record = Record::default();
-            let ending = play(section, theirs, Some(&world.tls), &mut record).await;
-            world.played.borrow_mut().push((ending, record));
-        }));
-        Ok(ours)
-    }
 }
 
 const PREFIX: &[u8] = b"Received: by relay.test\r\n";
@@ -166,57 +91,11 @@ struct Outcome {
 
 /// One message, played to these hosts, for as long as one attempt can take.
 fn deliver(hosts: &[&str], recipients: usize, body: &[u8]) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let ca = Ca::create(&dir.path().join("ca.pem")).unwrap();
-    let world = Rc::new(World {
-        hosts: hosts.iter().map(|name| script(name)).collect(),
-        tls: ca.issue(&["mx0.test"]).unwrap().server_config().into(),
-        connections: RefCell::new(vec![0; hosts.len()]),
-        played: RefCell::default(),
-    });
-    let path = dir.path().join("postrider.toml");
-    let text = "hostname = \"relay.test\"\n[store]\npath = \"q\"\nexpire_after = \"1d\"\n[tenants.t]\nsenders = [\"*\"]\n\
-         [[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n\
-         [delivery.retry]\nfirst = \"2h\"\ncap = \"2h\"\njitter = 0.0\n";
-    std::fs::write(&path, text).unwrap();
-    let settings = Arc::new(config::load(&path).unwrap_or_else(|mistakes| panic!("{mistakes}")));
-    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
-    let (net, of_courier) = (SimNet(world.clone()), queue.clone());
-    LocalSet::new().block_on(&runtime, async move {
-        let registry = Registry::new();
-        let preparer = Preparer::inline(
-            of_courier.clone(),
-            Arc::new(Signer::default()),
-            prepare::Metrics::new(&registry).unwrap(),
-        );
-        let (doors, mut seats) = exchange::open(1);
-        let (stop, stopped) = watch::channel(false);
-        let routing = Arc::new(Routing::open(settings.clone(), &of_courier).unwrap());
-        let parts = Parts {
-            net,
-            preparer,
-            tls: Arc::new(ClientTls::new(None).unwrap()),
-            metrics: Metrics::new(&registry).unwrap(),
-            clock: Clock::anchored(START),
-            random: Random::seeded(7),
-            queue: of_courier.clone(),
-            settings,
-            routing,
-        };
-        let running = spawn_local(courier::run(parts, seats.pop().unwrap(), stopped));
-        let kept = of_courier.accept(message(recipients, body)).await.unwrap();
-        doors.tell(&kept.units, None).await;
-        sleep(SPAN).await;
-        stop.send(true).unwrap();
-        running.await.unwrap();
-        // Peers that have been hung up on see it.
-        sleep(Duration::from_secs(1)).await;
-    });
+    let hosts: Vec<_> = hosts.iter().map(|name| Some(script(name))).collect();
+    let retry = "[delivery.retry]\nfirst = \"2h\"\ncap = \"2h\"\njitter = 0.0\n";
+    // Reports don't arrive; they are not what is looked at.
+    let mut life = live(&[("to.test", hosts)], retry, message(recipients, body), SPAN);
+    let queue = life.queue;
     let events = queue.events(0, 1_000).unwrap();
     let fate = |number: usize| {
         let name = format!("r{number}@to.test");
@@ -244,11 +123,10 @@ fn deliver(hosts: &[&str], recipients: usize, body: &[u8]) -> Outcome {
         found.unwrap_or_else(|| panic!("nothing became of {name}: {events:?}"))
     };
     let fates = (0..recipients).map(fate).collect();
-    let (played, connections) = (world.played.borrow().clone(), world.connections.borrow().clone());
     Outcome {
         fates,
-        played,
-        connections,
+        played: life.played.remove("to.test").unwrap_or_default(),
+        connections: life.connections.remove("to.test").unwrap_or_default(),
     }
 }
 
