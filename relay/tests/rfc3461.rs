@@ -149,6 +149,7 @@ fn submission() -> Arc<NewMessage> {
         body: Bytes::from_static(b"From: Alice@example.org\r\nSubject: lunch\r\n\r\nWhere?\r\n"),
         origin: Origin::default(),
         cause: None,
+        rest: None,
         units: vec![unit(&to[..1]), unit(&to[1..3]), unit(&to[3..5]), unit(&to[5..])],
     })
 }
