@@ -154,6 +154,13 @@ impl Credentials {
         (entry.verifier == *verifier).then(|| entry.credential.clone())
     }
 
+    /// Looks at the file now, whenever it was looked at last. Blocks.
+    pub fn look_now(&self) {
+        let now = Instant::now();
+        self.0.look.lock().next = now;
+        self.0.look(now);
+    }
+
     async fn look(&self) {
         if self.0.look.lock().next <= Instant::now() {
             let this = self.clone();

@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use parking_lot::Mutex;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use queue::{Queue, Status};
 
@@ -23,7 +24,8 @@ pub struct Health {
     draining: AtomicBool,
     accepting: IntGauge,
     /// What readiness says beside: mail does not go where it is addressed.
-    notice: Option<String>,
+    notice: Mutex<Option<String>>,
+    safe_mode: IntGauge,
 }
 
 impl Health {
@@ -39,7 +41,7 @@ impl Health {
             "1 where safe mode keeps mail from its recipients. Alert on 1 in production, and on 0 in staging.",
         )?;
         safe_mode.set(i64::from(notice.is_some()));
-        registry.register(Box::new(safe_mode))?;
+        registry.register(Box::new(safe_mode.clone()))?;
         let build = Opts::new(
             "postrider_build_info",
             "1, with the version as a label. Alert when versions differ for long.",
@@ -53,8 +55,15 @@ impl Health {
             queue,
             draining: AtomicBool::new(false),
             accepting,
-            notice,
+            notice: Mutex::new(notice),
+            safe_mode,
         })
+    }
+
+    /// What safe mode does from here on, where it is on.
+    pub fn set_notice(&self, notice: Option<String>) {
+        self.safe_mode.set(i64::from(notice.is_some()));
+        *self.notice.lock() = notice;
     }
 
     /// Mail is accepted no longer.
@@ -113,7 +122,7 @@ fn routes(health: Arc<Health>) -> Router {
 
 async fn readyz(State(health): State<Arc<Health>>) -> Response {
     match health.obstacle() {
-        None => match &health.notice {
+        None => match &*health.notice.lock() {
             None => "ready\n".into_response(),
             Some(notice) => format!("ready, in {notice}\n").into_response(),
         },

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign};
 use dkim_signer::{KeyError, PrivateKey};
@@ -187,7 +188,10 @@ impl Metrics {
 
 /// A handle on the threads; cloning shares them. They end when the last handle is gone.
 #[derive(Clone)]
-pub struct Preparer(Mode);
+pub struct Preparer {
+    mode: Mode,
+    signer: Arc<ArcSwap<Signer>>,
+}
 
 #[derive(Clone)]
 enum Mode {
@@ -220,9 +224,10 @@ impl Preparer {
     ) -> std::io::Result<Self> {
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
         let waiting = Arc::new(Mutex::new(waiting));
+        let signer = Arc::new(ArcSwap::new(signer));
         let worker = Arc::new(Worker {
             queue,
-            signer,
+            signer: signer.clone(),
             metrics,
         });
         for number in 0..threads.max(1) {
@@ -231,16 +236,29 @@ impl Preparer {
                 .name(format!("prepare-{number}"))
                 .spawn(move || worker.run(&waiting))?;
         }
-        Ok(Self(Mode::Threads(jobs)))
+        Ok(Self {
+            mode: Mode::Threads(jobs),
+            signer,
+        })
     }
 
     /// Works on the caller's thread, for simulations and tests.
     pub fn inline(queue: Queue, signer: Arc<Signer>, metrics: Metrics) -> Self {
-        Self(Mode::Inline(Arc::new(Worker {
+        let signer = Arc::new(ArcSwap::new(signer));
+        let worker = Worker {
             queue,
-            signer,
+            signer: signer.clone(),
             metrics,
-        })))
+        };
+        Self {
+            mode: Mode::Inline(Arc::new(worker)),
+            signer,
+        }
+    }
+
+    /// Signs with other keys from the next message on.
+    pub fn sign_with(&self, signer: Signer) {
+        self.signer.store(Arc::new(signer));
     }
 
     /// Reads the unit's message, unless it is still in memory as `message`, and what earlier attempts left of the unit, and
@@ -252,7 +270,7 @@ impl Preparer {
         message: Option<Arc<NewMessage>>,
         now: Timestamp,
     ) -> Result<Prepared, PrepareError> {
-        match &self.0 {
+        match &self.mode {
             Mode::Inline(worker) => worker.prepare_safely(unit, message, now),
             Mode::Threads(jobs) => {
                 let (answer, answered) = oneshot::channel();
@@ -276,7 +294,7 @@ impl Preparer {
         prepared: Prepared,
         now: Timestamp,
     ) -> Result<Prepared, PrepareError> {
-        match &self.0 {
+        match &self.mode {
             Mode::Inline(worker) => Ok(worker.seven_bit_safely(id, prepared, now)),
             Mode::Threads(jobs) => {
                 let (answer, answered) = oneshot::channel();
@@ -295,7 +313,7 @@ impl Preparer {
 
 struct Worker {
     queue: Queue,
-    signer: Arc<Signer>,
+    signer: Arc<ArcSwap<Signer>>,
     metrics: Metrics,
 }
 
@@ -417,8 +435,9 @@ impl Worker {
         now: Timestamp,
     ) -> Option<Signature> {
         let (headers, body) = header::split(message);
+        let signer = self.signer.load();
         let keys = match from_domain(headers) {
-            Ok(domain) => self.signer.keys_for(&domain),
+            Ok(domain) => signer.keys_for(&domain),
             Err(error) => {
                 tracing::debug!(%id, %error, "not signed");
                 &[]

@@ -112,6 +112,11 @@ impl Routing {
         self.ways.get(&group).cloned().unwrap_or_else(unknown)
     }
 
+    /// What rules may name.
+    pub fn smart_hosts(&self) -> &[Arc<SmartHost>] {
+        &self.settings.routing.smart_hosts
+    }
+
     /// Whether a rule refuses the recipient. Without a stream, only what holds for all of them.
     pub fn refusal(&self, sender: Sender<'_>, to: &Mailbox) -> Option<Reply> {
         match self.next_hop(sender, to)? {

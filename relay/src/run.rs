@@ -14,23 +14,22 @@ use anyhow::Context as _;
 use prometheus::Registry;
 use queue::{Options, Queue};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::watch;
-use tokio::task::{JoinSet, LocalSet};
+use tokio::sync::{mpsc, watch};
 
 use crate::config::Settings;
 use crate::config::settings::{Listener, ListenerKind};
 use crate::control::QueueControl;
 use crate::credentials::Credentials;
 use crate::delivery::client_tls::ClientTls;
-use crate::delivery::courier::{self, Parts};
-use crate::delivery::exchange::{self, Doors, Seat};
-use crate::delivery::resolver::RealNet;
+use crate::delivery::exchange;
 use crate::health::{self, Health};
 use crate::prepare::{self, Preparer};
+use crate::reload::{self, Reloader, Served};
 use crate::routing::Routing;
 use crate::submission::front::Front;
-use crate::submission::listener::{self, Bound};
-use crate::world::{Clock, Random};
+use crate::submission::listener;
+use crate::worker::{Change, Delivery, Worker};
+use crate::world::Clock;
 use crate::{delivery, submission};
 
 /// A relay that runs.
@@ -47,25 +46,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     workers: Vec<JoinHandle<()>>,
     doors: Runtime,
-    drain_timeout: Duration,
-}
-
-/// What each worker's thread is given.
-struct Worker {
-    front: Arc<Front>,
-    bound: Vec<Bound>,
-    doors: Doors,
-    stop: watch::Receiver<bool>,
-    seat: Seat,
-    delivery: Delivery,
-}
-
-/// What delivering takes.
-#[derive(Clone)]
-struct Delivery {
-    preparer: Preparer,
-    tls: Arc<ClientTls>,
-    metrics: delivery::metrics::Metrics,
+    reloader: Arc<Reloader>,
 }
 
 /// Starts a relay; it takes mail when this returns.
@@ -90,13 +71,19 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
     let tls = Arc::new(ClientTls::new(settings.delivery.ca_file.as_deref())?);
     // Ports before the store: a relay that can't listen leaves no trace.
     let mut addresses = Vec::new();
-    let mut bound: Vec<Vec<Bound>> = (0..cores).map(|_| Vec::new()).collect();
-    for listener in &settings.listeners {
-        let (address, sockets) = listener::bind(listener, cores)?;
+    let mut served = Vec::new();
+    let mut sockets = Vec::new();
+    for (key, listener) in reload::keys(&settings.listeners) {
+        let tls = listener::certificate(listener)?;
+        let (address, bound) = listener::bind(listener.address, cores)?;
         addresses.push((word(listener), address));
-        for (worker, socket) in bound.iter_mut().zip(sockets) {
-            worker.push(socket);
-        }
+        sockets.push(bound);
+        served.push(Served {
+            key,
+            address,
+            listener: listener.clone(),
+            tls,
+        });
     }
     let metrics = settings.metrics.map(health::bind).transpose()?;
     let metrics_address = metrics
@@ -147,15 +134,25 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
     let (doors_to_shards, seats) = exchange::open(cores);
     let (stop, stopped) = watch::channel(false);
     let delivery = Delivery {
-        preparer,
-        tls,
+        front: front.clone(),
+        preparer: preparer.clone(),
+        tls: tls.clone(),
         metrics: delivery::metrics::Metrics::new(&registry)?,
     };
     let mut workers = Vec::with_capacity(cores);
-    for ((number, bound), seat) in bound.into_iter().enumerate().zip(seats) {
+    let mut told = Vec::with_capacity(cores);
+    for (number, seat) in seats.into_iter().enumerate() {
+        let (tell, changes) = mpsc::unbounded_channel();
+        let listener =
+            |(served, sockets): (&Served, &mut Vec<_>)| (served.key, served.terms(&front), sockets.pop());
+        // Its listeners; the receiver is at hand.
+        let _ = tell.send(Change {
+            listeners: served.iter().zip(&mut sockets).map(listener).collect(),
+            delivery: None,
+            done: None,
+        });
         let worker = Worker {
-            front: front.clone(),
-            bound,
+            changes,
             doors: doors_to_shards.clone(),
             stop: stopped.clone(),
             seat,
@@ -163,7 +160,18 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         };
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         workers.push(thread.spawn(move || worker.run())?);
+        told.push(tell);
     }
+    let reloader = Arc::new(Reloader::new(reload::Parts {
+        front,
+        tls,
+        listeners: served,
+        workers: told,
+        preparer,
+        health: health.clone(),
+        metrics: reload::Metrics::new(&registry)?,
+    }));
+    doors.spawn(look_at_files(reloader.clone()));
     if let Some(listener) = metrics {
         doors.spawn(health::serve(listener, health.clone()));
     }
@@ -175,7 +183,6 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         ));
         name
     });
-    let drain_timeout = settings.drain_timeout;
     for (kind, address) in &addresses {
         tracing::info!(kind, %address, "listening");
     }
@@ -189,8 +196,18 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         stop,
         workers,
         doors,
-        drain_timeout,
+        reloader,
     })
+}
+
+/// Certificates, keys and passwords, by content.
+async fn look_at_files(reloader: Arc<Reloader>) {
+    loop {
+        tokio::time::sleep(reload::LOOK_EVERY).await;
+        let reloader = reloader.clone();
+        // It tells of its own mistakes.
+        let _ = tokio::task::spawn_blocking(move || reloader.look()).await;
+    }
 }
 
 fn word(listener: &Listener) -> &'static str {
@@ -207,6 +224,11 @@ impl Running {
         &self.queue
     }
 
+    /// Gives it another configuration.
+    pub fn reloader(&self) -> &Arc<Reloader> {
+        &self.reloader
+    }
+
     /// The runtime that HTTP doors run on.
     pub fn doors(&self) -> &Runtime {
         &self.doors
@@ -219,7 +241,7 @@ impl Running {
         self.health.drain();
         // Every worker listens.
         let _ = self.stop.send(true);
-        let until = Instant::now() + self.drain_timeout;
+        let until = Instant::now() + self.reloader.settings().drain_timeout;
         while Instant::now() < until && !self.workers.iter().all(JoinHandle::is_finished) {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -236,58 +258,4 @@ impl Running {
         }
         quiet
     }
-}
-
-impl Worker {
-    fn run(self) {
-        let runtime = match Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return tracing::error!(%error, "a worker could not start"),
-        };
-        LocalSet::new().block_on(&runtime, self.serve());
-    }
-
-    async fn serve(self) {
-        let random = Random::system();
-        let mut tasks = JoinSet::new();
-        for bound in self.bound {
-            let (front, random) = (self.front.clone(), random.clone());
-            let (doors, stop) = (self.doors.clone(), self.stop.clone());
-            tasks.spawn_local(async move {
-                if let Err(error) = listener::run(bound, front, random, doors, stop).await {
-                    tracing::error!(%error, "a listener failed");
-                }
-            });
-        }
-        let (delivery, seat, front, stop) = (self.delivery, self.seat, self.front, self.stop);
-        tasks.spawn_local(async move {
-            if let Err(error) = deliver(delivery, seat, &front, random, stop).await {
-                tracing::error!(error = format!("{error:#}"), "delivery could not start");
-            }
-        });
-        while tasks.join_next().await.is_some() {}
-    }
-}
-
-async fn deliver(
-    delivery: Delivery,
-    seat: Seat,
-    front: &Front,
-    random: Random,
-    stop: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let settings = front.settings.clone();
-    let parts = Parts {
-        net: RealNet::new(&settings.dns, settings.delivery.timeouts.dns)?,
-        settings,
-        routing: front.routing.clone(),
-        queue: front.queue.clone(),
-        preparer: delivery.preparer,
-        tls: delivery.tls,
-        metrics: delivery.metrics,
-        clock: front.clock,
-        random,
-    };
-    courier::run(parts, seat, stop).await;
-    Ok(())
 }

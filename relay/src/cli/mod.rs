@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Mistakes, Settings};
 
-pub(crate) use run::{log, told_to_stop};
+pub(crate) use run::told_to_stop;
 
 /// An outbound mail relay: takes mail from applications, keeps it on disk, signs it, and delivers it.
 #[derive(Parser)]
@@ -30,7 +30,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the relay until SIGTERM or SIGINT.
+    /// Run the relay until SIGTERM or SIGINT. SIGHUP reloads its configuration.
     Run {
         #[command(flatten)]
         config: ConfigFile,

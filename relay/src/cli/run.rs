@@ -1,24 +1,37 @@
 //! `postrider run`.
 
-use std::io::IsTerminal as _;
-
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::config::Settings;
-use crate::config::settings::LogFormat;
-use crate::run;
+use crate::logging;
+use crate::run::{self, Running};
 
 use super::Failure;
 
 /// Runs the relay until it is told to stop.
 pub(super) fn run(settings: Settings) -> Result<(), Failure> {
-    log(settings.log);
+    logging::start(settings.log, &settings.log_level);
     let running = run::start(settings)?;
-    let told = running.doors().block_on(told_to_stop())?;
+    let told = running.doors().block_on(until_told_to_stop(&running))?;
     tracing::info!(signal = told, "told to stop");
     running.stop();
     Ok(())
+}
+
+/// Reloads at each SIGHUP, until SIGTERM or SIGINT.
+async fn until_told_to_stop(running: &Running) -> std::io::Result<&'static str> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut told = std::pin::pin!(told_to_stop());
+    loop {
+        tokio::select! {
+            told = &mut told => return told,
+            _ = hangup.recv() => {
+                let reloader = running.reloader().clone();
+                // It tells in the log what came of it.
+                let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+            }
+        }
+    }
 }
 
 /// Waits for SIGTERM or SIGINT.
@@ -28,28 +41,4 @@ pub(crate) async fn told_to_stop() -> std::io::Result<&'static str> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     })
-}
-
-/// Sends log lines to standard error, those of `RUST_LOG`'s choice.
-pub(crate) fn log(format: LogFormat) {
-    // The DNS libraries tell of each question at `info`.
-    let usual = || EnvFilter::new("info,hickory_server=warn,hickory_resolver=warn,hickory_proto=warn");
-    let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
-        Ok(wish) if !wish.is_empty() => EnvFilter::try_new(&wish).unwrap_or_else(|error| {
-            eprintln!("postrider: RUST_LOG is passed over: {error}");
-            usual()
-        }),
-        _ => usual(),
-    };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    // A second logger in one process changes nothing.
-    let _ = match format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
-            .try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_target(false).try_init(),
-    };
 }

@@ -54,7 +54,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let dkim = dkim(check, &mut top);
     let metrics = optional_address(top.section("metrics"), "address");
     let admin_socket = admin(top.section("admin"), store.as_ref().map(|store| &store.path));
-    let log = log(top.section("log"));
+    let (log, log_level) = log(top.section("log"));
     let delivery = delivery(check, &mut top, hostname.as_ref().map(|spot| &spot.value));
     let smart_hosts = smart_hosts(check, &mut top, delivery.as_ref());
     let routing = routing(check, &mut top, smart_hosts, |name| tenants.contains_key(name));
@@ -65,6 +65,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
         None => Mailbox::new("postmaster", hostname.clone()).ok()?,
     };
     Some(Settings {
+        effective: Arc::new(check.effective()),
         postmaster,
         store: store?,
         listeners,
@@ -78,6 +79,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
         metrics,
         admin_socket,
         log,
+        log_level,
         drain_timeout,
         hostname,
     })
@@ -92,10 +94,10 @@ fn store(mut section: Section<'_>) -> Option<StoreSettings> {
     );
     let store = StoreSettings {
         path: path.map(|spot| spot.value).unwrap_or_default(),
-        min_free_bytes: section.size("min_free", 0..=u64::MAX / 2).unwrap_or(512 * MIB),
+        min_free_bytes: section.size_or("min_free", 0..=u64::MAX / 2, 512 * MIB),
         expire_after: section.duration("expire_after", MS..=EVER, 5 * DAY),
         commit_patience: section.duration("commit_patience", MS..=HOUR, Duration::from_secs(30)),
-        body_cache_bytes: section.size("body_cache", 0..=u64::MAX / 2).unwrap_or(64 * MIB),
+        body_cache_bytes: section.size_or("body_cache", 0..=u64::MAX / 2, 64 * MIB),
     };
     section.end();
     (!store.path.as_os_str().is_empty()).then_some(store)
@@ -344,9 +346,7 @@ fn tls_files(check: &Check<'_>, section: &mut Section<'_>) -> Option<TlsFiles> {
 
 fn submission(mut section: Section<'_>) -> SubmissionSettings {
     let submission = SubmissionSettings {
-        max_message_bytes: section
-            .size("max_message", 65_536..=u64::MAX / 2)
-            .unwrap_or(25 * MIB),
+        max_message_bytes: section.size_or("max_message", 65_536..=u64::MAX / 2, 25 * MIB),
         max_recipients: as_usize(section.integer("max_recipients", 100..=100_000, 1_000)),
         max_connections: as_usize(section.integer("max_connections", 1..=1_000_000, 1_000)),
         max_connections_per_address: as_usize(section.integer(
@@ -354,9 +354,7 @@ fn submission(mut section: Section<'_>) -> SubmissionSettings {
             1..=1_000_000,
             100,
         )),
-        max_bytes_in_flight: section
-            .size("max_in_flight", 65_536..=u64::MAX / 2)
-            .unwrap_or(256 * MIB),
+        max_bytes_in_flight: section.size_or("max_in_flight", 65_536..=u64::MAX / 2, 256 * MIB),
         max_errors: section.integer("max_errors", 1..=10_000, 20) as u32,
         max_received: as_usize(section.integer("max_received", 10..=1_000, 100)),
         address_rates: rates::address(section.section("rates")),
@@ -460,18 +458,38 @@ fn admin(mut section: Section<'_>, store: Option<&PathBuf>) -> Option<PathBuf> {
         );
         section.problem("socket", text);
     }
+    section.taken_as("socket", socket.display());
     section.end();
     Some(socket)
 }
 
-fn log(mut section: Section<'_>) -> LogFormat {
+fn log(mut section: Section<'_>) -> (LogFormat, Arc<str>) {
     let format = section.word(
         "format",
         &[("text", LogFormat::Text), ("json", LogFormat::Json)],
         LogFormat::Text,
     );
+    let level = section.parsed::<LogLevel>("level");
+    section.taken_as("level", crate::logging::USUAL);
     section.end();
-    format
+    let level = level.map_or_else(|| crate::logging::USUAL.into(), |spot| spot.value.0);
+    (format, level)
+}
+
+/// How much is logged.
+struct LogLevel(Arc<str>);
+
+impl std::str::FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match crate::logging::filter(text) {
+            Ok(_) if !text.trim().is_empty() => Ok(Self(text.into())),
+            _ => Err(
+                "is no log level; write such as \"info\", \"warn\", \"info,relay::delivery=debug\"".into(),
+            ),
+        }
+    }
 }
 
 fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>) -> Option<DeliverySettings> {
@@ -485,6 +503,9 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
         tls_level(&mut section, TlsLevel::Opportunistic),
         address_family(&mut section, AddressFamily::Any),
     );
+    if let Some(name) = &ehlo {
+        section.taken_as("ehlo", name);
+    }
     let own_addresses = section.list::<IpAddr>("own_addresses").unwrap_or_default();
     let delivery = DeliverySettings {
         port: section.integer("port", 1..=65_535, 25) as u16,
@@ -504,13 +525,9 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
         tls,
         family,
         max_connections: as_usize(section.integer("max_connections", 1..=1_000_000, 1_000)),
-        max_report_bytes: as_usize(
-            section
-                .size("max_report", 4_096..=u64::from(u32::MAX))
-                .unwrap_or(50 * 1024),
-        ),
+        max_report_bytes: as_usize(section.size_or("max_report", 4_096..=u64::from(u32::MAX), 50 * 1024)),
         delay_notice_after: section.duration("delay_notice_after", MS..=30 * DAY, 4 * 60 * MINUTE),
-        convert_to_7bit: section.boolean("convert_to_7bit").unwrap_or(true),
+        convert_to_7bit: section.boolean("convert_to_7bit", true),
     };
     section.end();
     ehlo.map(|_| delivery)
@@ -623,9 +640,9 @@ impl std::str::FromStr for DomainPattern {
 fn retry(mut section: Section<'_>) -> Retry {
     let retry = Retry {
         first: section.duration("first", MS..=EVER, 5 * MINUTE),
-        factor: section.number("factor", 1.0..=100.0).unwrap_or(2.0),
+        factor: section.number_or("factor", 1.0..=100.0, 2.0),
         cap: section.duration("cap", MS..=EVER, 4 * HOUR),
-        jitter: section.number("jitter", 0.0..=0.5).unwrap_or(0.2),
+        jitter: section.number_or("jitter", 0.0..=0.5, 0.2),
     };
     if retry.cap < retry.first {
         section.problem("cap", "is shorter than the first wait");

@@ -4,6 +4,7 @@
 //! settings only if there is none.
 
 mod check;
+pub mod effective;
 pub mod rates;
 pub mod rewrites;
 pub mod routes;
@@ -59,7 +60,7 @@ pub fn look(path: &Path) -> (Option<Settings>, Mistakes) {
 fn load_with_keys(path: &Path) -> (Option<Settings>, Vec<Problem>, BTreeSet<String>) {
     let (files, root, problems) = source::read(path);
     let unread = problems.iter().any(|problem| problem.line == 0);
-    let check = section::Check::new(&files, problems);
+    let check = section::Check::new(&files, problems, path);
     // What a file that could not be read might say is not missed.
     let settings = if unread {
         None

@@ -77,8 +77,8 @@ pub(super) fn rewrites(check: &Check<'_>, top: &mut Section<'_>) -> Vec<Rewrite>
         let becomes = section.parsed::<Whole>("becomes");
         let what = "what by: an address, or a domain, which keeps what stands before the @";
         let becomes = section.required("becomes", becomes, what);
-        let reverse_path = section.boolean("reverse_path").unwrap_or(true);
-        let header_from = section.boolean("header_from").unwrap_or(true);
+        let reverse_path = section.boolean("reverse_path", true);
+        let header_from = section.boolean("header_from", true);
         if !reverse_path && !header_from {
             section.problem(
                 "header_from",

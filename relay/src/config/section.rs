@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::effective::{self, Effective, Step, quoted};
 use super::source::{At, Files, Node, Problem, Value};
 
 /// What all sections of one check share.
@@ -15,16 +16,23 @@ pub struct Check<'a> {
     problems: RefCell<Vec<Problem>>,
     /// Every key asked for, lists as `[]` and names as `NAME`: what a configuration can say.
     known: RefCell<BTreeSet<String>>,
+    effective: RefCell<Effective>,
 }
 
 impl<'a> Check<'a> {
     /// Nothing wrong so far but what reading the files has found.
-    pub fn new(files: &'a Files, problems: Vec<Problem>) -> Self {
+    pub fn new(files: &'a Files, problems: Vec<Problem>, file: &Path) -> Self {
         Self {
             files,
             problems: RefCell::new(problems),
             known: RefCell::default(),
+            effective: RefCell::new(Effective::new(file)),
         }
+    }
+
+    /// What every key asked for has said, or was taken to say.
+    pub fn effective(&self) -> Effective {
+        self.effective.borrow().clone()
     }
 
     /// Notes a problem.
@@ -64,6 +72,8 @@ pub struct Section<'a> {
     path: String,
     /// Path as in [`Check`]'s list of known keys.
     pattern: String,
+    /// As in [`Effective`].
+    place: Vec<Step>,
     at: At,
     asked: Vec<&'static str>,
 }
@@ -71,10 +81,10 @@ pub struct Section<'a> {
 impl<'a> Section<'a> {
     /// The whole configuration.
     pub fn root(check: &'a Check<'a>, node: Node) -> Self {
-        Self::new(check, node, String::new(), String::new())
+        Self::new(check, node, String::new(), String::new(), Vec::new())
     }
 
-    fn new(check: &'a Check<'a>, node: Node, path: String, pattern: String) -> Self {
+    fn new(check: &'a Check<'a>, node: Node, path: String, pattern: String, place: Vec<Step>) -> Self {
         let at = node.at;
         let entries = match node.value {
             Value::Table(entries) => entries,
@@ -88,9 +98,47 @@ impl<'a> Section<'a> {
             entries,
             path,
             pattern,
+            place,
             at,
             asked: Vec::new(),
         }
+    }
+
+    /// The place of a table in it.
+    fn within(&self, key: &str, index: Option<usize>) -> Vec<Step> {
+        let mut place = self.place.clone();
+        let name = key.to_owned();
+        place.push(Step { name, index });
+        place
+    }
+
+    /// Notes what a key says.
+    fn note(&self, key: &str, value: String, at: At) {
+        let written = self.check.files.problem(at, "", "");
+        self.check
+            .effective
+            .borrow_mut()
+            .note(&self.place, key, value, Some(written));
+    }
+
+    /// Notes what a key that is not there is taken to say, as TOML.
+    fn note_default(&self, key: &str, value: String) {
+        self.check
+            .effective
+            .borrow_mut()
+            .note(&self.place, key, value, None);
+    }
+
+    /// Notes the string that a key which is not there is taken to say.
+    pub fn taken_as(&self, key: &str, value: impl std::fmt::Display) {
+        if !self.asked_and_found(key) {
+            self.note_default(key, quoted(&value.to_string()));
+        }
+    }
+
+    fn asked_and_found(&self, key: &str) -> bool {
+        let effective = self.check.effective.borrow();
+        effective.is_written(&self.place, key)
     }
 
     /// The path of a key in it; its own where the key is empty.
@@ -121,15 +169,19 @@ impl<'a> Section<'a> {
         &mut self,
         key: &'static str,
         read: impl FnOnce(&Value) -> Result<T, String>,
+        show: impl FnOnce(&T) -> String,
     ) -> Option<Spot<T>> {
         let node = self.take(key)?;
         let path = self.key(key);
         match read(&node.value) {
-            Ok(value) => Some(Spot {
-                value,
-                at: node.at,
-                key: path,
-            }),
+            Ok(value) => {
+                self.note(key, show(&value), node.at);
+                Some(Spot {
+                    value,
+                    at: node.at,
+                    key: path,
+                })
+            }
             Err(why) => {
                 self.check.problem(node.at, &path, why);
                 None
@@ -139,7 +191,7 @@ impl<'a> Section<'a> {
 
     /// A string.
     pub fn string(&mut self, key: &'static str) -> Option<Spot<String>> {
-        self.read(key, string)
+        self.read(key, string, |text| quoted(text))
     }
 
     /// A string of some form; what it is not is said by the form's own error.
@@ -148,7 +200,16 @@ impl<'a> Section<'a> {
         T: FromStr,
         T::Err: std::fmt::Display,
     {
-        self.read(key, |value| parse(&string(value)?))
+        let read = |value: &Value| {
+            let text = string(value)?;
+            Ok((parse(&text)?, text))
+        };
+        let spot = self.read(key, read, |(_, text)| quoted(text))?;
+        Some(Spot {
+            value: spot.value.0,
+            at: spot.at,
+            key: spot.key,
+        })
     }
 
     /// A value that has to be there.
@@ -170,8 +231,10 @@ impl<'a> Section<'a> {
     /// A path, absolute.
     pub fn file(&mut self, key: &'static str) -> Option<Spot<PathBuf>> {
         let spot = self.string(key)?;
+        let value = self.check.path(&spot);
+        self.note(key, quoted(&value.to_string_lossy()), spot.at);
         Some(Spot {
-            value: self.check.path(&spot),
+            value,
             at: spot.at,
             key: spot.key,
         })
@@ -179,15 +242,17 @@ impl<'a> Section<'a> {
 
     /// A path that is meant where the key is absent, beside the file of the table.
     pub fn default_file(&self, key: &str, name: &str) -> Spot<PathBuf> {
+        let value = self.check.files.folder(self.at).join(name);
+        self.note_default(key, quoted(&value.to_string_lossy()));
         Spot {
-            value: self.check.files.folder(self.at).join(name),
+            value,
             at: self.at,
             key: self.key(key),
         }
     }
 
     /// One of some words.
-    pub fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)], default: T) -> T {
+    pub fn word<T: Copy + PartialEq>(&mut self, key: &'static str, words: &[(&str, T)], default: T) -> T {
         let read = |value: &Value| {
             let text = string(value)?;
             let all = || {
@@ -202,12 +267,27 @@ impl<'a> Section<'a> {
                 .map(|(_, meaning)| *meaning)
                 .ok_or_else(|| format!("\"{text}\" is none of {}", all()))
         };
-        self.read(key, read).map_or(default, |spot| spot.value)
+        let word = |meaning: &T| {
+            let found = words.iter().find(|(_, is)| is == meaning);
+            found.map(|(word, _)| quoted(word))
+        };
+        match self.read(key, read, |meaning| word(meaning).unwrap_or_default()) {
+            Some(spot) => spot.value,
+            None => {
+                if let Some(shown) = word(&default) {
+                    self.note_default(key, shown);
+                }
+                default
+            }
+        }
     }
 
     /// An integer within bounds.
     pub fn integer(&mut self, key: &'static str, bounds: RangeInclusive<u64>, default: u64) -> u64 {
-        self.optional_integer(key, bounds).unwrap_or(default)
+        self.optional_integer(key, bounds).unwrap_or_else(|| {
+            self.note_default(key, default.to_string());
+            default
+        })
     }
 
     /// An integer within bounds, if it is there.
@@ -216,16 +296,30 @@ impl<'a> Section<'a> {
             Value::Integer(number) => within(u64::try_from(*number).ok(), &bounds, number),
             other => Err(format!("an integer is needed, not {}", other.kind())),
         };
-        self.read(key, read).map(|spot| spot.value)
+        self.read(key, read, u64::to_string).map(|spot| spot.value)
     }
 
-    /// `true` or `false`, if it is there.
-    pub fn boolean(&mut self, key: &'static str) -> Option<bool> {
+    /// `true` or `false`.
+    pub fn boolean(&mut self, key: &'static str, default: bool) -> bool {
         let read = |value: &Value| match value {
             Value::Boolean(yes) => Ok(*yes),
             other => Err(format!("true or false is needed, not {}", other.kind())),
         };
-        self.read(key, read).map(|spot| spot.value)
+        match self.read(key, read, bool::to_string) {
+            Some(spot) => spot.value,
+            None => {
+                self.note_default(key, default.to_string());
+                default
+            }
+        }
+    }
+
+    /// A number within bounds.
+    pub fn number_or(&mut self, key: &'static str, bounds: RangeInclusive<f64>, default: f64) -> f64 {
+        self.number(key, bounds).unwrap_or_else(|| {
+            self.note_default(key, format!("{default:?}"));
+            default
+        })
     }
 
     /// A number within bounds, if it is there.
@@ -245,7 +339,8 @@ impl<'a> Section<'a> {
                 bounds.end()
             ))
         };
-        self.read(key, read).map(|spot| spot.value)
+        let read = self.read(key, read, |number| format!("{number:?}"));
+        read.map(|spot| spot.value)
     }
 
     /// A time span such as `"250ms"`, `"1h30m"`, within bounds.
@@ -272,7 +367,21 @@ impl<'a> Section<'a> {
                 other.kind()
             )),
         };
-        self.read(key, read).map_or(default, |spot| spot.value)
+        match self.read(key, read, |span| effective::span(*span)) {
+            Some(spot) => spot.value,
+            None => {
+                self.note_default(key, effective::span(default));
+                default
+            }
+        }
+    }
+
+    /// A size such as `"25MiB"` or a number of bytes, within bounds.
+    pub fn size_or(&mut self, key: &'static str, bounds: RangeInclusive<u64>, default: u64) -> u64 {
+        self.size(key, bounds).unwrap_or_else(|| {
+            self.note_default(key, effective::size(default));
+            default
+        })
     }
 
     /// A size such as `"25MiB"` or a number of bytes, within bounds, if it is there.
@@ -285,7 +394,8 @@ impl<'a> Section<'a> {
                 other.kind()
             )),
         };
-        self.read(key, read).map(|spot| spot.value)
+        let read = self.read(key, read, |bytes| effective::size(*bytes));
+        read.map(|spot| spot.value)
     }
 
     /// A list of strings of some form; those that are not are told and left out.
@@ -304,6 +414,12 @@ impl<'a> Section<'a> {
             );
             return None;
         };
+        let shown: Vec<_> = items
+            .iter()
+            .filter_map(|item| string(&item.value).ok())
+            .map(|text| quoted(&text))
+            .collect();
+        self.note(key, format!("[{}]", shown.join(", ")), node.at);
         let mut list = Vec::with_capacity(items.len());
         for (number, item) in items.iter().enumerate() {
             let key = format!("{path}[{number}]");
@@ -325,7 +441,13 @@ impl<'a> Section<'a> {
             value: Value::Table(BTreeMap::new()),
             at: self.at,
         });
-        Section::new(self.check, node, self.key(key), join(&self.pattern, key))
+        Section::new(
+            self.check,
+            node,
+            self.key(key),
+            join(&self.pattern, key),
+            self.within(key, None),
+        )
     }
 
     /// A list of tables.
@@ -340,7 +462,14 @@ impl<'a> Section<'a> {
                 .into_iter()
                 .enumerate()
                 .map(|(number, item)| {
-                    Section::new(self.check, item, format!("{path}[{number}]"), pattern.clone())
+                    let place = self.within(key, Some(number));
+                    Section::new(
+                        self.check,
+                        item,
+                        format!("{path}[{number}]"),
+                        pattern.clone(),
+                        place,
+                    )
                 })
                 .collect(),
             other => {
@@ -358,12 +487,16 @@ impl<'a> Section<'a> {
     pub fn named(&mut self, key: &'static str) -> Vec<(String, Section<'a>)> {
         let section = self.section(key);
         let pattern = join(&section.pattern, "NAME");
-        let (check, path) = (section.check, section.path);
+        let entries = section.entries.clone();
         let named = |(name, node): (String, Node)| {
-            let path = join(&path, &name);
-            (name, Section::new(check, node, path, pattern.clone()))
+            let path = join(&section.path, &name);
+            let place = section.within(&name, None);
+            (
+                name,
+                Section::new(section.check, node, path, pattern.clone(), place),
+            )
         };
-        section.entries.into_iter().map(named).collect()
+        entries.into_iter().map(named).collect()
     }
 
     /// Tells of keys that mean nothing here.

@@ -9,12 +9,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use super::effective::Effective;
 use super::rates::{AddressRates, TenantRates};
 use super::routes::RoutingSettings;
 
 /// All of it.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The same key by key, as `config show` prints it.
+    pub effective: Arc<Effective>,
     /// What we call ourselves: greeting, EHLO, Received, Reporting-MTA.
     pub hostname: Domain,
     /// Where mail for `<postmaster>` without a domain goes (RFC 5321 §4.5.1).
@@ -43,6 +46,8 @@ pub struct Settings {
     pub admin_socket: Option<PathBuf>,
     /// The shape of log lines.
     pub log: LogFormat,
+    /// How much is logged; see [`crate::logging::filter`].
+    pub log_level: Arc<str>,
     /// How long SIGTERM waits for what is on the wire.
     pub drain_timeout: Duration,
 }
@@ -319,7 +324,7 @@ pub struct Destination {
 }
 
 /// Name servers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsSettings {
     /// Empty: those of /etc/resolv.conf.
     pub servers: Vec<SocketAddr>,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use mail_core::smtp::command::Secret;
 
 use super::check::{address_family, is_name, limits};
 use super::section::{Check, Section, Spot};
-use super::settings::{AddressFamily, DeliverySettings, DestinationLimits, TlsLevel};
+use super::settings::{AddressFamily, DeliverySettings, DestinationLimits, Settings, TlsLevel};
 
 /// A group of hosts that serve alike, under one name.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +54,35 @@ pub struct Credentials {
     pub user: String,
     /// Never printed.
     pub password: Secret,
+    /// Where it was read, unless it is of the environment.
+    pub file: Option<PathBuf>,
+}
+
+/// The files that passwords were read from.
+pub fn password_files(settings: &Settings) -> impl Iterator<Item = &Path> {
+    let hosts = settings.routing.smart_hosts.iter();
+    hosts.filter_map(|host| host.login.as_ref()?.file.as_deref())
+}
+
+/// The settings with the passwords that are in their files now.
+pub fn with_passwords_read_anew(settings: &Settings) -> Result<Settings, String> {
+    let mut settings = settings.clone();
+    for host in &mut settings.routing.smart_hosts {
+        let Some(login) = &host.login else { continue };
+        let Some(file) = &login.file else { continue };
+        let password = read_password(file)?;
+        if password != login.password {
+            let login = Credentials {
+                password,
+                ..(**login).clone()
+            };
+            *host = Arc::new(SmartHost {
+                login: Some(Arc::new(login)),
+                ..(**host).clone()
+            });
+        }
+    }
+    Ok(settings)
 }
 
 /// Reads `[[smart_host]]`.
@@ -113,7 +142,7 @@ fn smart_host(
         ("off", (TlsLevel::Off, false)),
     ];
     let (tls, implicit_tls) = section.word("tls", &words, level);
-    let allowed = section.boolean("allow_unverified_auth").unwrap_or(false);
+    let allowed = section.boolean("allow_unverified_auth", false);
     if says_user && tls != TlsLevel::Required && !allowed {
         section.problem(
             "tls",
@@ -211,6 +240,7 @@ fn login(check: &Check<'_>, section: &mut Section<'_>) -> Option<Option<Credenti
         _ => {}
     }
     let user = user?.value.0;
+    let place = file.as_ref().map(|file| file.value.clone());
     let read = match (file, variable) {
         (Some(file), _) => read_password(&file.value).map_err(|why| check.problem(file.at, &file.key, why)),
         (None, Some(variable)) => match std::env::var(&variable.value) {
@@ -225,7 +255,11 @@ fn login(check: &Check<'_>, section: &mut Section<'_>) -> Option<Option<Credenti
         },
         (None, None) => Err(()),
     };
-    Some(read.ok().map(|password| Credentials { user, password }))
+    Some(read.ok().map(|password| Credentials {
+        user,
+        password,
+        file: place,
+    }))
 }
 
 fn read_password(path: &Path) -> Result<Secret, String> {

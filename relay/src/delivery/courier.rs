@@ -76,7 +76,23 @@ fn size(message: &NewMessage) -> u64 {
     (message.prefix.len() + message.body.len()) as u64
 }
 
+/// Another configuration for a delivery side.
+#[derive(Clone)]
+pub struct Renewal<N> {
+    /// Where the name servers are others; otherwise the network stays, with what it remembers.
+    pub net: Option<N>,
+    /// The configuration.
+    pub settings: Arc<Settings>,
+    /// Which way each recipient's mail goes.
+    pub routing: Arc<Routing>,
+    /// TLS towards next hops.
+    pub tls: Arc<ClientTls>,
+    /// Whether connections made before get no further message.
+    pub reconnect: bool,
+}
+
 /// What a delivery side is made of.
+#[derive(Clone)]
 pub struct Parts<N: Net> {
     /// The network.
     pub net: N,
@@ -110,8 +126,19 @@ enum Event {
     Reported(Vec<UnitKey>),
 }
 
+/// As [`run_renewed`], under one configuration.
+pub async fn run<N: Net>(parts: Parts<N>, seat: Seat, stop: watch::Receiver<bool>) {
+    let (_never, renewals) = mpsc::unbounded_channel();
+    run_renewed(parts, seat, stop, renewals).await;
+}
+
 /// Delivers what the shard at `seat` owns until `stop` turns true, then until what is on the wire has ended or been recorded.
-pub async fn run<N: Net>(parts: Parts<N>, mut seat: Seat, mut stop: watch::Receiver<bool>) {
+pub async fn run_renewed<N: Net>(
+    parts: Parts<N>,
+    mut seat: Seat,
+    mut stop: watch::Receiver<bool>,
+    mut renewals: mpsc::UnboundedReceiver<Renewal<N>>,
+) {
     let (events, mut happened) = mpsc::unbounded_channel();
     let clock = parts.clock;
     let settings = Arc::new(parts.settings.delivery.clone());
@@ -123,14 +150,7 @@ pub async fn run<N: Net>(parts: Parts<N>, mut seat: Seat, mut stop: watch::Recei
         parts.random.clone(),
         clock.now(),
     );
-    let reports = ReportSettings::new(&parts.settings);
-    let backoff = super::backoff(&parts.settings.delivery.retry);
-    let courier = Rc::new(Courier {
-        parts,
-        reports,
-        backoff,
-        events,
-    });
+    let mut courier = Courier::new(parts, events);
     let mut wires = HashMap::new();
     let mut draining = false;
     let mut load = (0, 0);
@@ -167,6 +187,11 @@ pub async fn run<N: Net>(parts: Parts<N>, mut seat: Seat, mut stop: watch::Recei
                     shard.drain();
                 }
             }
+            Some(renewal) = renewals.recv() => {
+                courier = courier.renewed(&renewal);
+                let settings = Arc::new(renewal.settings.delivery.clone());
+                shard.renew(settings, renewal.routing, renewal.reconnect, clock.now());
+            }
             Some(word) = seat.words.recv() => shard.hear(word, clock.now()),
             () = sleep_until(clock.instant(wake)) => {}
         }
@@ -199,6 +224,27 @@ struct Courier<N: Net> {
 }
 
 impl<N: Net> Courier<N> {
+    fn new(parts: Parts<N>, events: mpsc::UnboundedSender<Event>) -> Rc<Self> {
+        Rc::new(Self {
+            reports: ReportSettings::new(&parts.settings),
+            backoff: super::backoff(&parts.settings.delivery.retry),
+            parts,
+            events,
+        })
+    }
+
+    /// One for what begins from here on; what is under way ends with the old one.
+    fn renewed(&self, renewal: &Renewal<N>) -> Rc<Self> {
+        let mut parts = self.parts.clone();
+        if let Some(net) = &renewal.net {
+            parts.net = net.clone();
+        }
+        parts.settings = renewal.settings.clone();
+        parts.routing = renewal.routing.clone();
+        parts.tls = renewal.tls.clone();
+        Self::new(parts, self.events.clone())
+    }
+
     fn perform(self: &Rc<Self>, effect: Effect, wires: &mut Wires) {
         let courier = self.clone();
         match effect {

@@ -22,15 +22,15 @@ use super::shard::Ending;
 pub struct LaneKey {
     /// The site: the set of MX hosts, as text.
     pub site: Rc<str>,
-    /// Which destination rule applies; `None`: the defaults.
-    pub rule: Option<usize>,
+    /// Which destination rule applies, as it is written; `None`: the defaults.
+    pub rule: Option<Rc<str>>,
 }
 
 impl LaneKey {
-    /// The name under which the lane's hold is kept in the store. A rule moves to another number when the configuration
-    /// changes; a hold that no longer finds its lane is merely forgotten.
+    /// The name under which the lane's hold is kept in the store. A hold that no longer finds its lane, since the rule has gone,
+    /// is merely forgotten.
     pub fn scope(&self) -> String {
-        match self.rule {
+        match &self.rule {
             None => self.site.to_string(),
             Some(rule) => format!("{} rule {rule}", self.site),
         }
@@ -40,8 +40,8 @@ impl LaneKey {
 /// The part of the settings that applies to a destination domain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// Index in `delivery.destinations`.
-    pub number: Option<usize>,
+    /// As it is written, such as `*.example.com`; `None`: the defaults.
+    pub name: Option<Rc<str>>,
     /// How much TLS.
     pub tls: TlsLevel,
     /// Which of a host's addresses.
@@ -55,18 +55,38 @@ impl Rule {
     pub fn of(domain: &Domain, settings: &DeliverySettings) -> Self {
         let number = Self::among(domain, &settings.destinations);
         match number.and_then(|number| settings.destinations.get(number)) {
-            Some(rule) => Self {
-                number,
-                tls: rule.tls,
-                family: rule.family,
-                limits: rule.limits.clone(),
-            },
-            None => Self {
-                number: None,
-                tls: settings.tls,
-                family: settings.family,
-                limits: settings.limits.clone(),
-            },
+            Some(rule) => Self::of_destination(rule),
+            None => Self::default(settings),
+        }
+    }
+
+    /// The rule of this name, if it is still there.
+    pub fn named(name: Option<&str>, settings: &DeliverySettings) -> Option<Self> {
+        let Some(name) = name else {
+            return Some(Self::default(settings));
+        };
+        let mut rules = settings.destinations.iter().map(Self::of_destination);
+        rules.find(|rule| rule.name.as_deref() == Some(name))
+    }
+
+    fn default(settings: &DeliverySettings) -> Self {
+        Self {
+            name: None,
+            tls: settings.tls,
+            family: settings.family,
+            limits: settings.limits.clone(),
+        }
+    }
+
+    fn of_destination(rule: &Destination) -> Self {
+        Self {
+            name: Some(match rule.below {
+                true => format!("*.{}", rule.domain).into(),
+                false => rule.domain.as_str().into(),
+            }),
+            tls: rule.tls,
+            family: rule.family,
+            limits: rule.limits.clone(),
         }
     }
 
@@ -169,6 +189,12 @@ impl Lane {
         }
     }
 
+    /// Goes by other limits from here on.
+    pub fn renew(&mut self, rule: &Rule, now: Timestamp) {
+        self.limiter.set_rate(rule.limits.messages_per_second, now);
+        self.max_connections = rule.limits.connections;
+    }
+
     /// Until when it rests, if it does.
     pub fn resting(&self, now: Timestamp) -> Option<Timestamp> {
         self.rest
@@ -227,7 +253,7 @@ mod tests {
 
     fn lane() -> Lane {
         let rule = Rule {
-            number: None,
+            name: None,
             tls: TlsLevel::Off,
             family: AddressFamily::Any,
             limits: limits(3),

@@ -56,6 +56,22 @@ impl Limiter {
         Self { rate }
     }
 
+    /// Goes by another rate from here on. Nothing is granted for the change: tokens at hand stay as far as the new bucket holds
+    /// them, and the next one drops after a whole interval. An unchanged rate goes on as it was.
+    pub fn set_rate(&mut self, messages_per_second: Option<f64>, now: Timestamp) {
+        let fresh = Self::new(messages_per_second, now);
+        match (&self.rate, fresh.rate) {
+            (Some(before), Some(after)) if before.interval == after.interval => {}
+            (Some(before), Some(after)) => {
+                let mut before = before.clone();
+                before.refill(now);
+                let tokens = before.tokens.min(after.burst);
+                self.rate = Some(Rate { tokens, ..after });
+            }
+            (_, after) => self.rate = after,
+        }
+    }
+
     /// Takes a token, or says when to ask again.
     pub fn reserve(&mut self, now: Timestamp) -> Grant {
         let Some(rate) = &mut self.rate else {
@@ -146,6 +162,33 @@ mod tests {
         assert_eq!(limiter.reserve(later), Grant::Granted);
         limiter.refund();
         assert_eq!(limiter.reserve(later), Grant::Granted);
+    }
+
+    /// Promise 5: a reload grants nothing.
+    #[test]
+    fn a_changed_rate_grants_nothing() {
+        let mut limiter = Limiter::new(Some(100.0), START);
+        let mut now = START + Duration::from_secs(1);
+        // Ten at hand; the tighter bucket holds one.
+        limiter.set_rate(Some(1.0), now);
+        assert_eq!(limiter.reserve(now), Grant::Granted);
+        let waits = |limiter: &mut Limiter, now, ms| {
+            let at = now + Duration::from_millis(ms);
+            let held_by = "messages_per_second";
+            assert_eq!(limiter.reserve(now), Grant::NotBefore { at, held_by });
+        };
+        waits(&mut limiter, now, 1_000);
+        // Set again and again to what it is: the token comes when it would have come.
+        now = now + Duration::from_millis(600);
+        limiter.set_rate(Some(1.0), now);
+        waits(&mut limiter, now, 400);
+        limiter.set_rate(Some(2.0), now);
+        waits(&mut limiter, now, 500);
+        // From unlimited to a rate: the bucket begins empty.
+        limiter.set_rate(None, now);
+        assert_eq!(limiter.reserve(now), Grant::Granted);
+        limiter.set_rate(Some(2.0), now);
+        waits(&mut limiter, now, 500);
     }
 
     proptest! {

@@ -10,6 +10,7 @@ pub mod lane;
 pub mod limiter;
 pub mod metrics;
 pub mod notify;
+mod renew;
 pub mod resolver;
 pub mod route;
 mod scram;

@@ -128,16 +128,16 @@ pub enum Settled {
     Unknown,
 }
 
-struct Active {
-    name: QueueName,
+pub(super) struct Active {
+    pub(super) name: QueueName,
     agenda: Agenda<Arc<Kept>>,
-    way: Way,
+    pub(super) way: Way,
     /// The lane's `turn` holds the queue.
-    in_turn: bool,
+    pub(super) in_turn: bool,
     /// When the site is to be looked up again.
     confirm: Timestamp,
     /// A differing site that one answer named.
-    rumour: Option<Rc<str>>,
+    pub(super) rumour: Option<Rc<str>>,
     /// To another shard with it, as soon as nothing of it is claimed here.
     leaves_for: Option<(usize, Route)>,
     /// An operator wants it tried whatever its lane rests for.
@@ -153,7 +153,7 @@ enum Rests {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     Unknown,
     Lane(LaneId),
 }
@@ -172,13 +172,13 @@ enum Timer {
 
 /// See the module.
 pub struct Shard {
-    queue: Queue,
+    pub(super) queue: Queue,
     place: Place,
-    settings: Arc<DeliverySettings>,
-    routing: Arc<Routing>,
-    backoff: Backoff,
+    pub(super) settings: Arc<DeliverySettings>,
+    pub(super) routing: Arc<Routing>,
+    pub(super) backoff: Backoff,
     random: Random,
-    active: HashMap<QueueId, Active>,
+    pub(super) active: HashMap<QueueId, Active>,
     /// Queues of this home that another shard works on.
     lent: HashMap<QueueId, usize>,
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
@@ -188,21 +188,25 @@ pub struct Shard {
     suspended: Arc<[SuspensionRecord]>,
     /// Queues that left memory because they are suspended, [`MAX_RESTING`] at the most.
     parked: HashSet<QueueId>,
-    lanes: Slab<Lane>,
+    pub(super) lanes: Slab<Lane>,
     lane_of: HashMap<LaneKey, LaneId>,
     lookups: HashMap<Domain, Lookup>,
     lookups_waiting: VecDeque<Domain>,
     lookups_running: usize,
     timers: BTreeSet<(Timestamp, Timer)>,
     connections: usize,
-    last_connection: u64,
+    pub(super) last_connection: u64,
+    /// Connections up to this one were made under another configuration: none of them gets a further message.
+    pub(super) outdated: ConnectionId,
+    /// Holds ended by the last reload, and when: the store may still tell of them for a moment.
+    pub(super) lifted: HashMap<HoldScope, Timestamp>,
     endings: usize,
     /// How far the deadline index was gone through.
     overdue_after: Option<DeadlineKey>,
     /// Lanes that would open a connection once another closes.
     starved: VecDeque<LaneId>,
-    draining: bool,
-    effects: Vec<Effect>,
+    pub(super) draining: bool,
+    pub(super) effects: Vec<Effect>,
 }
 
 impl Shard {
@@ -246,6 +250,8 @@ impl Shard {
             timers: BTreeSet::from([(now, Timer::Scan)]),
             connections: 0,
             last_connection: 0,
+            outdated: ConnectionId(0),
+            lifted: HashMap::new(),
             endings: 0,
             overdue_after: None,
             starved: VecDeque::new(),
@@ -337,6 +343,10 @@ impl Shard {
         if let Some(active) = self.active.get_mut(&id) {
             active.hurry = hurry;
         }
+        if matches!(route, Route::SmartHost(_)) {
+            // As it is configured now; the lender may have been told later than we.
+            return self.look_up(id, now);
+        }
         self.route(id, route, now);
         if let Some(active) = self.active.get_mut(&id) {
             active.confirm = now + SITE_TTL;
@@ -422,6 +432,10 @@ impl Shard {
 
     /// A connection has sent its job and is ready for another.
     pub fn connection_free(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
+        let too_many = |lane: &Lane| lane.open > lane.max_connections;
+        if connection <= self.outdated || self.lanes.get(lane).is_some_and(too_many) {
+            return self.effects.push(Effect::Close(connection));
+        }
         if let Some(at) = self.lanes.get_mut(lane) {
             at.idle.push(connection);
         }
@@ -662,7 +676,7 @@ impl Shard {
     }
 
     /// Decides what a queue does next: read on, wait, leave memory, find its lane, take its turn.
-    fn look_at(&mut self, id: QueueId, now: Timestamp) {
+    pub(super) fn look_at(&mut self, id: QueueId, now: Timestamp) {
         if self.draining {
             return;
         }
@@ -776,7 +790,7 @@ impl Shard {
 
     /// The queue's next hop is no longer configured. It waits: whatever another way may be, this mail was not meant for it.
     fn wait_for_way(&mut self, id: QueueId, name: &str, now: Timestamp) {
-        let scope = HoldScope::Lane(format!("{name} (not configured)"));
+        let scope = HoldScope::Lane(not_configured(name));
         let until = match self.rest(&scope).filter(|rest| rest.until > now) {
             Some(rest) => rest.until,
             None => {
@@ -881,12 +895,13 @@ impl Shard {
         let rule = route.rule(domain, &self.settings);
         let key = LaneKey {
             site,
-            rule: rule.number,
+            rule: rule.name.clone(),
         };
         let plan = route.plan(&rule);
         if let Some(&lane) = self.lane_of.get(&key) {
             // Preferences may have changed though the hosts did not.
             self.lanes[lane].plan = Rc::new(plan);
+            self.lanes[lane].renew(&rule, now);
             return lane;
         }
         let rest = self.rest(&HoldScope::Lane(key.scope()));
@@ -895,7 +910,7 @@ impl Shard {
         lane
     }
 
-    fn leave_lane(&mut self, id: QueueId, lane: LaneId) {
+    pub(super) fn leave_lane(&mut self, id: QueueId, lane: LaneId) {
         if let Some(at) = self.lanes.get_mut(lane) {
             at.queues -= 1;
             at.turn.retain(|&queue| queue != id);
@@ -977,7 +992,7 @@ impl Shard {
     }
 
     /// Sends what can be sent through a lane now: a unit is claimed only when a connection and a token are there.
-    fn pump(&mut self, lane: LaneId, now: Timestamp) {
+    pub(super) fn pump(&mut self, lane: LaneId, now: Timestamp) {
         while !self.draining && self.lanes.contains(lane) {
             if let Some(until) = self.lanes[lane].resting(now) {
                 return self.rest_lane(lane, until, now);
@@ -1144,9 +1159,11 @@ impl Shard {
         }
     }
 
-    fn rest(&self, scope: &HoldScope) -> Option<Rest> {
+    pub(super) fn rest(&self, scope: &HoldScope) -> Option<Rest> {
+        let lifted = self.lifted.get(scope);
+        let stands = |hold: &HoldRecord| lifted.is_none_or(|&lifted| hold.since > lifted);
         match self.queue.held(scope) {
-            Ok(hold) => hold.map(|hold| Rest {
+            Ok(hold) => hold.filter(stands).map(|hold| Rest {
                 failures: hold.failures,
                 until: hold.until,
                 cause: hold.cause,
@@ -1159,7 +1176,7 @@ impl Shard {
     }
 
     /// Ends a rest: all that waited for it is due as it was before.
-    fn lift(&mut self, scope: &HoldScope, now: Timestamp) {
+    pub(super) fn lift(&mut self, scope: &HoldScope, now: Timestamp) {
         if self.rest(scope).is_some() {
             self.queue.lift(scope.clone());
         }
@@ -1172,4 +1189,9 @@ impl Shard {
             }
         }
     }
+}
+
+/// The name of the hold under which mail waits for a next hop that is no longer configured.
+pub(super) fn not_configured(name: &str) -> String {
+    format!("{name} (not configured)")
 }

@@ -58,7 +58,7 @@ pub fn terms(group: &SmartHost) -> Terms {
 /// The group's limits, those of one lane: no destination's rule has a say.
 pub fn rule(group: &SmartHost) -> Rule {
     Rule {
-        number: None,
+        name: None,
         tls: group.tls,
         family: group.family,
         limits: group.limits.clone(),

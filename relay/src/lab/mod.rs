@@ -24,6 +24,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::cli;
 use crate::config;
 use crate::config::settings::LogFormat;
+use crate::logging;
 use crate::run::{self, Running};
 
 use setup::Access;
@@ -69,7 +70,7 @@ struct Laboratory {
 pub fn main(options: &Options) -> anyhow::Result<bool> {
     // The demo's own output tells what happens; the log, unless it is asked for, would only run through it.
     if !options.demo || std::env::var_os("RUST_LOG").is_some() {
-        cli::log(LogFormat::Text);
+        logging::start(LogFormat::Text, logging::USUAL);
     }
     let laboratory = Laboratory::start(options)?;
     let result = laboratory.runtime.block_on(laboratory.serve(options));

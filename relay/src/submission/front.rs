@@ -19,7 +19,7 @@ use super::logins::Logins;
 use super::metrics::Metrics;
 use super::rates::{Limit, Over, Rates, Who};
 
-/// See the module.
+/// See the module. Made anew for each configuration; what is counted goes on.
 pub struct Front {
     /// The configuration.
     pub settings: Arc<Settings>,
@@ -32,13 +32,19 @@ pub struct Front {
     /// What is counted.
     pub metrics: Metrics,
     /// Failed logins.
-    pub logins: Logins,
+    pub logins: Arc<Logins>,
     /// What was handed over lately.
-    pub rates: Rates,
+    pub rates: Arc<Rates>,
     /// Time.
     pub clock: Clock,
     /// Octets that messages may still take in memory between accept and delivery.
     pub keep: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// What is open now, whatever the configuration.
+#[derive(Default)]
+struct Counts {
     sessions: AtomicUsize,
     /// Octets of messages being received.
     receiving: AtomicU64,
@@ -63,13 +69,32 @@ impl Front {
             routing,
             queue,
             metrics,
-            logins: Logins::default(),
-            rates: Rates::default(),
+            logins: Arc::default(),
+            rates: Arc::default(),
             clock,
-            sessions: AtomicUsize::new(0),
-            receiving: AtomicU64::new(0),
-            by_address: Mutex::default(),
-            by_tenant: Mutex::default(),
+            counts: Arc::default(),
+        }
+    }
+
+    /// The same front under another configuration: sessions, rates and failed logins are counted on, so that a reload is no way
+    /// around a limit.
+    pub fn renewed(
+        &self,
+        settings: Arc<Settings>,
+        credentials: Option<Credentials>,
+        routing: Arc<Routing>,
+    ) -> Self {
+        Self {
+            settings,
+            credentials,
+            routing,
+            queue: self.queue.clone(),
+            metrics: self.metrics.clone(),
+            logins: self.logins.clone(),
+            rates: self.rates.clone(),
+            clock: self.clock,
+            keep: self.keep.clone(),
+            counts: self.counts.clone(),
         }
     }
 
@@ -77,9 +102,9 @@ impl Front {
     pub fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Entered, Reply> {
         let settings = &self.settings.submission;
         let full = Reply::new(421, 3, 2, "too many connections; come back later");
-        let mut by_address = self.by_address.lock();
+        let mut by_address = self.counts.by_address.lock();
         let count = by_address.entry(address).or_default();
-        let sessions = self.sessions.load(Ordering::Relaxed);
+        let sessions = self.counts.sessions.load(Ordering::Relaxed);
         if *count >= settings.max_connections_per_address || sessions >= settings.max_connections {
             if *count == 0 {
                 by_address.remove(&address);
@@ -95,7 +120,7 @@ impl Front {
             return Err(self.over(421, over));
         }
         *count += 1;
-        self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.counts.sessions.fetch_add(1, Ordering::Relaxed);
         self.metrics.sessions.inc();
         Ok(Entered {
             front: self.clone(),
@@ -133,13 +158,13 @@ impl Front {
     /// Addresses with a connection.
     #[cfg(test)]
     pub(super) fn addresses(&self) -> usize {
-        self.by_address.lock().len()
+        self.counts.by_address.lock().len()
     }
 
     /// Octets of messages being received.
     #[cfg(test)]
     pub(super) fn receiving(&self) -> u64 {
-        self.receiving.load(Ordering::Relaxed)
+        self.counts.receiving.load(Ordering::Relaxed)
     }
 
     /// A tenant's rules.
@@ -162,9 +187,14 @@ pub struct Entered {
 }
 
 impl Entered {
+    /// Goes by another configuration from here on; what is counted stays counted.
+    pub(super) fn renew(&mut self, front: &Arc<Front>) {
+        self.front = front.clone();
+    }
+
     /// Counts the session to a tenant; false if it has too many.
     pub fn speak_for(&mut self, name: &Arc<str>, tenant: &Tenant) -> bool {
-        let mut by_tenant = self.front.by_tenant.lock();
+        let mut by_tenant = self.front.counts.by_tenant.lock();
         let count = by_tenant.entry(name.clone()).or_default();
         if *count >= tenant.max_connections.unwrap_or(usize::MAX) {
             return false;
@@ -177,7 +207,7 @@ impl Entered {
     /// Counts octets received, `kept` in all of this message; false if all sessions together have too many.
     pub fn receive(&mut self, kept: u64) -> bool {
         let more = kept.saturating_sub(self.receiving);
-        let before = self.front.receiving.fetch_add(more, Ordering::Relaxed);
+        let before = self.front.counts.receiving.fetch_add(more, Ordering::Relaxed);
         self.receiving += more;
         before + more <= self.front.settings.submission.max_bytes_in_flight
     }
@@ -185,6 +215,7 @@ impl Entered {
     /// The message is kept, or refused.
     pub fn received(&mut self) {
         self.front
+            .counts
             .receiving
             .fetch_sub(std::mem::take(&mut self.receiving), Ordering::Relaxed);
     }
@@ -193,11 +224,11 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         self.received();
-        self.front.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.front.counts.sessions.fetch_sub(1, Ordering::Relaxed);
         self.front.metrics.sessions.dec();
-        count_out(&mut self.front.by_address.lock(), &self.address);
+        count_out(&mut self.front.counts.by_address.lock(), &self.address);
         if let Some(tenant) = &self.tenant {
-            count_out(&mut self.front.by_tenant.lock(), tenant);
+            count_out(&mut self.front.counts.by_tenant.lock(), tenant);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Listening sockets, and the loop that takes connections in.
 
+use std::cell::OnceCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
@@ -35,43 +36,46 @@ const HEADER_PATIENCE: Duration = Duration::from_secs(5);
 
 const FULL: Reply = Reply::new(421, 3, 2, "too many connections; come back later");
 
-/// A listener that is bound, for one worker.
-pub struct Bound {
-    socket: StdListener,
-    kind: ListenerKind,
-    proxies: Vec<IpNet>,
-    tls: Option<Arc<ServerConfig>>,
+/// What holds on a listener, as one configuration has it.
+#[derive(Clone)]
+pub struct Terms {
+    /// What all listeners share.
+    pub front: Arc<Front>,
+    /// Kind, proxies.
+    pub listener: Listener,
+    /// The certificate, where there is one.
+    pub tls: Option<Arc<ServerConfig>>,
 }
+
+/// A listener at work, as its worker holds it. Without it the listener closes, and its sessions end before their next message.
+pub type Held = watch::Sender<Terms>;
 
 /// What decides about a connection before there is a session.
 struct Gate {
     service: Rc<Service>,
-    /// Of a trusted listener: whose mail is taken.
-    networks: Option<Vec<IpNet>>,
     /// Who has to begin with a PROXY header.
     proxies: Vec<IpNet>,
 }
 
-/// Binds a listener once for each of `workers`; the system spreads connections over them (SO_REUSEPORT). The first one says
-/// where, if the system chooses the port.
-pub fn bind(listener: &Listener, workers: usize) -> anyhow::Result<(SocketAddr, Vec<Bound>)> {
+/// The certificate that a listener shows.
+pub fn certificate(listener: &Listener) -> anyhow::Result<Option<Arc<ServerConfig>>> {
     let tls = match &listener.kind {
         ListenerKind::Submission(files) | ListenerKind::Submissions(files) => Some(files),
         ListenerKind::Trusted { tls, .. } => tls.as_ref(),
     };
-    let tls = tls.map(crate::tls::server_config).transpose()?;
-    let mut address = listener.address;
+    tls.map(crate::tls::server_config).transpose()
+}
+
+/// Binds an address once for each of `workers`; the system spreads connections over them (SO_REUSEPORT). The first one says
+/// where, if the system chooses the port.
+pub fn bind(address: SocketAddr, workers: usize) -> anyhow::Result<(SocketAddr, Vec<StdListener>)> {
+    let mut address = address;
     let mut bound = Vec::with_capacity(workers);
     for _ in 0..workers {
         let context = |error: io::Error| anyhow::anyhow!("can't listen on {address}: {error}");
         let socket = open(address).map_err(context)?;
         address = socket.local_addr().map_err(context)?;
-        bound.push(Bound {
-            socket,
-            kind: listener.kind.clone(),
-            proxies: listener.proxies.clone(),
-            tls: tls.clone(),
-        });
+        bound.push(socket);
     }
     Ok((address, bound))
 }
@@ -93,30 +97,34 @@ fn open(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// Takes connections in until `stop`; each session is a local task. Returns when all sessions have ended.
+/// Takes connections in until `stop`, or until nobody holds the terms any more; each session is a local task. New terms hold
+/// for new connections at once, and for the others from their next message on. Returns when all sessions have ended.
 pub async fn run(
-    bound: Bound,
-    front: Arc<Front>,
+    socket: StdListener,
+    mut terms: watch::Receiver<Terms>,
     random: Random,
     doors: Doors,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(bound.socket)?;
-    let networks = match &bound.kind {
-        ListenerKind::Trusted { networks, .. } => Some(networks.clone()),
-        ListenerKind::Submission(_) | ListenerKind::Submissions(_) => None,
-    };
-    let service = service(&bound.kind, bound.tls, &front, random, doors, stop.clone());
-    let gate = Rc::new(Gate {
-        service: Rc::new(service),
-        networks,
-        proxies: bound.proxies,
-    });
+    let listener = TcpListener::from_std(socket)?;
+    let stopping = stop.clone();
+    let make = |terms: &Terms| Gate::new(terms, random.clone(), doors.clone(), stopping.clone());
+    let mut gate = make(&terms.borrow_and_update());
     let mut sessions = tokio::task::JoinSet::new();
     while !*stop.borrow() {
         let taken = tokio::select! {
-            taken = listener.accept() => taken,
+            biased;
             _ = stop.changed() => break,
+            renewed = terms.changed() => {
+                if renewed.is_err() {
+                    break;
+                }
+                let renewed = make(&terms.borrow_and_update());
+                gate.service.renew(Some(renewed.service.clone()));
+                gate = renewed;
+                continue;
+            }
+            taken = listener.accept() => taken,
             Some(_) = sessions.join_next(), if !sessions.is_empty() => continue,
         };
         match taken {
@@ -128,7 +136,17 @@ pub async fn run(
             }
         }
     }
-    drop(listener);
+    if !*stop.borrow() {
+        // Taken away: whoever the system has let in already is served, to be told so.
+        let socket = listener.into_std()?;
+        while let Ok((stream, peer)) = socket.accept() {
+            stream.set_nonblocking(true)?;
+            take(&gate, TcpStream::from_std(stream)?, peer, &mut sessions);
+        }
+        gate.service.renew(None);
+    } else {
+        drop(listener);
+    }
     while sessions.join_next().await.is_some() {}
     Ok(())
 }
@@ -180,6 +198,11 @@ pub(super) fn service(
         random,
         doors,
         stop,
+        networks: match kind {
+            ListenerKind::Trusted { networks, .. } => Some(networks.clone()),
+            ListenerKind::Submission(_) | ListenerKind::Submissions(_) => None,
+        },
+        next: OnceCell::new(),
     }
 }
 
@@ -232,11 +255,19 @@ async fn proxy_header(stream: &mut TcpStream) -> Result<Option<SocketAddr>, &'st
     }
 }
 
-fn has(networks: &[IpNet], address: IpAddr) -> bool {
+pub(super) fn has(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
 
 impl Gate {
+    fn new(terms: &Terms, random: Random, doors: Doors, stop: watch::Receiver<bool>) -> Rc<Self> {
+        let Terms { front, listener, tls } = terms;
+        Rc::new(Self {
+            service: Rc::new(service(&listener.kind, tls.clone(), front, random, doors, stop)),
+            proxies: listener.proxies.clone(),
+        })
+    }
+
     fn count(&self, result: &str) {
         let metrics = &self.service.front.metrics;
         metrics.connections.with_label_values(&[result]).inc();
@@ -244,11 +275,7 @@ impl Gate {
 
     /// Begins the session of a client whose address is known, or turns it away.
     fn admit(&self, stream: TcpStream, client: IpAddr, sessions: &mut tokio::task::JoinSet<()>) {
-        if self
-            .networks
-            .as_ref()
-            .is_some_and(|networks| !has(networks, client))
-        {
+        if !self.service.admits(client) {
             self.count("foreign");
             tracing::info!(%client, "turned away: not of a trusted network");
             let words = Reply::new(554, 7, 1, "this server is not for you");

@@ -1,5 +1,6 @@
 //! A client's session: the shell around mail-core's. It reads and writes within its limits, and answers what the session asks.
 
+use std::cell::OnceCell;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -7,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use mail_core::smtp::chunk::Chunks;
 use mail_core::smtp::command::MailFrom;
 use mail_core::smtp::data::Data;
@@ -37,6 +39,7 @@ use super::stamp::{Arrival, prefix};
 
 mod login;
 mod receive;
+mod renew;
 #[cfg(test)]
 mod tests;
 
@@ -59,6 +62,10 @@ pub(super) struct Service {
     /// To the shards.
     pub(super) doors: Doors,
     pub(super) stop: watch::Receiver<bool>,
+    /// Of a trusted listener: whose mail is taken.
+    pub(super) networks: Option<Vec<IpNet>>,
+    /// What a reload has put in its place; within, `None` where the listener was taken away.
+    pub(super) next: OnceCell<Option<Rc<Service>>>,
 }
 
 enum Wire<S> {
@@ -320,7 +327,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 first,
                 message,
             } => self.scram(mechanism, first, message.expose()).await,
-            Question::Mail(from) => self.mail(&from),
+            Question::Mail(from) => match self.renewed() {
+                Ok(()) => self.mail(&from),
+                Err(reply) => reply,
+            },
             Question::Rcpt(recipient) => self.rcpt(session, &recipient),
             Question::Message(envelope) => self.message(session, envelope).await,
             Question::Data | Question::StartTls => replies::GO,

@@ -22,6 +22,7 @@ fn terms(tls: TlsLevel, implicit_tls: bool) -> Terms {
     let login = Credentials {
         user: "user".into(),
         password: Secret::new(b"pencil".to_vec()),
+        file: None,
     };
     Terms {
         tls,

@@ -1,0 +1,133 @@
+//! What a reload means to a shard: limits hold at once, what is on the wire finishes as it began.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mail_core::Timestamp;
+use queue::{HoldScope, QueueId};
+
+use crate::config::settings::DeliverySettings;
+use crate::config::smart_hosts::SmartHost;
+use crate::routing::{Routing, Way as Direction};
+
+use super::lane::{ConnectionId, Hosts, Plan, Rule};
+use super::route::Route;
+use super::shard::{Effect, Shard, Way, not_configured};
+use super::smart_host;
+
+impl Shard {
+    /// Goes by another configuration from here on. `reconnect`: connections made before get no further message.
+    pub fn renew(
+        &mut self,
+        settings: Arc<DeliverySettings>,
+        routing: Arc<Routing>,
+        reconnect: bool,
+        now: Timestamp,
+    ) {
+        self.backoff = super::backoff(&settings.retry);
+        let before = std::mem::replace(&mut self.routing, routing);
+        self.settings = settings;
+        if self.draining {
+            return;
+        }
+        if reconnect {
+            self.outdated = ConnectionId(self.last_connection);
+            let idle = self
+                .lanes
+                .iter_mut()
+                .flat_map(|(_, lane)| std::mem::take(&mut lane.idle));
+            self.effects.extend(idle.map(Effect::Close).collect::<Vec<_>>());
+        }
+        self.lift_mended(&before, now);
+        self.renew_lanes(now);
+        let queues: Vec<_> = self.active.keys().copied().collect();
+        for id in queues {
+            self.find_way_anew(id, now);
+        }
+        // Limits may be wider.
+        let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
+        for lane in lanes {
+            self.pump(lane, now);
+        }
+    }
+
+    /// Limits, terms and hosts of lanes whose rule is still there.
+    fn renew_lanes(&mut self, now: Timestamp) {
+        for (_, lane) in &mut self.lanes {
+            let hosts = match &*lane.plan {
+                Plan::Hosts { hosts, .. } => hosts.clone(),
+                Plan::End(_) => continue,
+            };
+            let (route, rule) = match hosts {
+                Hosts::Mx(hosts) => (
+                    Route::Hosts(hosts),
+                    Rule::named(lane.key.rule.as_deref(), &self.settings),
+                ),
+                Hosts::Chosen(old) => {
+                    let mut hosts = self.routing.smart_hosts().iter();
+                    let Some(host) = hosts.find(|host| host.name == old.name) else {
+                        continue;
+                    };
+                    (Route::SmartHost(host.clone()), Some(smart_host::rule(host)))
+                }
+            };
+            if let Some(rule) = rule {
+                lane.plan = Rc::new(route.plan(&rule));
+                lane.renew(&rule, now);
+            }
+        }
+    }
+
+    /// A queue whose lane no longer has its rule, or its smart host, sends no more before it has found its way.
+    fn find_way_anew(&mut self, id: QueueId, now: Timestamp) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let Way::Lane(lane) = active.way else {
+            return;
+        };
+        let fits = match self.routing.way(active.name.route_group) {
+            Direction::Mx => {
+                let rule = Rule::of(&active.name.domain, &self.settings);
+                self.lanes
+                    .get(lane)
+                    .is_some_and(|lane| lane.key.rule == rule.name)
+            }
+            Direction::SmartHost(_) | Direction::Discard(_) => true,
+            Direction::Missing(_) => false,
+        };
+        if !fits {
+            active.way = Way::Unknown;
+            active.in_turn = false;
+            active.rumour = None;
+            self.leave_lane(id, lane);
+            self.look_at(id, now);
+        }
+    }
+
+    /// Smart hosts that are there again, or other than they were, need not rest for what they did before. Mail of those that are
+    /// gone rests for another reason now.
+    fn lift_mended(&mut self, before: &Routing, now: Timestamp) {
+        self.lifted.clear();
+        let now_there = self.routing.smart_hosts();
+        let gone = |old: &&Arc<SmartHost>| !now_there.iter().any(|host| host.name == old.name);
+        let gone = before.smart_hosts().iter().filter(gone);
+        let other = now_there
+            .iter()
+            .filter(|host| !before.smart_hosts().contains(host));
+        for host in other.chain(gone).cloned().collect::<Vec<_>>() {
+            let scope = Route::SmartHost(host).site();
+            for (_, lane) in self.lanes.iter_mut().filter(|(_, lane)| *lane.key.site == *scope) {
+                lane.rest = None;
+            }
+            for scope in [not_configured(&scope), scope].map(HoldScope::Lane) {
+                if self.rest(&scope).is_some() {
+                    self.queue.lift(scope.clone());
+                }
+                // First of all: whoever is woken asks.
+                self.lifted.insert(scope.clone(), now);
+                self.lift(&scope, now);
+            }
+        }
+    }
+}
