@@ -71,6 +71,36 @@ pub struct SuspensionList {
     pub suspensions: Vec<Suspension>,
 }
 
+/// What mail waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    /// Kind of thing.
+    #[serde(rename = "for")]
+    pub what: WaitsFor,
+    /// Until when, where that is known.
+    pub until: Option<Time>,
+    /// In words: who suspended it and why, what its destination rests for, which limit holds it.
+    pub cause: Option<String>,
+}
+
+/// See [`Waits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// Nothing: it is being worked on.
+    Underway,
+    /// Its queue to be resumed.
+    Resume,
+    /// The end of its destination's rest.
+    Rest,
+    /// A limit.
+    Limit,
+    /// A connection: all that there may be are taken.
+    Connection,
+    /// An answer of the DNS, or its turn.
+    Turn,
+}
+
 /// Which mail is to be tried at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +118,9 @@ pub struct Retry {
 pub struct Delete {
     /// Which.
     pub selector: Selector,
+    /// Tells the senders, by a report that gives this reason: one line of up to 500 octets. Unless given, nobody is told.
+    #[serde(default)]
+    pub tell: Option<String>,
     /// [`Preview::token`] for the same selector. Without it nothing is deleted: the answer is a preview.
     #[serde(default)]
     pub token: Option<String>,

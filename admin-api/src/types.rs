@@ -82,6 +82,8 @@ pub struct QueueSummary {
     pub hold: Option<Hold>,
     /// What an operator has set it to wait for, if it was.
     pub suspension: Option<crate::operate::Suspension>,
+    /// What its first message waits for, where that isn't its own time. Not in lists.
+    pub waits: Option<crate::operate::Waits>,
 }
 
 /// All holds, up to a bound.
@@ -152,8 +154,6 @@ pub struct MessageView {
 pub enum RecipientState {
     /// Waits for its first attempt.
     Queued,
-    /// Is due, but its queue is suspended or its destination rests; the last reply says why.
-    Waiting,
     /// Waits for its next attempt.
     Deferred,
     Delivered,
@@ -172,7 +172,6 @@ impl fmt::Display for RecipientState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Queued => "queued",
-            Self::Waiting => "waiting",
             Self::Deferred => "deferred",
             Self::Delivered => "delivered",
             Self::Bounced => "bounced",
@@ -208,6 +207,8 @@ pub struct RecipientView {
     pub host: Option<String>,
     /// The queue it waits in.
     pub queue: Option<u64>,
+    /// What it waits for, where that isn't its own time. Not in lists.
+    pub waits: Option<crate::operate::Waits>,
 }
 
 /// An entry of the journal.

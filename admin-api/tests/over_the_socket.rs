@@ -42,6 +42,7 @@ impl Control for Made {
             wake: None,
             hold: None,
             suspension: None,
+            waits: None,
         };
         Ok(QueueList {
             queues: vec![queue; query.limit.unwrap_or(1)],

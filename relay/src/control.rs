@@ -3,7 +3,6 @@
 mod operate;
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +30,10 @@ const READS: usize = 4;
 /// How long a question waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the shards may take to say what holds a queue. It is left out then.
+/// Before all of a queue's units.
+const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+
+/// How long the shards may take to say what a unit waits for. It is left out then.
 const WHY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Queues in a page, unless said.
@@ -117,15 +119,23 @@ impl Control for QueueControl {
 
     async fn queue(&self, id: u64) -> Result<Option<QueueSummary>, ControlError> {
         let now = self.clock.now();
-        self.read(move |queue| {
+        let read = self.read(move |queue| {
             let id = QueueId(id);
+            let Some(record) = queue.info(id)? else {
+                return Ok(None);
+            };
             let suspensions = queue.suspensions(MAX_SUSPENSIONS)?;
-            queue
-                .info(id)?
-                .map(|record| summary(queue, id, &record, &suspensions, now))
-                .transpose()
-        })
-        .await
+            let (first, _) = queue.due(id, FIRST, 1)?;
+            let summary = summary(queue, id, &record, &suspensions, now)?;
+            Ok(Some((summary, first.first().copied())))
+        });
+        let Some((mut summary, first)) = read.await? else {
+            return Ok(None);
+        };
+        if let Some(first) = first {
+            summary.waits = self.why(first).await;
+        }
+        Ok(Some(summary))
     }
 
     async fn messages(&self, query: MessagesQuery) -> Result<MessageList, ControlError> {
@@ -177,7 +187,7 @@ impl Control for QueueControl {
     }
 
     async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ControlError> {
-        let view = self.read(move |queue| {
+        let read = self.read(move |queue| {
             let message = queue.message(id)?;
             let history = match queue.history(id) {
                 Ok(history) => history,
@@ -188,28 +198,15 @@ impl Control for QueueControl {
                 }
                 Err(error) => return Err(error),
             };
-            Ok(view(id, message, &history))
+            let units = message.iter().flat_map(|message| &message.units);
+            let units: Vec<_> = units.map(|unit| unit.key).collect();
+            Ok(view(id, message, &history).zip(Some(units)))
         });
-        let mut view = view.await?;
-        let now = self.clock.now();
-        let mut known = HashMap::new();
-        for recipient in view.iter_mut().flat_map(|view| &mut view.recipients) {
-            let Some(queue) = recipient.queue.map(QueueId) else {
-                continue;
-            };
-            if recipient.next_due.is_some_and(|due| due.0 > now) {
-                continue;
-            }
-            if let Entry::Vacant(entry) = known.entry(queue) {
-                let why = tokio::time::timeout(WHY_PATIENCE, self.doors.why(queue)).await;
-                entry.insert(why.ok().flatten());
-            }
-            if let Some(Some(cause)) = known.get(&queue) {
-                recipient.state = RecipientState::Waiting;
-                recipient.last_reply = Some(cause.clone());
-            }
-        }
-        Ok(view)
+        let Some((mut view, units)) = read.await? else {
+            return Ok(None);
+        };
+        self.explain(&mut view.recipients, units).await;
+        Ok(Some(view))
     }
 }
 
@@ -253,8 +250,7 @@ fn summary(
     let suspension = suspensions.iter().find(|suspension| {
         suspension.until.is_none_or(|until| until > now) && suspension.selector.selects(id, &record.name)
     });
-    let first = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
-    let (first, _) = queue.due(id, first, 1)?;
+    let (first, _) = queue.due(id, FIRST, 1)?;
     let first = first.first();
     let scope = HoldScope::Domain(record.name.domain.clone());
     Ok(QueueSummary {
@@ -270,6 +266,7 @@ fn summary(
         wake: record.wake.map(Time),
         hold: queue.held(&scope)?.map(|record| hold(&scope, record)),
         suspension: suspension.cloned().map(operate::suspension),
+        waits: None,
     })
 }
 
@@ -354,6 +351,7 @@ impl<'a> Told<'a> {
                 .filter(|reply| !reply.is_empty()),
             host: event.and_then(|event| host(event)),
             queue: None,
+            waits: None,
         }
     }
 }

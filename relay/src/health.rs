@@ -15,6 +15,7 @@ use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use queue::{Queue, Status};
 
 use crate::metrics::QueueSeries;
+use crate::world::Clock;
 
 /// What readiness goes by.
 pub struct Health {
@@ -74,7 +75,7 @@ impl Health {
     /// All series as Prometheus reads them. Blocks.
     fn text(&self) -> Result<String, String> {
         self.accepting.set(i64::from(self.obstacle().is_none()));
-        if let Err(error) = self.series.refresh(Instant::now()) {
+        if let Err(error) = self.series.refresh(Instant::now(), Clock::system().now()) {
             // What was read before is better than nothing.
             tracing::warn!(%error, "the queue's series could not be read");
         }

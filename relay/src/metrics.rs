@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mail_core::Timestamp;
 use parking_lot::Mutex;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
-use queue::{Queue, QueueId, ReadError};
+use queue::{MAX_SUSPENSIONS, Queue, QueueId, ReadError};
 
 /// They are read anew no more often: each reading looks at every queue's record.
 const REFRESH_EVERY: Duration = Duration::from_secs(10);
@@ -30,6 +31,8 @@ struct Inner {
     messages: IntGaugeVec,
     bytes: IntGaugeVec,
     holds: IntGauge,
+    suspensions: IntGauge,
+    suspended: IntGaugeVec,
     /// When they were read.
     read: Mutex<Option<Instant>>,
 }
@@ -58,35 +61,52 @@ impl QueueSeries {
                 "Destinations that rest as a whole, after DNS or connection failures. Alert on a jump: the network may be \
                  gone.",
             )?,
+            suspensions: IntGauge::new(
+                "postrider_suspensions",
+                "Suspensions that operators have set and that hold now.",
+            )?,
+            suspended: by_tenant(
+                "postrider_suspended_messages",
+                "Of the messages that wait those whose queue is suspended. They expire all the same: alert when there are any for \
+                 longer than you meant.",
+            )?,
             read: Mutex::default(),
         };
-        for gauge in [&series.queues, &series.holds] {
+        for gauge in [&series.queues, &series.holds, &series.suspensions] {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for vector in [&series.messages, &series.bytes] {
+        for vector in [&series.messages, &series.bytes, &series.suspended] {
             registry.register(Box::new(vector.clone()))?;
         }
         Ok(Self(Arc::new(series)))
     }
 
     /// Reads the store if the last time is long enough ago. Blocks.
-    pub fn refresh(&self, now: Instant) -> Result<(), ReadError> {
+    pub fn refresh(&self, now: Instant, clock: Timestamp) -> Result<(), ReadError> {
         let series = &self.0;
         let mut read = series.read.lock();
         if read.is_some_and(|read| now < read + REFRESH_EVERY) {
             return Ok(());
         }
         *read = Some(now);
-        let (mut queues, mut tenants) = (0, BTreeMap::<Arc<str>, (u64, u64)>::new());
+        let mut suspensions = series.queue.suspensions(MAX_SUSPENSIONS)?;
+        suspensions.retain(|record| record.until.is_none_or(|until| until > clock));
+        let (mut queues, mut tenants) = (0, BTreeMap::<Arc<str>, [u64; 3]>::new());
         let mut after: Option<QueueId> = None;
         loop {
             let page = series.queue.queues(after, PAGE)?;
             after = page.last().map(|(id, _)| *id);
-            for (_, record) in page.iter().filter(|(_, record)| record.count > 0) {
+            for (id, record) in page.iter().filter(|(_, record)| record.count > 0) {
                 queues += 1;
-                let (messages, bytes) = tenants.entry(record.name.tenant.clone()).or_default();
+                let [messages, bytes, suspended] = tenants.entry(record.name.tenant.clone()).or_default();
                 *messages += record.count;
                 *bytes += record.bytes;
+                if suspensions
+                    .iter()
+                    .any(|one| one.selector.selects(*id, &record.name))
+                {
+                    *suspended += record.count;
+                }
             }
             if page.len() < PAGE {
                 break;
@@ -95,7 +115,8 @@ impl QueueSeries {
         series.queues.set(queues);
         series.messages.reset();
         series.bytes.reset();
-        for (number, (tenant, (messages, bytes))) in tenants.into_iter().enumerate() {
+        series.suspended.reset();
+        for (number, (tenant, [messages, bytes, suspended])) in tenants.into_iter().enumerate() {
             let label: &str = if number < MAX_TENANTS { &tenant } else { "other" };
             let add = |vector: &IntGaugeVec, more: u64| {
                 let more = i64::try_from(more).unwrap_or(i64::MAX);
@@ -103,8 +124,11 @@ impl QueueSeries {
             };
             add(&series.messages, messages);
             add(&series.bytes, bytes);
+            add(&series.suspended, suspended);
         }
         let holds = series.queue.holds(MAX_HOLDS)?.len();
+        let count = i64::try_from(suspensions.len()).unwrap_or(i64::MAX);
+        series.suspensions.set(count);
         series.holds.set(i64::try_from(holds).unwrap_or(i64::MAX));
         Ok(())
     }
@@ -114,6 +138,7 @@ impl QueueSeries {
 mod tests {
     use prometheus::TextEncoder;
     use queue::store::MemoryStore;
+    use queue::{Selector, SuspensionRecord};
 
     use super::*;
     use crate::control::tests::accept;
@@ -124,22 +149,38 @@ mod tests {
         accept(&queue, 1, &["a.test", "b.test"]).await;
         let registry = Registry::new();
         let series = QueueSeries::new(&registry, queue.clone()).unwrap();
-        let start = Instant::now();
-        series.refresh(start).unwrap();
+        let (start, clock) = (Instant::now(), Timestamp(1_000));
+        for (domain, until) in [("a.test", None), ("b.test", Some(clock))] {
+            let selector = Selector {
+                domain: Some(domain.parse().unwrap()),
+                ..Selector::default()
+            };
+            let record = SuspensionRecord {
+                selector,
+                since: Timestamp(0),
+                until,
+                reason: "a test".into(),
+                by: "uid 0".into(),
+            };
+            queue.suspend(record).await.unwrap();
+        }
+        series.refresh(start, clock).unwrap();
         let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         for line in [
             "postrider_queues 2\n",
             "postrider_queue_messages{tenant=\"acme\"} 2\n",
             "postrider_holds 0\n",
+            "postrider_suspensions 1\n",
+            "postrider_suspended_messages{tenant=\"acme\"} 1\n",
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }
         // Read anew when the time has come, and not before.
         accept(&queue, 2, &["a.test"]).await;
         let shown = || series.0.messages.with_label_values(&["acme"]).get();
-        series.refresh(start + REFRESH_EVERY / 2).unwrap();
+        series.refresh(start + REFRESH_EVERY / 2, clock).unwrap();
         assert_eq!(shown(), 2);
-        series.refresh(start + REFRESH_EVERY).unwrap();
+        series.refresh(start + REFRESH_EVERY, clock).unwrap();
         assert_eq!(shown(), 3);
     }
 }

@@ -19,12 +19,12 @@ use dkim_signer::Signer;
 use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use prometheus::Registry;
 use queue::store::MemoryStore;
-use queue::{EventKind, NewMessage, Origin, Queue, RouteGroup, SuspensionRecord};
+use queue::{EventKind, NewMessage, Origin, Queue, RouteGroup};
 use relay::config::{self, Settings};
 use relay::control::QueueControl;
 use relay::delivery::client_tls::ClientTls;
 use relay::delivery::courier::{self, Parts};
-use relay::delivery::exchange;
+use relay::delivery::exchange::{self, Doors};
 use relay::delivery::metrics::Metrics;
 use relay::prepare::{self, Preparer};
 use relay::routing::{Routing, Sender};
@@ -57,6 +57,8 @@ enum Host {
     HangsUpAfterDot,
     /// Says this to RCPT.
     Rcpt(&'static str),
+    /// Takes everything, but thinks for a minute about the final dot.
+    Slow,
 }
 
 /// A message as a host has it: when, where, and for whom.
@@ -173,6 +175,9 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
                         return Ok(());
                     }
                 }
+                if host == Host::Slow {
+                    sleep(MINUTE).await;
+                }
                 if !to.is_empty() {
                     world
                         .taken
@@ -216,30 +221,55 @@ fn settings(delivery: &str) -> Arc<Settings> {
 
 /// Runs the delivery side over `world` with one message for each of `recipients`, for `span` of virtual time.
 fn deliver(world: World, delivery: &str, recipients: &[&str], span: Duration) -> (Rc<World>, Queue) {
-    operate(world, delivery, recipients, None, async |_, _| sleep(span).await)
+    let (world, store) = (Rc::new(world), MemoryStore::new());
+    let queue = live(&world, &store, START, delivery, async |relay| {
+        relay.take_in(recipients).await;
+        sleep(span).await;
+    });
+    (world, queue)
 }
 
-/// The same for as long as an operator is at work; with what was suspended before the start.
-fn operate(
-    world: World,
+/// A delivery side at work.
+struct Running {
+    control: QueueControl,
+    world: Rc<World>,
+    queue: Queue,
+    doors: Doors,
+    routing: Arc<Routing>,
+    taken_in: Cell<u16>,
+    since: Timestamp,
+}
+
+impl Running {
+    /// A message for each.
+    async fn take_in(&self, recipients: &[&str]) {
+        for recipient in recipients {
+            let number = self.taken_in.get();
+            self.taken_in.set(number + 1);
+            let message = message(number, recipient, &self.routing, self.since);
+            let kept = self.queue.accept(message).await.unwrap();
+            self.doors.tell(&kept.units, None).await;
+        }
+    }
+}
+
+/// Runs the delivery side on what `store` holds, from `begin` on, for as long as something is done with it.
+fn live(
+    world: &Rc<World>,
+    store: &MemoryStore,
+    begin: Timestamp,
     delivery: &str,
-    recipients: &[&str],
-    suspended: Option<SuspensionRecord>,
-    operator: impl AsyncFnOnce(QueueControl, Rc<World>),
-) -> (Rc<World>, Queue) {
+    during: impl AsyncFnOnce(&Running),
+) -> Queue {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    let world = Rc::new(world);
-    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    let queue = Queue::in_memory(store.clone()).unwrap();
     let (net, of_courier, settings) = (SimNet(world.clone()), queue.clone(), settings(delivery));
-    let of_operator = world.clone();
     LocalSet::new().block_on(&runtime, async move {
-        if let Some(record) = suspended {
-            of_courier.suspend(record).await.unwrap();
-        }
+        let clock = Clock::anchored(begin);
         let registry = Registry::new();
         let signer = Arc::new(Signer::default());
         let preparer = Preparer::inline(
@@ -258,7 +288,7 @@ fn operate(
                 preparer: preparer.clone(),
                 tls: tls.clone(),
                 metrics: metrics.clone(),
-                clock: Clock::anchored(START),
+                clock,
                 random: random.clone(),
                 queue: of_courier.clone(),
                 settings: settings.clone(),
@@ -267,31 +297,36 @@ fn operate(
             spawn_local(courier::run(parts, seat, stopped.clone()))
         };
         let shards: Vec<_> = seats.into_iter().map(run).collect();
-        for (number, recipient) in (0..).zip(recipients) {
-            let message = message(number, recipient, &routing);
-            let kept = of_courier.accept(message).await.unwrap();
-            doors.tell(&kept.units, None).await;
-        }
-        let control = QueueControl::new(of_courier, doors, Clock::anchored(START));
-        operator(control, of_operator).await;
+        let relay = Running {
+            control: QueueControl::new(of_courier.clone(), doors.clone(), clock),
+            world: net.0.clone(),
+            queue: of_courier,
+            doors,
+            routing,
+            taken_in: Cell::default(),
+            since: begin,
+        };
+        during(&relay).await;
         stop.send(true).unwrap();
         for shard in shards {
             shard.await.unwrap();
         }
     });
-    (world, queue)
+    queue
 }
 
 /// Placed by the rules; what is for `lost.test` goes by a way that is not configured.
-fn message(number: u8, recipient: &str, routing: &Routing) -> Arc<NewMessage> {
+fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> Arc<NewMessage> {
     let recipient = Recipient::new(recipient.parse().unwrap());
     let reverse_path = ReversePath::Mailbox("sender@back.test".parse().unwrap());
+    let mut random = [0; 10];
+    random[8..].copy_from_slice(&number.to_be_bytes());
     let sender = Sender {
         tenant: "t",
         stream: Some("transactional"),
         reverse_path: &reverse_path,
     };
-    let mut units = routing.place(sender, &[recipient]).due(START);
+    let mut units = routing.place(sender, &[recipient]).due(now);
     for unit in units
         .iter_mut()
         .filter(|unit| unit.domain.as_str() == "lost.test")
@@ -299,9 +334,9 @@ fn message(number: u8, recipient: &str, routing: &Routing) -> Arc<NewMessage> {
         unit.route_group = RouteGroup(77);
     }
     Arc::new(NewMessage {
-        id: MessageId::new(START, &[number; 10]),
-        received_at: START,
-        expires_at: START + Duration::from_secs(3_600),
+        id: MessageId::new(now, &random),
+        received_at: now,
+        expires_at: now + Duration::from_secs(3_600),
         tenant: "t".into(),
         stream: "transactional".into(),
         reverse_path,
@@ -336,7 +371,7 @@ fn world(answer: MxAnswer, first_hosts: &[Host]) -> World {
 
 fn kinds(queue: &Queue) -> Vec<EventKind> {
     queue
-        .events(0, 1_000)
+        .events(0, 99_999)
         .unwrap()
         .into_iter()
         .map(|(_, event)| event.kind)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use admin_api::Time;
 use admin_api::operate::{
     Delete, Deletion, MessagesQuery, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
-    WaitingMessage,
+    WaitingMessage, Waits, WaitsFor,
 };
 use mail_core::{MessageId, Timestamp};
 
@@ -133,18 +133,39 @@ fn retry(selector: Selector, json: bool, api: &Api) -> Result<(), Failure> {
     outcome(&all)
 }
 
-pub(super) fn delete_queues(which: &Which, yes: bool, json: bool, api: &Api) -> Result<(), Failure> {
-    delete(which.selector()?, yes, json, api)
+/// Who is told of a deletion.
+#[derive(clap::Args)]
+pub(super) struct Tell {
+    /// Send a report to each sender, with this reason. Senders that asked for no reports get none.
+    #[arg(long, value_name = "REASON")]
+    tell: Option<String>,
 }
 
-pub(super) fn delete_message(id: MessageId, yes: bool, json: bool, api: &Api) -> Result<(), Failure> {
-    delete(one(id), yes, json, api)
+pub(super) fn delete_queues(
+    which: &Which,
+    yes: bool,
+    tell: Tell,
+    json: bool,
+    api: &Api,
+) -> Result<(), Failure> {
+    delete(which.selector()?, yes, tell, json, api)
 }
 
-fn delete(selector: Selector, yes: bool, json: bool, api: &Api) -> Result<(), Failure> {
+pub(super) fn delete_message(
+    id: MessageId,
+    yes: bool,
+    tell: Tell,
+    json: bool,
+    api: &Api,
+) -> Result<(), Failure> {
+    delete(one(id), yes, tell, json, api)
+}
+
+fn delete(selector: Selector, yes: bool, tell: Tell, json: bool, api: &Api) -> Result<(), Failure> {
     let client = api.client()?;
     let mut delete = Delete {
         selector,
+        tell: tell.tell,
         token: None,
         after: None,
     };
@@ -156,8 +177,13 @@ fn delete(selector: Selector, yes: bool, json: bool, api: &Api) -> Result<(), Fa
             return Ok(print_json(&preview)?);
         }
         let text = would_delete(&preview);
+        let told = if delete.tell.is_some() {
+            "senders will be told"
+        } else {
+            "no sender will be told"
+        };
         return Ok(print(&format!(
-            "{text}\nNothing is deleted yet, and no sender will be told: add --yes to delete.\n"
+            "{text}\nNothing is deleted yet, and {told}: add --yes to delete.\n"
         ))?);
     }
     delete.token = Some(preview.token);
@@ -318,6 +344,27 @@ pub(super) fn show_suspensions(suspensions: &[Suspension]) -> String {
         ]
     }));
     columns(&rows)
+}
+
+/// What something is held for: by whom or what, and until when.
+pub(super) fn until(until: Option<Time>, cause: &str) -> String {
+    match until {
+        Some(until) => format!("until {until}: {cause}"),
+        None => format!("until resumed: {cause}"),
+    }
+}
+
+/// What mail waits for, in a few words.
+pub(super) fn waits(waits: &Waits) -> String {
+    let cause = waits.cause.as_deref().unwrap_or_default();
+    let of_limit = |until: Time| format!("the limit {cause}, until {until}");
+    match waits.what {
+        WaitsFor::Underway => "nothing: it is underway".into(),
+        WaitsFor::Resume | WaitsFor::Rest => until(waits.until, cause),
+        WaitsFor::Limit => waits.until.map(of_limit).unwrap_or_default(),
+        WaitsFor::Connection => "a connection: all there may be are taken".into(),
+        WaitsFor::Turn => "the DNS, or its turn".into(),
+    }
 }
 
 fn words(selector: &Selector) -> String {

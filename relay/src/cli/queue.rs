@@ -85,13 +85,15 @@ pub(super) enum QueueCommand {
         #[command(flatten)]
         api: Api,
     },
-    /// Delete mail that waits. Shows how much it is, and deletes with --yes alone. No sender is told.
+    /// Delete mail that waits. Shows how much it is, and deletes with --yes alone. No sender is told, unless --tell.
     Delete {
         #[command(flatten)]
         which: Which,
         /// Delete it.
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        tell: operate::Tell,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -146,13 +148,15 @@ pub(super) enum MessageCommand {
         #[command(flatten)]
         api: Api,
     },
-    /// Delete a message that waits. Shows what it is, and deletes with --yes alone. Its sender isn't told.
+    /// Delete a message that waits. Shows what it is, and deletes with --yes alone. Its sender isn't told, unless --tell.
     Delete {
         /// Its ID.
         id: MessageId,
         /// Delete it.
         #[arg(long)]
         yes: bool,
+        #[command(flatten)]
+        tell: operate::Tell,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -229,9 +233,10 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
         QueueCommand::Delete {
             which,
             yes,
+            tell,
             json,
             api,
-        } => return operate::delete_queues(&which, yes, json, &api),
+        } => return operate::delete_queues(&which, yes, tell, json, &api),
     };
     let client = api.client()?;
     let listing = block_on(async {
@@ -292,8 +297,10 @@ fn show_queues(
                 time(queue.oldest),
                 time(queue.next_due),
                 match &queue.suspension {
-                    Some(suspension) => format!("suspended: {}", suspension.reason),
-                    None => held.map(|hold| hold.cause.clone()).unwrap_or_default(),
+                    Some(suspension) => operate::until(suspension.until, &suspension.reason),
+                    None => held
+                        .map(|hold| operate::until(Some(hold.until), &hold.cause))
+                        .unwrap_or_default(),
                 },
             ]);
         }
@@ -340,18 +347,22 @@ pub(super) fn show_queue(queue: &QueueSummary) -> String {
     );
     line("Oldest", queue.oldest.map(|time| time.to_string()));
     line("Next due", queue.next_due.map(|time| time.to_string()));
-    let rests = queue.hold.as_ref();
+    let suspension = queue.suspension.as_ref();
+    line(
+        "Suspended",
+        suspension.map(|suspension| {
+            operate::until(
+                suspension.until,
+                &format!("{} ({})", suspension.reason, suspension.by),
+            )
+        }),
+    );
+    let hold = queue.hold.as_ref();
     line(
         "Rests",
-        rests.map(|hold| format!("until {}: {}", hold.until, hold.cause)),
+        hold.map(|hold| operate::until(Some(hold.until), &hold.cause)),
     );
-    let suspension = queue.suspension.as_ref().map(|suspension| {
-        let until = suspension
-            .until
-            .map_or("resumed".into(), |until| until.to_string());
-        format!("until {until} by {}: {}", suspension.by, suspension.reason)
-    });
-    line("Suspended", suspension);
+    line("Waits for", queue.waits.as_ref().map(operate::waits));
     text
 }
 
@@ -366,9 +377,13 @@ pub(super) fn message(command: MessageCommand) -> Result<(), Failure> {
         } => return operate::list(&which, limit, json, &api),
         MessageCommand::Raw { id, api } => return operate::raw(id, &api),
         MessageCommand::Retry { id, json, api } => return operate::retry_message(id, json, &api),
-        MessageCommand::Delete { id, yes, json, api } => {
-            return operate::delete_message(id, yes, json, &api);
-        }
+        MessageCommand::Delete {
+            id,
+            yes,
+            tell,
+            json,
+            api,
+        } => return operate::delete_message(id, yes, tell, json, &api),
     };
     let client = api.client()?;
     let message = block_on(client.message(id))??;
@@ -407,8 +422,18 @@ fn show_message(message: &MessageView) -> String {
     line("", client);
     line("Expires", message.expires_at.map(|time| time.to_string()));
     line("Reports on", message.cause.clone());
-    let mut rows =
-        vec![["RECIPIENT", "STATE", "ATTEMPTS", "NEXT DUE", "HOST", "LAST REPLY"].map(String::from)];
+    let mut rows = vec![
+        [
+            "RECIPIENT",
+            "STATE",
+            "ATTEMPTS",
+            "NEXT DUE",
+            "WAITS FOR",
+            "HOST",
+            "LAST REPLY",
+        ]
+        .map(String::from),
+    ];
     rows.extend(message.recipients.iter().map(|recipient| {
         let doubts = match recipient.in_doubt {
             0 => String::new(),
@@ -419,6 +444,7 @@ fn show_message(message: &MessageView) -> String {
             recipient.state.to_string(),
             format!("{}{doubts}", recipient.attempts),
             time(recipient.next_due),
+            recipient.waits.as_ref().map(operate::waits).unwrap_or_default(),
             recipient.host.clone().unwrap_or_default(),
             recipient.last_reply.clone().unwrap_or_default(),
         ]

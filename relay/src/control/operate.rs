@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use admin_api::operate::{
     Delete, Deletion, MessageList, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
-    SuspensionList, WaitingMessage,
+    SuspensionList, WaitingMessage, Waits, WaitsFor,
 };
-use admin_api::{Caller, ControlError, RecipientState, Time};
+use admin_api::{Caller, ControlError, RecipientState, RecipientView, Time};
 use aws_lc_rs::digest;
 use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{MAX_SUSPENSIONS, Queue, QueueId, QueueName, QueueRecord, ReadError, SuspensionRecord, UnitKey};
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{LOOKED_AT, PATIENCE, QueueControl, Told, recipients_in_queue};
-use crate::delivery::exchange::{Done, Ordered};
+use super::{LOOKED_AT, PATIENCE, QueueControl, Told, WHY_PATIENCE, recipients_in_queue};
+use crate::delivery::exchange::{self, Done, Ordered};
 
 /// Units ordered at once, so that deliveries' own ends have room beside them.
 const AT_ONCE: usize = 32;
@@ -100,7 +100,54 @@ pub(super) fn suspension(record: SuspensionRecord) -> Suspension {
     }
 }
 
+fn waits(waits: exchange::Waits) -> Waits {
+    let (what, until, cause) = match waits {
+        exchange::Waits::Underway => (WaitsFor::Underway, None, None),
+        exchange::Waits::Suspended { until, cause } => (WaitsFor::Resume, until, Some(cause)),
+        exchange::Waits::Rests { until, cause } => (WaitsFor::Rest, Some(until), Some(cause)),
+        exchange::Waits::Throttled { until, limit } => (WaitsFor::Limit, Some(until), Some(limit.to_owned())),
+        exchange::Waits::Connection => (WaitsFor::Connection, None, None),
+        exchange::Waits::Turn => (WaitsFor::Turn, None, None),
+    };
+    Waits {
+        what,
+        until: until.map(Time),
+        cause,
+    }
+}
+
+/// A reason that others are to read.
+fn reason(text: &str) -> Result<&str, ControlError> {
+    let text = text.trim();
+    if text.is_empty() || text.len() > MAX_REASON || text.contains(char::is_control) {
+        let text = format!("a reason is needed: one line of {MAX_REASON} octets at the most");
+        return Err(ControlError::Wrong(text));
+    }
+    Ok(text)
+}
+
 impl QueueControl {
+    /// Says of each recipient in the queue what it waits for. `units` are those of its message.
+    pub(super) async fn explain(&self, recipients: &mut [RecipientView], units: Vec<UnitKey>) {
+        let until = tokio::time::Instant::now() + WHY_PATIENCE;
+        for unit in units {
+            let of_unit = |recipient: &&mut RecipientView| {
+                recipient.queue == Some(unit.queue.0) && recipient.next_due == Some(Time(unit.due))
+            };
+            let mut waiting = recipients.iter_mut().filter(of_unit).peekable();
+            // Of a message to very many destinations, the first ones.
+            if waiting.peek().is_some() && tokio::time::Instant::now() < until {
+                let waits = self.why(unit).await;
+                waiting.for_each(|recipient| recipient.waits = waits.clone());
+            }
+        }
+    }
+
+    pub(super) async fn why(&self, unit: UnitKey) -> Option<Waits> {
+        let why = tokio::time::timeout(WHY_PATIENCE, self.doors.why(unit)).await;
+        why.ok().flatten().map(waits)
+    }
+
     pub(super) async fn suspensions_now(&self) -> Result<Vec<SuspensionRecord>, ControlError> {
         let now = self.clock.now();
         self.read(move |queue| {
@@ -127,11 +174,7 @@ impl QueueControl {
             return Err(ControlError::Wrong("queues are suspended, not messages".into()));
         };
         let now = self.clock.now();
-        let reason = suspend.reason.trim();
-        if reason.is_empty() || reason.len() > MAX_REASON || reason.contains(char::is_control) {
-            let text = format!("a reason is needed: one line of {MAX_REASON} octets at the most");
-            return Err(ControlError::Wrong(text));
-        }
+        let reason = reason(&suspend.reason)?;
         if suspend.until.is_some_and(|until| until.0 <= now) {
             return Err(ControlError::Wrong("until is past already".into()));
         }
@@ -205,6 +248,7 @@ impl QueueControl {
 
     pub(super) async fn delete_some(&self, delete: Delete, by: Caller) -> Result<Deletion, ControlError> {
         let target = Target::new(&delete.selector)?;
+        let tell = delete.tell.as_deref().map(reason).transpose()?.map(Arc::from);
         let now = self.clock.now();
         let Some(given) = delete.token else {
             let token = self.token(&delete.selector, now);
@@ -236,7 +280,7 @@ impl QueueControl {
             after,
             Timestamp(0),
             was_there,
-            &Ordered::Delete { by: by.0 },
+            &Ordered::Delete { by: by.0, tell },
         )
         .await
         .map(Deletion::Progress)

@@ -129,6 +129,11 @@ impl<T> Agenda<T> {
         }
     }
 
+    /// Whether this unit is being worked on.
+    pub fn is_claimed(&self, place: Place) -> bool {
+        self.claimed.contains(&place)
+    }
+
     /// When the first known unit is due.
     pub fn earliest(&self) -> Option<Timestamp> {
         self.ready.keys().next().map(|place| place.0)

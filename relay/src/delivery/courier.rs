@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mail_core::{Domain, EnhancedCode, Recipient, Timestamp};
-use queue::{Backoff, CommitError, Fate, Hop, NewMessage, Queue, UnitKey, Waiting};
+use queue::{Backoff, CommitError, Fate, Hop, NewMessage, Queue, Settle, UnitKey, Waiting};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
@@ -567,6 +567,27 @@ impl<N: Net> Courier<N> {
         if crate::sabotage::is_on("send-twice") && self.parts.random.below(3) == 0 {
             return self.tell(Event::Settled(unit, Settled::Untouched));
         }
+        let (settle, told) = self.settlement(unit, prepared, outcomes, hop, peer_reports);
+        match self.parts.queue.settle(settle).await {
+            Ok(pending) => {
+                let courier = self.clone();
+                drop(spawn_local(async move {
+                    courier.recorded(unit, pending.await, &told)
+                }));
+            }
+            Err(error) => self.recorded(unit, Err(error), &told),
+        }
+    }
+
+    /// What is to be recorded of outcomes, reports included, and what is said of them then.
+    fn settlement(
+        &self,
+        unit: UnitKey,
+        prepared: &Prepared,
+        outcomes: &[Outcome],
+        hop: Option<Hop>,
+        peer_reports: bool,
+    ) -> (Settle, Told) {
         let now = self.parts.clock.now();
         let mut past = past(prepared);
         let (original, old) = (prepared.original(), now.since(received_at(prepared)));
@@ -607,15 +628,7 @@ impl<N: Net> Courier<N> {
             attempt: past.attempts + 1,
             outcomes: outcomes.to_vec(),
         };
-        match self.parts.queue.settle(settle).await {
-            Ok(pending) => {
-                let courier = self.clone();
-                drop(spawn_local(async move {
-                    courier.recorded(unit, pending.await, &told)
-                }));
-            }
-            Err(error) => self.recorded(unit, Err(error), &told),
-        }
+        (settle, told)
     }
 
     /// Says, counts and tells the shard what is on disk now.
@@ -627,10 +640,7 @@ impl<N: Net> Courier<N> {
                 }
                 let moved = settled.unit.map_or(Settled::Gone, |unit| Settled::Due(unit.due));
                 self.tell(Event::Settled(unit, moved));
-                for report in settled.reports {
-                    tracing::info!(id = %report.id, cause = %unit.id, "report queued");
-                    self.tell(Event::Reported(report.units));
-                }
+                self.reported(unit, &settled.reports);
             }
             Err(CommitError::Gone) => self.tell(Event::Settled(unit, Settled::Gone)),
             Err(error) => {
@@ -643,6 +653,13 @@ impl<N: Net> Courier<N> {
                 tracing::error!(id = %unit.id, %error, outcomes = said.join("; "), "an outcome could not be recorded");
                 self.tell(Event::Settled(unit, Settled::Unknown));
             }
+        }
+    }
+
+    fn reported(&self, unit: UnitKey, reports: &[queue::Accepted]) {
+        for report in reports {
+            tracing::info!(id = %report.id, cause = %unit.id, "report queued");
+            self.tell(Event::Reported(report.units.clone()));
         }
     }
 
@@ -665,6 +682,10 @@ impl<N: Net> Courier<N> {
             Verdict::Failed(_) => {
                 metrics.ended(Fate::Bounced);
                 tracing::info!(%id, recipient = %mailbox, host, attempt, reply, "bounced");
+            }
+            Verdict::Deleted(_) => {
+                metrics.ended(Fate::Deleted);
+                tracing::info!(%id, recipient = %mailbox, reason = reply, "deleted");
             }
             Verdict::Discarded => {
                 metrics.ended(Fate::Discarded);

@@ -68,8 +68,8 @@ pub struct Order {
 pub enum Ordered {
     /// To be due at this time, which is past.
     Retry { by: Arc<str>, due: Timestamp },
-    /// To end, without a report.
-    Delete { by: Arc<str> },
+    /// To end; its sender is told where a reason is given.
+    Delete { by: Arc<str>, tell: Option<Arc<str>> },
 }
 
 /// What became of an order.
@@ -90,6 +90,38 @@ impl Order {
     pub(super) fn tell(&self, done: Done) {
         // Who no longer listens sees it in the journal.
         let _ = self.done.send(done);
+    }
+}
+
+/// What a unit that is due waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "until when, and why")]
+pub enum Waits {
+    /// Nothing: it is being worked on.
+    Underway,
+    /// An operator set its queue to wait. Told of units that aren't due too.
+    Suspended { until: Option<Timestamp>, cause: String },
+    /// Its destination rests.
+    Rests { until: Timestamp, cause: String },
+    /// A limit.
+    Throttled { until: Timestamp, limit: &'static str },
+    /// A connection: its lane has as many as it may, or all are taken.
+    Connection,
+    /// The DNS, or its turn among others.
+    Turn,
+}
+
+impl Waits {
+    /// Where shards differ, since a queue is just going from one to another, the first of these counts.
+    fn rank(&self) -> usize {
+        match self {
+            Self::Underway => 0,
+            Self::Suspended { .. } => 1,
+            Self::Rests { .. } => 2,
+            Self::Throttled { .. } => 3,
+            Self::Connection => 4,
+            Self::Turn => 5,
+        }
     }
 }
 
@@ -114,8 +146,8 @@ pub enum Word {
     Hurry(QueueId, mpsc::UnboundedSender<Done>),
     /// All suspensions there are.
     Suspensions(Arc<[SuspensionRecord]>),
-    /// What holds this queue, if it is known here?
-    Why(QueueId, mpsc::UnboundedSender<String>),
+    /// What does this unit wait for, if it is known here?
+    Why(UnitKey, mpsc::UnboundedSender<Waits>),
 }
 
 /// Where a shard stands among the others, and what it shares with them.
@@ -272,14 +304,20 @@ impl Doors {
         all
     }
 
-    /// What holds a queue, if something does.
-    pub async fn why(&self, queue: QueueId) -> Option<String> {
+    /// What a unit waits for, as far as a shard knows.
+    pub async fn why(&self, unit: UnitKey) -> Option<Waits> {
         let (say, mut said) = mpsc::unbounded_channel();
         for shard in self.shards.iter() {
-            let _ = shard.send(Word::Why(queue, say.clone()));
+            let _ = shard.send(Word::Why(unit, say.clone()));
         }
         drop(say);
-        said.recv().await
+        let mut known: Option<Waits> = None;
+        while let Some(waits) = said.recv().await {
+            if known.as_ref().is_none_or(|known| waits.rank() < known.rank()) {
+                known = Some(waits);
+            }
+        }
+        known
     }
 
     /// Has queues tried at once, and waits until their shards have heard. The caller bounds their number.

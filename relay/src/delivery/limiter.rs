@@ -88,6 +88,12 @@ impl Limiter {
         Grant::Granted
     }
 
+    /// When a token is there again and what limit holds it, if there is none now. Takes nothing.
+    pub fn explain(&self, now: Timestamp) -> Option<(Timestamp, &'static str)> {
+        let rate = self.rate.as_ref()?;
+        (rate.tokens == 0 && rate.next > now).then_some((rate.next, "messages_per_second"))
+    }
+
     /// Gives back a token that was not used.
     pub fn refund(&mut self) {
         if let Some(rate) = &mut self.rate {

@@ -12,6 +12,7 @@ pub struct Metrics {
     bounced: IntCounter,
     expired: IntCounter,
     discarded: IntCounter,
+    deleted: IntCounter,
     other_ends: IntCounter,
     /// Recipients put off after their own reply or a lost connection.
     pub deferred: IntCounter,
@@ -55,6 +56,7 @@ impl Metrics {
             bounced: ends.with_label_values(&["bounced"]),
             expired: ends.with_label_values(&["expired"]),
             discarded: ends.with_label_values(&["discarded"]),
+            deleted: ends.with_label_values(&["deleted"]),
             other_ends: ends.with_label_values(&["other"]),
             deferred: IntCounter::new(
                 "postrider_recipients_deferred_total",
@@ -111,7 +113,8 @@ impl Metrics {
             Fate::Bounced => self.bounced.inc(),
             Fate::Expired => self.expired.inc(),
             Fate::Discarded => self.discarded.inc(),
-            Fate::Cancelled | Fate::Deleted | Fate::Suppressed | Fate::HandedOver => {
+            Fate::Deleted => self.deleted.inc(),
+            Fate::Cancelled | Fate::Suppressed | Fate::HandedOver => {
                 self.other_ends.inc();
             }
         }

@@ -38,7 +38,7 @@ pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstanc
 
 fn told(outcome: &Outcome, now: &Circumstances) -> Option<Told> {
     match &outcome.verdict {
-        Verdict::Failed(cause) => Some(Told::Failed(cause.clone())),
+        Verdict::Failed(cause) | Verdict::Deleted(cause) => Some(Told::Failed(cause.clone())),
         Verdict::Delivered if !now.peer_reports => Some(Told::Relayed(outcome.reply.clone())),
         Verdict::Later | Verdict::InDoubt if now.delay_due => {
             Some(Told::Delayed(outcome.reply.clone(), now.expires_at))

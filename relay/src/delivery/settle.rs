@@ -31,6 +31,8 @@ pub enum Verdict {
     Failed(Cause),
     /// It ends here, by rule, and nobody is told.
     Discarded,
+    /// It ends here, by an operator, and its sender is told of this cause.
+    Deleted(Cause),
     /// Try again.
     Later,
     /// The final dot was sent and no reply came: the next hop may have it (RFC 1047).
@@ -99,6 +101,7 @@ fn end(outcome: &Outcome) -> Option<End> {
         Verdict::Failed(Cause::Refused(_) | Cause::Undeliverable(..)) => Fate::Bounced,
         Verdict::Failed(Cause::Expired(_)) => Fate::Expired,
         Verdict::Discarded => Fate::Discarded,
+        Verdict::Deleted(_) => Fate::Deleted,
         Verdict::Later | Verdict::InDoubt => return None,
     };
     Some(End {

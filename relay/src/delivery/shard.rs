@@ -309,7 +309,7 @@ impl Shard {
             Word::MakeRoom => drop(self.close_an_idle_one()),
             Word::Order(order) => self.order(order, now),
             Word::Hurry(id, heard) => self.hurry(id, heard, now),
-            Word::Why(id, say) => self.why(id, &say, now),
+            Word::Why(unit, say) => self.why(&unit, &say, now),
             Word::Suspensions(all) => self.suspensions(all, now),
         }
     }
@@ -643,7 +643,7 @@ impl Shard {
     fn cause(&self, id: QueueId, now: Timestamp) -> Option<String> {
         let active = self.active.get(&id)?;
         if let Some(record) = self.suspension(id, &active.name, now) {
-            return Some(format!("suspended by {}: {}", record.by, record.reason));
+            return Some(operator::cause(record));
         }
         let by_lane = match active.way {
             Way::Lane(lane) => self

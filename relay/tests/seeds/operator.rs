@@ -147,6 +147,7 @@ impl Operator {
                 tenant: Some(format!("t{}", self.random.below(3))),
                 ..self.selector()
             },
+            tell: (self.random.below(3) == 0).then(|| "chance".to_owned()),
             token: None,
             after: None,
         };

@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use mail_core::EnhancedCode;
 use queue::{CommitError, End, Fate, ReadError, Settle, UnitKey};
 
+use crate::delivery::attempt::OpenRecipient;
 use crate::delivery::exchange::{Done, Order, Ordered};
+use crate::delivery::settle::{Outcome, Verdict};
 use crate::delivery::shard::Settled;
+use crate::prepare::PrepareError;
+use crate::report::Cause;
 use crate::world::Net;
 
-use super::{Courier, Event};
+use super::{Courier, Event, load};
 
 impl<N: Net> Courier<N> {
     /// Carries an order out, and tells the shard and whoever gave it.
@@ -19,7 +24,11 @@ impl<N: Net> Courier<N> {
                 let result = self.parts.queue.retry(unit, due, by).await;
                 told(unit, result.map(|()| Settled::Due(due)))
             }
-            Ordered::Delete { by } => match self.deletion(unit, by) {
+            Ordered::Delete {
+                by,
+                tell: Some(reason),
+            } => self.delete_and_tell(unit, by, reason).await,
+            Ordered::Delete { by, tell: None } => match self.deletion(unit, by) {
                 Ok(Some(settle)) => {
                     let ended = settle.ends.len();
                     let result = match self.parts.queue.settle(settle).await {
@@ -44,6 +53,43 @@ impl<N: Net> Courier<N> {
         self.tell(Event::Settled(unit, settled));
         self.tell(Event::Ended(None));
         order.tell(done);
+    }
+
+    /// Ends a unit, and has its sender told if the client didn't ask for silence.
+    async fn delete_and_tell(&self, unit: UnitKey, by: &Arc<str>, reason: &Arc<str>) -> (Settled, Done) {
+        let now = self.parts.clock.now();
+        let prepared = match self.parts.preparer.prepare(unit, None, now).await {
+            Ok(prepared) => prepared,
+            Err(PrepareError::Gone) => return (Settled::Gone, Done::Gone),
+            Err(error) => {
+                tracing::error!(id = %unit.id, %error, "a message can't be deleted");
+                return (Settled::Untouched, Done::Failed);
+            }
+        };
+        let outcome = |open: OpenRecipient| Outcome {
+            recipient: open.index,
+            mailbox: open.to.mailbox,
+            verdict: Verdict::Deleted(Cause::Undeliverable(EnhancedCode(5, 7, 1), reason.to_string())),
+            reply: format!("deleted by {by}: {reason}"),
+            host: None,
+        };
+        let outcomes: Vec<_> = load(&prepared, unit.unit)
+            .recipients
+            .into_iter()
+            .map(outcome)
+            .collect();
+        let (settle, said) = self.settlement(unit, &prepared, &outcomes, None, false);
+        let settled = match self.parts.queue.settle(settle).await {
+            Ok(pending) => pending.await,
+            Err(error) => Err(error),
+        };
+        if let Ok(settled) = &settled {
+            for outcome in &said.outcomes {
+                self.say(unit, outcome, &said);
+            }
+            self.reported(unit, &settled.reports);
+        }
+        told(unit, settled.map(|_| Settled::Gone))
     }
 
     /// The record that ends a unit. Reads of two small records: the body isn't asked for.

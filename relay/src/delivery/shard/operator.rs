@@ -1,13 +1,16 @@
 //! What operators do to a shard's queues: suspend them, hurry them, end or move single units.
 
+use std::collections::HashSet;
+
 use mail_core::Timestamp;
-use queue::{HoldScope, QueueId, QueueName, SuspensionRecord};
+use queue::{HoldScope, QueueId, QueueName, SuspensionRecord, UnitKey};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::delivery::agenda::place;
-use crate::delivery::exchange::{Done, Order, Word};
+use crate::delivery::exchange::{Done, Order, Waits, Word};
+use crate::delivery::lane::Rest;
 
-use super::{Effect, LONGEST_REST, MAX_RESTING, Rests, Shard, Way};
+use super::{Active, Effect, LONGEST_REST, MAX_RESTING, Rests, Shard, Way};
 
 impl Shard {
     /// Takes in all suspensions there are now. What they no longer hold is looked at; what they hold leaves its turn at
@@ -42,22 +45,62 @@ impl Shard {
             .max_by_key(|record| end(record))
     }
 
-    /// Says what holds a queue, as far as it is known here. One that left memory is known to the shard that let it go.
-    pub(super) fn why(&self, id: QueueId, say: &UnboundedSender<String>, now: Timestamp) {
-        let of_one_resting = || {
-            let (scope, _) = self.resting.iter().find(|(_, queues)| queues.contains(&id))?;
-            let rest = self.rest(scope).filter(|rest| rest.until > now)?;
-            Some(rest.cause)
+    /// Says what a unit waits for, as far as it is known here.
+    pub(super) fn why(&self, unit: &UnitKey, say: &UnboundedSender<Waits>, now: Timestamp) {
+        let waits = match self.active.get(&unit.queue) {
+            Some(active) => self.waits(unit, active, now),
+            None => self.waits_outside(unit, now),
         };
-        let of_one_parked = || {
-            let name = self.queue.info(id).ok()??.name;
-            let record = self.suspension(id, &name, now)?;
-            Some(format!("suspended by {}: {}", record.by, record.reason))
-        };
-        if let Some(cause) = self.cause(id, now).or_else(of_one_parked).or_else(of_one_resting) {
+        if let Some(waits) = waits {
             // Who asked may have gone.
-            let _ = say.send(cause);
+            let _ = say.send(waits);
         }
+    }
+
+    /// Of a queue in memory.
+    fn waits(&self, unit: &UnitKey, active: &Active, now: Timestamp) -> Option<Waits> {
+        if active.agenda.is_claimed(place(unit)) {
+            return Some(Waits::Underway);
+        }
+        if let Some(record) = self.suspension(unit.queue, &active.name, now) {
+            return Some(suspended(record));
+        }
+        if unit.due > now {
+            return None;
+        }
+        let Way::Lane(lane) = active.way else {
+            let rest = self.rest(&HoldScope::Domain(active.name.domain.clone()));
+            return Some(rest.and_then(|rest| rests(rest, now)).unwrap_or(Waits::Turn));
+        };
+        let lane = self.lanes.get(lane)?;
+        if let Some(waits) = lane.rest.clone().and_then(|rest| rests(rest, now)) {
+            return Some(waits);
+        }
+        if let Some((until, limit)) = lane.limiter.explain(now) {
+            return Some(Waits::Throttled { until, limit });
+        }
+        let may_connect = lane.may_open(now) && self.place.may_connect(self.settings.max_connections);
+        Some(if lane.idle.is_empty() && !may_connect {
+            Waits::Connection
+        } else {
+            Waits::Turn
+        })
+    }
+
+    /// Of a queue that isn't: its home knows of suspensions and domains, the shard that let it go of lanes.
+    fn waits_outside(&self, unit: &UnitKey, now: Timestamp) -> Option<Waits> {
+        if self.place.home_elsewhere(unit.queue).is_none() && !self.lent.contains_key(&unit.queue) {
+            let name = self.queue.info(unit.queue).ok()??.name;
+            if let Some(record) = self.suspension(unit.queue, &name, now) {
+                return Some(suspended(record));
+            }
+        }
+        if unit.due > now {
+            return None;
+        }
+        let resting = |(_, queues): &(_, &HashSet<_>)| queues.contains(&unit.queue);
+        let (scope, _) = self.resting.iter().find(resting)?;
+        rests(self.rest(scope)?, now)
     }
 
     /// Takes a suspended queue out of its turn, and out of memory as soon as nothing of it is claimed. False where it isn't
@@ -156,4 +199,21 @@ impl Shard {
         self.endings += 1;
         self.effects.push(Effect::Order(order));
     }
+}
+
+fn suspended(record: &SuspensionRecord) -> Waits {
+    Waits::Suspended {
+        until: record.until,
+        cause: cause(record),
+    }
+}
+
+/// For operators, and for reports on what expires meanwhile.
+pub(super) fn cause(record: &SuspensionRecord) -> String {
+    format!("suspended by {}: {}", record.by, record.reason)
+}
+
+fn rests(rest: Rest, now: Timestamp) -> Option<Waits> {
+    let Rest { until, cause, .. } = rest;
+    (until > now).then_some(Waits::Rests { until, cause })
 }
