@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header;
 use hyper_util::rt::TokioIo;
 use mail_core::MessageId;
@@ -19,7 +19,10 @@ use crate::operate::{
 };
 use crate::types::{HoldList, MessageView, Problem, QueueList, QueueSummary, QueuesQuery};
 
-/// A question in all, from connect to the last octet.
+/// A message's octets in all; whoever serves them ends the connection after as long.
+const RAW_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Another question in all, from connect to the last octet.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Octets of an answer.
@@ -45,6 +48,9 @@ pub enum ClientError {
     /// The relay says no.
     #[error("{}", .0.detail)]
     Refused(Problem),
+    /// What was read could not be written on.
+    #[error("{0}")]
+    Output(io::Error),
     /// Not the JSON it should be.
     #[error("an answer that this version does not know: {0}")]
     Answer(String),
@@ -108,14 +114,28 @@ impl Client {
         self.get(&path).await
     }
 
-    /// A message as it goes out, without its signature.
-    pub async fn raw(&self, id: MessageId) -> Result<Bytes, ClientError> {
-        self.exchange(
-            hyper::Method::GET,
-            &format!("/v1/messages/{id}/raw"),
-            Bytes::new(),
-        )
-        .await
+    /// Writes a message as it goes out, without its signature, to `out`: part by part, whatever its size.
+    pub async fn raw(&self, id: MessageId, out: &mut impl io::Write) -> Result<(), ClientError> {
+        let path = format!("/v1/messages/{id}/raw");
+        let write = async |response: hyper::Response<Incoming>| {
+            if !response.status().is_success() {
+                return Err(ClientError::Refused(
+                    serde_json::from_slice(&whole(response).await?).map_err(unknown)?,
+                ));
+            }
+            let mut body = response.into_body();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| ClientError::Http(error.to_string()))?;
+                if let Ok(octets) = frame.into_data() {
+                    out.write_all(&octets).map_err(ClientError::Output)?;
+                }
+            }
+            out.flush().map_err(ClientError::Output)
+        };
+        let ask = self.ask(hyper::Method::GET, &path, Bytes::new(), write);
+        tokio::time::timeout(RAW_TIMEOUT, ask)
+            .await
+            .map_err(|_| ClientError::Timeout)?
     }
 
     /// What is set to wait.
@@ -157,7 +177,9 @@ impl Client {
     }
 
     async fn exchange(&self, method: hyper::Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let (status, body) = tokio::time::timeout(TIMEOUT, self.ask(method, path, body))
+        let read =
+            async |response: hyper::Response<Incoming>| Ok((response.status(), whole(response).await?));
+        let (status, body) = tokio::time::timeout(TIMEOUT, self.ask(method, path, body, read))
             .await
             .map_err(|_| ClientError::Timeout)??;
         if status.is_success() {
@@ -168,12 +190,13 @@ impl Client {
         ))
     }
 
-    async fn ask(
+    async fn ask<T>(
         &self,
         method: hyper::Method,
         path: &str,
         body: Bytes,
-    ) -> Result<(hyper::StatusCode, Bytes), ClientError> {
+        read: impl AsyncFnOnce(hyper::Response<Incoming>) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|cause| ClientError::Connect {
@@ -191,15 +214,7 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| ClientError::Http(error.to_string()))?;
-        let exchange = async {
-            let response = sender.send_request(request).await.map_err(broke)?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
-                .collect()
-                .await;
-            let body = body.map_err(|error| ClientError::Http(error.to_string()))?;
-            Ok((status, body.to_bytes()))
-        };
+        let exchange = async { read(sender.send_request(request).await.map_err(broke)?).await };
         // The connection's future moves the octets and ends with the exchange.
         let mut exchange = std::pin::pin!(exchange);
         tokio::select! {
@@ -209,6 +224,14 @@ impl Client {
         }
         exchange.await
     }
+}
+
+async fn whole(response: hyper::Response<Incoming>) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+        .collect()
+        .await;
+    let body = body.map_err(|error| ClientError::Http(error.to_string()))?;
+    Ok(body.to_bytes())
 }
 
 fn unknown(error: serde_json::Error) -> ClientError {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use hyper::body::Bytes;
 use mail_core::MessageId;
+use tokio::sync::mpsc;
 
 use crate::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
@@ -13,6 +15,15 @@ use crate::types::{HoldList, MessageView, QueueList, QueueSummary, QueuesQuery};
 /// Who asks, as log and journal call them: `uid 0`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller(pub Arc<str>);
+
+/// A message's octets, part by part, so that one of any size needs little memory.
+#[derive(Debug)]
+pub struct Raw {
+    /// All of them.
+    pub bytes: u64,
+    /// An error ends them early.
+    pub parts: mpsc::Receiver<Result<Bytes, ControlError>>,
+}
 
 /// The program as operators see it. Implemented by the relay; calls may take a moment, and must not block the runtime.
 pub trait Control: Send + Sync + 'static {
@@ -42,7 +53,7 @@ pub trait Control: Send + Sync + 'static {
         &self,
         id: MessageId,
         by: Caller,
-    ) -> impl Future<Output = Result<Option<Vec<u8>>, ControlError>> + Send;
+    ) -> impl Future<Output = Result<Option<Raw>, ControlError>> + Send;
 
     /// What operators have set to wait.
     fn suspensions(&self) -> impl Future<Output = Result<SuspensionList, ControlError>> + Send;

@@ -10,7 +10,7 @@ pub mod server;
 pub mod socket;
 mod types;
 
-pub use control::{Caller, Control, ControlError};
+pub use control::{Caller, Control, ControlError, Raw};
 pub use routes::{MAX_MESSAGES, MAX_PAGE, router};
 pub use types::{
     EventView, Hold, HoldList, MessageView, Problem, QueueList, QueueSummary, QueuesQuery, RecipientState,

@@ -1,14 +1,19 @@
 //! The routes under `/v1`.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use hyper::body::{Bytes, Frame};
 use mail_core::MessageId;
+use tokio::sync::mpsc;
 
 use crate::control::{Caller, Control, ControlError};
 use crate::operate::{
@@ -116,11 +121,32 @@ async fn raw<C: Control>(
     Path(id): Path<String>,
 ) -> Result<Response, Response> {
     match control.raw(message_id(&id)?, caller).await.map_err(failed)? {
-        Some(octets) => Ok(([(header::CONTENT_TYPE, "message/rfc822")], octets).into_response()),
+        Some(raw) => {
+            let head = [
+                (header::CONTENT_TYPE, "message/rfc822".to_owned()),
+                (header::CONTENT_LENGTH, raw.bytes.to_string()),
+            ];
+            Ok((head, Body::new(Parts(raw.parts))).into_response())
+        }
         None => Err(problem(
             StatusCode::NOT_FOUND,
             "no such message in the queue; nothing is kept of what has left it",
         )),
+    }
+}
+
+/// A body that comes part by part.
+struct Parts(mpsc::Receiver<Result<Bytes, ControlError>>);
+
+impl hyper::body::Body for Parts {
+    type Data = Bytes;
+    type Error = ControlError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ControlError>>> {
+        self.0.poll_recv(context).map(|part| Some(part?.map(Frame::data)))
     }
 }
 

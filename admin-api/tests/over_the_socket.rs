@@ -17,11 +17,13 @@ use admin_api::operate::{
 };
 use admin_api::socket::{AdminSocket, SocketError};
 use admin_api::{
-    Caller, Control, ControlError, HoldList, MessageView, QueueList, QueueSummary, QueuesQuery, Time, router,
+    Caller, Control, ControlError, HoldList, MessageView, QueueList, QueueSummary, QueuesQuery, Raw, Time,
+    router,
 };
 use mail_core::{MessageId, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::mpsc;
 
 const KNOWN: MessageId = MessageId::from_bytes([7; 16]);
 
@@ -70,8 +72,23 @@ impl Control for Made {
         })
     }
 
-    async fn raw(&self, _id: MessageId, by: Caller) -> Result<Option<Vec<u8>>, ControlError> {
-        Ok(Some(by.0.as_bytes().to_vec()))
+    async fn raw(&self, id: MessageId, by: Caller) -> Result<Option<Raw>, ControlError> {
+        let (sender, parts) = mpsc::channel(9);
+        let octets = by.0.as_bytes().to_vec();
+        let bytes = octets.len() as u64;
+        sender.send(Ok(octets.into())).await.unwrap();
+        if id == KNOWN {
+            return Ok(Some(Raw { bytes, parts }));
+        }
+        // The message ends while it is read.
+        sender
+            .send(Err(ControlError::Absent("gone".into())))
+            .await
+            .unwrap();
+        Ok(Some(Raw {
+            bytes: bytes + 10,
+            parts,
+        }))
     }
 
     async fn suspensions(&self) -> Result<SuspensionList, ControlError> {
@@ -174,7 +191,14 @@ async fn changes_are_posted_and_know_who_asks() {
     };
     let done = client.suspend(&suspend).await.unwrap();
     assert_eq!((&done.selector, &done.by), (&selector, &me));
-    assert_eq!(client.raw(KNOWN).await.unwrap(), me.as_bytes());
+    let mut octets = Vec::new();
+    client.raw(KNOWN, &mut octets).await.unwrap();
+    assert_eq!(octets, me.as_bytes());
+    let cut = client
+        .raw(MessageId::from_bytes([9; 16]), &mut Vec::new())
+        .await
+        .unwrap_err();
+    assert!(matches!(cut, ClientError::Http(_)), "{cut}");
     let query = MessagesQuery {
         tenant: selector.tenant.clone(),
         ..MessagesQuery::default()

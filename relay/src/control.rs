@@ -12,14 +12,14 @@ use admin_api::operate::{
 };
 use admin_api::{
     Caller, Control, ControlError, EventView, Hold, HoldList, MAX_PAGE, MessageView, QueueList, QueueSummary,
-    QueuesQuery, RecipientState, RecipientView, Time,
+    QueuesQuery, Raw, RecipientState, RecipientView, Time,
 };
 use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{
     Event, EventKind, HoldRecord, HoldScope, MAX_SUSPENSIONS, Message, Queue, QueueId, QueueRecord,
     ReadError, StateRecord, SuspensionRecord,
 };
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::delivery::exchange::Doors;
 use crate::world::Clock;
@@ -36,6 +36,9 @@ const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::from_bytes(
 /// How long the shards may take to say what a unit waits for. It is left out then.
 const WHY_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a part of a message waits for whoever reads it.
+const RAW_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Queues in a page, unless said.
 const PAGE: usize = 100;
 
@@ -48,9 +51,9 @@ const MAX_HOLDS: usize = 1_000;
 /// Answers from a queue.
 pub struct QueueControl {
     queue: Queue,
+    reader: Reader,
     doors: Doors,
     clock: Clock,
-    room: Arc<Semaphore>,
     /// One change of suspensions at a time.
     suspending: Mutex<()>,
     /// One walk through the queues at a time.
@@ -59,24 +62,43 @@ pub struct QueueControl {
     secret: [u8; 16],
 }
 
+/// Reads on threads that may block, [`READS`] at once.
+#[derive(Clone)]
+struct Reader {
+    queue: Queue,
+    room: Arc<Semaphore>,
+}
+
 impl QueueControl {
     /// For this queue, whose units the shards behind `doors` own.
     pub fn new(queue: Queue, doors: Doors, clock: Clock) -> Self {
         let mut secret = [0; 16];
         // If this fails, so does all TLS.
         let _ = aws_lc_rs::rand::fill(&mut secret);
+        let reader = Reader {
+            queue: queue.clone(),
+            room: Arc::new(Semaphore::new(READS)),
+        };
         Self {
             queue,
+            reader,
             doors,
             clock,
-            room: Arc::new(Semaphore::new(READS)),
             suspending: Mutex::new(()),
             walking: Mutex::new(()),
             secret,
         }
     }
 
-    /// Reads on a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Queue) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ControlError> {
+        self.reader.read(read).await
+    }
+}
+
+impl Reader {
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Queue) -> Result<T, ReadError> + Send + 'static,
@@ -154,16 +176,28 @@ impl Control for QueueControl {
             .await
     }
 
-    async fn raw(&self, id: MessageId, by: Caller) -> Result<Option<Vec<u8>>, ControlError> {
+    async fn raw(&self, id: MessageId, by: Caller) -> Result<Option<Raw>, ControlError> {
+        let Some(envelope) = self.read(move |queue| queue.envelope(id)).await? else {
+            return Ok(None);
+        };
         tracing::info!(%id, by = %by.0, "message read");
-        self.read(move |queue| {
-            let Some(envelope) = queue.envelope(id)? else {
-                return Ok(None);
-            };
-            let body = queue.body(id, &envelope)?;
-            Ok(Some([&envelope.prefix[..], &body[..]].concat()))
-        })
-        .await
+        let bytes = envelope.prefix.len() as u64 + envelope.body_bytes;
+        let (sender, parts) = mpsc::channel(1);
+        let reader = self.reader.clone();
+        tokio::spawn(async move {
+            let mut part = Ok(envelope.prefix);
+            for (number, sum) in (0..).zip(envelope.chunks) {
+                let failed = part.is_err();
+                // Whoever no longer listens, or takes too long, is left.
+                let sent = tokio::time::timeout(RAW_PATIENCE, sender.send(part)).await;
+                if failed || !matches!(sent, Ok(Ok(()))) {
+                    return;
+                }
+                part = reader.read(move |queue| queue.body_chunk(id, number, sum)).await;
+            }
+            let _ = tokio::time::timeout(RAW_PATIENCE, sender.send(part)).await;
+        });
+        Ok(Some(Raw { bytes, parts }))
     }
 
     async fn suspensions(&self) -> Result<SuspensionList, ControlError> {
@@ -491,6 +525,11 @@ pub(crate) mod tests {
 
     /// Two recipients at each of the domains.
     pub(crate) async fn accept(queue: &Queue, number: u8, domains: &[&str]) -> Accepted {
+        let body = Bytes::from_static(b"Subject: x\r\n\r\nx\r\n");
+        accept_body(queue, number, domains, body).await
+    }
+
+    async fn accept_body(queue: &Queue, number: u8, domains: &[&str], body: Bytes) -> Accepted {
         let message = NewMessage {
             id: MessageId::new(START, &[number; 10]),
             received_at: START,
@@ -504,7 +543,7 @@ pub(crate) mod tests {
             tag: None,
             metadata: Vec::new(),
             prefix: Bytes::new(),
-            body: Bytes::from_static(b"Subject: x\r\n\r\nx\r\n"),
+            body,
             rest: None,
             origin: Origin::default(),
             cause: None,
@@ -525,11 +564,28 @@ pub(crate) mod tests {
 
     fn control() -> (Queue, QueueControl) {
         let queue = Queue::in_memory(MemoryStore::new()).unwrap();
-        {
-            let (doors, _) = exchange::open(1);
-            let clock = Clock::anchored(START);
-            (queue.clone(), QueueControl::new(queue, doors, clock))
+        let (doors, _) = exchange::open(1);
+        let clock = Clock::anchored(START);
+        (queue.clone(), QueueControl::new(queue, doors, clock))
+    }
+
+    #[tokio::test]
+    async fn a_message_is_read_part_by_part() {
+        let (queue, control) = control();
+        let octets: Vec<u8> = (0..1_500_000_u32).map(|at| (at % 251) as u8).collect();
+        let large = accept_body(&queue, 1, &["a.test"], octets.clone().into()).await;
+        let me = || Caller("uid 7".into());
+        let mut raw = control.raw(large.id, me()).await.unwrap().unwrap();
+        assert_eq!(raw.bytes, 1_500_000);
+        let mut read = Vec::new();
+        while let Some(part) = raw.parts.recv().await {
+            let part = part.unwrap();
+            assert!(part.len() < 1_100_000, "{}", part.len());
+            read.extend_from_slice(&part);
         }
+        assert!(read == octets);
+        let absent = control.raw(MessageId::new(START, &[2; 10]), me()).await.unwrap();
+        assert!(absent.is_none());
     }
 
     #[tokio::test]

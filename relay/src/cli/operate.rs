@@ -1,9 +1,9 @@
 //! What `postrider queue` and `postrider message` change.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use admin_api::Time;
+use admin_api::client::ClientError;
 use admin_api::operate::{
     Delete, Deletion, MessagesQuery, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
     WaitingMessage, Waits, WaitsFor,
@@ -313,10 +313,8 @@ fn show_messages(messages: &[WaitingMessage]) -> String {
 
 /// The octets as they are, to standard output.
 pub(super) fn raw(id: MessageId, api: &Api) -> Result<(), Failure> {
-    let octets = block_on(api.client()?.raw(id))??;
-    let mut out = std::io::stdout().lock();
-    match out.write_all(&octets).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+    match block_on(api.client()?.raw(id, &mut std::io::stdout().lock()))? {
+        Err(ClientError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),
     }
 }
