@@ -209,11 +209,15 @@ fn delete(selector: Selector, yes: bool, tell: Tell, json: bool, api: &Api) -> R
 
 fn would_delete(preview: &Preview) -> String {
     format!(
-        "{} messages in {} queues, {}",
-        preview.messages,
-        preview.queues,
+        "{} in {}, {}",
+        counted(preview.messages, "message"),
+        counted(preview.queues, "queue"),
         size(preview.bytes)
     )
+}
+
+fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn add(all: &mut Progress, more: Progress) -> Option<String> {

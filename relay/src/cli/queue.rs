@@ -297,7 +297,10 @@ fn show_queues(
                 time(queue.oldest),
                 time(queue.next_due),
                 match &queue.suspension {
-                    Some(suspension) => operate::until(suspension.until, &suspension.reason),
+                    Some(suspension) => {
+                        let held = operate::until(suspension.until, &suspension.reason);
+                        format!("suspended {held}")
+                    }
                     None => held
                         .map(|hold| operate::until(Some(hold.until), &hold.cause))
                         .unwrap_or_default(),

@@ -1,5 +1,6 @@
 //! What operators change: suspensions, retries, deletions; and the messages that wait, page by page.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,15 @@ pub(super) struct Walked {
     units: Vec<(QueueName, UnitKey)>,
     /// To go on after.
     next: Option<UnitKey>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queues(selector) => selector.fmt(f),
+            Self::Message(id) => write!(f, "message {id}"),
+        }
+    }
 }
 
 impl Target {
@@ -202,7 +212,8 @@ impl QueueControl {
         };
         self.queue.suspend(record.clone()).await.map_err(store)?;
         self.tell_suspensions().await?;
-        tracing::info!(selector = %record.selector, by = %by.0, reason, until = ?record.until, "suspended");
+        let until = record.until.map(|until| Time(until).to_string());
+        tracing::warn!(selector = %record.selector, by = %by.0, reason, until, "suspended");
         Ok(suspension(record))
     }
 
@@ -236,7 +247,7 @@ impl QueueControl {
         let target = Target::new(&retry.selector)?;
         let after = cursor(retry.after.as_deref())?;
         if after.is_none() {
-            tracing::info!(selector = ?retry.selector, by = %by.0, "retried");
+            tracing::info!(selector = %target, by = %by.0, "retrying");
         }
         let due = self.clock.now();
         // What is due already needs no moving, and what was moved is not come by again.
@@ -268,7 +279,7 @@ impl QueueControl {
         };
         let after = cursor(delete.after.as_deref())?;
         if after.is_none() {
-            tracing::warn!(selector = ?delete.selector, by = %by.0, "deleting");
+            tracing::warn!(selector = %target, by = %by.0, told = delete.tell.is_some(), "deleting");
         }
         // Mail that came in since was not shown. Ids of the future come from before the clock was set back.
         let was_there = move |unit: UnitKey| {

@@ -30,7 +30,7 @@ use super::route::Route;
 
 /// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
 /// catalogue.
-pub const MAX_ACTIVE: usize = 20_000;
+pub const MAX_ACTIVE: usize = if cfg!(test) { 50 } else { 20_000 };
 
 /// A queue with nothing to do for longer than this leaves memory; the catalogue brings it back in time.
 const HORIZON: Duration = Duration::from_secs(30);
@@ -322,6 +322,8 @@ impl Shard {
             let elsewhere = match self.lent.get(&unit.queue) {
                 _ if self.active.contains_key(&unit.queue) => None,
                 Some(&owner) => Some(owner),
+                // It is read from the store when the queue wakes.
+                None if self.parked.contains(&unit.queue) => continue,
                 None => at_home,
             };
             match elsewhere {
@@ -532,10 +534,16 @@ impl Shard {
 
     /// Brings a queue into memory. False where it is not there, or there is no room.
     fn activate(&mut self, id: QueueId, now: Timestamp) -> bool {
+        self.active.contains_key(&id) || (self.has_memory() && self.activate_anyway(id, now))
+    }
+
+    /// The same where there is no room too: for an end or an order, of which there are few at once. [`Self::look_at`] sends
+    /// the queue away again.
+    fn activate_anyway(&mut self, id: QueueId, now: Timestamp) -> bool {
         if self.active.contains_key(&id) {
             return true;
         }
-        if self.draining || !self.has_memory() {
+        if self.draining {
             return false;
         }
         let Some(info) = self.read(now, |queue| queue.info(id)).flatten() else {
@@ -553,6 +561,7 @@ impl Shard {
             timer: None,
         };
         self.active.insert(id, fresh);
+        self.parked.remove(&id);
         true
     }
 
@@ -633,7 +642,7 @@ impl Shard {
             }
             if let Some(&owner) = self.lent.get(&unit.queue) {
                 self.tell(owner, Word::Expired(unit));
-            } else if self.activate(unit.queue, now) {
+            } else if self.activate_anyway(unit.queue, now) {
                 self.expire_unit(unit, now);
             }
         }
@@ -693,6 +702,14 @@ impl Shard {
                 self.unload(id, Some(Rests::UntilDue))
             }
             Some(due) if due > now => self.set_queue_timer(id, due),
+            // One too many. It is due, so the catalogue brings it back once there is room.
+            Some(_)
+                if active.way == Way::Unknown
+                    && active.agenda.claims() == 0
+                    && self.active.len() > self.most() =>
+            {
+                self.unload(id, Some(Rests::UntilDue))
+            }
             Some(_) => self.go_ahead(id, now),
         }
     }
@@ -953,7 +970,12 @@ impl Shard {
     }
 
     fn has_memory(&self) -> bool {
-        self.active.len() < MAX_ACTIVE / self.place.count()
+        self.active.len() < self.most()
+    }
+
+    /// Queues that this shard may have in memory.
+    fn most(&self) -> usize {
+        MAX_ACTIVE / self.place.count()
     }
 
     /// Nothing of the queue goes before `until`, since its destination rests: it waits in memory if that is soon.

@@ -1,6 +1,7 @@
 //! What operators do to a shard's queues: suspend them, hurry them, end or move single units.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use mail_core::Timestamp;
 use queue::{HoldScope, QueueId, QueueName, SuspensionRecord, UnitKey};
@@ -15,7 +16,7 @@ use super::{Active, Effect, LONGEST_REST, MAX_RESTING, Rests, Shard, Way};
 impl Shard {
     /// Takes in all suspensions there are now. What they no longer hold is looked at; what they hold leaves its turn at
     /// once. What is on the wire finishes.
-    pub(super) fn suspensions(&mut self, all: std::sync::Arc<[SuspensionRecord]>, now: Timestamp) {
+    pub(super) fn suspensions(&mut self, all: Arc<[SuspensionRecord]>, now: Timestamp) {
         self.suspended = all;
         for id in std::mem::take(&mut self.parked) {
             match self.place.home_elsewhere(id) {
@@ -144,7 +145,7 @@ impl Shard {
                 return;
             }
         }
-        if !self.activate(id, now) {
+        if !self.activate_anyway(id, now) {
             return;
         }
         let Some(active) = self.active.get_mut(&id) else {
@@ -188,7 +189,7 @@ impl Shard {
             }
         }
         let claimed = !self.draining
-            && self.activate(id, now)
+            && self.activate_anyway(id, now)
             && self
                 .active
                 .get_mut(&id)
@@ -217,3 +218,6 @@ fn rests(rest: Rest, now: Timestamp) -> Option<Waits> {
     let Rest { until, cause, .. } = rest;
     (until > now).then_some(Waits::Rests { until, cause })
 }
+
+#[cfg(test)]
+mod tests;
