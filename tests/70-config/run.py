@@ -2,21 +2,11 @@
 
 import json
 import os
-import shutil
-import smtplib
-import socket
-import tempfile
 import unittest
 
-from lib import LabTest, Process, command, get, host_port, main, message, queue_id, wait_for
+from lib import RelayTest, command, free_port, get, main, wait_for
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Check(unittest.TestCase):
@@ -40,51 +30,7 @@ class Check(unittest.TestCase):
         self.assertIn("postrider check --example", err)
 
 
-class Relay(LabTest):
-    """A relay of the test's own beside the lab's, in the same Internet."""
-
-    def setUp(self):
-        self.dir = tempfile.mkdtemp(prefix="postrider-test-")
-        self.addCleanup(shutil.rmtree, self.dir, True)
-        self.port, self.metrics = free_port(), free_port()
-        self.config = os.path.join(self.dir, "postrider.toml")
-        with open(os.path.join(self.lab.at["dir"], "postrider.toml"), encoding="utf-8") as lab:
-            delivery_port = next(line for line in lab if line.startswith("port = "))
-        with open(self.config, "w", encoding="utf-8") as config:
-            config.write(
-                'hostname = "relay.sender.test"\ndrain_timeout = "5s"\n[store]\npath = "queue"\nmin_free = "16MiB"\n'
-                '[tenants.t]\nsenders = ["sender.test"]\n'
-                f'[[listener]]\nkind = "trusted"\naddress = "127.0.0.1:{self.port}"\nnetworks = ["127.0.0.0/8"]\ntenant = "t"\n'
-                f'[delivery]\n{delivery_port}[delivery.retry]\nfirst = "2s"\ncap = "4s"\n'
-                f'[dns]\nservers = ["{self.lab.at["dns"]}"]\n[metrics]\naddress = "127.0.0.1:{self.metrics}"\n'
-                '[log]\nformat = "json"\n'
-            )
-
-    def start(self):
-        relay = Process("run", "--config", self.config)
-        self.addCleanup(relay.kill)
-
-        def ready():
-            self.assertIsNone(relay.child.poll(), relay.logged())
-            try:
-                return get(f"127.0.0.1:{self.metrics}", "/readyz")[0] == 200
-            except OSError:
-                return False
-
-        wait_for(ready, "the relay is ready")
-        return relay
-
-    def submit(self, recipient):
-        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
-            client.ehlo()
-            client.mail(self.lab.sender)
-            client.rcpt(recipient)
-            return queue_id(client.data(message(self.lab.sender, recipient)))
-
-    def events(self, relay, ident):
-        lines = [json.loads(line) for line in relay.logged().splitlines()]
-        return [line["message"] for line in lines if line.get("id") == ident]
-
+class Relay(RelayTest):
     def test_health_and_metrics(self):
         relay = self.start()
         at = f"127.0.0.1:{self.metrics}"
