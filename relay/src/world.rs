@@ -148,3 +148,9 @@ pub trait Net: Clone + 'static {
         to: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::Stream>>;
 }
+
+/// A time as logs have it: RFC 3339, in UTC.
+pub fn log_time(at: Timestamp) -> jiff::Timestamp {
+    let millis = i64::try_from(at.0).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX)
+}

@@ -7,8 +7,16 @@ use bytes::Bytes;
 use super::flood::Acknowledged;
 use super::message::{Message, SENDER, UNKNOWN, number_in};
 
-/// A kill is noticed by receivers a little later; so much later an arrival still belongs before it, in milliseconds.
+/// Receivers and the relay's log don't note the same moment; so far apart they may be, in milliseconds.
 const SLACK_MS: u64 = 2_000;
+
+/// The relay's death and its next life, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kill {
+    pub(super) at: u64,
+    /// When it was started again: nothing that a receiver has taken before is the next life's doing.
+    pub(super) back: u64,
+}
 
 /// A message as a receiver of the lab took it, for one recipient.
 #[derive(Clone, Debug)]
@@ -25,8 +33,9 @@ pub(super) struct Arrival {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Told {
     pub(super) id: String,
+    /// Empty: of all of them.
     pub(super) recipient: String,
-    /// As in the journal: delivered, deferred, bounced, in_doubt, …
+    /// As in the journal: delivered, deferred, bounced, in_doubt, …; and `on_the_wire`, when its transaction begins.
     pub(super) event: String,
     /// Milliseconds since 1970.
     pub(super) at: u64,
@@ -39,8 +48,7 @@ pub(super) struct Known {
     pub(super) acknowledged: Vec<Acknowledged>,
     pub(super) arrivals: Vec<Arrival>,
     pub(super) told: Vec<Told>,
-    /// When the relay was killed, in milliseconds since 1970.
-    pub(super) kills: Vec<u64>,
+    pub(super) kills: Vec<Kill>,
     /// Ids that the queue still holds.
     pub(super) queued: BTreeSet<String>,
 }
@@ -183,12 +191,13 @@ impl Known {
         if told("in_doubt", first.saturating_sub(SLACK_MS), second + SLACK_MS) {
             return Some("in doubt");
         }
-        // It was killed between the final dot and the settle: no end was told of before the kill.
-        let killed = self
+        // It was killed between the final dot and the settle: the log has it on the wire before the kill, and no end of it.
+        let kill = self
             .kills
             .iter()
-            .find(|kill| first <= **kill + SLACK_MS && **kill <= second)?;
-        (!told("delivered", 0, *killed)).then_some("in flight at the kill")
+            .find(|kill| first <= kill.back && kill.at <= second)?;
+        let in_flight = told("on_the_wire", 0, kill.at) && !told("delivered", 0, kill.at);
+        in_flight.then_some("in flight at the kill")
     }
 }
 
@@ -258,7 +267,10 @@ mod tests {
                 number,
                 id: "A".to_owned(),
             }],
-            kills: vec![5_000],
+            kills: vec![Kill {
+                at: 5_000,
+                back: 5_300,
+            }],
             ..Known::default()
         }
     }
@@ -307,16 +319,30 @@ mod tests {
         let to = Message::new(SEED, number).recipients[0].clone();
         let mut known = known(number);
         known.arrivals = vec![arrival(number, "A", &to, 4_900), arrival(number, "A", &to, 6_000)];
+        // Nothing in the log says that it was sent before.
+        assert_eq!(Account::of(&known).unexplained.len(), 1);
+        let wire = Told {
+            event: "on_the_wire".to_owned(),
+            ..delivered_at(4_800, "")
+        };
+        known.told = vec![wire.clone()];
         assert_eq!(
             Account::of(&known).explained.get("in flight at the kill"),
             Some(&1)
         );
         // Told as delivered before the kill: then nothing may send it again.
-        known.told = vec![delivered_at(4_950, &to)];
+        known.told = vec![wire.clone(), delivered_at(4_950, &to)];
+        assert_eq!(Account::of(&known).unexplained.len(), 1);
+        // Both copies are the next life's.
+        known.told = vec![wire];
+        known.arrivals = vec![arrival(number, "A", &to, 5_400), arrival(number, "A", &to, 6_000)];
         assert_eq!(Account::of(&known).unexplained.len(), 1);
         // No kill between the two copies.
         known.told.clear();
-        known.kills = vec![50_000];
+        known.kills = vec![Kill {
+            at: 50_000,
+            back: 50_300,
+        }];
         assert_eq!(Account::of(&known).unexplained.len(), 1);
         known.told = vec![Told {
             event: "in_doubt".to_owned(),
@@ -341,6 +367,11 @@ mod tests {
         );
         // The same report twice, around the kill, is a duplicate; another report is an invention.
         known.arrivals = vec![report("R", 4_999), report("R", 7_000)];
+        known.told = vec![Told {
+            id: "R".to_owned(),
+            event: "on_the_wire".to_owned(),
+            ..delivered_at(4_900, "")
+        }];
         assert!(Account::of(&known).holds());
         known.arrivals = vec![report("R", 4_999), report("S", 7_000)];
         assert_eq!(Account::of(&known).invented.len(), 1);

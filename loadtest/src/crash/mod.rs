@@ -23,7 +23,7 @@ use rand::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 
 use flood::Flood;
-use ledger::{Account, Arrival, Known, Told};
+use ledger::{Account, Arrival, Kill, Known, Told};
 
 /// Messages acknowledged before the kill, at the least.
 const ACKNOWLEDGED: usize = 500;
@@ -175,12 +175,13 @@ impl Setting<'_> {
         }
         wire = on_the_wire(&log)?;
 
+        let back = now();
         let mut relay = self.start(&config, &log)?;
         listening(address).await.with_context(|| tail(&log))?;
         let mut known = Known {
             seed,
             acknowledged: flood.acknowledged(),
-            kills: vec![killed],
+            kills: vec![Kill { at: killed, back }],
             ..Known::default()
         };
         self.wait_until_all_arrived(&mut known).await;
@@ -317,12 +318,12 @@ fn on_the_wire(log: &Path) -> anyhow::Result<usize> {
     Ok(open.len())
 }
 
-/// What the log tells of recipients.
+/// What the log tells of messages and their recipients.
 fn told(log: &Path) -> anyhow::Result<Vec<Told>> {
     let told = lines(log)?.into_iter().filter_map(|line| {
         Some(Told {
             id: line["id"].as_str()?.to_owned(),
-            recipient: line["recipient"].as_str()?.to_owned(),
+            recipient: line["recipient"].as_str().unwrap_or_default().to_owned(),
             event: line["message"].as_str()?.replace(' ', "_"),
             at: line["timestamp"].as_str().and_then(millis)?,
         })

@@ -106,8 +106,9 @@ fn store(mut section: Section<'_>) -> Option<StoreSettings> {
 fn tenants(top: &mut Section<'_>) -> BTreeMap<Arc<str>, Tenant> {
     let mut tenants = BTreeMap::new();
     for (name, mut section) in top.named("tenants") {
+        let is_empty = section.is_empty_list("senders");
         let senders = section.list::<SenderPattern>("senders");
-        if senders.is_none() {
+        if senders.is_none() || is_empty {
             section.problem(
                 "senders",
                 "is needed: the addresses or domains that may be used, or [\"*\"] for any",
@@ -222,6 +223,7 @@ fn listener_kind(
         None,
     );
     let tls = tls_files(check, section);
+    let no_networks = !section.has("networks") || section.is_empty_list("networks");
     let networks = section.list::<IpNet>("networks");
     let tenant = section.string("tenant");
     let needs_tls = |section: &Section<'_>| {
@@ -248,7 +250,13 @@ fn listener_kind(
             })
         }
         Some(_) => {
-            let networks = trusted_networks(check, section, networks);
+            if no_networks {
+                section.problem(
+                    "networks",
+                    "is needed: whose mail is taken without a password, such as [\"10.0.0.0/8\"]",
+                );
+            }
+            let networks = trusted_networks(check, networks);
             let tenant = section.required("tenant", tenant, "the tenant that these clients speak for");
             if let Some(spot) = &tenant
                 && !tenants.contains_key(spot.value.as_str())
@@ -272,18 +280,8 @@ fn listener_kind(
     }
 }
 
-fn trusted_networks(
-    check: &Check<'_>,
-    section: &Section<'_>,
-    networks: Option<Vec<Spot<IpNet>>>,
-) -> Vec<IpNet> {
+fn trusted_networks(check: &Check<'_>, networks: Option<Vec<Spot<IpNet>>>) -> Vec<IpNet> {
     let networks = networks.unwrap_or_default();
-    if networks.is_empty() {
-        section.problem(
-            "networks",
-            "is needed: whose mail is taken without a password, such as [\"10.0.0.0/8\"]",
-        );
-    }
     not_too_wide(
         check,
         &networks,
@@ -300,8 +298,40 @@ fn proxies(check: &Check<'_>, section: &mut Section<'_>) -> Vec<IpNet> {
     proxies.into_iter().map(|spot| spot.value).collect()
 }
 
-/// Tells of networks that are as good as everyone.
+/// How much of the addresses of its family a network is that anyone could have one of: private ones (RFC 1918, 6598, 4193)
+/// are none of these.
+fn public_share(net: &IpNet) -> f64 {
+    let is_private = match net {
+        IpNet::V4(net) => {
+            let [first, second, ..] = net.network().octets();
+            net.network().is_private()
+                || net.network().is_loopback()
+                || (first == 100 && (64..128).contains(&second))
+        }
+        IpNet::V6(net) => net.network().is_unique_local(),
+    };
+    if is_private {
+        0.0
+    } else {
+        0.5_f64.powi(i32::from(net.prefix_len()))
+    }
+}
+
+/// Tells of networks that are as good as everyone, each by itself or all together.
 fn not_too_wide(check: &Check<'_>, networks: &[Spot<IpNet>], danger: &str) {
+    for (is_v4, widest) in [(true, 8), (false, 16)] {
+        let family = networks
+            .iter()
+            .filter(|spot| matches!(spot.value, IpNet::V4(_)) == is_v4 && spot.value.prefix_len() >= widest);
+        let share: f64 = family.clone().map(|spot| public_share(&spot.value)).sum();
+        // One of the widest and some smaller ones.
+        if let Some(last) = family.last()
+            && share > 2.0 * 0.5_f64.powi(i32::from(widest))
+        {
+            let text = format!("with the others is a large part of the Internet: {danger}");
+            check.problem(last.at, &last.key, text);
+        }
+    }
     for spot in networks {
         let text = match spot.value {
             IpNet::V4(net) if net.prefix_len() >= 8 => continue,
@@ -374,6 +404,12 @@ fn submission(mut section: Section<'_>) -> SubmissionSettings {
 }
 
 fn dns(mut section: Section<'_>) -> DnsSettings {
+    if section.is_empty_list("servers") {
+        section.problem(
+            "servers",
+            "is empty; name at least one, or leave the key out for the system's",
+        );
+    }
     let servers = section.list::<NameServer>("servers").unwrap_or_default();
     section.end();
     DnsSettings {

@@ -231,6 +231,10 @@ impl<'a> Section<'a> {
     /// A path, absolute.
     pub fn file(&mut self, key: &'static str) -> Option<Spot<PathBuf>> {
         let spot = self.string(key)?;
+        if spot.value.is_empty() {
+            self.check
+                .problem(spot.at, &spot.key, "is empty; a path is needed");
+        }
         let value = self.check.path(&spot);
         self.note(key, quoted(&value.to_string_lossy()), spot.at);
         Some(Spot {
@@ -396,6 +400,12 @@ impl<'a> Section<'a> {
         };
         let read = self.read(key, read, |bytes| effective::size(*bytes));
         read.map(|spot| spot.value)
+    }
+
+    /// Whether the key is there with a list of nothing.
+    pub fn is_empty_list(&self, key: &str) -> bool {
+        let node = self.entries.get(key);
+        node.is_some_and(|node| matches!(&node.value, Value::Array(items) if items.is_empty()))
     }
 
     /// A list of strings of some form; those that are not are told and left out.

@@ -19,7 +19,7 @@ use slab::Slab;
 
 use crate::config::settings::DeliverySettings;
 use crate::routing::{Routing, Way as Direction};
-use crate::world::{DnsError, Random};
+use crate::world::{DnsError, Random, log_time};
 
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
@@ -414,7 +414,7 @@ impl Shard {
                 let scope = HoldScope::Domain(domain.clone());
                 let failures = self.rest(&scope).map_or(0, |rest| rest.failures) + 1;
                 let until = now + self.wait(failures);
-                tracing::warn!(%domain, %error, failures, until = until.0, "deferred: destination not found");
+                tracing::warn!(%domain, %error, failures, until = %log_time(until), "deferred: destination not found");
                 let cause = format!("4.4.3 {error}");
                 self.queue.hold(
                     scope.clone(),
@@ -474,7 +474,7 @@ impl Shard {
         at.open += 1;
         if let (true, Some(rest)) = (rests, &at.rest) {
             let until = rest.until;
-            tracing::warn!(site = %at.key.scope(), cause, failures = rest.failures, until = until.0, "deferred: destination rests");
+            tracing::warn!(site = %at.key.scope(), cause, failures = rest.failures, until = %log_time(until), "deferred: destination rests");
             let record = HoldRecord {
                 since: now,
                 until,
@@ -817,7 +817,7 @@ impl Shard {
                 );
                 tracing::error!(
                     next_hop = name,
-                    until = until.0,
+                    until = %log_time(until),
                     "deferred: next hop not configured"
                 );
                 let record = HoldRecord {

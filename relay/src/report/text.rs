@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use mail_core::Timestamp;
 
+use crate::world::log_time;
+
 /// Characters of a peer's reply that a report quotes.
 pub const MAX_REPLY_CHARS: usize = 500;
 
@@ -120,11 +122,7 @@ pub(super) fn span(time: Duration) -> String {
 
 /// RFC 5322 §3.3, in UTC.
 pub(crate) fn date(at: Timestamp) -> String {
-    let millis = i64::try_from(at.0).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(millis)
-        .unwrap_or(jiff::Timestamp::MAX)
-        .strftime("%a, %d %b %Y %H:%M:%S +0000")
-        .to_string()
+    log_time(at).strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
 }
 
 #[cfg(test)]

@@ -166,6 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         let mut action;
         (session, action) = session.step(match self.refusal() {
             Some(reply) => Input::Close(reply),
+            None if self.has_spoken().await? => Input::EarlyTalk,
             None => Input::Connected,
         });
         loop {
@@ -199,6 +200,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 Next::Input(input) => input,
             };
             (session, action) = session.step(input);
+        }
+    }
+
+    /// Whether the client has said something before it was greeted (RFC 5321 §4.3.1).
+    async fn has_spoken(&mut self) -> Result<bool, Lost> {
+        match self.fill(Duration::ZERO, false).await {
+            Ok(()) => Ok(true),
+            Err(Quiet::Silence) => Ok(false),
+            Err(Quiet::Stopping | Quiet::Lost) => Err(Lost),
         }
     }
 

@@ -369,6 +369,19 @@ async fn silence_ends_a_session_in_its_time() {
     .await;
 }
 
+/// CASES row 27: whoever speaks before the greeting is no mail program, or someone else's words are among its own.
+#[tokio::test(start_paused = true)]
+async fn early_talkers_are_turned_away() {
+    let door = Door::new("");
+    local(async {
+        let mut client = Client(BufReader::new(door.open(false)));
+        client.put("EHLO c.test\r\nMAIL FROM:<a@c.test>\r\n").await;
+        assert_eq!(client.hear().await, "554 mx.test you spoke before the greeting");
+        assert_eq!(client.hear().await, "");
+    })
+    .await;
+}
+
 /// CASES §3: a flood of connections.
 #[tokio::test]
 async fn connections_beyond_the_limits_are_turned_away() {
