@@ -123,15 +123,16 @@ pub fn addresses(value: &[u8]) -> Result<Vec<Mailbox>, BadAddressList> {
             }
             b'>' if list.inside => list.inside = false,
             b'<' | b'>' => return Err(BadAddressList::Syntax),
-            // The name of a group ends with its colon and is no address; a colon within brackets stays and fails there.
-            b':' if !list.inside && list.angle.is_none() => list.plain.clear(),
-            b',' | b';' if !list.inside => list.end_address()?,
+            // A colon within brackets stays and fails there.
+            b':' if !list.inside && list.angle.is_none() => list.begin_group()?,
+            b',' if !list.inside => list.end_address()?,
+            b';' if !list.inside => list.end_group()?,
             b'\r' | b'\n' => {}
             b' ' | b'\t' if list.is_behind_angle() => {}
             other => list.part()?.push(other),
         }
     }
-    if list.inside {
+    if list.inside || list.in_group {
         return Err(BadAddressList::Syntax);
     }
     list.end_address()?;
@@ -149,6 +150,7 @@ struct AddressList {
     /// What stands within them.
     angle: Option<Vec<u8>>,
     inside: bool,
+    in_group: bool,
 }
 
 impl AddressList {
@@ -164,9 +166,34 @@ impl AddressList {
         }
     }
 
+    /// What stood before is a name, and no address. One with an `@` would be read as one by some.
+    fn begin_group(&mut self) -> Result<(), BadAddressList> {
+        let name = std::mem::take(&mut self.plain);
+        if self.in_group || has_bare_at(&name) {
+            return Err(BadAddressList::Syntax);
+        }
+        self.in_group = true;
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), BadAddressList> {
+        self.end_address()?;
+        // A semicolon in place of a comma, as Outlook's users write it.
+        self.in_group = false;
+        Ok(())
+    }
+
     fn end_address(&mut self) -> Result<(), BadAddressList> {
         let plain = std::mem::take(&mut self.plain);
-        let address = self.angle.take().unwrap_or(plain);
+        let angle = self.angle.take();
+        // `a@b <c@d>`: the name in front of the brackets is what some readers take for the address.
+        if let Some(angle) = &angle
+            && has_bare_at(&plain)
+            && plain.trim_ascii() != angle.trim_ascii()
+        {
+            return Err(BadAddressList::Syntax);
+        }
+        let address = angle.unwrap_or(plain);
         let address = address.trim_ascii();
         if address.is_empty() {
             return Ok(()); // RFC 5322 §4.4 lets lists have empty members.
@@ -178,6 +205,21 @@ impl AddressList {
         self.found.push(text.parse::<Mailbox>()?);
         Ok(())
     }
+}
+
+/// Whether there is an `@` outside of quoted strings.
+fn has_bare_at(name: &[u8]) -> bool {
+    let mut quoted = false;
+    let mut octets = name.iter();
+    while let Some(octet) = octets.next() {
+        match octet {
+            b'\\' if quoted => drop(octets.next()),
+            b'"' => quoted = !quoted,
+            b'@' if !quoted => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Copies a quoted string, its quotes and pairs included, without folds.
@@ -271,6 +313,12 @@ mod tests {
             ),
             (" \"q \\\" p\"@example.com\r\n", &["\"q \\\" p\"@example.com"]),
             (" < a@example.com > \r\n", &["a@example.com"]),
+            (" a@example.com <a@example.com>\r\n", &["a@example.com"]),
+            (" \"x@evil.test\": a@example.com;\r\n", &["a@example.com"]),
+            (
+                " a@example.com; b@example.com\r\n",
+                &["a@example.com", "b@example.com"],
+            ),
         ] {
             let found: Vec<_> = addresses(value.as_bytes())
                 .unwrap_or_else(|e| panic!("{value}: {e}"))
@@ -293,6 +341,12 @@ mod tests {
             " <>\r\n",
             " nobody:;\r\n",
             " <a@example.com> <b@bank.test>\r\n",
+            " ceo@bank.test: a@example.com;\r\n",
+            " ceo@bank.test:a@example.com\r\n",
+            " Team: a@example.com\r\n",
+            " Team: Other: a@example.com;\r\n",
+            " ceo@bank.test <a@example.com>\r\n",
+            " \"Boss\" ceo@bank.test <a@example.com>\r\n",
             " <a@example.com> b@bank.test\r\n",
             " a@example.com <b@bank.test\r\n",
             " a@evil.test@bank.test\r\n",

@@ -47,6 +47,13 @@ pub(super) fn content(tenant: &Tenant, message: &[u8]) -> Option<Reply> {
         return None;
     }
     let (headers, _) = header::split(message);
+    // RFC 5322 §3.6. Two readers would take different ones, and many hosts refuse such a message.
+    for name in ["Date", "Message-ID", "Sender"] {
+        if header::fields(headers).filter(|field| field.is(name)).count() > 1 {
+            let text = format!("the message has more than one {name}");
+            return Some(Reply::new(550, 6, 0, "").with_text(text));
+        }
+    }
     let mut authors = header::fields(headers).filter(|field| field.is("From"));
     let from = authors.next()?;
     if authors.next().is_some() {
@@ -117,6 +124,16 @@ mod tests {
             ("From: ada@a.test, evil@x.test\r\n\r\n", "550 5.7.1"),
             ("From: ada@a.test\r\nfrom: ada@a.test\r\n\r\n", "550 5.6.0"),
             ("From: <<<\r\n\r\n", "550 5.6.0"),
+            ("From: ceo@x.test: ada@a.test;\r\n\r\n", "550 5.6.0"),
+            ("From: ada@a.test\r\nDate: x\r\nDATE: y\r\n\r\n", "550 5.6.0"),
+            (
+                "From: ada@a.test\r\nMessage-ID: <x>\r\nMessage-Id: <y>\r\n\r\n",
+                "550 5.6.0",
+            ),
+            (
+                "From: ada@a.test\r\nDate: x\r\nTo: b@c.test\r\nTo: d@e.test\r\n\r\n",
+                "ok",
+            ),
             (" continued\r\nFrom: ada@a.test\r\n\r\n", "550 5.6.0"),
         ] {
             assert_eq!(code(content(&tenant, message.as_bytes())), verdict, "{message:?}");

@@ -297,7 +297,8 @@ impl Transaction {
                 };
                 self.results[recipient].get_or_insert(result);
             }
-            (Stage::Data, 3) if reply.code == 354 => self.data = Data::GoAhead,
+            // By its class, as all others (RFC 5321 §4.3.2).
+            (Stage::Data, 3) => self.data = Data::GoAhead,
             (Stage::Data, 4 | 5) => {
                 self.fill(&refused(reply, Stage::Data));
                 self.data = Data::None;

@@ -21,7 +21,10 @@ use crate::report::Cause;
 use crate::world::{Net, Random};
 
 /// Addresses tried for one connection, all hosts together; RFC 5321 §5.1 asks for two at least.
-const MAX_ADDRESSES: usize = 10;
+pub(super) const MAX_ADDRESSES: usize = 20;
+
+/// Addresses tried of one host, so that there is room for the others.
+pub(super) const ADDRESSES_OF_A_HOST: usize = 4;
 
 /// A host to be tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +88,8 @@ impl Terms {
 pub struct OpenFailure {
     tries: Vec<Try>,
     chosen: bool,
+    /// Some host was not asked: there were too many.
+    cut: bool,
 }
 
 #[derive(Debug)]
@@ -110,7 +115,7 @@ impl OpenFailure {
     /// Why, and which host said it, if every host refuses for good and asking again is no use (RFC 5321 §4.2.4.2). Never so
     /// for hosts that we chose: that they refuse us is for us to mend.
     pub fn permanent(&self) -> Option<(Cause, String)> {
-        let last = self.tries.last().filter(|_| !self.chosen)?;
+        let last = self.tries.last().filter(|_| !self.chosen && !self.cut)?;
         if self.tries.iter().all(|tried| matches!(tried.why, Why::NoAddress)) {
             let cause = Cause::Undeliverable(
                 EnhancedCode(5, 4, 4),
@@ -175,6 +180,7 @@ impl<N: Net> Opener<'_, N> {
         let mut failure = OpenFailure {
             tries: Vec::new(),
             chosen: self.terms.chosen,
+            cut: false,
         };
         let mut left = MAX_ADDRESSES;
         for next in hosts {
@@ -202,8 +208,9 @@ impl<N: Net> Opener<'_, N> {
                 });
                 break;
             }
-            for address in addresses {
+            for address in addresses.into_iter().take(ADDRESSES_OF_A_HOST) {
                 if left == 0 {
+                    failure.cut = true;
                     return Err(failure);
                 }
                 left -= 1;

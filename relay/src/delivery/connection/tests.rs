@@ -1,6 +1,6 @@
 //! Connections to scripted peers over narrow pipes, on a paused clock: each command dropped, each silence, TLS, odd replies.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
-use super::open::{HostPlace, NextHost, OpenFailure, Opener, Terms};
+use super::open::{ADDRESSES_OF_A_HOST, HostPlace, MAX_ADDRESSES, NextHost, OpenFailure, Opener, Terms};
 use super::*;
 use crate::config::Settings;
 use crate::config::settings::{AddressFamily, TlsLevel};
@@ -39,6 +39,8 @@ struct World {
     heard: RefCell<Vec<String>>,
     /// Octets a pipe holds.
     width: usize,
+    /// Of each host.
+    addresses: Cell<u8>,
     tls: Option<Arc<rustls::ServerConfig>>,
 }
 
@@ -54,7 +56,9 @@ impl Net for SimNet {
 
     async fn addresses(&self, host: &Domain) -> Result<Vec<IpAddr>, DnsError> {
         let number = host.as_str().as_bytes()[2] - b'0';
-        Ok(vec![IpAddr::from([10, 0, 0, number])])
+        Ok((0..self.0.addresses.get())
+            .map(|address| IpAddr::from([10, 0, address, number]))
+            .collect())
     }
 
     async fn connect(&self, _: Option<IpAddr>, to: SocketAddr) -> io::Result<DuplexStream> {
@@ -161,6 +165,7 @@ impl Lab {
             scripts: RefCell::new(scripts.collect()),
             heard: RefCell::default(),
             width,
+            addresses: Cell::new(1),
             tls: Some(ca.issue(&[certified]).unwrap().server_config()),
         };
         Self {
@@ -624,5 +629,25 @@ fn the_next_host_is_tried_and_all_must_refuse_for_a_bounce() {
             let failure = Lab::new(&scripts).open(2, TlsLevel::Off).await.err().unwrap();
             assert!(failure.permanent().is_none(), "{failure}");
         }
+    });
+}
+
+/// CASES row 16: hosts of many addresses don't keep the next host from being asked.
+#[test]
+fn a_host_of_many_addresses_leaves_room_for_the_next() {
+    paused(async {
+        let refuses = &["S 554 5.7.1 go away", "C QUIT", "S 221 bye"][..];
+        let works = script(&[&HELLO, &MAIL]);
+        let scripts = [vec![refuses; 2 * ADDRESSES_OF_A_HOST], vec![&works]].concat();
+        let lab = Lab::new(&scripts);
+        lab.world.addresses.set(8);
+        let connection = lab.open(3, TlsLevel::Off).await.unwrap();
+        assert_eq!(connection.host(), "mx3.test");
+        // Some that were not asked may take it.
+        let lab = Lab::new(&vec![refuses; 100]);
+        lab.world.addresses.set(8);
+        let failure = lab.open(9, TlsLevel::Off).await.err().unwrap();
+        assert_eq!(lab.world.connections(), MAX_ADDRESSES);
+        assert!(failure.permanent().is_none(), "{failure}");
     });
 }

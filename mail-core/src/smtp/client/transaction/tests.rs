@@ -173,6 +173,11 @@ fn every_reply_at_every_stage() {
             true,
         ),
         (
+            &["250 a", "250 a", "250 a", "366 go", "250 done"],
+            ["delivered", "delivered"],
+            true,
+        ),
+        (
             &["250 a", "250 a", "250 a", "250 what"],
             ["deferred", "deferred"],
             false,
