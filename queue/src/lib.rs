@@ -73,6 +73,14 @@ pub enum OpenError {
         /// Why.
         cause: std::io::Error,
     },
+    /// Somebody else's.
+    #[error("{path} holds other files ({example}) and no store: the queue needs a folder to itself")]
+    NotAStore {
+        /// The folder.
+        path: String,
+        /// One of the files.
+        example: String,
+    },
     /// Made by a later version.
     #[error(
         "the store has format {found}, this program knows up to {FORMAT_VERSION}: run the version that made it, or newer"
@@ -158,6 +166,21 @@ pub enum CommitError {
     Units,
 }
 
+/// A file in a folder where no store is; what a file system or Kubernetes puts at a volume's top does not count.
+fn strangers(folder: &Path) -> std::io::Result<Option<String>> {
+    if folder.join("store").exists() {
+        return Ok(None);
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let is_ours = ["mark", "admin.sock", "lost+found"].contains(&name.as_str());
+        if !is_ours && !name.starts_with('.') {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
 /// A handle on the durable queue; cloning shares it.
 #[derive(Clone)]
 pub struct Queue {
@@ -175,6 +198,12 @@ impl Queue {
             cause,
         };
         make_folder(folder).map_err(failed)?;
+        if let Some(example) = strangers(folder).map_err(failed)? {
+            return Err(OpenError::NotAStore {
+                path: folder.display().to_string(),
+                example,
+            });
+        }
         let (store_folder, mark_file) = (folder.join("store"), folder.join("mark"));
         // RocksDB would make an empty store, beside which the missing one could not be put back.
         let synced = Mark::peek(&mark_file).map_err(failed)?;

@@ -537,6 +537,26 @@ fn two_units_for_one_destination_are_refused() {
 }
 
 #[test]
+fn a_folder_of_other_things_is_no_store() {
+    let folder = tempfile::tempdir().unwrap();
+    // What a fresh volume holds is nobody's.
+    std::fs::create_dir(folder.path().join("lost+found")).unwrap();
+    std::fs::write(folder.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
+    match Queue::open(folder.path(), &OPTIONS) {
+        Err(OpenError::NotAStore { example, .. }) => assert_eq!(example, "hosts"),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it was opened"),
+    }
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        2,
+        "nothing was written"
+    );
+    std::fs::remove_file(folder.path().join("hosts")).unwrap();
+    Queue::open(folder.path(), &OPTIONS).unwrap().close();
+}
+
+#[test]
 fn a_missing_store_is_not_made_anew_beside_its_mark() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("not/there/yet");

@@ -147,6 +147,9 @@ pub trait Net: Clone + 'static {
         source: Option<IpAddr>,
         to: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::Stream>>;
+
+    /// Whether it is an address of this machine's.
+    fn is_here(&self, address: IpAddr) -> bool;
 }
 
 /// A time as logs have it: RFC 3339, in UTC.

@@ -2,9 +2,12 @@
 
 import re
 import smtplib
+import socket
+import ssl
 import unittest
+import warnings
 
-from lib import LabTest, expect, main, message, queue_id
+from lib import LabTest, expect, host_port, main, message, queue_id
 
 
 class Submission(LabTest):
@@ -16,6 +19,46 @@ class Submission(LabTest):
 
     def test_implicit_tls(self):
         self.deliver("submissions", "implicit@ok.test", "PLAIN")
+
+    def handshake(self, prepare):
+        """What becomes of a handshake on the TLS listener: the protocol that both chose, or the exception."""
+        context = self.lab.tls()
+        prepare(context)
+        with socket.create_connection(host_port(self.lab.at["submissions"]), timeout=30) as plain:
+            try:
+                with context.wrap_socket(plain, server_hostname="localhost") as secure:
+                    return secure.selected_alpn_protocol()
+            except ssl.SSLError as error:
+                return error
+
+    def test_old_tls_is_refused(self):
+        """CASES row 41, RFC 8314 section 4.1."""
+
+        def old(context):
+            # What Debian's OpenSSL would not offer by itself.
+            context.set_ciphers("ALL:@SECLEVEL=0")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                context.minimum_version = ssl.TLSVersion.TLSv1
+                context.maximum_version = ssl.TLSVersion.TLSv1_1
+
+        self.assertIsInstance(self.handshake(old), ssl.SSLError)
+        self.assertIsNone(self.handshake(lambda context: None))
+
+    def test_no_web_protocol_is_agreed_on(self):
+        """CASES row 41 (ALPACA): a browser made to speak to us learns at the handshake that this is not its server."""
+        found = self.handshake(lambda context: context.set_alpn_protocols(["h2", "http/1.1"]))
+        self.assertTrue(found is None or isinstance(found, ssl.SSLError), found)
+
+    def test_a_list_with_many_useless_addresses_reaches_the_others(self):
+        with self.lab.client() as client:
+            client.ehlo_or_helo_if_needed()
+            expect(client.mail(self.lab.sender), 250)
+            for number in range(60):
+                expect(client.docmd("RCPT", f"TO:<no-domain-{number}>"), 501)
+            expect(client.rcpt("useful@ok.test"), 250)
+            queue_id(client.data(message(self.lab.sender, "useful@ok.test")))
+        self.lab.arrived("useful@ok.test")
 
     def test_trusted_network(self):
         self.deliver("trusted", "trusted@ok.test", None)

@@ -61,6 +61,31 @@ class Relay(RelayTest):
         wait_for(lambda: "delivered" in self.events(relay, first), "delivered")
         self.assertEqual(relay.stop(), 0)
 
+    def test_a_full_disk_is_told_and_nothing_is_taken(self):
+        """CASES row 28: 452 4.3.1, and readiness says why. (What is queued still goes: queue's tests.)"""
+        with open(self.config, encoding="utf-8") as config:
+            text = config.read()
+        with open(self.config, "w", encoding="utf-8") as config:
+            config.write(text.replace('min_free = "16MiB"', 'min_free = "1000000GB"'))
+        relay = Process("run", "--config", self.config)
+        self.addCleanup(relay.kill)
+        at = f"127.0.0.1:{self.metrics}"
+
+        def status():
+            try:
+                return get(at, "/readyz")
+            except OSError:
+                return None
+
+        code, why = wait_for(status, "the relay answers")
+        self.assertEqual(code, 503)
+        self.assertIn(b"disk full", why)
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
+            client.ehlo()
+            code, text = client.mail(self.lab.sender)
+            self.assertEqual((code, text[:5]), (452, b"4.3.1"))
+        self.assertEqual(relay.stop(), 0)
+
     def required_tls(self, more):
         with open(self.config, encoding="utf-8") as config:
             text = config.read()

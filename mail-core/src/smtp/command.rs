@@ -213,6 +213,12 @@ pub fn parse(line: &[u8]) -> Result<Command, Reply> {
     Err(Reply::new(500, 5, 1, "command not recognised"))
 }
 
+/// Whether the line is RCPT, right or wrong.
+pub(super) fn is_rcpt(line: &[u8]) -> bool {
+    line.get(..5)
+        .is_some_and(|verb| verb.eq_ignore_ascii_case(b"RCPT "))
+}
+
 /// The reply to a line over its limit.
 pub fn too_long() -> Reply {
     Reply::new(500, 5, 2, "line too long")

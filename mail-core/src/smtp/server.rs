@@ -40,7 +40,8 @@ pub struct Config {
     pub max_message_bytes: u64,
     /// Recipients of one transaction; more are told 452 4.5.3 (RFC 5321 §4.5.3.1.10).
     pub max_recipients: usize,
-    /// Bad replies a client may cause; the next one is 421 4.7.0, and the end.
+    /// Bad replies a client may cause, refused recipients not counted, until a message of its is kept; the next one is 421
+    /// 4.7.0, and the end.
     pub max_errors: u32,
     /// STARTTLS is offered in clear.
     pub starttls: bool,
@@ -192,6 +193,7 @@ pub struct Session {
     hello: Option<Hello>,
     tls: bool,
     logged_in: bool,
+    /// Since the last message kept.
     errors: u32,
     /// Since the last message kept; accepted recipients and chunks don't count, they have limits of their own.
     commands: u32,
@@ -372,9 +374,10 @@ impl Session {
         if self.commands > MAX_COMMANDS_WITHOUT_MAIL {
             return self.close(Reply::new(421, 7, 0, "").with_text(self.named("too many commands")));
         }
-        let command = match command::parse(line) {
-            Ok(command) => command,
-            Err(reply) => return self.stay(open, reply),
+        let command = match (command::parse(line), open.is_some()) {
+            (Ok(command), _) => command,
+            (Err(reply), true) if command::is_rcpt(line) => return self.stay_uncounted(open, reply),
+            (Err(reply), _) => return self.stay(open, reply),
         };
         if !matches!(command, Command::Bdat(_)) {
             self.chunk_refused = false;
@@ -582,7 +585,7 @@ impl Session {
                 } else {
                     tx.refused = true;
                 }
-                self.stay(Some(tx), reply)
+                self.stay_uncounted(Some(tx), reply)
             }
             Asked::Data(tx) if yes => {
                 self.state = State::Receiving(tx);
@@ -594,6 +597,7 @@ impl Session {
             }
             Asked::Message if yes => {
                 self.commands = 0;
+                self.errors = 0;
                 self.stay(None, reply)
             }
             Asked::Scram(mechanism) if reply.code == 334 => {
@@ -624,6 +628,15 @@ impl Session {
             if self.errors > self.config.max_errors {
                 return self.close(Reply::new(421, 7, 0, "").with_text(self.named("too many errors")));
             }
+        }
+        self.stay_uncounted(open, reply)
+    }
+
+    /// The same for a refused recipient, which is no error of the session's: a list may hold many addresses of no use, and
+    /// the others have to get their mail. The number of commands bounds them.
+    fn stay_uncounted(&mut self, open: Option<Transaction>, reply: Reply) -> Action {
+        if reply.code == 421 {
+            return self.close(reply);
         }
         self.state = match open {
             Some(tx) => State::Open(tx),

@@ -92,6 +92,14 @@ fn store(mut section: Section<'_>) -> Option<StoreSettings> {
         path,
         "a folder that the relay has to itself, such as \"/var/lib/postrider\"",
     );
+    if let Some(spot) = &path
+        && spot.value.is_file()
+    {
+        section.problem(
+            "path",
+            "is a file; a folder is needed that the relay has to itself",
+        );
+    }
     let store = StoreSettings {
         path: path.map(|spot| spot.value).unwrap_or_default(),
         min_free_bytes: section.size_or("min_free", 0..=u64::MAX / 2, 512 * MIB),

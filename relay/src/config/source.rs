@@ -78,6 +78,7 @@ impl Value {
             Self::Array(_) => "a list",
             Self::String(_) => "a string",
             Self::Integer(_) => "an integer",
+            Self::Float(number) if number.is_infinite() => "a number too large",
             Self::Float(_) => "a number with a fraction",
             Self::Boolean(_) => "true or false",
             Self::Date => "a date",

@@ -175,6 +175,11 @@ impl Net for RealNet {
         socket.set_nodelay(true)?;
         socket.connect(to).await
     }
+
+    fn is_here(&self, address: IpAddr) -> bool {
+        // Only its own addresses can be bound.
+        std::net::UdpSocket::bind((address, 0)).is_ok()
+    }
 }
 
 #[cfg(test)]

@@ -181,6 +181,10 @@ impl Net for SimNet {
         }));
         Ok(Counted::new(ours, self.0.clone(), site(number)))
     }
+
+    fn is_here(&self, _: IpAddr) -> bool {
+        false
+    }
 }
 
 /// What a host may do instead of what it should.

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{Broken, Connection, Wire};
 use crate::config::Settings;
-use crate::config::settings::{AddressFamily, TlsLevel};
+use crate::config::settings::{AddressFamily, Listener, TlsLevel};
 use crate::config::smart_hosts::Credentials;
 use crate::delivery::client_tls::ClientTls;
 use crate::delivery::scram;
@@ -176,7 +176,6 @@ pub struct Opener<'a, N> {
 impl<N: Net> Opener<'_, N> {
     /// Connects to the first of `hosts`, in their order, that takes mail.
     pub async fn open(&self, hosts: &[NextHost]) -> Result<Connection<N::Stream>, OpenFailure> {
-        let delivery = &self.settings.delivery;
         let mut failure = OpenFailure {
             tries: Vec::new(),
             chosen: self.terms.chosen,
@@ -194,7 +193,7 @@ impl<N: Net> Opener<'_, N> {
             };
             if addresses
                 .iter()
-                .any(|address| delivery.own_addresses.contains(address))
+                .any(|address| self.is_ourselves(*address, next.port))
             {
                 // This is ourselves under another name: it and all that is no better would send the mail back (§5.1).
                 let reply = Reply::new(554, 4, 6, "mail loops back to this relay");
@@ -227,6 +226,17 @@ impl<N: Net> Opener<'_, N> {
             }
         }
         Err(failure)
+    }
+
+    /// Whether a connection would end at a listener of this relay's, as far as can be known: behind a port that is mapped to
+    /// ours only `own_addresses` tells.
+    fn is_ourselves(&self, address: IpAddr, port: u16) -> bool {
+        let listens = |listener: &Listener| {
+            let own = listener.address;
+            own.port() == port
+                && (own.ip() == address || (own.ip().is_unspecified() && self.net.is_here(address)))
+        };
+        self.settings.delivery.own_addresses.contains(&address) || self.settings.listeners.iter().any(listens)
     }
 
     /// At least one.

@@ -41,6 +41,8 @@ struct World {
     width: usize,
     /// Of each host.
     addresses: Cell<u8>,
+    /// An address of this machine's.
+    here: Cell<Option<IpAddr>>,
     tls: Option<Arc<rustls::ServerConfig>>,
 }
 
@@ -72,6 +74,10 @@ impl Net for SimNet {
             drop(world.play(Box::new(theirs), script).await)
         }));
         Ok(ours)
+    }
+
+    fn is_here(&self, address: IpAddr) -> bool {
+        self.0.here.get() == Some(address)
     }
 }
 
@@ -166,6 +172,7 @@ impl Lab {
             heard: RefCell::default(),
             width,
             addresses: Cell::new(1),
+            here: Cell::new(None),
             tls: Some(ca.issue(&[certified]).unwrap().server_config()),
         };
         Self {
@@ -649,5 +656,27 @@ fn a_host_of_many_addresses_leaves_room_for_the_next() {
         let failure = lab.open(9, TlsLevel::Off).await.err().unwrap();
         assert_eq!(lab.world.connections(), MAX_ADDRESSES);
         assert!(failure.permanent().is_none(), "{failure}");
+    });
+}
+
+/// CASES row 18: never to ourselves, whatever name leads here.
+#[test]
+fn a_host_that_is_ourselves_is_never_connected_to() {
+    paused(async {
+        let here = IpAddr::from([10, 0, 0, 1]);
+        for (listens, is_here, is_own) in [
+            ("10.0.0.1:25", false, true),
+            ("0.0.0.0:25", true, true),
+            ("0.0.0.0:25", false, false),
+            ("10.0.0.1:587", true, false),
+        ] {
+            let mut lab = Lab::new(&[&["S 554 5.7.1 go away", "C QUIT", "S 221 bye"]]);
+            lab.settings.listeners[0].address = listens.parse().unwrap();
+            lab.world.here.set(is_here.then_some(here));
+            let failure = lab.open(1, TlsLevel::Off).await.err().unwrap();
+            assert_eq!(lab.world.connections(), usize::from(!is_own), "{listens}");
+            let (cause, _) = failure.permanent().unwrap();
+            assert_eq!(cause.status().to_string(), if is_own { "5.4.6" } else { "5.7.1" });
+        }
     });
 }

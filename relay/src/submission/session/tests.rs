@@ -574,3 +574,22 @@ async fn the_end_of_tls_within_a_chunk_is_the_end() {
     })
     .await;
 }
+
+/// CASES row 22: RFC 3848's and RFC 6531's words.
+#[test]
+fn received_tells_how_the_message_came() {
+    for (esmtp, tls, logged_in, smtputf8, word) in [
+        (false, false, false, false, "SMTP"),
+        (false, true, true, false, "SMTP"),
+        (true, false, false, false, "ESMTP"),
+        (true, true, false, false, "ESMTPS"),
+        (true, false, true, false, "ESMTPA"),
+        (true, true, true, false, "ESMTPSA"),
+        (true, false, false, true, "UTF8SMTP"),
+        (true, true, false, true, "UTF8SMTPS"),
+        (true, false, true, true, "UTF8SMTPA"),
+        (true, true, true, true, "UTF8SMTPSA"),
+    ] {
+        assert_eq!(protocol(esmtp, tls, logged_in, smtputf8), word);
+    }
+}
