@@ -361,4 +361,20 @@ mod tests {
             assert!(addresses(value.as_bytes()).is_err(), "{value:?}");
         }
     }
+
+    /// CASES §3: an address parser's recursion (CVE-2025-14874), and its time. There is no recursion here to be deep.
+    #[test]
+    fn nested_comments_and_groups_end() {
+        let deep = [
+            "(".repeat(100_000),
+            format!("{}a@example.com{}", "(".repeat(100_000), ")".repeat(100_000)),
+            "a:b;".repeat(25_000),
+            "a:".repeat(50_000),
+            "<".repeat(100_000),
+            "\"".repeat(100_001),
+        ];
+        for value in deep {
+            assert!(addresses(value.as_bytes()).is_err());
+        }
+    }
 }

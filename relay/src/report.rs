@@ -4,8 +4,7 @@
 //! the sender's own address is beyond ASCII, so that it goes by SMTPUTF8 anyway, has it the forms of RFC 6533. The third
 //! part is the original as we send it (with our fields, without signatures) where that is clean 7-bit and fits under
 //! `max_report_bytes`; else its header fields, quoted-printable where they are not clean (RFC 6522 §4), as many whole
-//! fields as fit. The cap never cuts a recipient's entry: a report is about the recipients of one destination, so their
-//! number is bounded already.
+//! fields as fit. The cap never cuts a recipient's entry: where there are too many for one report, there are several.
 
 pub(crate) mod text;
 
@@ -261,6 +260,30 @@ fn is_reply(text: &str) -> bool {
         text.as_bytes(),
         [b'4' | b'5', b'0'..=b'9', b'0'..=b'9'] | [b'4' | b'5', b'0'..=b'9', b'0'..=b'9', b' ', ..]
     )
+}
+
+/// The notices, which are of one kind, in as few reports as `max_report_bytes` allows: one that would be larger is made
+/// again for each half of them, down to a recipient each. `id` names the next report. None where [`report`] makes none.
+pub fn reports(
+    original: &Original<'_>,
+    notices: &[Notice],
+    settings: &ReportSettings,
+    now: Timestamp,
+    id: &impl Fn() -> MessageId,
+) -> Vec<NewMessage> {
+    let Some(whole) = (!notices.is_empty())
+        .then(|| report(original, notices, settings, now, id()))
+        .flatten()
+    else {
+        return Vec::new();
+    };
+    if notices.len() == 1 || whole.body.len() <= settings.max_report_bytes {
+        return vec![whole];
+    }
+    let (front, back) = notices.split_at(notices.len() / 2);
+    let mut halves = reports(original, front, settings, now, id);
+    halves.extend(reports(original, back, settings, now, id));
+    halves
 }
 
 /// The report as a message for the queue: from the null path, in the original's tenant and stream, naming it as its cause,

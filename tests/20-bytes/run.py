@@ -74,6 +74,13 @@ class Bytes(LabTest):
     def test_lines_of_998_octets(self):
         self.unchanged("long-lines", (b"a" * 998 + b"\r\n") * 40 + b"." * 998 + b"\r\n")
 
+    def test_fields_that_broke_others(self):
+        """CVE-2026-34752 and its kin: names that are words of a programming language, and a message within a message."""
+        nested = b"Content-Type: message/rfc822\r\n\r\n" * 500
+        self.unchanged("odd-fields", nested + b"text\r\n",
+                       extra=b"__proto__: x\r\nconstructor: y\r\nhasOwnProperty: z\r\nMIME-Version: 1.0\r\n"
+                             b"Content-Type: message/rfc822\r\n")
+
     def test_long_and_folded_fields(self):
         self.unchanged("long-fields", b"text\r\n",
                        extra=b"X-Long: " + b"b" * 990 + b"\r\nX-Folded: a\r\n\tb\r\n  c\r\nx-empty:\r\n")

@@ -333,7 +333,7 @@ fn not_too_wide(check: &Check<'_>, networks: &[Spot<IpNet>], danger: &str) {
             .filter(|spot| matches!(spot.value, IpNet::V4(_)) == is_v4 && spot.value.prefix_len() >= widest);
         let share: f64 = family.clone().map(|spot| public_share(&spot.value)).sum();
         // One of the widest and some smaller ones.
-        if let Some(last) = family.last()
+        if let Some(last) = family.clone().next_back()
             && share > 2.0 * 0.5_f64.powi(i32::from(widest))
         {
             let text = format!("with the others is a large part of the Internet: {danger}");

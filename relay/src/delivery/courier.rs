@@ -19,7 +19,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::config::Settings;
 use crate::prepare::{Loaded, PrepareError, Prepared, Preparer};
-use crate::report::{Cause, Kind, Notice, ReportSettings, report};
+use crate::report::{self, Cause, Kind, Notice, Original, ReportSettings};
 use crate::routing::Routing;
 use crate::world::{Clock, DnsError, Net, Random};
 
@@ -598,17 +598,9 @@ impl<N: Net> Courier<N> {
             peer_reports,
         };
         let notices = notify::notices(outcomes, prepared.message.recipients(unit.unit), &circumstances);
-        let mut reports = Vec::new();
-        for kind in [Kind::Failed, Kind::Delayed, Kind::Relayed] {
-            let of_kind = |notice: &&Notice| notice.told.kind() == kind;
-            let notices: Vec<_> = notices.iter().filter(of_kind).cloned().collect();
-            let id = self.parts.random.message_id(now);
-            if let Some(report) = report(&original, &notices, &self.reports, now, id) {
-                reports.push(Arc::new(self.parts.routing.placed(report, now)));
-                if kind == Kind::Delayed {
-                    past.delay_told = Some(now);
-                }
-            }
+        let reports = self.reports_on(&original, &notices, now);
+        if notices.iter().any(|notice| notice.told.kind() == Kind::Delayed) && !reports.is_empty() {
+            past.delay_told = Some(now);
         }
         let mut settle = settle::settle(
             unit,
@@ -629,6 +621,28 @@ impl<N: Net> Courier<N> {
             outcomes: outcomes.to_vec(),
         };
         (settle, told)
+    }
+
+    /// The reports that these notices make, each of one kind; none for the null sender.
+    fn reports_on(
+        &self,
+        original: &Original<'_>,
+        notices: &[Notice],
+        now: Timestamp,
+    ) -> Vec<Arc<NewMessage>> {
+        let mut reports = Vec::new();
+        if notices.is_empty() {
+            return reports;
+        }
+        for kind in [Kind::Failed, Kind::Delayed, Kind::Relayed] {
+            let of_kind = |notice: &&Notice| notice.told.kind() == kind;
+            let notices: Vec<_> = notices.iter().filter(of_kind).cloned().collect();
+            let id = || self.parts.random.message_id(now);
+            let made = report::reports(original, &notices, &self.reports, now, &id);
+            let placed = |report| Arc::new(self.parts.routing.placed(report, now));
+            reports.extend(made.into_iter().map(placed));
+        }
+        reports
     }
 
     /// Says, counts and tells the shard what is on disk now.

@@ -99,10 +99,19 @@ fn set_options(options: &mut ResolverOpts, patience: Duration) {
     options.edns0 = true;
 }
 
+/// RFC 6761 §6.3: this machine, whatever the DNS says. No mail for others is here, and a client must not aim the relay at
+/// what listens on its own machine; an MX host of that name is how some say that a domain takes no mail.
+fn is_localhost(name: &Domain) -> bool {
+    name.as_str() == "localhost" || name.as_str().ends_with(".localhost")
+}
+
 impl Net for RealNet {
     type Stream = TcpStream;
 
     async fn mx(&self, domain: &Domain) -> Result<MxAnswer, DnsError> {
+        if is_localhost(domain) {
+            return Ok(MxAnswer::NoDomain);
+        }
         let lookup = match self.lookup(domain, RecordType::MX).await? {
             Answer::Records(lookup) => lookup,
             Answer::NoRecords => return Ok(MxAnswer::Implicit),
@@ -112,9 +121,10 @@ impl Net for RealNet {
         for record in lookup.answers() {
             let RData::MX(mx) = &record.data else { continue };
             any = true;
-            if mx.exchange.is_root() {
+            let host = mx.exchange.to_ascii().parse();
+            if mx.exchange.is_root() || host.as_ref().is_ok_and(is_localhost) {
                 null = true;
-            } else if let Ok(host) = mx.exchange.to_ascii().parse() {
+            } else if let Ok(host) = host {
                 hosts.push(MxHost {
                     preference: mx.preference,
                     host,

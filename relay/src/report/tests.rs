@@ -403,3 +403,47 @@ fn a_sender_beyond_ascii_gets_a_global_report() {
     let text = String::from_utf8(report.body.to_vec()).unwrap();
     assert!(text.contains("Subject: Gr=FC=DFe\r\n"), "{text}");
 }
+
+/// CASES row 35: size-capped, and nobody left out.
+#[test]
+fn too_many_recipients_for_one_report_get_several() {
+    let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
+    let original = Original {
+        id: MessageId::from_bytes([1; 16]),
+        received_at: NOW,
+        tenant: &"acme".into(),
+        stream: &"transactional".into(),
+        reverse_path: &sender,
+        dsn: &DSN,
+        prefix: b"Received: x\r\n",
+        body: b"Subject: x\r\n\r\nhello\r\n",
+    };
+    let notices: Vec<_> = (0..1_000)
+        .map(|number| refused(&format!("r{number}@example.org"), 550, UNKNOWN, "no such user"))
+        .collect();
+    let next = std::cell::Cell::new(0_u8);
+    let id = || {
+        next.set(next.get() + 1);
+        MessageId::from_bytes([next.get(); 16])
+    };
+    let made = super::reports(&original, &notices, &settings(), NOW, &id);
+    assert!((10..40).contains(&made.len()), "{}", made.len());
+    let texts: Vec<_> = made
+        .iter()
+        .map(|report| String::from_utf8(report.body.to_vec()).unwrap())
+        .collect();
+    assert!(texts.iter().all(|text| text.len() <= settings().max_report_bytes));
+    for number in 0..1_000 {
+        let line = format!("Final-Recipient: rfc822; r{number}@example.org\r\n");
+        assert_eq!(
+            texts.iter().filter(|text| text.contains(&line)).count(),
+            1,
+            "{line}"
+        );
+    }
+    assert_eq!(
+        super::reports(&original, &notices[..3], &settings(), NOW, &id).len(),
+        1
+    );
+    assert!(super::reports(&original, &[], &settings(), NOW, &id).is_empty());
+}

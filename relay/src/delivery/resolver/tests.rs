@@ -50,6 +50,10 @@ fn says(query: &Query, tcp: bool) -> Says {
             ("sorted.test", mx(10, "a.test")),
         ]),
         ("null.test.", T::MX) => Says::Records(vec![("null.test", mx(0, "."))]),
+        ("inward.test.", T::MX) => Says::Records(vec![
+            ("inward.test", mx(0, "localhost")),
+            ("inward.test", mx(5, "mail.localhost")),
+        ]),
         ("half-null.test.", T::MX) => Says::Records(vec![
             ("half-null.test", mx(0, ".")),
             ("half-null.test", mx(10, "a.test")),
@@ -188,6 +192,10 @@ fn what_the_dns_says_of_a_domain() {
         for (domain, answer) in [
             ("sorted.test", &["10 a.test", "10 c.test", "20 b.test"][..]),
             ("null.test", &["Null"]),
+            // A client must not aim the relay at its own machine (RFC 6761 §6.3).
+            ("inward.test", &["Null"]),
+            ("localhost", &["NoDomain"]),
+            ("x.localhost", &["NoDomain"]),
             // RFC 7505 §3: a null MX stands alone; where it doesn't, the others count.
             ("half-null.test", &["10 a.test"]),
             ("implicit.test", &["Implicit"]),
