@@ -18,10 +18,13 @@ use super::{LOOKED_AT, PATIENCE, QueueControl, Told, WHY_PATIENCE, recipients_in
 use crate::delivery::exchange::{self, Done, Ordered};
 
 /// Units ordered at once, so that deliveries' own ends have room beside them.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 128;
 
 /// Units gone through in one answer; queues in one step of it, once they are so many.
 const PER_ANSWER: usize = 1_000;
+
+/// Queue records read at a time.
+const QUEUES: usize = 1_000;
 
 /// An answer comes after this long, done or not.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -403,7 +406,9 @@ pub(super) fn walk(
     }
     let mut looked = 0;
     loop {
-        let page = queues_from(queue, selector, next_queue)?;
+        // Most queues looked at hold mail, or else most don't.
+        let most = if looked == 0 { limit.min(QUEUES) } else { QUEUES };
+        let page = queues_from(queue, selector, next_queue, most)?;
         let Some(&(last, _)) = page.last() else {
             return Ok(walked);
         };
@@ -448,10 +453,11 @@ fn queues_from(
     queue: &Queue,
     selector: &queue::Selector,
     after: Option<QueueId>,
+    most: usize,
 ) -> Result<Vec<(QueueId, QueueRecord)>, ReadError> {
     match selector.queue {
         Some(id) => Ok(queue.info(id)?.map(|record| (id, record)).into_iter().collect()),
-        None => queue.queues(after, 1_000),
+        None => queue.queues(after, most),
     }
 }
 
@@ -468,7 +474,7 @@ fn count(queue: &Queue, target: &Target) -> Result<(u64, u64, u64), ReadError> {
         Target::Queues(selector) => {
             let mut after = None;
             loop {
-                let page = queues_from(queue, selector, after)?;
+                let page = queues_from(queue, selector, after, QUEUES)?;
                 after = page.last().map(|(id, _)| *id);
                 for (id, record) in &page {
                     if record.count > 0 && selector.selects(*id, &record.name) {

@@ -61,7 +61,7 @@ fn is_wanted(kind: Kind, notify: Option<Notify>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use mail_core::Reply;
+    use mail_core::{EnhancedCode, Reply};
 
     use crate::report::Cause;
 
@@ -112,6 +112,8 @@ mod tests {
             (on(true, true, true), "failed", "delayed", "relayed"),
         ] {
             assert_eq!(kinds(failed(), notify, true, false), failure, "{notify:?}");
+            let deleted = || Verdict::Deleted(Cause::Undeliverable(EnhancedCode(5, 7, 1), "no".into()));
+            assert_eq!(kinds(deleted(), notify, true, false), failure, "{notify:?}");
             assert_eq!(kinds(Verdict::Later, notify, true, false), delay, "{notify:?}");
             assert_eq!(kinds(Verdict::InDoubt, notify, true, false), delay, "{notify:?}");
             assert_eq!(

@@ -105,7 +105,8 @@ pub enum Effect {
     Close(ConnectionId),
     /// Say this to another shard.
     Tell(usize, Word),
-    /// Carry out an operator's order on a unit claimed for it, then [`Shard::settled`] and [`Shard::ended`].
+    /// Carry out an operator's order on a unit claimed for it, then [`Shard::settled`]. Whoever gives
+    /// orders bounds their number.
     Order(Order),
     /// End the unit, then [`Shard::ended`].
     End {

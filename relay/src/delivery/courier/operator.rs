@@ -51,7 +51,6 @@ impl<N: Net> Courier<N> {
             },
         };
         self.tell(Event::Settled(unit, settled));
-        self.tell(Event::Ended(None));
         order.tell(done);
     }
 

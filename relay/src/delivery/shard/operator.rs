@@ -197,7 +197,6 @@ impl Shard {
         if !claimed {
             return order.tell(Done::Busy);
         }
-        self.endings += 1;
         self.effects.push(Effect::Order(order));
     }
 }

@@ -74,7 +74,6 @@ async fn an_order_is_carried_out_though_memory_is_full_of_other_queues() {
     assert!(matches!(effects[..], [Effect::Order(_)]), "{effects:?}");
     queue.retry(unit, START, "uid 0").await.unwrap();
     shard.settled(&unit, Settled::Due(START), START);
-    shard.ended(None, START);
     assert_eq!(shard.load().1, MAX_ACTIVE, "and nothing stays");
 }
 
