@@ -2,9 +2,10 @@
 
 import json
 import os
+import smtplib
 import unittest
 
-from lib import RelayTest, command, free_port, get, main, wait_for
+from lib import Process, RelayTest, command, free_port, get, main, wait_for
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 
