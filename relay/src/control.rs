@@ -404,6 +404,8 @@ fn recipients_in_queue(message: &Message, told: &Told<'_>) -> Vec<RecipientView>
                 };
                 match &open.state {
                     None => view.state = RecipientState::Queued,
+                    // Only moved.
+                    Some(state) if state.attempts == 0 => view.state = RecipientState::Queued,
                     Some(state) => {
                         if let Some(reply) = waits(state) {
                             view.state = RecipientState::Deferred;

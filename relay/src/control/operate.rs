@@ -248,16 +248,26 @@ impl QueueControl {
 
     pub(super) async fn retry_now(&self, retry: Retry, by: Caller) -> Result<Progress, ControlError> {
         let target = Target::new(&retry.selector)?;
-        let after = cursor(retry.after.as_deref())?;
-        if after.is_none() {
-            tracing::info!(selector = %target, by = %by.0, "retrying");
-        }
-        let due = self.clock.now();
+        // All pages are of the moment of the first.
+        let begun = retry.after.as_deref().map(|after| {
+            let (begun, after) = after.split_once(':')?;
+            Some((Timestamp(begun.parse().ok()?), after))
+        });
+        let (due, after) = match begun {
+            None => {
+                tracing::info!(selector = %target, by = %by.0, "retrying");
+                (self.clock.now(), None)
+            }
+            Some(Some((begun, after))) if begun <= self.clock.now() => (begun, cursor(Some(after))?),
+            Some(_) => return Err(bad_cursor()),
+        };
         // What is due already needs no moving, and what was moved is not come by again.
         let from = due + Duration::from_millis(1);
         let which = |_| true;
-        self.go_through(target, after, from, which, &Ordered::Retry { by: by.0, due })
-            .await
+        let what = Ordered::Retry { by: by.0, due };
+        let mut progress = self.go_through(target, after, from, which, &what).await?;
+        progress.next = progress.next.map(|next| format!("{}:{next}", due.0));
+        Ok(progress)
     }
 
     pub(super) async fn delete_some(&self, delete: Delete, by: Caller) -> Result<Deletion, ControlError> {
@@ -548,7 +558,9 @@ pub(super) fn cursor(text: Option<&str>) -> Result<Option<UnitKey>, ControlError
         };
         parts.next().is_none().then_some(unit)
     };
-    parse()
-        .map(Some)
-        .ok_or_else(|| ControlError::Wrong("after is to be the `next` of an answer".into()))
+    parse().map(Some).ok_or_else(bad_cursor)
+}
+
+fn bad_cursor() -> ControlError {
+    ControlError::Wrong("after is to be the `next` of an answer".into())
 }

@@ -738,7 +738,7 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
             .map(|recipient| OpenRecipient {
                 index: open.recipient,
                 to: recipient.clone(),
-                last_reply: Some(open.reply.clone()),
+                last_reply: Some(open.reply.clone()).filter(|reply| !reply.is_empty()),
             })
     };
     let recipients = match &prepared.state {

@@ -54,11 +54,11 @@ impl Running {
     }
 
     async fn retry(&self, selector: Selector) -> Progress {
-        let retry = Retry {
-            selector,
-            after: None,
-        };
-        self.control.retry(retry, me()).await.unwrap()
+        self.retry_after(selector, None).await
+    }
+
+    async fn retry_after(&self, selector: Selector, after: Option<String>) -> Progress {
+        self.control.retry(Retry { selector, after }, me()).await.unwrap()
     }
 
     async fn preview(&self, selector: &Selector) -> Preview {
@@ -294,6 +294,40 @@ fn a_retry_of_what_a_reply_put_off_is_made_at_once() {
         .into_iter()
         .filter(|kind| *kind == EventKind::Retried);
     assert_eq!(retried.count(), 3);
+}
+
+#[test]
+fn a_retry_in_pages_tries_each_once() {
+    let recipients: Vec<String> = (0..1_500)
+        .map(|number| format!("r{number}@d{}.test", number % 3))
+        .collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let world = hosted(Host::Rcpt("450 4.2.1 later"));
+    let (_, queue) = operate(world, "", &recipients, async |relay| {
+        sleep(MINUTE / 2).await;
+        let first = relay.retry(of_tenant()).await;
+        assert!(first.next.is_some() && first.done > 800, "{first:?}");
+        let (mut done, mut next) = (first.done, first.next.clone());
+        while next.is_some() {
+            // Those are tried, and put off behind what the next page is to come by.
+            sleep(Duration::from_secs(10)).await;
+            let page = relay.retry_after(of_tenant(), next).await;
+            done += page.done;
+            next = page.next;
+        }
+        assert_eq!(done, 1_500);
+        sleep(Duration::from_secs(10)).await;
+        let nonsense = Retry {
+            selector: of_tenant(),
+            after: first.next.map(|next| next.replace(':', ".")),
+        };
+        let refused = relay.control.retry(nonsense, me()).await;
+        assert!(matches!(refused, Err(ControlError::Wrong(_))));
+    });
+    let retried = kinds(&queue)
+        .into_iter()
+        .filter(|kind| *kind == EventKind::Retried);
+    assert_eq!(retried.count(), 1_500);
 }
 
 #[test]

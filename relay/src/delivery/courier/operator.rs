@@ -20,10 +20,18 @@ impl<N: Net> Courier<N> {
     pub(super) async fn order(&self, order: &Order) {
         let unit = order.unit;
         let (settled, done) = match &order.what {
-            &Ordered::Retry { ref by, due } => {
-                let result = self.parts.queue.retry(unit, due, by).await;
-                told(unit, result.map(|()| Settled::Due(due)))
-            }
+            &Ordered::Retry { ref by, due } => match self.parts.queue.state(unit.id, unit.unit) {
+                // It was tried after the operator had asked for it, and put off again.
+                Ok(Some(state)) if state.last_attempt >= due => (Settled::Untouched, Done::Gone),
+                Ok(_) => {
+                    let result = self.parts.queue.retry(unit, due, by).await;
+                    told(unit, result.map(|()| Settled::Due(due)))
+                }
+                Err(error) => {
+                    tracing::error!(id = %unit.id, %error, "a message can't be retried");
+                    (Settled::Untouched, Done::Failed)
+                }
+            },
             Ordered::Delete {
                 by,
                 tell: Some(reason),
