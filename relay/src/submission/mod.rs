@@ -6,7 +6,7 @@ pub mod front;
 pub mod listener;
 pub mod logins;
 pub mod metrics;
-mod proxy_protocol;
+pub mod proxy_protocol;
 pub mod rates;
 mod session;
 mod stamp;
