@@ -48,11 +48,11 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let store = store(top.section("store"));
     let tenants = tenants(&mut top);
     check_credentials(check, &credentials, &tenants);
-    let listeners = listeners(check, &mut top, &tenants);
+    let metrics = optional_address(top.section("metrics"), "address");
+    let listeners = listeners(check, &mut top, &tenants, metrics);
     let submission = submission(top.section("submission"));
     let dns = dns(top.section("dns"));
     let dkim = dkim(check, &mut top);
-    let metrics = optional_address(top.section("metrics"), "address");
     let admin_socket = admin(top.section("admin"), store.as_ref().map(|store| &store.path));
     let (log, log_level) = log(top.section("log"));
     let delivery = delivery(check, &mut top, hostname.as_ref().map(|spot| &spot.value));
@@ -181,6 +181,7 @@ fn listeners(
     check: &Check<'_>,
     top: &mut Section<'_>,
     tenants: &BTreeMap<Arc<str>, Tenant>,
+    metrics: Option<SocketAddr>,
 ) -> Vec<Listener> {
     let mut listeners = Vec::new();
     let mut taken = BTreeSet::new();
@@ -191,6 +192,13 @@ fn listeners(
     for mut section in sections {
         let address = section.parsed::<SocketAddr>("address");
         let address = section.required("address", address, "where to listen, such as \"0.0.0.0:587\"");
+        if let Some(spot) = &address
+            && spot.value.port() != 0
+            && metrics == Some(spot.value)
+        {
+            let text = format!("{} is where metrics and health are served", spot.value);
+            check.problem(spot.at, &spot.key, text);
+        }
         if let Some(spot) = &address
             && spot.value.port() != 0
             && !taken.insert(spot.value)
