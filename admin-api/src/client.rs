@@ -79,6 +79,15 @@ impl Client {
         if let Some(limit) = query.limit {
             path.push_str(&format!("&limit={limit}"));
         }
+        for (key, value) in [
+            ("tenant", &query.tenant),
+            ("stream", &query.stream),
+            ("domain", &query.domain),
+        ] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{key}={}", escaped(value)));
+            }
+        }
         self.get(&path).await
     }
 

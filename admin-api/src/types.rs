@@ -37,6 +37,12 @@ impl<'de> Deserialize<'de> for Time {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QueuesQuery {
+    /// Of this tenant.
+    pub tenant: Option<String>,
+    /// Of this stream.
+    pub stream: Option<String>,
+    /// To this destination domain.
+    pub domain: Option<String>,
     /// Those with a higher number; [`QueueList::next`] of the page before.
     pub after: Option<u64>,
     /// At most so many; 100 unless said.

@@ -46,6 +46,10 @@ impl Control for Made {
             suspension: None,
             waits: None,
         };
+        let queue = QueueSummary {
+            tenant: query.tenant.unwrap_or(queue.tenant),
+            ..queue
+        };
         Ok(QueueList {
             queues: vec![queue; query.limit.unwrap_or(1)],
             next: None,
@@ -154,9 +158,12 @@ async fn answers_and_tells_problems() {
         after: Some(41),
         limit: Some(2),
         empty: true,
+        tenant: Some("a&b".into()),
+        ..QueuesQuery::default()
     };
     let list = client.queues(&query).await.unwrap();
     assert_eq!((list.queues.len(), list.queues[0].id), (2, 42));
+    assert_eq!(list.queues[0].tenant, "a&b");
     let too_many = QueuesQuery {
         limit: Some(1_001),
         ..QueuesQuery::default()

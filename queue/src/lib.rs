@@ -32,7 +32,7 @@ pub use records::{
     SuspensionRecord, Waiting,
 };
 pub use schedule::Backoff;
-pub use suspension::{MAX_SUSPENSIONS, Selector};
+pub use suspension::{MAX_SUSPENSIONS, Selector, suspension};
 pub use upload::{Upload, Uploaded};
 
 use bytes::Bytes;

@@ -67,6 +67,19 @@ impl fmt::Display for Selector {
     }
 }
 
+/// Which of these holds a queue now: the one that does so for longest.
+pub fn suspension<'a>(
+    all: &'a [SuspensionRecord],
+    id: QueueId,
+    name: &QueueName,
+    now: Timestamp,
+) -> Option<&'a SuspensionRecord> {
+    let end = |record: &SuspensionRecord| record.until.unwrap_or(Timestamp::MAX);
+    all.iter()
+        .filter(|record| end(record) > now && record.selector.selects(id, name))
+        .max_by_key(|record| end(record))
+}
+
 impl Queue {
     /// Sets queues to wait, those too that come to be later. A suspension of the same selector is replaced. Answered once it
     /// is on disk; the shards are to be told apart from this.

@@ -17,7 +17,7 @@ use admin_api::{
 use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{
     Event, EventKind, HoldRecord, HoldScope, MAX_SUSPENSIONS, Message, Queue, QueueId, QueueRecord,
-    ReadError, StateRecord, SuspensionRecord,
+    ReadError, StateRecord, SuspensionRecord, suspension,
 };
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
@@ -122,7 +122,14 @@ impl Reader {
 impl Control for QueueControl {
     async fn queues(&self, query: QueuesQuery) -> Result<QueueList, ControlError> {
         let now = self.clock.now();
-        self.read(move |queue| queues(queue, &query, now)).await
+        let selector = operate::queue_selector(&Selector {
+            tenant: query.tenant.clone(),
+            stream: query.stream.clone(),
+            domain: query.domain.clone(),
+            ..Selector::default()
+        })?;
+        self.read(move |queue| queues(queue, &query, &selector, now))
+            .await
     }
 
     async fn holds(&self) -> Result<HoldList, ControlError> {
@@ -244,7 +251,12 @@ impl Control for QueueControl {
     }
 }
 
-fn queues(queue: &Queue, query: &QueuesQuery, now: Timestamp) -> Result<QueueList, ReadError> {
+fn queues(
+    queue: &Queue,
+    query: &QueuesQuery,
+    selector: &queue::Selector,
+    now: Timestamp,
+) -> Result<QueueList, ReadError> {
     let suspensions = queue.suspensions(MAX_SUSPENSIONS)?;
     let limit = query.limit.unwrap_or(PAGE);
     let mut list = QueueList::default();
@@ -260,7 +272,7 @@ fn queues(queue: &Queue, query: &QueuesQuery, now: Timestamp) -> Result<QueueLis
                 return Ok(list);
             }
             after = Some(id);
-            if record.count > 0 || query.empty {
+            if (record.count > 0 || query.empty) && selector.selects(id, &record.name) {
                 list.queues.push(summary(queue, id, &record, &suspensions, now)?);
             }
         }
@@ -281,9 +293,7 @@ fn summary(
     suspensions: &[SuspensionRecord],
     now: Timestamp,
 ) -> Result<QueueSummary, ReadError> {
-    let suspension = suspensions.iter().find(|suspension| {
-        suspension.until.is_none_or(|until| until > now) && suspension.selector.selects(id, &record.name)
-    });
+    let suspension = suspension(suspensions, id, &record.name, now);
     let (first, _) = queue.due(id, FIRST, 1)?;
     let first = first.first();
     let scope = HoldScope::Domain(record.name.domain.clone());
@@ -607,6 +617,18 @@ pub(crate) mod tests {
         };
         queue.hold(HoldScope::Domain("c.test".parse().unwrap()), record);
         let mut seen = Vec::new();
+        let of_one = QueuesQuery {
+            domain: Some("c.test".into()),
+            ..QueuesQuery::default()
+        };
+        let only = control.queues(of_one).await.unwrap().queues;
+        assert_eq!(only.len(), 1);
+        assert_eq!(only[0].domain, "c.test");
+        let wrong = QueuesQuery {
+            domain: Some("not a domain".into()),
+            ..QueuesQuery::default()
+        };
+        assert!(matches!(control.queues(wrong).await, Err(ControlError::Wrong(_))));
         let mut query = QueuesQuery {
             limit: Some(2),
             ..QueuesQuery::default()

@@ -20,16 +20,23 @@ const PAGE: usize = 100;
 
 /// Which mail. All that is given has to hold.
 #[derive(clap::Args)]
-pub(super) struct Which {
+pub(super) struct Names {
     /// Of this tenant.
     #[arg(long)]
-    tenant: Option<String>,
+    pub(super) tenant: Option<String>,
     /// Of this stream.
     #[arg(long)]
-    stream: Option<String>,
+    pub(super) stream: Option<String>,
     /// To this destination domain.
     #[arg(long)]
-    domain: Option<String>,
+    pub(super) domain: Option<String>,
+}
+
+/// The same, or one queue, or everything.
+#[derive(clap::Args)]
+pub(super) struct Which {
+    #[command(flatten)]
+    names: Names,
     /// The queue of this number, as `queue list` shows it.
     #[arg(long, value_name = "NUMBER")]
     queue: Option<u64>,
@@ -41,9 +48,9 @@ pub(super) struct Which {
 impl Which {
     fn selector(&self) -> Result<Selector, Failure> {
         let selector = Selector {
-            tenant: self.tenant.clone(),
-            stream: self.stream.clone(),
-            domain: self.domain.clone(),
+            tenant: self.names.tenant.clone(),
+            stream: self.names.stream.clone(),
+            domain: self.names.domain.clone(),
             queue: self.queue,
             message: None,
             all: self.all,
@@ -248,9 +255,9 @@ fn outcome(all: &Progress) -> Result<(), Failure> {
 pub(super) fn list(which: &Which, limit: usize, json: bool, api: &Api) -> Result<(), Failure> {
     let client = api.client()?;
     let mut query = MessagesQuery {
-        tenant: which.tenant.clone(),
-        stream: which.stream.clone(),
-        domain: which.domain.clone(),
+        tenant: which.names.tenant.clone(),
+        stream: which.names.stream.clone(),
+        domain: which.names.domain.clone(),
         queue: which.queue,
         ..MessagesQuery::default()
     };

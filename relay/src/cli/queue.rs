@@ -10,7 +10,7 @@ use clap::Subcommand;
 use mail_core::MessageId;
 use serde::Serialize;
 
-use super::operate::{self, Which};
+use super::operate::{self, Names, Which};
 use super::output::{columns, plain, print, print_json, size};
 use super::{ConfigFile, Failure};
 
@@ -24,6 +24,8 @@ pub(super) enum QueueCommand {
         after_help = "Example:\n  postrider queue list --json | jq '.queues[] | select(.messages > 1000) | .domain'"
     )]
     List {
+        #[command(flatten)]
+        names: Names,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -213,13 +215,14 @@ struct Listing {
 }
 
 pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
-    let (json, all, limit, api) = match command {
+    let (names, json, all, limit, api) = match command {
         QueueCommand::List {
+            names,
             json,
             all,
             limit,
             api,
-        } => (json, all, limit, api),
+        } => (names, json, all, limit, api),
         QueueCommand::Show { id, json, api } => return operate::show_queue(id, json, &api),
         QueueCommand::Suspend {
             which,
@@ -241,12 +244,16 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
     let client = api.client()?;
     let listing = block_on(async {
         let mut list = QueueList::default();
+        let mut query = QueuesQuery {
+            tenant: names.tenant,
+            stream: names.stream,
+            domain: names.domain,
+            empty: all,
+            ..QueuesQuery::default()
+        };
         while list.queues.len() < limit {
-            let query = QueuesQuery {
-                after: list.next,
-                limit: Some(PAGE.min(limit - list.queues.len())),
-                empty: all,
-            };
+            query.after = list.next;
+            query.limit = Some(PAGE.min(limit - list.queues.len()));
             let page = client.queues(&query).await?;
             list.queues.extend(page.queues);
             list.next = page.next;

@@ -77,7 +77,7 @@ impl Target {
     }
 }
 
-fn queue_selector(selector: &Selector) -> Result<queue::Selector, ControlError> {
+pub(super) fn queue_selector(selector: &Selector) -> Result<queue::Selector, ControlError> {
     let domain = selector.domain.as_ref().map(|domain| domain.parse()).transpose();
     let domain = domain
         .map_err(|error| ControlError::Wrong(format!("{:?} is no domain: {error}", selector.domain)))?;

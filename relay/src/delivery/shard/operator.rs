@@ -39,11 +39,7 @@ impl Shard {
         name: &QueueName,
         now: Timestamp,
     ) -> Option<&SuspensionRecord> {
-        let end = |record: &SuspensionRecord| record.until.unwrap_or(Timestamp::MAX);
-        self.suspended
-            .iter()
-            .filter(|record| end(record) > now && record.selector.selects(id, name))
-            .max_by_key(|record| end(record))
+        queue::suspension(&self.suspended, id, name, now)
     }
 
     /// Says what a unit waits for, as far as it is known here.
