@@ -46,6 +46,8 @@ pub struct Credential {
     pub name: Arc<str>,
     /// Whom it speaks for. May no longer be configured: whoever asks has to look.
     pub tenant: Arc<str>,
+    /// In which of their streams, where it says so. May no longer be configured, too.
+    pub stream: Option<Arc<str>>,
 }
 
 /// Too many logins wait to be hashed. Nothing is said about this one; it may come back.
@@ -254,13 +256,14 @@ impl Inner {
 fn known(entries: &file::Entries) -> Known {
     let all: Vec<_> = entries
         .iter()
-        .map(|(name, (tenant, verifier))| {
+        .map(|(name, entry)| {
             Arc::new(Entry {
                 credential: Credential {
                     name: name.as_str().into(),
-                    tenant: tenant.as_str().into(),
+                    tenant: entry.tenant.as_str().into(),
+                    stream: entry.stream.as_deref().map(Arc::from),
                 },
-                verifier: verifier.clone(),
+                verifier: entry.verifier.clone(),
                 seen: Mutex::default(),
             })
         })
@@ -281,7 +284,7 @@ mod tests {
     fn opened() -> (tempfile::TempDir, PathBuf, String, Credentials) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("credentials.toml");
-        let password = file::add(&path, "app", "shop", None).unwrap();
+        let password = file::add(&path, "app", "shop", Some("bulk"), None).unwrap();
         let credentials = Credentials::open(&path).unwrap();
         (folder, path, password.to_string(), credentials)
     }
@@ -292,6 +295,7 @@ mod tests {
         let app = Credential {
             name: "app".into(),
             tenant: "shop".into(),
+            stream: Some("bulk".into()),
         };
         // The second time from what is remembered.
         for _ in 0..2 {
@@ -360,7 +364,7 @@ mod tests {
         let inner = &credentials.0;
         let logs_in = |user: &str, password: &str| inner.check(user, password.as_bytes()).is_some();
         let mut now = Instant::now();
-        let second = file::add(&path, "second", "shop", None).unwrap();
+        let second = file::add(&path, "second", "shop", None, None).unwrap();
         inner.look(now);
         assert!(!logs_in("second", &second), "looked too early");
         now += LOOK_EVERY * 2;

@@ -107,9 +107,25 @@ fn credentials_are_added_listed_and_removed() {
         1
     );
 
+    let (code, _, told_why) = run(
+        &config,
+        &["credential", "add", "x", "--tenant", "shop", "--stream", "news"],
+    );
+    assert_eq!(code, 2);
+    assert!(told_why.contains("there is no stream \"news\""), "{told_why}");
+
     let mut add = postrider(
         &config,
-        &["credential", "add", "own", "--tenant", "shop", "--password-stdin"],
+        &[
+            "credential",
+            "add",
+            "own",
+            "--tenant",
+            "shop",
+            "--stream",
+            "bulk",
+            "--password-stdin",
+        ],
     )
     .stdin(Stdio::piped())
     .stdout(Stdio::piped())
@@ -124,13 +140,16 @@ fn credentials_are_added_listed_and_removed() {
     let (code, out, err) = told(add.wait_with_output().unwrap());
     assert_eq!((code, out.as_str()), (0, ""), "{err}");
     let kept = relay::credentials::file::read(&folder.path().join("credentials.toml")).unwrap();
-    assert!(kept["own"].1.matches(b"a password of mine"));
+    assert!(kept["own"].verifier.matches(b"a password of mine"));
 
     let (_, out, _) = run(&config, &["credential", "list"]);
-    assert_eq!(out, "NAME  TENANT\napp   shop\nown   shop\n");
+    assert_eq!(out, "NAME  TENANT  STREAM\napp   shop\nown   shop    bulk\n");
     let (_, out, _) = run(&config, &["credential", "list", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(json[0], serde_json::json!({ "name": "app", "tenant": "shop" }));
+    assert_eq!(
+        json[0],
+        serde_json::json!({ "name": "app", "tenant": "shop", "stream": null })
+    );
 
     // A credential whose tenant has gone is a mistake that the same command can mend.
     std::fs::write(&config, CONFIG.replace("shop", "other")).unwrap();

@@ -36,6 +36,8 @@ use tokio::time::{Instant, sleep};
 
 #[path = "simulation/operator.rs"]
 mod operator;
+#[path = "simulation/streams.rs"]
+mod streams;
 
 /// More than there are sites in most tests, so that queues are lent.
 const SHARDS: usize = 3;
@@ -247,10 +249,20 @@ struct Running {
 impl Running {
     /// A message for each.
     async fn take_in(&self, recipients: &[&str]) {
+        self.take_in_as(("t", "transactional"), recipients).await;
+    }
+
+    /// As [`Self::take_in`], of this tenant and stream.
+    async fn take_in_as(&self, (tenant, stream): (&str, &str), recipients: &[&str]) {
         for recipient in recipients {
             let number = self.taken_in.get();
             self.taken_in.set(number + 1);
-            let message = message(number, recipient, &self.routing, self.since);
+            let message = NewMessage {
+                tenant: tenant.into(),
+                stream: stream.into(),
+                ..message(number, recipient, &self.routing, self.since)
+            };
+            let message = Arc::new(message);
             let kept = self.queue.accept(message).await.unwrap();
             self.doors.tell(&kept.units, None).await;
         }
@@ -320,7 +332,7 @@ fn live(
 }
 
 /// Placed by the rules; what is for `lost.test` goes by a way that is not configured.
-fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> Arc<NewMessage> {
+fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> NewMessage {
     let recipient = Recipient::new(recipient.parse().unwrap());
     let reverse_path = ReversePath::Mailbox("sender@back.test".parse().unwrap());
     let mut random = [0; 10];
@@ -337,7 +349,7 @@ fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> A
     {
         unit.route_group = RouteGroup(77);
     }
-    Arc::new(NewMessage {
+    NewMessage {
         id: MessageId::new(now, &random),
         received_at: now,
         expires_at: now + Duration::from_secs(3_600),
@@ -355,7 +367,7 @@ fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> A
         origin: Origin::default(),
         cause: None,
         units,
-    })
+    }
 }
 
 /// A world whose `to.test` has these hosts, and whose reports come back to a host of their own, number 9.

@@ -22,6 +22,9 @@ pub(super) enum Command {
         /// For whom it speaks.
         #[arg(long)]
         tenant: String,
+        /// In which of the tenant's streams its mail is, unless a listed header field says. Else the listener's, or "transactional".
+        #[arg(long)]
+        stream: Option<String>,
         /// Take the password from standard input instead of making one.
         #[arg(long)]
         password_stdin: bool,
@@ -56,8 +59,8 @@ pub(super) struct Which {
 }
 
 impl Which {
-    /// The file, and whether the tenant is known where a configuration says so.
-    fn path(&self, tenant: Option<&str>) -> Result<PathBuf, Failure> {
+    /// The file, if tenant and stream are known where a configuration says so.
+    fn path(&self, tenant: Option<&str>, stream: Option<&str>) -> Result<PathBuf, Failure> {
         if let Some(file) = &self.file {
             return Ok(file.clone());
         }
@@ -68,6 +71,10 @@ impl Which {
             let text = format!(
                 "there is no tenant {tenant:?}; it would be a table [tenants.{tenant}] in the configuration"
             );
+            return Err(Failure::Usage(text));
+        }
+        let streams = &settings.delivery.streams;
+        if let Some(text) = stream.and_then(|stream| streams.unknown(stream)) {
             return Err(Failure::Usage(text));
         }
         let unset = "the configuration names no credentials file: credentials = \"credentials.toml\"";
@@ -82,32 +89,38 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
         Command::Add {
             name,
             tenant,
+            stream,
             password_stdin,
             which,
         } => {
-            let path = which.path(Some(&tenant))?;
+            let path = which.path(Some(&tenant), stream.as_deref())?;
             let chosen = password_stdin.then(read_password).transpose()?;
             let made = chosen.is_none();
-            let password = file::add(&path, &name, &tenant, chosen)?;
+            let password = file::add(&path, &name, &tenant, stream.as_deref(), chosen)?;
             if made {
                 print(&format!("{}\n", *password))?;
             }
         }
         Command::List { json, which } => {
-            let entries = file::read(&which.path(None)?)?;
-            let rows = entries.iter().map(|(name, (tenant, _))| (name, tenant));
+            let entries = file::read(&which.path(None, None)?)?;
             if json {
-                let rows: Vec<_> = rows
-                    .map(|(name, tenant)| serde_json::json!({ "name": name, "tenant": tenant }))
+                let rows: Vec<_> = entries
+                    .iter()
+                    .map(|(name, entry)| {
+                        serde_json::json!({ "name": name, "tenant": entry.tenant, "stream": entry.stream })
+                    })
                     .collect();
                 print_json(&rows)?;
             } else {
-                let heads = ["NAME", "TENANT"].map(String::from);
-                let rows = rows.map(|(name, tenant)| [name.clone(), tenant.clone()]);
+                let heads = ["NAME", "TENANT", "STREAM"].map(String::from);
+                let rows = entries.iter().map(|(name, entry)| {
+                    let stream = entry.stream.clone().unwrap_or_default();
+                    [name.clone(), entry.tenant.clone(), stream]
+                });
                 print(&columns(&std::iter::once(heads).chain(rows).collect::<Vec<_>>()))?;
             }
         }
-        Command::Remove { name, which } => file::remove(&which.path(None)?, &name)?,
+        Command::Remove { name, which } => file::remove(&which.path(None, None)?, &name)?,
     }
     Ok(())
 }

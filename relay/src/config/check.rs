@@ -22,13 +22,14 @@ use super::settings::{
 };
 use super::smart_hosts::smart_hosts;
 use super::source::Node;
+use super::streams::{Streams, streams};
 
-const MS: Duration = Duration::from_millis(1);
+pub(super) const MS: Duration = Duration::from_millis(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// Anything longer is a slip of the pen.
-const EVER: Duration = Duration::from_secs(366 * 86_400);
+pub(super) const EVER: Duration = Duration::from_secs(366 * 86_400);
 
 const MIB: u64 = 1 << 20;
 
@@ -46,18 +47,24 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let credentials = credentials.unwrap_or_else(|| top.default_file("credentials", "credentials.toml"));
     let drain_timeout = top.duration("drain_timeout", MS..=DAY, Duration::from_secs(30));
     let store = store(top.section("store"));
+    let (name, expire_after) = (
+        hostname.as_ref().map(|spot| &spot.value),
+        store.as_ref().map_or(5 * DAY, |store| store.expire_after),
+    );
+    let delivery = delivery(check, &mut top, name, expire_after)?;
+    let streams = &delivery.streams;
     let tenants = tenants(&mut top);
-    check_credentials(check, &credentials, &tenants);
+    check_credentials(check, &credentials, &tenants, streams);
     let metrics = optional_address(top.section("metrics"), "address");
-    let listeners = listeners(check, &mut top, &tenants, metrics);
+    let listeners = listeners(check, &mut top, &tenants, streams, metrics);
     let submission = submission(top.section("submission"));
     let dns = dns(top.section("dns"));
     let dkim = dkim(check, &mut top);
     let admin_socket = admin(top.section("admin"), store.as_ref().map(|store| &store.path));
     let (log, log_level) = log(top.section("log"));
-    let delivery = delivery(check, &mut top, hostname.as_ref().map(|spot| &spot.value));
-    let smart_hosts = smart_hosts(check, &mut top, delivery.as_ref());
-    let routing = routing(check, &mut top, smart_hosts, |name| tenants.contains_key(name));
+    let smart_hosts = smart_hosts(check, &mut top, Some(&delivery));
+    let is_tenant = |name: &str| tenants.contains_key(name);
+    let routing = routing(check, &mut top, smart_hosts, is_tenant, streams);
     top.end();
     let hostname = hostname?.value;
     let postmaster = match postmaster {
@@ -73,7 +80,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
         tenants,
         credentials_file: Some(credentials.value),
         routing,
-        delivery: delivery?,
+        delivery,
         dns,
         dkim,
         metrics,
@@ -159,11 +166,21 @@ pub(super) fn is_name(name: &str) -> bool {
 }
 
 /// The credentials file may come later. What is there has to be right, and of tenants that there are.
-fn check_credentials(check: &Check<'_>, file: &Spot<PathBuf>, tenants: &BTreeMap<Arc<str>, Tenant>) {
+fn check_credentials(
+    check: &Check<'_>,
+    file: &Spot<PathBuf>,
+    tenants: &BTreeMap<Arc<str>, Tenant>,
+    streams: &Streams,
+) {
     match crate::credentials::file::read(&file.value) {
         Err(error) => check.problem(file.at, &file.key, error.to_string()),
         Ok(entries) => {
-            for (name, (tenant, _)) in entries {
+            for (name, entry) in entries {
+                let tenant = entry.tenant;
+                if let Some(why) = entry.stream.and_then(|stream| streams.unknown(&stream)) {
+                    let text = format!("{}: credential {name}: {why}", file.value.display());
+                    check.problem(file.at, &file.key, text);
+                }
                 if !tenants.contains_key(tenant.as_str()) {
                     let text = format!(
                         "{}: credential {name} is of tenant \"{tenant}\", which there is not; add [tenants.{tenant}], or \
@@ -181,6 +198,7 @@ fn listeners(
     check: &Check<'_>,
     top: &mut Section<'_>,
     tenants: &BTreeMap<Arc<str>, Tenant>,
+    streams: &Streams,
     metrics: Option<SocketAddr>,
 ) -> Vec<Listener> {
     let mut listeners = Vec::new();
@@ -210,6 +228,10 @@ fn listeners(
             );
         }
         let proxies = proxies(check, &mut section);
+        let stream = section.string("stream");
+        if let Some(spot) = &stream {
+            streams.check(check, spot);
+        }
         if let Some(kind) = listener_kind(check, &mut section, tenants)
             && let Some(address) = address
         {
@@ -217,6 +239,7 @@ fn listeners(
                 address: address.value,
                 kind,
                 proxies,
+                stream: stream.map(|spot| spot.value.into()),
             });
         }
         section.end();
@@ -544,8 +567,15 @@ impl std::str::FromStr for LogLevel {
     }
 }
 
-fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>) -> Option<DeliverySettings> {
+fn delivery(
+    check: &Check<'_>,
+    top: &mut Section<'_>,
+    hostname: Option<&Domain>,
+    expire_after: Duration,
+) -> Option<DeliverySettings> {
     let mut section = top.section("delivery");
+    let retry = retry(section.section("retry"), None);
+    let streams = streams(check, top, expire_after, &retry);
     let ehlo = section
         .parsed::<Domain>("ehlo")
         .map(|spot| spot.value)
@@ -561,7 +591,8 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
     let own_addresses = section.list::<IpAddr>("own_addresses").unwrap_or_default();
     let delivery = DeliverySettings {
         port: section.integer("port", 1..=65_535, 25) as u16,
-        ehlo: ehlo.clone().or_else(|| "localhost".parse().ok())?,
+        // In place of what is missing, so that the rest is checked too.
+        ehlo: ehlo.or_else(|| "localhost".parse().ok())?,
         source: section.parsed::<IpAddr>("source").map(|spot| spot.value),
         own_addresses: own_addresses.into_iter().map(|spot| spot.value).collect(),
         ca_file: section.file("ca_file").map(|spot| {
@@ -570,7 +601,8 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
             }
             spot.value
         }),
-        retry: retry(section.section("retry")),
+        retry,
+        streams,
         timeouts: timeouts(section.section("timeouts")),
         destinations: destinations(check, top, &limits, tls, family),
         limits,
@@ -582,7 +614,7 @@ fn delivery(check: &Check<'_>, top: &mut Section<'_>, hostname: Option<&Domain>)
         convert_to_7bit: section.boolean("convert_to_7bit", true),
     };
     section.end();
-    ehlo.map(|_| delivery)
+    Some(delivery)
 }
 
 fn tls_level(section: &mut Section<'_>, default: TlsLevel) -> TlsLevel {
@@ -689,12 +721,20 @@ impl std::str::FromStr for DomainPattern {
     }
 }
 
-fn retry(mut section: Section<'_>) -> Retry {
+/// What a table leaves out comes from `defaults`.
+pub(super) fn retry(mut section: Section<'_>, defaults: Option<&Retry>) -> Retry {
+    let shipped = Retry {
+        first: 5 * MINUTE,
+        factor: 2.0,
+        cap: 4 * HOUR,
+        jitter: 0.2,
+    };
+    let defaults = defaults.unwrap_or(&shipped);
     let retry = Retry {
-        first: section.duration("first", MS..=EVER, 5 * MINUTE),
-        factor: section.number_or("factor", 1.0..=100.0, 2.0),
-        cap: section.duration("cap", MS..=EVER, 4 * HOUR),
-        jitter: section.number_or("jitter", 0.0..=0.5, 0.2),
+        first: section.duration("first", MS..=EVER, defaults.first),
+        factor: section.number_or("factor", 1.0..=100.0, defaults.factor),
+        cap: section.duration("cap", MS..=EVER, defaults.cap),
+        jitter: section.number_or("jitter", 0.0..=0.5, defaults.jitter),
     };
     if retry.cap < retry.first {
         section.problem("cap", "is shorter than the first wait");

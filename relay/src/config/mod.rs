@@ -12,6 +12,7 @@ mod section;
 pub mod settings;
 pub mod smart_hosts;
 mod source;
+pub mod streams;
 
 use std::collections::BTreeSet;
 use std::fmt;

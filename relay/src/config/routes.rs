@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use mail_core::{Mailbox, ReversePath};
 
-use super::check::is_name;
 use super::rewrites::{Rewrite, rewrites};
 use super::section::{Check, Section, Spot};
 use super::settings::SenderPattern;
 use super::smart_hosts::SmartHost;
+use super::streams::Streams;
 
 /// Octets of a reason, which goes into replies and logs.
 const MAX_REASON: usize = 200;
@@ -101,6 +101,7 @@ pub(super) fn routing(
     top: &mut Section<'_>,
     smart_hosts: Vec<Arc<SmartHost>>,
     is_tenant: impl Fn(&str) -> bool,
+    known_streams: &Streams,
 ) -> RoutingSettings {
     let mut rules: Vec<RouteRule> = Vec::new();
     let mut all_taken: Option<usize> = None;
@@ -108,7 +109,7 @@ pub(super) fn routing(
         if let Some(taker) = all_taken {
             section.problem("", format!("is never reached: route[{taker}] fits everything"));
         }
-        let Some(rule) = rule(check, section, &smart_hosts, &is_tenant) else {
+        let Some(rule) = rule(check, section, &smart_hosts, &is_tenant, known_streams) else {
             continue;
         };
         if rule.to.iter().all(is_any)
@@ -140,6 +141,7 @@ fn rule(
     mut section: Section<'_>,
     smart_hosts: &[Arc<SmartHost>],
     is_tenant: &impl Fn(&str) -> bool,
+    known_streams: &Streams,
 ) -> Option<RouteRule> {
     let to = values(section.list::<SenderPattern>("to"));
     let from = values(section.list::<PathPattern>("from"));
@@ -152,12 +154,8 @@ fn rule(
         check.problem(spot.at, &spot.key, text);
     }
     let streams = section.list::<String>("streams").unwrap_or_default();
-    for spot in streams.iter().filter(|spot| !is_name(&spot.value)) {
-        check.problem(
-            spot.at,
-            &spot.key,
-            "a stream's name is made of letters, digits, '-', '_' and '.', 64 at the most",
-        );
+    for spot in &streams {
+        known_streams.check(check, spot);
     }
     let name = section.string("next_hop");
     let name = section.required(

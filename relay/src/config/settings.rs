@@ -12,6 +12,7 @@ use mail_core::{Domain, Mailbox};
 use super::effective::Effective;
 use super::rates::{AddressRates, TenantRates};
 use super::routes::RoutingSettings;
+use super::streams::Streams;
 
 /// All of it.
 #[derive(Clone, Debug)]
@@ -76,6 +77,8 @@ pub struct Listener {
     pub kind: ListenerKind,
     /// Proxies, whose connections begin with a PROXY header, and no others.
     pub proxies: Vec<IpNet>,
+    /// In which stream its mail is, where nothing closer to the message says; `None`: the default.
+    pub stream: Option<Arc<str>>,
 }
 
 /// The three kinds of listeners.
@@ -191,8 +194,10 @@ pub struct DeliverySettings {
     pub own_addresses: Vec<IpAddr>,
     /// CA certificates (PEM) beside the system's, for destinations whose certificate must be valid.
     pub ca_file: Option<PathBuf>,
-    /// Waits between attempts.
+    /// Waits between attempts, where the stream says nothing else.
     pub retry: Retry,
+    /// Kinds of mail, with their weights.
+    pub streams: Streams,
     /// Waits on the wire.
     pub timeouts: ClientTimeouts,
     /// In force where no destination rule says otherwise.

@@ -41,6 +41,13 @@ fn example_with_defaults() -> String {
         "streams",
         "next_hop",
         "reason",
+        "stream",
+        "weight",
+        "expire_after = \"2d\"",
+        "first = \"10m\"",
+        "factor = 1.5",
+        "cap = \"2h\"",
+        "jitter = 0.1",
         "only_to",
         "redirect_all",
         "address = \"old",
@@ -194,7 +201,7 @@ fn a_wrong_credentials_file_is_told() {
     // Not there yet: no mistake. Its default place is beside the configuration.
     let credentials = folder.path().join("credentials.toml");
     assert_eq!(load(&path).unwrap().credentials_file, Some(credentials.clone()));
-    crate::credentials::file::add(&credentials, "app", "gone", None).unwrap();
+    crate::credentials::file::add(&credentials, "app", "gone", None, None).unwrap();
     let told = load(&path).unwrap_err().to_string();
     assert!(
         told.contains("credentials: ") && told.contains("credential app is of tenant \"gone\""),

@@ -22,8 +22,19 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Letters and digits of a password that we make, 166 bits.
 const MADE_PASSWORD_LENGTH: usize = 28;
 
-/// Tenant and verifier by user name.
-pub type Entries = BTreeMap<String, (String, Verifier)>;
+/// Credentials by user name.
+pub type Entries = BTreeMap<String, Entry>;
+
+/// What the file says of a credential.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// For whom it speaks.
+    pub tenant: String,
+    /// In which of their streams, where it says so.
+    pub stream: Option<String>,
+    /// What tells the right password.
+    pub verifier: Verifier,
+}
 
 /// What is wrong with the file, or with what is to be done to it.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +98,7 @@ struct RawFile {
 #[serde(deny_unknown_fields)]
 struct RawEntry {
     tenant: String,
+    stream: Option<String>,
     verifier: String,
 }
 
@@ -118,7 +130,13 @@ pub fn parse(path: &Path, content: &[u8]) -> Result<Entries, FileError> {
             name: name.clone(),
             cause,
         })?;
-        entries.insert(name, (entry.tenant, verifier));
+        let RawEntry { tenant, stream, .. } = entry;
+        let entry = Entry {
+            tenant,
+            stream,
+            verifier,
+        };
+        entries.insert(name, entry);
     }
     Ok(entries)
 }
@@ -133,6 +151,7 @@ pub fn add(
     path: &Path,
     name: &str,
     tenant: &str,
+    stream: Option<&str>,
     chosen: Option<Zeroizing<String>>,
 ) -> Result<Zeroizing<String>, FileError> {
     let is_name = |c: u8| c.is_ascii_alphanumeric() || b"._-+@".contains(&c);
@@ -155,7 +174,12 @@ pub fn add(
         if entries.contains_key(name) {
             return Err(FileError::Taken(name.to_owned()));
         }
-        entries.insert(name.to_owned(), (tenant.to_owned(), verifier));
+        let entry = Entry {
+            tenant: tenant.to_owned(),
+            stream: stream.map(str::to_owned),
+            verifier,
+        };
+        entries.insert(name.to_owned(), entry);
         Ok(())
     })?;
     Ok(password)
@@ -246,15 +270,17 @@ fn text(entries: &Entries) -> String {
     let mut text = String::from(
         "# Kept by `postrider credential add` and `remove`. No password is in it: each verifier only tells a right one.\n",
     );
-    for (name, (tenant, verifier)) in entries {
+    for (name, entry) in entries {
         // Display of a TOML string quotes it.
-        let (name, tenant) = (
-            toml::Value::from(name.as_str()),
-            toml::Value::from(tenant.as_str()),
-        );
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        let (name, tenant) = (quoted(name), quoted(&entry.tenant));
+        let stream = entry.stream.as_deref().map(quoted);
+        let stream = stream.map(|stream| format!("stream = {stream}\n"));
         let _ = write!(
             text,
-            "\n[credential.{name}]\ntenant = {tenant}\nverifier = \"{verifier}\"\n"
+            "\n[credential.{name}]\ntenant = {tenant}\n{}verifier = \"{}\"\n",
+            stream.unwrap_or_default(),
+            entry.verifier
         );
     }
     text
@@ -268,15 +294,17 @@ mod tests {
     fn adds_lists_and_removes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("credentials.toml");
-        let made = add(&path, "app@shop.example", "shop", None).unwrap();
+        let made = add(&path, "app@shop.example", "shop", None, None).unwrap();
         assert_eq!(made.len(), MADE_PASSWORD_LENGTH);
         let chosen = Zeroizing::new("correct horse battery".to_owned());
-        add(&path, "other", "it's \"quoted\"", Some(chosen)).unwrap();
+        add(&path, "other", "it's \"quoted\"", Some("bulk"), Some(chosen)).unwrap();
         let entries = read(&path).unwrap();
         assert_eq!(entries.len(), 2);
-        assert!(entries["app@shop.example"].1.matches(made.as_bytes()));
-        assert_eq!(entries["other"].0, "it's \"quoted\"");
-        assert_eq!(entries["other"].1.iterations(), CHOSEN_ITERATIONS);
+        assert!(entries["app@shop.example"].verifier.matches(made.as_bytes()));
+        assert_eq!(entries["other"].tenant, "it's \"quoted\"");
+        assert_eq!(entries["other"].stream.as_deref(), Some("bulk"));
+        assert_eq!(entries["app@shop.example"].stream, None);
+        assert_eq!(entries["other"].verifier.iterations(), CHOSEN_ITERATIONS);
         let text = fs::read_to_string(&path).unwrap();
         assert!(!text.contains(&**made) && !text.contains("horse"));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
@@ -284,7 +312,7 @@ mod tests {
         remove(&path, "other").unwrap();
         assert!(matches!(remove(&path, "other"), Err(FileError::Unknown(_))));
         assert!(matches!(
-            add(&path, "app@shop.example", "x", None),
+            add(&path, "app@shop.example", "x", None, None),
             Err(FileError::Taken(_))
         ));
         assert_eq!(read(&path).unwrap().len(), 1);
@@ -294,10 +322,10 @@ mod tests {
     fn keeps_mode_and_link_of_the_file_it_replaces() {
         let folder = tempfile::tempdir().unwrap();
         let (path, link) = (folder.path().join("real"), folder.path().join("link"));
-        add(&path, "a", "t", None).unwrap();
+        add(&path, "a", "t", None, None).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         std::os::unix::fs::symlink("real", &link).unwrap();
-        add(&link, "b", "t", None).unwrap();
+        add(&link, "b", "t", None, None).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(read(&path).unwrap().len(), 2);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
@@ -308,13 +336,16 @@ mod tests {
         let path = Path::new("/nowhere/credentials.toml");
         for name in ["", "a b", "a\0b", "ü", "a\n[x]", &"x".repeat(129)] {
             assert!(
-                matches!(add(path, name, "t", None), Err(FileError::Name(_))),
+                matches!(add(path, name, "t", None, None), Err(FileError::Name(_))),
                 "{name:?}"
             );
         }
         for password in ["", "short", "twelve chars\n", "zwölf Zeichen"] {
             let password = Some(Zeroizing::new(password.to_owned()));
-            assert!(matches!(add(path, "a", "t", password), Err(FileError::Password)));
+            assert!(matches!(
+                add(path, "a", "t", None, password),
+                Err(FileError::Password)
+            ));
         }
     }
 
@@ -340,7 +371,7 @@ mod tests {
         std::thread::scope(|scope| {
             for number in 0..8 {
                 let path = &path;
-                scope.spawn(move || add(path, &format!("user{number}"), "t", None).unwrap());
+                scope.spawn(move || add(path, &format!("user{number}"), "t", None, None).unwrap());
             }
         });
         assert_eq!(read(&path).unwrap().len(), 8);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mail_core::{Domain, EnhancedCode, Recipient, Timestamp};
-use queue::{Backoff, CommitError, Fate, Hop, NewMessage, Queue, Settle, UnitKey, Waiting};
+use queue::{CommitError, Fate, Hop, NewMessage, Queue, Settle, UnitKey, Waiting};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
@@ -219,7 +219,6 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
 struct Courier<N: Net> {
     parts: Parts<N>,
     reports: ReportSettings,
-    backoff: Backoff,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -227,7 +226,6 @@ impl<N: Net> Courier<N> {
     fn new(parts: Parts<N>, events: mpsc::UnboundedSender<Event>) -> Rc<Self> {
         Rc::new(Self {
             reports: ReportSettings::new(&parts.settings),
-            backoff: super::backoff(&parts.settings.delivery.retry),
             parts,
             events,
         })
@@ -602,13 +600,16 @@ impl<N: Net> Courier<N> {
         if notices.iter().any(|notice| notice.told.kind() == Kind::Delayed) && !reports.is_empty() {
             past.delay_told = Some(now);
         }
+        let delivery = &self.parts.settings.delivery;
+        let stream = delivery.streams.get(original.stream);
+        let backoff = super::backoff(stream.map_or(&delivery.retry, |stream| &stream.retry));
         let mut settle = settle::settle(
             unit,
             past,
             outcomes,
             hop,
             reports,
-            (&self.backoff, self.parts.random.fraction()),
+            (&backoff, self.parts.random.fraction()),
             now,
         );
         if let Some(again) = &mut settle.again {

@@ -1,12 +1,10 @@
 //! A lane: one site from one source, the unit of connections, tokens and back-off.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
-use queue::QueueId;
 
 use crate::config::settings::{AddressFamily, DeliverySettings, Destination, DestinationLimits, TlsLevel};
 use crate::config::smart_hosts::SmartHost;
@@ -15,6 +13,7 @@ use crate::world::MxHost;
 use super::connection::open::Terms;
 use super::limiter::Limiter;
 use super::shard::Ending;
+use super::turn::Turn;
 
 /// What tells lanes apart. Two destination rules never share a lane, so that a rule's limits and TLS level hold for all
 /// that is sent through it.
@@ -156,7 +155,7 @@ pub struct Lane {
     /// Connections at once.
     pub max_connections: usize,
     /// Queues with units due, in the order of their turns.
-    pub turn: VecDeque<QueueId>,
+    pub turn: Turn,
     /// Active queues whose mail goes this way.
     pub queues: usize,
     /// Connections that wait for a unit, the one used last at the end.
@@ -179,7 +178,7 @@ impl Lane {
             plan: Rc::new(plan),
             limiter: Limiter::new(rule.limits.messages_per_second, now),
             max_connections: rule.limits.connections,
-            turn: VecDeque::new(),
+            turn: Turn::default(),
             queues: 0,
             idle: Vec::new(),
             open: 0,

@@ -17,6 +17,7 @@ mod scram;
 pub mod settle;
 pub mod shard;
 pub mod smart_host;
+pub mod turn;
 
 use queue::Backoff;
 

@@ -484,8 +484,7 @@ impl Shard {
             };
             let scope = HoldScope::Lane(at.key.scope());
             self.queue.hold(scope.clone(), record);
-            let waiting: Vec<_> = at.turn.iter().copied().collect();
-            for id in waiting {
+            for id in at.turn.queues() {
                 self.hold_back(id, &scope, until, now);
             }
         }
@@ -754,7 +753,8 @@ impl Shard {
             && let Some(at) = self.lanes.get_mut(lane)
         {
             active.in_turn = true;
-            at.turn.push_back(id);
+            let weight = self.settings.streams.weight(&active.name.stream);
+            at.turn.push(id, &active.name, weight);
         }
         if now >= active.confirm {
             self.look_up(id, now);
@@ -931,7 +931,7 @@ impl Shard {
     pub(super) fn leave_lane(&mut self, id: QueueId, lane: LaneId) {
         if let Some(at) = self.lanes.get_mut(lane) {
             at.queues -= 1;
-            at.turn.retain(|&queue| queue != id);
+            at.turn.remove(id);
         }
         self.forget_lane(lane);
     }
@@ -1045,7 +1045,7 @@ impl Shard {
                         },
                         message,
                     };
-                    self.lanes[lane].turn.rotate_left(1);
+                    self.lanes[lane].turn.served();
                     self.send(lane, job);
                 }
                 None => self.lanes[lane].limiter.refund(),
@@ -1053,16 +1053,16 @@ impl Shard {
         }
     }
 
-    /// The queue whose turn it is, brought to the front. Queues with nothing due leave the turn.
+    /// The queue whose turn it is. Queues with nothing due leave the turn.
     fn next_turn(&mut self, lane: LaneId, now: Timestamp) -> Option<QueueId> {
         loop {
-            let id = *self.lanes.get(lane)?.turn.front()?;
+            let id = self.lanes.get(lane)?.turn.front()?;
             self.fill(id, now);
             let due = self.active.get(&id).and_then(|active| active.agenda.earliest());
             if due.is_some_and(|due| due <= now) {
                 return Some(id);
             }
-            self.lanes[lane].turn.pop_front();
+            self.lanes[lane].turn.drop_front();
             if let Some(active) = self.active.get_mut(&id) {
                 active.in_turn = false;
                 self.look_at(id, now);
@@ -1164,7 +1164,7 @@ impl Shard {
 
     /// A resting lane: its queues leave memory if it is for long, and wait otherwise.
     fn rest_lane(&mut self, lane: LaneId, until: Timestamp, now: Timestamp) {
-        let waiting = std::mem::take(&mut self.lanes[lane].turn);
+        let waiting = std::mem::take(&mut self.lanes[lane].turn).queues();
         for &id in &waiting {
             if let Some(active) = self.active.get_mut(&id) {
                 active.in_turn = false;

@@ -51,7 +51,7 @@ pub(super) fn write(lab: &Lab, domain: &Domain) -> anyhow::Result<(PathBuf, Acce
 
     let credentials = dir.join("credentials.toml");
     remove(&credentials)?;
-    let password = file::add(&credentials, USERNAME, TENANT, None)?;
+    let password = file::add(&credentials, USERNAME, TENANT, None, None)?;
 
     let config = dir.join("postrider.toml");
     write_file(&config, &configuration(lab, domain, &relay))?;

@@ -1,7 +1,5 @@
 //! Who may send what: the rules a message meets before it is kept (RFC 6409 §6.1).
 
-use std::sync::Arc;
-
 use mail_core::header;
 use mail_core::{Reply, ReversePath};
 
@@ -66,11 +64,6 @@ pub(super) fn content(tenant: &Tenant, message: &[u8]) -> Option<Reply> {
             Some(Reply::new(550, 6, 0, "").with_text(format!("the message's From can't be read: {error}")))
         }
     }
-}
-
-/// The only stream there is so far.
-pub(super) fn stream() -> Arc<str> {
-    "transactional".into()
 }
 
 #[cfg(test)]

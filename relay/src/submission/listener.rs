@@ -18,6 +18,7 @@ use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
 use crate::config::settings::{Listener, ListenerKind};
+use crate::config::streams;
 use crate::delivery::exchange::Doors;
 use crate::world::Random;
 
@@ -152,14 +153,14 @@ pub async fn run(
 }
 
 pub(super) fn service(
-    kind: &ListenerKind,
+    listener: &Listener,
     tls: Option<Arc<ServerConfig>>,
     front: &Arc<Front>,
     random: Random,
     doors: Doors,
     stop: watch::Receiver<bool>,
 ) -> Service {
-    let settings = &front.settings;
+    let (settings, kind) = (&front.settings, &listener.kind);
     let (implicit_tls, tenant, auth) = match kind {
         ListenerKind::Submission(_) => (false, None, auth()),
         ListenerKind::Submissions(_) => (true, None, auth()),
@@ -195,6 +196,7 @@ pub(super) fn service(
         tls,
         implicit_tls,
         tenant,
+        stream: listener.stream.clone().unwrap_or_else(|| streams::DEFAULT.into()),
         random,
         doors,
         stop,
@@ -263,7 +265,7 @@ impl Gate {
     fn new(terms: &Terms, random: Random, doors: Doors, stop: watch::Receiver<bool>) -> Rc<Self> {
         let Terms { front, listener, tls } = terms;
         Rc::new(Self {
-            service: Rc::new(service(&listener.kind, tls.clone(), front, random, doors, stop)),
+            service: Rc::new(service(listener, tls.clone(), front, random, doors, stop)),
             proxies: listener.proxies.clone(),
         })
     }

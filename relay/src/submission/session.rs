@@ -58,6 +58,8 @@ pub(super) struct Service {
     pub(super) implicit_tls: bool,
     /// For whom clients speak that need not log in.
     pub(super) tenant: Option<Arc<str>>,
+    /// In which stream their mail is.
+    pub(super) stream: Arc<str>,
     pub(super) random: Random,
     /// To the shards.
     pub(super) doors: Doors,
@@ -103,6 +105,8 @@ pub(super) struct Shell<S> {
     /// For whom the client speaks, and by which credential.
     tenant: Option<Arc<str>>,
     credential: Option<Arc<str>>,
+    /// In which stream the credential's mail is, where it says so.
+    stream: Option<Arc<str>>,
     tls: Option<String>,
     /// Our certificate on this connection.
     leaf: Option<CertificateDer<'static>>,
@@ -142,6 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             data: None,
             chunks: None,
             credential: None,
+            stream: None,
             tls: None,
             leaf: None,
             scram: None,
@@ -404,7 +409,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             return replies::TOO_MANY_RECIPIENTS;
         }
         let refused = session.envelope().and_then(|envelope| {
-            let sender = self.sender(&envelope.reverse_path, None);
+            let sender = self.sender(&envelope.reverse_path, Some(self.stream()));
             self.service.front.routing.refusal(sender, &recipient.mailbox)
         });
         match refused {
@@ -447,6 +452,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         Some(front.over(450, over))
     }
 
+    /// In which stream mail is: the credential's, or the listener's.
+    fn stream(&self) -> &Arc<str> {
+        self.stream.as_ref().unwrap_or(&self.service.stream)
+    }
+
     fn sender<'a>(&'a self, reverse_path: &'a ReversePath, stream: Option<&'a str>) -> Sender<'a> {
         Sender {
             tenant: self.tenant.as_deref().unwrap_or_default(),
@@ -474,7 +484,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             .rules()
             .and_then(|tenant| admission::content(tenant, &data.octets))
             .or_else(|| admission::looping(&data.octets, self.service.front.settings.submission.max_received))
-            .or_else(|| self.refused_by_route(&envelope, &admission::stream()))
+            .or_else(|| self.refused_by_route(&envelope, self.stream()))
         {
             self.entered.received();
             tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %envelope.reverse_path, %reply, "refused");
@@ -511,6 +521,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         tracing::info!(
             %id,
             tenant = self.tenant.as_deref(),
+            stream = %self.stream(),
             client = %self.client,
             from = %envelope.reverse_path,
             recipients = envelope.recipients.len(),
@@ -541,7 +552,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             protocol,
             tls: self.tls.as_deref(),
         };
-        let stream = admission::stream();
+        let stream = self.stream().clone();
+        let streams = &front.settings.delivery.streams;
+        let expire_after = streams
+            .get(&stream)
+            .map_or(front.settings.store.expire_after, |stream| stream.expire_after);
         let sender = self.sender(&envelope.reverse_path, Some(&stream));
         let rewrites = &front.settings.routing.rewrites;
         let placed = front.routing.place(sender, &envelope.recipients);
@@ -551,7 +566,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         NewMessage {
             id,
             received_at: now,
-            expires_at: now + front.settings.store.expire_after,
+            expires_at: now + expire_after,
             tenant: self.tenant.clone().unwrap_or_else(|| "none".into()),
             stream: stream.clone(),
             reverse_path: rewrite::reverse_path(rewrites, &envelope.reverse_path),

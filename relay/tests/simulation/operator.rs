@@ -388,7 +388,7 @@ fn a_delete_takes_what_its_selector_names_and_nothing_that_came_later() {
             &relay.routing,
             START + MINUTE / 2 + Duration::from_secs(1),
         );
-        let later = relay.queue.accept(later).await.unwrap();
+        let later = relay.queue.accept(Arc::new(later)).await.unwrap();
         relay.doors.tell(&later.units, None).await;
         let pages = relay.delete(of_domain("d2.test"), preview.token, None).await;
         assert_eq!((pages[0].done, pages.len()), (2, 1));

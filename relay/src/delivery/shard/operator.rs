@@ -114,7 +114,7 @@ impl Shard {
         if let (true, Way::Lane(lane)) = (in_turn, way)
             && let Some(at) = self.lanes.get_mut(lane)
         {
-            at.turn.retain(|&queue| queue != id);
+            at.turn.remove(id);
         }
         if let Some(active) = self.active.get_mut(&id) {
             active.in_turn = false;

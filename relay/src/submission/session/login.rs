@@ -119,12 +119,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 .login_failed(&found.name, "its tenant is not configured")
                 .await;
         };
+        let streams = &front.settings.delivery.streams;
+        if found
+            .stream
+            .as_ref()
+            .is_some_and(|stream| streams.get(stream).is_none())
+        {
+            return self
+                .login_failed(&found.name, "its stream is not configured")
+                .await;
+        }
         if !self.entered.speak_for(&found.tenant, tenant) {
             return Reply::new(421, 3, 2, "too many connections of this tenant");
         }
         front.logins.succeeded(&found.name);
         self.count_login("ok");
         (self.tenant, self.credential) = (Some(found.tenant), Some(found.name));
+        self.stream = found.stream;
         replies::LOGGED_IN
     }
 

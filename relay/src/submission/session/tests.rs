@@ -39,7 +39,7 @@ impl Door {
         let certificate = parameters.self_signed(&key).unwrap();
         write(&path("certificate.pem"), &certificate.pem());
         write(&path("key.pem"), &key.serialize_pem());
-        let password = file::add(&path("credentials.toml"), "ada", "t", None).unwrap();
+        let password = file::add(&path("credentials.toml"), "ada", "t", None, None).unwrap();
         let text = format!(
             "hostname = \"mx.test\"\n[store]\npath = \"queue\"\nmin_free = 0\n[tenants.t]\nsenders = [\"*\"]\n\
              [[listener]]\nkind = \"submission\"\naddress = \"127.0.0.1:0\"\ncertificate = \"certificate.pem\"\n\
@@ -73,17 +73,23 @@ impl Door {
 
     /// A client's end of a new session. `implicit_tls`: of a listener where TLS comes first.
     fn open(&self, implicit_tls: bool) -> DuplexStream {
-        let ListenerKind::Submission(files) = self.front.settings.listeners[0].kind.clone() else {
+        let mut listener = self.front.settings.listeners[0].clone();
+        let ListenerKind::Submission(files) = listener.kind.clone() else {
             panic!("not a submission listener")
         };
         let tls = crate::tls::server_config(&files).unwrap();
-        let kind = if implicit_tls {
-            ListenerKind::Submissions(files)
-        } else {
-            ListenerKind::Submission(files)
-        };
+        if implicit_tls {
+            listener.kind = ListenerKind::Submissions(files);
+        }
         let (random, stop) = (Random::seeded(1), self.stop.subscribe());
-        let service = service(&kind, Some(tls), &self.front, random, self.doors.clone(), stop);
+        let service = service(
+            &listener,
+            Some(tls),
+            &self.front,
+            random,
+            self.doors.clone(),
+            stop,
+        );
         let client: IpAddr = "192.0.2.1".parse().unwrap();
         let entered = self.front.enter(client).unwrap();
         let (ours, theirs) = duplex(1 << 16);
