@@ -20,7 +20,7 @@ use crate::records::{
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::suspension::Selector;
 use crate::upload::{self, Abandoned, Leftover};
-use crate::{CommitError, ReadError};
+use crate::{CommitError, DeadlineKey, ReadError};
 
 /// Queues whose record and number are kept in memory, some 300 octets each; all are forgotten when there are more.
 const CACHED_QUEUES: usize = 32_768;
@@ -57,6 +57,10 @@ pub(crate) enum Request {
     Hold {
         scope: HoldScope,
         record: HoldRecord,
+    },
+    /// These have been told of, or are gone.
+    Forget {
+        notices: Vec<DeadlineKey>,
     },
     Lift {
         scope: HoldScope,
@@ -243,6 +247,12 @@ impl Committer {
                 self.journal(group, &event);
                 Ok(())
             }
+            Request::Forget { notices } => {
+                for notice in notices {
+                    group.batch.delete(Family::Notice, notice.as_bytes());
+                }
+                Ok(())
+            }
             Request::Lift { scope } => {
                 group.batch.delete(Family::Hold, &keys::hold(&scope));
                 Ok(())
@@ -318,6 +328,12 @@ impl Committer {
             group
                 .batch
                 .put(Family::Deadline, &deadline, unit.unit.to_be_bytes().to_vec());
+            if message.wants_notice(unit.unit) {
+                let notice = keys::deadline(message.received_at, unit.queue, unit.id);
+                group
+                    .batch
+                    .put(Family::Notice, &notice, unit.unit.to_be_bytes().to_vec());
+            }
             let queue = self.queue_mut(unit.queue)?;
             queue.record.count += 1;
             queue.record.bytes += bytes;

@@ -459,6 +459,7 @@ fn body_bytes(request: &Request) -> usize {
         Request::Rest { .. }
         | Request::Hold { .. }
         | Request::Lift { .. }
+        | Request::Forget { .. }
         | Request::Suspend { .. }
         | Request::Resume { .. }
         | Request::Retry { .. }

@@ -26,7 +26,7 @@ pub use groups::GroupError;
 pub use intake::{Pending, Status};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
 pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
-pub use read::{DeadlineKey, Message, Unit};
+pub use read::{DeadlineKey, Message, Overdue, Unit};
 pub use records::{
     EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin, QueueRecord, Signature, StateRecord,
     SuspensionRecord, Waiting,
@@ -274,6 +274,13 @@ impl Queue {
     /// Ends a rest. May be lost when the committer is busy: the destination is tried again when the rest is over.
     pub fn lift(&self, scope: HoldScope) {
         self.intake.tell(committer::Request::Lift { scope });
+    }
+
+    /// Nobody need be told of these delays any more. May be lost when the committer is busy: they are found again then.
+    pub fn forget_notices(&self, notices: Vec<DeadlineKey>) {
+        if !notices.is_empty() {
+            self.intake.tell(committer::Request::Forget { notices });
+        }
     }
 
     /// Whether it takes mail, and if not, why.

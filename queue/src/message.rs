@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mail_core::{BodyType, Domain, DsnOptions, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{
+    BodyType, Domain, DsnOptions, Mailbox, MessageId, Notify, Recipient, ReversePath, Timestamp,
+};
 
 use crate::names::{RouteGroup, UnitKey};
 use crate::records::{EventKind, Hop, Origin, Signature};
@@ -54,6 +56,13 @@ impl NewMessage {
     /// Octets as the client sent them, the fields on top not counted.
     pub fn body_bytes(&self) -> u64 {
         self.body.len() as u64 + self.rest.as_ref().map_or(0, Uploaded::bytes)
+    }
+
+    /// Whether its sender asked to hear of a delay of some recipient of this unit (RFC 3461 §4.1).
+    pub(crate) fn wants_notice(&self, unit: u16) -> bool {
+        let asked = |recipient: &Recipient| matches!(recipient.notify, Some(Notify::On { delay: true, .. }));
+        let unit = self.units.get(usize::from(unit));
+        self.reverse_path.mailbox().is_some() && unit.is_some_and(|unit| unit.recipients.iter().any(asked))
     }
 
     /// Whether it has units, not too many, and each for a destination of its own: a queue has one deadline for a message.

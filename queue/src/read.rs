@@ -37,6 +37,15 @@ pub struct Unit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadlineKey([u8; 32]);
 
+impl DeadlineKey {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// What [`Queue::delayed`] found, and where to go on where there may be more.
+pub type Overdue = (Vec<(DeadlineKey, Option<UnitKey>)>, Option<DeadlineKey>);
+
 impl Queue {
     /// Queues that wake no later than `until`, in that order, after `after`.
     pub fn waking(
@@ -154,27 +163,51 @@ impl Queue {
         limit: usize,
         wanted: impl Fn(QueueId) -> bool,
     ) -> Result<(Vec<UnitKey>, Option<DeadlineKey>), ReadError> {
+        let (found, more) = self.overdue(Family::Deadline, now, after, limit, wanted)?;
+        Ok((found.into_iter().filter_map(|(_, unit)| unit).collect(), more))
+    }
+
+    /// Units that came in before `before` and whose senders want to hear of a delay, as [`Queue::expired`] gives them; none
+    /// where the unit has ended. Each with the key for [`Queue::forget_notices`].
+    pub fn delayed(
+        &self,
+        before: Timestamp,
+        after: Option<DeadlineKey>,
+        limit: usize,
+        wanted: impl Fn(QueueId) -> bool,
+    ) -> Result<Overdue, ReadError> {
+        self.overdue(Family::Notice, before, after, limit, wanted)
+    }
+
+    fn overdue(
+        &self,
+        family: Family,
+        now: Timestamp,
+        after: Option<DeadlineKey>,
+        limit: usize,
+        wanted: impl Fn(QueueId) -> bool,
+    ) -> Result<Overdue, ReadError> {
         let mut found = Vec::new();
         let mut last = None;
         // The least key greater than `after`.
         let from = after.map_or(Vec::new(), |key| [&key.0[..], &[0]].concat());
         // Seconds are rounded up in the key: a bucket is over when its second has begun.
         let to = (now.seconds() + 1).to_be_bytes();
-        self.store.scan(Family::Deadline, &from, &to, &mut |key, value| {
+        self.store.scan(family, &from, &to, &mut |key, value| {
             let unit = <[u8; 2]>::try_from(value).map(u16::from_be_bytes);
-            if let (Some((queue, id)), Ok(unit)) = (keys::parse_deadline(key), unit)
+            if let (Some((queue, id)), Ok(unit), Ok(key)) = (keys::parse_deadline(key), unit, key.try_into())
                 && wanted(queue)
             {
-                found.push((queue, id, unit));
-                last = key.try_into().ok().map(DeadlineKey);
+                found.push((DeadlineKey(key), queue, id, unit));
+                last = Some(DeadlineKey(key));
             }
             found.len() < limit
         })?;
         let more = last.filter(|_| found.len() == limit);
         let mut units = Vec::with_capacity(found.len());
-        for (queue, id, unit) in found {
+        for (key, queue, id, unit) in found {
             match self.stands_at(id, unit) {
-                Ok(due) => units.extend(due.map(|due| UnitKey { queue, due, id, unit })),
+                Ok(due) => units.push((key, due.map(|due| UnitKey { queue, due, id, unit }))),
                 // The others' time is up all the same.
                 Err(error @ ReadError::Damaged { .. }) => {
                     tracing::error!(%id, unit, %error, "a unit can't be expired");

@@ -39,11 +39,13 @@ pub enum Family {
     Suppression,
     /// Format version, name of the store, counters.
     Meta,
+    /// Units whose senders want to hear of a delay, by the time they came in.
+    Notice,
 }
 
 impl Family {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Body,
         Self::Envelope,
         Self::State,
@@ -57,6 +59,7 @@ impl Family {
         Self::Idempotency,
         Self::Suppression,
         Self::Meta,
+        Self::Notice,
     ];
 
     /// The name on disk; never changed.
@@ -75,6 +78,7 @@ impl Family {
             Self::Idempotency => "idempotency",
             Self::Suppression => "suppression",
             Self::Meta => "meta",
+            Self::Notice => "notice",
         }
     }
 }

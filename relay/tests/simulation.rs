@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkim_signer::Signer;
-use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, Domain, DsnOptions, MessageId, Notify, Recipient, ReversePath, Timestamp};
 use prometheus::Registry;
 use queue::store::MemoryStore;
 use queue::{EventKind, NewMessage, Origin, Queue, RouteGroup};
@@ -333,7 +333,13 @@ fn live(
 
 /// Placed by the rules; what is for `lost.test` goes by a way that is not configured.
 fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> NewMessage {
-    let recipient = Recipient::new(recipient.parse().unwrap());
+    let mut recipient = Recipient::new(recipient.parse().unwrap());
+    // Of these the sender wants to hear of delays, too.
+    recipient.notify = (recipient.mailbox.local() == "tell").then_some(Notify::On {
+        success: false,
+        failure: true,
+        delay: true,
+    });
     let reverse_path = ReversePath::Mailbox("sender@back.test".parse().unwrap());
     let mut random = [0; 10];
     random[8..].copy_from_slice(&number.to_be_bytes());
@@ -400,6 +406,15 @@ fn is_empty(queue: &Queue) -> bool {
         .unwrap()
         .iter()
         .all(|(_, record)| record.count == 0)
+}
+
+fn units(queue: &Queue) -> u64 {
+    queue
+        .queues(None, 1_000)
+        .unwrap()
+        .iter()
+        .map(|(_, queue)| queue.count)
+        .sum()
 }
 
 fn reports(world: &World) -> usize {
@@ -620,6 +635,26 @@ fn what_expires_while_another_shard_has_it_ends_once() {
         .filter(|&kind| kind == EventKind::Expired);
     assert_eq!(expired.count(), 40);
     assert_eq!(reports(&world), 40);
+}
+
+/// CASES row 36: also where nothing can be tried, and whichever shard has the queue. Once, and nothing is put off by it.
+#[test]
+fn a_delay_is_told_of_whatever_keeps_the_mail() {
+    let recipients: Vec<String> = (0..40).map(|number| format!("tell@d{number}.test")).collect();
+    let mut recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    recipients.push("silent@to.test");
+    let notice = "[delivery]\ndelay_notice_after = \"20m\"\n";
+    for host in [Host::Dead, Host::Rcpt("450 4.2.1 later")] {
+        let (world, queue) = deliver(hosted(host), notice, &recipients, 19 * MINUTE);
+        assert_eq!(reports(&world), 0, "{host:?}: too early");
+        assert_eq!(units(&queue), 41, "{host:?}");
+        let (world, queue) = deliver(hosted(host), notice, &recipients, 40 * MINUTE);
+        assert_eq!(reports(&world), 40, "{host:?}");
+        assert_eq!(units(&queue), 41, "{host:?}: all still wait");
+        let (world, queue) = deliver(hosted(host), notice, &recipients, 80 * MINUTE);
+        assert_eq!(reports(&world), 40 + 41, "{host:?}: each once, then the failures");
+        assert!(is_empty(&queue), "{host:?}");
+    }
 }
 
 #[test]

@@ -469,6 +469,9 @@ impl<N: Net> Courier<N> {
         let Some(prepared) = self.prepare(job).await else {
             return;
         };
+        if let Ending::Delayed(held_by) = ending {
+            return self.tell_of_delay(job.unit, &prepared, held_by).await;
+        }
         let outcomes = load(&prepared, job.unit.unit).recipients.into_iter().map(|open| {
             let (verdict, reply) = match &ending {
                 Ending::Discarded(reason) => (Verdict::Discarded, reason.to_string()),
@@ -477,6 +480,8 @@ impl<N: Net> Courier<N> {
                     let cause = Cause::Undeliverable(code, reply.text.to_string());
                     (Verdict::Failed(cause), reply.to_string())
                 }
+                // Told of above.
+                Ending::Delayed(_) => (Verdict::Later, String::new()),
                 Ending::Expired(held_by) => {
                     let last = open.last_reply.clone().or_else(|| held_by.clone());
                     let told = last
@@ -496,6 +501,33 @@ impl<N: Net> Courier<N> {
         });
         self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None, false)
             .await;
+    }
+
+    /// Tells the sender that the unit is late; it stays where it is, as it is.
+    async fn tell_of_delay(self: &Rc<Self>, unit: UnitKey, prepared: &Prepared, held_by: Option<String>) {
+        let cause = held_by.unwrap_or_else(|| "4.4.7 not tried yet".to_owned());
+        let outcomes: Vec<_> = load(prepared, unit.unit)
+            .recipients
+            .into_iter()
+            .map(|open| Outcome {
+                recipient: open.index,
+                mailbox: open.to.mailbox,
+                verdict: Verdict::Later,
+                reply: open.last_reply.unwrap_or_else(|| cause.clone()),
+                host: None,
+            })
+            .collect();
+        let (mut settle, mut told) = self.settlement(unit, prepared, &outcomes, None, false);
+        if settle.reports.is_empty() {
+            // It was told of by an attempt.
+            return self.tell(Event::Settled(unit, Settled::Untouched));
+        }
+        if let Some(again) = &mut settle.again {
+            (again.due, again.attempts) = (unit.due, past(prepared).attempts);
+        }
+        // Nothing has become of any recipient.
+        told.outcomes.clear();
+        self.hand_over(unit, settle, told).await;
     }
 
     /// Every host of the lane refused us for good: so does the unit end.
@@ -566,6 +598,10 @@ impl<N: Net> Courier<N> {
             return self.tell(Event::Settled(unit, Settled::Untouched));
         }
         let (settle, told) = self.settlement(unit, prepared, outcomes, hop, peer_reports);
+        self.hand_over(unit, settle, told).await;
+    }
+
+    async fn hand_over(self: &Rc<Self>, unit: UnitKey, settle: Settle, told: Told) {
         match self.parts.queue.settle(settle).await {
             Ok(pending) => {
                 let courier = self.clone();

@@ -138,6 +138,8 @@ pub enum Word {
     Wake(QueueId),
     /// The time of a unit is up, whose queue was lent to the receiver.
     Expired(UnitKey),
+    /// The sender of a unit wants to hear that it is late, whose queue was lent to the receiver.
+    Delayed(UnitKey),
     /// All connections are taken: close one that is idle.
     MakeRoom,
     /// An operator's order.

@@ -84,6 +84,8 @@ pub enum Ending {
     Discarded(Arc<str>),
     /// Its time is up. What held it last, where something did.
     Expired(Option<String>),
+    /// It does not end: its sender wants to hear that it is late, and what holds it.
+    Delayed(Option<String>),
 }
 
 /// What the courier is to do.
@@ -204,6 +206,8 @@ pub struct Shard {
     endings: usize,
     /// How far the deadline index was gone through.
     overdue_after: Option<DeadlineKey>,
+    /// Likewise of delays that senders want to hear of.
+    delayed_after: Option<DeadlineKey>,
     /// Lanes that would open a connection once another closes.
     starved: VecDeque<LaneId>,
     pub(super) draining: bool,
@@ -255,6 +259,7 @@ impl Shard {
             lifted: HashMap::new(),
             endings: 0,
             overdue_after: None,
+            delayed_after: None,
             starved: VecDeque::new(),
             draining: false,
             effects: Vec::new(),
@@ -306,6 +311,7 @@ impl Shard {
                     self.expire_unit(unit, now);
                 }
             }
+            Word::Delayed(unit) => self.find_delayed(unit, now),
             Word::Wake(id) => self.wake(id, now),
             Word::MakeRoom => drop(self.close_an_idle_one()),
             Word::Order(order) => self.order(order, now),
@@ -601,6 +607,7 @@ impl Shard {
         self.timers.insert((now + SCAN_EVERY, Timer::Scan));
         self.wake_queues(now);
         self.expire(now);
+        self.tell_of_delays(now);
         // Another shard may have closed a connection.
         self.feed_starved(now);
     }
@@ -645,6 +652,61 @@ impl Shard {
             } else if self.activate_anyway(unit.queue, now) {
                 self.expire_unit(unit, now);
             }
+        }
+    }
+
+    /// Senders who asked for it hear of a delay, whatever keeps their mail from being tried (RFC 3461 §5.2.5). It is forgotten
+    /// as soon as it is on its way: a crash in between loses the notice, and nothing else.
+    fn tell_of_delays(&mut self, now: Timestamp) {
+        let (place, after) = (self.place.clone(), self.delayed_after.take());
+        let at_home = |queue| place.home_elsewhere(queue).is_none();
+        let before = now - self.settings.delay_notice_after;
+        let Some((found, more)) = self.read(now, |queue| queue.delayed(before, after, SCAN_PAGE, at_home))
+        else {
+            return;
+        };
+        self.delayed_after = more;
+        let mut told = Vec::new();
+        for (key, unit) in found {
+            if self.endings >= MAX_ENDINGS {
+                self.delayed_after = after;
+                break;
+            }
+            told.push(key);
+            if let Some(unit) = unit {
+                self.find_delayed(unit, now);
+            }
+        }
+        self.queue.forget_notices(told);
+    }
+
+    /// Has the shard that holds the unit's queue tell of its delay. One that has just given it back says so to its home,
+    /// where the return was heard by then.
+    fn find_delayed(&mut self, unit: UnitKey, now: Timestamp) {
+        let home = self.place.home_elsewhere(unit.queue);
+        let elsewhere = home.or_else(|| self.lent.get(&unit.queue).copied());
+        if self.active.contains_key(&unit.queue) {
+            self.tell_of_delay(unit, now);
+        } else if let Some(shard) = elsewhere.filter(|_| !self.draining) {
+            self.tell(shard, Word::Delayed(unit));
+        } else if self.activate_anyway(unit.queue, now) {
+            self.tell_of_delay(unit, now);
+        }
+    }
+
+    /// Has a delay told of. A unit that is being worked on tells of it by its outcome.
+    fn tell_of_delay(&mut self, unit: UnitKey, now: Timestamp) {
+        let cause = self.cause(unit.queue, now);
+        if let Some(active) = self.active.get_mut(&unit.queue)
+            && active.agenda.claim_at(place(&unit))
+        {
+            self.endings += 1;
+            let job = Job { unit, message: None };
+            self.effects.push(Effect::End {
+                lane: None,
+                job,
+                ending: Ending::Delayed(cause),
+            });
         }
     }
 
