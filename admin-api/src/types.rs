@@ -1,5 +1,6 @@
 //! What goes over the wire, as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use mail_core::Timestamp;
@@ -129,6 +130,10 @@ pub struct MessageView {
     pub tenant: Option<String>,
     /// Which of their streams.
     pub stream: Option<String>,
+    /// The sender's own word for messages of a kind (`Postrider-Tag`).
+    pub tag: Option<String>,
+    /// The sender's own names and values (`Postrider-Metadata`).
+    pub metadata: BTreeMap<String, String>,
     /// Where reports go; empty for the null path.
     pub sender: Option<String>,
     /// Octets, as the client sent it.

@@ -77,6 +77,26 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
+/// The message without the fields that `goes` names, each with its folded lines; all other octets stay as they are. `None` where
+/// there is no such field.
+pub fn without(message: &[u8], goes: impl Fn(&Field<'_>) -> bool) -> Option<Vec<u8>> {
+    let (block, _) = split(message);
+    let mut fields = fields(block);
+    let (mut rest, mut copied) = (Vec::new(), 0);
+    while let Some(field) = fields.next() {
+        if goes(&field) {
+            let end = block.len() - fields.rest.len();
+            rest.reserve(message.len() - copied);
+            rest.extend_from_slice(&message[copied..end - field.raw.len()]);
+            copied = end;
+        }
+    }
+    (copied > 0).then(|| {
+        rest.extend_from_slice(&message[copied..]);
+        rest
+    })
+}
+
 /// RFC 5322 §2.2: printable US-ASCII without the colon.
 fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(u8::is_ascii_graphic)

@@ -242,6 +242,8 @@ impl Committer {
                     attempt: record.failures,
                     hop: None,
                     reply: format!("{}: {}", scope_name(&scope), record.cause),
+                    tag: None,
+                    metadata: Vec::new(),
                 };
                 self.put(group, Family::Hold, &keys::hold(&scope), &record);
                 self.journal(group, &event);
@@ -376,6 +378,8 @@ impl Committer {
             attempt: 0,
             hop: None,
             reply: String::new(),
+            tag: message.tag.clone(),
+            metadata: message.metadata.clone(),
         };
         let envelope = EnvelopeRecord {
             received_at: message.received_at,
@@ -686,6 +690,8 @@ impl Committer {
             attempt: settle.attempt,
             hop: settle.hop.clone(),
             reply: reply.to_owned(),
+            tag: None,
+            metadata: Vec::new(),
         };
         for end in &settle.ends {
             self.journal(

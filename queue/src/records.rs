@@ -32,7 +32,6 @@ impl Record for QueueRecord {}
 impl Record for HoldRecord {}
 impl Record for SuspensionRecord {}
 impl Record for Counters {}
-impl Record for Event {}
 impl Record for GroupRecord {}
 impl Record for UploadRecord {}
 
@@ -296,6 +295,10 @@ pub struct Event {
     pub hop: Option<Hop>,
     /// The reply, or the cause.
     pub reply: String,
+    /// Of `accepted`: the sender's own word for messages of a kind.
+    pub tag: Option<Arc<str>>,
+    /// Of `accepted`: the sender's own names and values.
+    pub metadata: Vec<(String, String)>,
 }
 
 /// Where an attempt went.

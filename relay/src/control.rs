@@ -337,6 +337,7 @@ fn view(id: MessageId, message: Option<Message>, history: &[Event]) -> Option<Me
     let told = Told::new(history);
     let name = history.iter().find_map(|event| event.queue.as_ref());
     let envelope = message.as_ref().map(|message| &message.envelope);
+    let accepted = history.iter().find(|event| event.kind == EventKind::Accepted);
     let queued = message.as_ref().is_some_and(|message| !message.units.is_empty());
     Some(MessageView {
         id: id.to_string(),
@@ -347,6 +348,15 @@ fn view(id: MessageId, message: Option<Message>, history: &[Event]) -> Option<Me
         stream: envelope
             .map(|envelope| envelope.stream.to_string())
             .or_else(|| Some(name?.stream.to_string())),
+        tag: accepted
+            .and_then(|event| event.tag.as_deref())
+            .or_else(|| envelope?.tag.as_deref())
+            .map(str::to_owned),
+        metadata: accepted
+            .map(|event| &event.metadata)
+            .or_else(|| Some(&envelope?.metadata))
+            .map(|pairs| pairs.iter().cloned().collect())
+            .unwrap_or_default(),
         sender: envelope.map(|envelope| {
             let sender = envelope.reverse_path.mailbox();
             sender.map(Mailbox::to_string).unwrap_or_default()

@@ -79,6 +79,14 @@ impl Loaded {
         }
     }
 
+    /// The sender's own word for messages of a kind.
+    pub fn tag(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Memory(message) => message.tag.as_ref(),
+            Self::Record(_, envelope) => envelope.tag.as_ref(),
+        }
+    }
+
     fn smtputf8(&self) -> bool {
         match self {
             Self::Memory(message) => message.smtputf8,

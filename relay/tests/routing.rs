@@ -60,7 +60,7 @@ fn start(more: &str) -> (Running, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("postrider.toml");
     let text = format!(
-        "hostname = \"relay.test\"\n[store]\npath = \"q\"\nmin_free = \"1MiB\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\n\
+        "hostname = \"relay.test\"\n[store]\npath = \"q\"\nmin_free = \"1MiB\"\n[tenants.t]\nsenders = [\"*\"]\nheader_fields = [\"stream\"]\n[[listener]]\n\
          kind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n\
          [dns]\nservers = [\"127.0.0.1:1\"]\n{more}"
     );
@@ -148,9 +148,9 @@ fn rules_refuse_discard_and_send_to_a_smart_host() {
     );
     assert!(got.contains(&"From: Ada <ada@new.test>".to_owned()), "{got:?}");
 
-    // What the stream decides is told at RCPT, too: no field of the message may change it.
+    // What the stream decides is told at the end, for the whole message, where a field of it may name the stream.
     let replies = client.send("ada@old.test", &["x@late.test", "x@ok.test"], message);
-    assert_eq!(replies[0], "550 5.7.1 not this stream");
+    assert_eq!(replies[2], "550 5.7.1 <x@late.test>: not this stream");
 
     let begun = std::time::Instant::now();
     let discarded = loop {

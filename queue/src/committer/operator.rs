@@ -103,5 +103,7 @@ fn of_queues(kind: EventKind, at: Timestamp, reply: String) -> Event {
         attempt: 0,
         hop: None,
         reply,
+        tag: None,
+        metadata: Vec::new(),
     }
 }

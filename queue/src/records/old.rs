@@ -6,8 +6,10 @@ use bytes::Bytes;
 use mail_core::{BodyType, DsnOptions, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
 use serde::Deserialize;
 
-use super::{EnvelopeRecord, Origin, Record, Signature, StateRecord, UnitRecord, Waiting};
-use crate::names::QueueId;
+use super::{
+    EnvelopeRecord, Event, EventKind, Hop, Origin, Record, Signature, StateRecord, UnitRecord, Waiting,
+};
+use crate::names::{QueueId, QueueName};
 
 /// Version 1 knew nothing of DSN parameters, SMTPUTF8 and the sender's own words.
 #[derive(Deserialize)]
@@ -111,6 +113,46 @@ impl From<StateV1> for StateRecord {
             open: old.open,
             signature: old.signature,
             delay_told: None,
+        }
+    }
+}
+
+/// Version 1 did not tell of the sender's own words.
+#[derive(Deserialize)]
+struct EventV1 {
+    at: Timestamp,
+    kind: EventKind,
+    id: Option<MessageId>,
+    queue: Option<QueueName>,
+    unit: u16,
+    recipients: Vec<String>,
+    attempt: u32,
+    hop: Option<Hop>,
+    reply: String,
+}
+
+impl Record for Event {
+    const VERSION: u8 = 2;
+
+    fn read_old(version: u8, payload: &[u8]) -> Option<postcard::Result<Self>> {
+        (version == 1).then(|| postcard::from_bytes(payload).map(|old: EventV1| old.into()))
+    }
+}
+
+impl From<EventV1> for Event {
+    fn from(old: EventV1) -> Self {
+        Self {
+            at: old.at,
+            kind: old.kind,
+            id: old.id,
+            queue: old.queue,
+            unit: old.unit,
+            recipients: old.recipients,
+            attempt: old.attempt,
+            hop: old.hop,
+            reply: old.reply,
+            tag: None,
+            metadata: Vec::new(),
         }
     }
 }

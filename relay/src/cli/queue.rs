@@ -422,6 +422,11 @@ fn show_message(message: &MessageView) -> String {
         "Tenant",
         tenant.map(|(tenant, stream)| format!("{tenant}, stream {stream}")),
     );
+    line("Tag", message.tag.clone());
+    for (number, (key, value)) in message.metadata.iter().enumerate() {
+        let name = if number == 0 { "Metadata" } else { "" };
+        line(name, Some(format!("{key} = {value}")));
+    }
     line("Size", message.bytes.map(size));
     line("Received", Some(message.received_at.to_string()));
     let client = message.client.as_ref().map(|client| {

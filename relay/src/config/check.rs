@@ -12,6 +12,8 @@ use dkim_signer::{PrivateKey, Selector};
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use crate::submission::fields::OwnField;
+
 use super::rates;
 use super::routes::routing;
 use super::section::{Check, Section, Spot};
@@ -149,6 +151,12 @@ fn tenants(top: &mut Section<'_>) -> BTreeMap<Arc<str>, Tenant> {
                 .optional_integer("max_connections", 1..=1_000_000)
                 .map(as_usize),
             rates: rates::tenant(section.section("rates")),
+            header_fields: section
+                .list::<OwnField>("header_fields")
+                .unwrap_or_default()
+                .into_iter()
+                .map(|spot| spot.value)
+                .collect(),
             archive: section.parsed::<Mailbox>("archive").map(|spot| spot.value),
         };
         section.end();

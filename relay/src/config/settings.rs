@@ -9,6 +9,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use crate::submission::fields::OwnField;
+
 use super::effective::Effective;
 use super::rates::{AddressRates, TenantRates};
 use super::routes::RoutingSettings;
@@ -150,6 +152,8 @@ pub struct Tenant {
     pub max_connections: Option<usize>,
     /// What they may hand over in a time.
     pub rates: TenantRates,
+    /// Header fields of ours that count in their mail.
+    pub header_fields: Vec<OwnField>,
     /// Who gets a copy of each message, beside its recipients.
     pub archive: Option<Mailbox>,
 }

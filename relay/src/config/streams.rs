@@ -34,6 +34,17 @@ impl Streams {
         self.0.iter().find(|stream| *stream.name == *name)
     }
 
+    /// Those that are always there.
+    pub(crate) fn usual(expire_after: Duration, retry: &Retry) -> Self {
+        let new = |name: &str, weight| Stream {
+            name: name.into(),
+            weight,
+            expire_after,
+            retry: retry.clone(),
+        };
+        Self(vec![new(DEFAULT, 10), new("bulk", 1)])
+    }
+
     /// A stream's weight. One that is no longer configured may still have mail, and has the least.
     pub fn weight(&self, name: &str) -> u32 {
         self.get(name).map_or(1, |stream| stream.weight)
@@ -67,13 +78,7 @@ pub(super) fn streams(
 ) -> Streams {
     /// Streams there may be: each is a part of every queue's name.
     const MOST: usize = 100;
-    let new = |name: &str, weight| Stream {
-        name: name.into(),
-        weight,
-        expire_after,
-        retry: usual.clone(),
-    };
-    let mut streams = vec![new(DEFAULT, 10), new("bulk", 1)];
+    let Streams(mut streams) = Streams::usual(expire_after, usual);
     let mut seen = BTreeSet::new();
     for (number, mut section) in top.sections("stream").into_iter().enumerate() {
         let name = section.string("name");

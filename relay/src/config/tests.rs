@@ -70,6 +70,7 @@ fn example_with_defaults() -> String {
         "address_connections",
         "address_messages",
         "archive",
+        "header_fields",
         "max_message = \"10MiB\"",
         "max_recipients = 500",
         "max_connections = 100",

@@ -655,6 +655,7 @@ impl<N: Net> Courier<N> {
             at: now,
             received_at: received_at(prepared),
             attempt: past.attempts + 1,
+            tag: prepared.message.tag().cloned(),
             outcomes: outcomes.to_vec(),
         };
         (settle, told)
@@ -719,36 +720,37 @@ impl<N: Net> Courier<N> {
         let metrics = &self.parts.metrics;
         let Outcome { mailbox, reply, .. } = outcome;
         let (id, attempt, host) = (unit.id, told.attempt, outcome.host.as_deref().unwrap_or_default());
+        let tag = told.tag.as_deref();
         match &outcome.verdict {
             Verdict::Delivered => {
                 let delay = told.at.since(told.received_at).as_secs_f64();
                 metrics.ended(Fate::Delivered);
                 metrics.delay.observe(delay);
-                tracing::info!(%id, recipient = %mailbox, host, attempt, delay, reply, "delivered");
+                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, delay, reply, "delivered");
             }
             Verdict::Failed(Cause::Expired(_)) => {
                 metrics.ended(Fate::Expired);
-                tracing::info!(%id, recipient = %mailbox, attempt, reply, "expired");
+                tracing::info!(%id, tag, recipient = %mailbox, attempt, reply, "expired");
             }
             Verdict::Failed(_) => {
                 metrics.ended(Fate::Bounced);
-                tracing::info!(%id, recipient = %mailbox, host, attempt, reply, "bounced");
+                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, reply, "bounced");
             }
             Verdict::Deleted(_) => {
                 metrics.ended(Fate::Deleted);
-                tracing::info!(%id, recipient = %mailbox, reason = reply, "deleted");
+                tracing::info!(%id, tag, recipient = %mailbox, reason = reply, "deleted");
             }
             Verdict::Discarded => {
                 metrics.ended(Fate::Discarded);
-                tracing::info!(%id, recipient = %mailbox, reason = reply, "discarded");
+                tracing::info!(%id, tag, recipient = %mailbox, reason = reply, "discarded");
             }
             Verdict::Later => {
                 metrics.deferred.inc();
-                tracing::info!(%id, recipient = %mailbox, host, attempt, reply, "deferred");
+                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, reply, "deferred");
             }
             Verdict::InDoubt => {
                 metrics.in_doubt.inc();
-                tracing::warn!(%id, recipient = %mailbox, host, attempt, reply, "in doubt");
+                tracing::warn!(%id, tag, recipient = %mailbox, host, attempt, reply, "in doubt");
             }
         }
     }
@@ -759,6 +761,7 @@ struct Told {
     at: Timestamp,
     received_at: Timestamp,
     attempt: u32,
+    tag: Option<Arc<str>>,
     outcomes: Vec<Outcome>,
 }
 

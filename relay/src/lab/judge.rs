@@ -229,6 +229,8 @@ mod tests {
             attempt: 1,
             hop: None,
             reply: String::new(),
+            tag: None,
+            metadata: Vec::new(),
         };
         let (delivered, bounced) = (end(EventKind::Delivered), end(EventKind::Bounced));
         let verdict = |algorithm: &str| lab::DkimVerdict {

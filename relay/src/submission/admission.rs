@@ -78,6 +78,7 @@ mod tests {
             max_recipients: None,
             max_connections: None,
             rates: Default::default(),
+            header_fields: Vec::new(),
             archive: None,
         }
     }

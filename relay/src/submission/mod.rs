@@ -2,6 +2,7 @@
 
 mod admission;
 mod end_point;
+pub mod fields;
 pub mod front;
 pub mod listener;
 pub mod logins;

@@ -14,7 +14,7 @@ use mail_core::smtp::command::MailFrom;
 use mail_core::smtp::data::Data;
 use mail_core::smtp::inbox::{Inbox, Line};
 use mail_core::smtp::server::{Action, Auth, Input, Question, Session, replies};
-use mail_core::{Envelope, MessageId, Recipient, Reply, ReversePath};
+use mail_core::{Envelope, Recipient, Reply, ReversePath, Timestamp};
 use queue::{CommitError, NewMessage, Origin};
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
@@ -33,6 +33,7 @@ use crate::routing::Sender;
 use crate::world::Random;
 
 use super::admission;
+use super::fields::{self, Asked, OwnField};
 use super::front::{Entered, Front};
 use super::rates::{Limit, Who};
 use super::stamp::{Arrival, prefix};
@@ -409,7 +410,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             return replies::TOO_MANY_RECIPIENTS;
         }
         let refused = session.envelope().and_then(|envelope| {
-            let sender = self.sender(&envelope.reverse_path, Some(self.stream()));
+            let listed = self.rules().map(|tenant| &*tenant.header_fields);
+            let is_open = listed.unwrap_or_default().contains(&OwnField::Stream);
+            // A field of the message may still name another.
+            let stream = (!is_open).then(|| &**self.stream());
+            let sender = self.sender(&envelope.reverse_path, stream);
             self.service.front.routing.refusal(sender, &recipient.mailbox)
         });
         match refused {
@@ -477,20 +482,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
 
     /// Keeps the message. 250 only once it is on disk (RFC 5321 §4.2.5, §6.1).
     async fn message(&mut self, session: &Session, envelope: Envelope) -> Reply {
-        let Some(data) = self.data.take() else {
+        let Some(mut data) = self.data.take() else {
             return Reply::new(451, 3, 0, "the message is not at hand");
         };
-        if let Some(reply) = self
-            .rules()
-            .and_then(|tenant| admission::content(tenant, &data.octets))
-            .or_else(|| admission::looping(&data.octets, self.service.front.settings.submission.max_received))
-            .or_else(|| self.refused_by_route(&envelope, self.stream()))
-        {
-            self.entered.received();
-            tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %envelope.reverse_path, %reply, "refused");
-            return reply;
-        }
-        let message = Arc::new(self.stamped(session, &envelope, data));
+        let asked = match self.admitted(&envelope, &mut data) {
+            Ok(asked) => asked,
+            Err(reply) => {
+                self.entered.received();
+                tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %envelope.reverse_path, %reply, "refused");
+                return reply;
+            }
+        };
+        let message = Arc::new(self.stamped(session, &envelope, data, asked));
         let (id, bytes) = (message.id, message.body_bytes());
         let kept = self.service.front.queue.accept(message.clone()).await;
         self.entered.received();
@@ -499,7 +502,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 let front = &self.service.front;
                 front.metrics.accepted.inc();
                 front.metrics.bytes.inc_by(bytes);
-                self.say_accepted(id, &envelope, bytes);
+                self.say_accepted(&message, &envelope);
                 let message = Kept::within(&front.keep, message);
                 self.service.doors.tell(&accepted.units, message).await;
                 Reply::new(250, 0, 0, "").with_text(format!("queued as {id}"))
@@ -511,27 +514,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         }
     }
 
-    fn say_accepted(&self, id: MessageId, envelope: &Envelope, bytes: u64) {
+    /// What the message's own fields ask for, all of them taken off; or why it is refused.
+    fn admitted(&self, envelope: &Envelope, data: &mut Data) -> Result<Asked, Reply> {
+        let settings = &self.service.front.settings;
+        let rules = self.rules();
+        let listed = rules.map(|tenant| &*tenant.header_fields).unwrap_or_default();
+        let now = self.service.front.clock.now();
+        let asked = fields::read(&data.octets, listed, &settings.delivery.streams, now)?;
+        data.octets = fields::taken_off(std::mem::take(&mut data.octets), &settings.hostname);
+        let stream = asked.stream.as_ref().unwrap_or(self.stream());
+        let refused = rules
+            .and_then(|tenant| admission::content(tenant, &data.octets))
+            .or_else(|| admission::looping(&data.octets, settings.submission.max_received))
+            .or_else(|| self.refused_by_route(envelope, stream));
+        refused.map_or(Ok(asked), Err)
+    }
+
+    fn say_accepted(&self, message: &NewMessage, envelope: &Envelope) {
         let recipients: Vec<_> = envelope
             .recipients
             .iter()
             .take(10)
             .map(|to| to.mailbox.to_string())
             .collect();
+        let pairs = message
+            .metadata
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        let pairs = pairs.collect::<Vec<_>>().join("; ");
         tracing::info!(
-            %id,
+            id = %message.id,
             tenant = self.tenant.as_deref(),
-            stream = %self.stream(),
+            stream = %message.stream,
+            tag = message.tag.as_deref(),
+            metadata = Some(pairs).filter(|pairs| !pairs.is_empty()),
             client = %self.client,
             from = %envelope.reverse_path,
             recipients = envelope.recipients.len(),
             to = recipients.join(","),
-            bytes,
+            bytes = message.body_bytes(),
             "accepted"
         );
     }
 
-    fn stamped(&self, session: &Session, envelope: &Envelope, data: Data) -> NewMessage {
+    fn stamped(&self, session: &Session, envelope: &Envelope, data: Data, asked: Asked) -> NewMessage {
         let front = &self.service.front;
         let now = front.clock.now();
         let id = self.service.random.message_id(now);
@@ -552,7 +578,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             protocol,
             tls: self.tls.as_deref(),
         };
-        let stream = self.stream().clone();
+        let stream = asked.stream.unwrap_or_else(|| self.stream().clone());
         let streams = &front.settings.delivery.streams;
         let expire_after = streams
             .get(&stream)
@@ -566,15 +592,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         NewMessage {
             id,
             received_at: now,
-            expires_at: now + expire_after,
+            expires_at: (now + expire_after).min(asked.expires.unwrap_or(Timestamp::MAX)),
             tenant: self.tenant.clone().unwrap_or_else(|| "none".into()),
             stream: stream.clone(),
             reverse_path: rewrite::reverse_path(rewrites, &envelope.reverse_path),
             body_type: envelope.body,
             smtputf8: envelope.smtputf8,
             dsn: envelope.dsn.clone(),
-            tag: None,
-            metadata: Vec::new(),
+            tag: asked.tag,
+            metadata: asked.metadata,
             prefix: placed.above(prefix(&arrival, envelope, &data.octets)),
             body: rewrite::message(rewrites, data.octets),
             rest: None,

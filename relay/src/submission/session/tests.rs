@@ -19,6 +19,8 @@ use crate::submission::listener::service;
 use crate::submission::metrics::Metrics;
 use crate::world::Clock;
 
+mod own_fields;
+
 /// A relay's front door in a folder of its own, with one user, `ada`.
 struct Door {
     _folder: tempfile::TempDir,
@@ -32,6 +34,11 @@ struct Door {
 
 impl Door {
     fn new(submission: &str) -> Self {
+        Self::with("", "", submission)
+    }
+
+    /// With lines of its own for the tenant and the listener, too.
+    fn with(tenant: &str, listener: &str, submission: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let key = rcgen::KeyPair::generate().unwrap();
@@ -41,9 +48,9 @@ impl Door {
         write(&path("key.pem"), &key.serialize_pem());
         let password = file::add(&path("credentials.toml"), "ada", "t", None, None).unwrap();
         let text = format!(
-            "hostname = \"mx.test\"\n[store]\npath = \"queue\"\nmin_free = 0\n[tenants.t]\nsenders = [\"*\"]\n\
+            "hostname = \"mx.test\"\n[store]\npath = \"queue\"\nmin_free = 0\n[tenants.t]\nsenders = [\"*\"]\n{tenant}\
              [[listener]]\nkind = \"submission\"\naddress = \"127.0.0.1:0\"\ncertificate = \"certificate.pem\"\n\
-             key = \"key.pem\"\n[submission]\n{submission}\n"
+             key = \"key.pem\"\n{listener}[submission]\n{submission}\n"
         );
         write(&path("postrider.toml"), &text);
         let settings = Arc::new(crate::config::load(&path("postrider.toml")).unwrap());
