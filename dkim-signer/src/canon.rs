@@ -24,39 +24,144 @@ pub fn write_field(field: &Field<'_>, into: &mut Vec<u8>) {
 /// Lines of blanks only are empty once tidied, so at the end they go too: "reduce" comes before "ignore" in §3.4.4. Lines
 /// that need no change are hashed where they stand; the body is not copied.
 pub fn body_hash(body: &[u8]) -> Digest {
-    let mut hash = Context::new(&SHA256);
-    let mut tidy = Vec::new();
-    let mut empty_lines = 0_usize;
-    // Lines in sequence that are hashed as they are, CRLF included.
-    let mut run = 0..0;
-    let mut start = 0;
-    while start < body.len() {
-        let end = line_end(body, start);
-        let line = body[start..end]
-            .strip_suffix(b"\r\n")
-            .unwrap_or(&body[start..end]);
-        if line.iter().all(|&octet| is_blank(octet)) {
-            empty_lines += 1;
-        } else if is_tidy(line) && line.len() + 2 == end - start {
-            if empty_lines > 0 || run.end != start {
-                hash.update(&body[run]);
-                hash_empty_lines(&mut hash, std::mem::take(&mut empty_lines));
-                run = start..start;
-            }
-            run.end = end;
-        } else {
-            hash.update(&body[run]);
-            run = end..end;
-            hash_empty_lines(&mut hash, std::mem::take(&mut empty_lines));
-            tidy.clear();
-            write_tidy(line, &mut tidy);
-            tidy.extend_from_slice(b"\r\n");
-            hash.update(&tidy);
+    let mut hasher = BodyHasher::default();
+    hasher.update(body);
+    hasher.finish()
+}
+
+/// [`body_hash`] of a body that comes in parts, cut anywhere. Keeps nothing of it, however long its lines are.
+pub struct BodyHasher {
+    hash: Context,
+    /// Not hashed yet: at the end they are not.
+    empty_lines: usize,
+    /// Some octet of a line whose end has not come.
+    within: bool,
+    /// Some of it was hashed, which is no blank.
+    text: bool,
+    /// Blanks came last, before the CR if there is one.
+    gap: bool,
+    /// A CR came last.
+    cr: bool,
+    tidy: Vec<u8>,
+}
+
+impl Default for BodyHasher {
+    fn default() -> Self {
+        Self {
+            hash: Context::new(&SHA256),
+            empty_lines: 0,
+            within: false,
+            text: false,
+            gap: false,
+            cr: false,
+            tidy: Vec::new(),
         }
-        start = end;
     }
-    hash.update(&body[run]);
-    hash.finish()
+}
+
+impl BodyHasher {
+    /// Takes the next part of the body.
+    pub fn update(&mut self, part: &[u8]) {
+        let begin = if self.within { self.go_on(part) } else { 0 };
+        let body = &part[begin..];
+        // Lines in sequence that are hashed as they are, CRLF included.
+        let mut run = 0..0;
+        let mut start = 0;
+        while start < body.len() {
+            let end = line_end(body, start);
+            let Some(line) = body[start..end].strip_suffix(b"\r\n") else {
+                break;
+            };
+            if line.iter().all(|&octet| is_blank(octet)) {
+                self.empty_lines += 1;
+            } else if is_tidy(line) {
+                if self.empty_lines > 0 || run.end != start {
+                    self.hash.update(&body[run]);
+                    self.hash_empty_lines();
+                    run = start..start;
+                }
+                run.end = end;
+            } else {
+                self.hash.update(&body[run]);
+                run = end..end;
+                self.hash_empty_lines();
+                self.tidy.clear();
+                write_tidy(line, &mut self.tidy);
+                self.tidy.extend_from_slice(b"\r\n");
+                self.hash.update(&self.tidy);
+            }
+            start = end;
+        }
+        self.hash.update(&body[run]);
+        if start < body.len() {
+            self.go_on(&body[start..]);
+        }
+    }
+
+    /// The hash of all that came.
+    pub fn finish(mut self) -> Digest {
+        self.tidy.clear();
+        if self.cr {
+            self.text(b'\r');
+        }
+        if self.text {
+            self.tidy.extend_from_slice(b"\r\n");
+        }
+        self.hash.update(&self.tidy);
+        self.hash.finish()
+    }
+
+    /// Takes what belongs to the line that has begun, its end included if it is there, and tells how much that was.
+    fn go_on(&mut self, part: &[u8]) -> usize {
+        self.within = true;
+        self.tidy.clear();
+        let mut taken = 0;
+        for &octet in part {
+            taken += 1;
+            if std::mem::take(&mut self.cr) {
+                if octet == b'\n' {
+                    self.end_line();
+                    break;
+                }
+                self.text(b'\r');
+            }
+            match octet {
+                b'\r' => self.cr = true,
+                octet if is_blank(octet) => self.gap = true,
+                octet => self.text(octet),
+            }
+        }
+        self.hash.update(&self.tidy);
+        taken
+    }
+
+    fn text(&mut self, octet: u8) {
+        if !std::mem::replace(&mut self.text, true) {
+            self.hash_empty_lines();
+        }
+        if std::mem::take(&mut self.gap) {
+            self.tidy.push(b' ');
+        }
+        self.tidy.push(octet);
+    }
+
+    fn end_line(&mut self) {
+        if std::mem::take(&mut self.text) {
+            self.tidy.extend_from_slice(b"\r\n");
+        } else {
+            self.empty_lines += 1;
+        }
+        (self.within, self.gap) = (false, false);
+    }
+
+    fn hash_empty_lines(&mut self) {
+        let mut count = std::mem::take(&mut self.empty_lines);
+        while count > 0 {
+            let some = count.min(EMPTY_LINES.len() / 2);
+            self.hash.update(&EMPTY_LINES[..some * 2]);
+            count -= some;
+        }
+    }
 }
 
 fn is_blank(octet: u8) -> bool {
@@ -91,14 +196,6 @@ fn write_tidy(text: &[u8], into: &mut Vec<u8>) {
                 into.push(other);
             }
         }
-    }
-}
-
-fn hash_empty_lines(hash: &mut Context, mut count: usize) {
-    while count > 0 {
-        let some = count.min(EMPTY_LINES.len() / 2);
-        hash.update(&EMPTY_LINES[..some * 2]);
-        count -= some;
     }
 }
 
@@ -224,6 +321,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_body_in_parts_has_the_hash_of_the_whole(
+            parts in proptest::collection::vec("([ab]|  ?|\t|\r\n|\r\n|\r|\n){0,9}", 0..12),
+        ) {
+            let mut hasher = BodyHasher::default();
+            for part in &parts {
+                hasher.update(part.as_bytes());
+            }
+            let canonical = relaxed_by_the_book(parts.concat().as_bytes());
+            prop_assert_eq!(hasher.finish().as_ref().to_vec(), digest(&SHA256, &canonical).as_ref().to_vec());
+        }
+
         #[test]
         fn any_body_is_hashed_by_the_book(body in "([ab]|  ?|\t|\r\n|\r\n|\r|\n){0,60}") {
             let canonical = relaxed_by_the_book(body.as_bytes());

@@ -12,5 +12,7 @@ pub mod key;
 pub mod secret;
 pub mod sign;
 
+pub use aws_lc_rs::digest::Digest;
+pub use canon::{BodyHasher, body_hash};
 pub use key::{Algorithm, KeyError, PrivateKey};
-pub use sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign};
+pub use sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign, sign_hashed};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{Digest, SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use mail_core::header::{self, Field};
@@ -197,9 +197,19 @@ pub fn sign(
     if keys.is_empty() {
         return Ok(Vec::new());
     }
+    sign_hashed(keys, headers, &canon::body_hash(body), now)
+}
+
+/// As [`sign`], with the hash of a body that is not at hand as a whole: see [`canon::BodyHasher`].
+pub fn sign_hashed(
+    keys: &[DomainKey],
+    headers: &[&[u8]],
+    body_hash: &Digest,
+    now: Timestamp,
+) -> Result<Vec<u8>, SignError> {
     let fields: Vec<Field<'_>> = headers.iter().flat_map(|part| header::fields(part)).collect();
     let Selection { names, mut hashed } = select(&fields)?;
-    let body_hash = BASE64.encode(canon::body_hash(body));
+    let body_hash = BASE64.encode(body_hash);
     let length = hashed.len();
     let mut signatures = Vec::new();
     for key in keys {

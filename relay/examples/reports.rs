@@ -123,6 +123,7 @@ fn main() {
             },
             prefix: b"Received: from app by relay.example.net; Tue, 14 Nov 2023 22:13:20 +0000\r\n",
             body: body.as_bytes(),
+            rest_bytes: 0,
         };
         let report = compose(&original, notices, &settings, NOW, MessageId::from_bytes([2; 16]))
             .expect("a sender who wants one");

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
-use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign};
-use dkim_signer::{KeyError, PrivateKey};
+use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign_hashed};
+use dkim_signer::{Digest, KeyError, PrivateKey, body_hash};
 use mail_core::header::{self, BadAddressList};
 use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use parking_lot::Mutex;
@@ -21,6 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::settings::DkimKey;
 use crate::report::Original;
 use crate::seven_bit;
+
+pub(crate) mod large;
+
+pub use large::{Reader, Rest};
 
 /// Jobs that wait for a thread, about 100 B each. Full means that signing is the slow part: the caller waits.
 pub const WAITING_JOBS: usize = 64;
@@ -34,8 +38,11 @@ pub struct Prepared {
     pub state: Option<StateRecord>,
     /// Goes before `body`: the signatures, on top of the whole (RFC 6376 §5.6), then the fields that we add.
     pub head: Bytes,
-    /// As the client sent it, header and all; or in 7-bit, for a host that takes nothing else.
+    /// As the client sent it, header and all; or in 7-bit, for a host that takes nothing else. Where there is a `rest`, only
+    /// its first chunk.
     pub body: Bytes,
+    /// What follows `body`, where the message is a large one.
+    pub rest: Option<Rest>,
     /// An octet over 127 in it, whatever BODY said.
     pub eight_bit: bool,
     /// The client said SMTPUTF8, and an octet over 127 is in the header: only hosts with SMTPUTF8 take it (RFC 6531 §3.2).
@@ -214,16 +221,28 @@ enum Job {
         now: Timestamp,
         answer: oneshot::Sender<Result<Prepared, PrepareError>>,
     },
+    /// A large message, whose envelope has been read.
+    Ready {
+        unit: UnitKey,
+        loaded: Loaded,
+        now: Timestamp,
+        answer: oneshot::Sender<Result<Prepared, PrepareError>>,
+    },
     SevenBit {
         id: MessageId,
         prepared: Box<Prepared>,
         now: Timestamp,
         answer: oneshot::Sender<Prepared>,
     },
+    Chunk {
+        rest: Rest,
+        number: u32,
+        answer: oneshot::Sender<Result<Option<Bytes>, ReadError>>,
+    },
 }
 
 impl Preparer {
-    /// Starts `threads` threads, at least one.
+    /// Starts `threads` threads, at least one, and one for large messages, so that others do not wait for those.
     pub fn threaded(
         queue: Queue,
         signer: Arc<Signer>,
@@ -238,12 +257,17 @@ impl Preparer {
             signer: signer.clone(),
             metrics,
         });
+        // Needs no bound of its own: each delivery connection waits for one message at the most.
+        let (large, waiting_large) = std::sync::mpsc::channel();
         for number in 0..threads.max(1) {
-            let (worker, waiting) = (worker.clone(), waiting.clone());
+            let (worker, waiting, large) = (worker.clone(), waiting.clone(), large.clone());
             std::thread::Builder::new()
                 .name(format!("prepare-{number}"))
-                .spawn(move || worker.run(&waiting))?;
+                .spawn(move || worker.run(&waiting, &large))?;
         }
+        std::thread::Builder::new()
+            .name("prepare-large".into())
+            .spawn(move || waiting_large.iter().for_each(|job| worker.work(job)))?;
         Ok(Self {
             mode: Mode::Threads(jobs),
             signer,
@@ -326,72 +350,136 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&self, waiting: &Mutex<mpsc::Receiver<Job>>) {
+    fn run(&self, waiting: &Mutex<mpsc::Receiver<Job>>, large: &std::sync::mpsc::Sender<Job>) {
         loop {
             // One thread waits for the next job, the others for its place.
             let next = waiting.lock().blocking_recv();
             let Some(job) = next else { return };
-            // Nobody may want to know any more.
-            match job {
-                Job::Prepare {
-                    unit,
-                    message,
-                    now,
-                    answer,
-                } => {
-                    if !answer.is_closed() {
-                        let _ = answer.send(self.prepare_safely(unit, message, now));
-                    }
+            if let Some(job) = self.sort(job) {
+                // Its thread outlives this one.
+                let _ = large.send(job);
+            }
+        }
+    }
+
+    /// Does what is soon done; gives back what concerns a large message.
+    fn sort(&self, job: Job) -> Option<Job> {
+        match job {
+            Job::Prepare {
+                unit,
+                message,
+                now,
+                answer,
+            } if !answer.is_closed() => match self.safely(unit.id, || self.load(unit.id, message)) {
+                Ok(loaded) if loaded.is_large() => {
+                    return Some(Job::Ready {
+                        unit,
+                        loaded,
+                        now,
+                        answer,
+                    });
                 }
-                Job::SevenBit {
-                    id,
-                    prepared,
-                    now,
-                    answer,
-                } => {
-                    if !answer.is_closed() {
-                        let _ = answer.send(self.seven_bit_safely(id, *prepared, now));
-                    }
+                Ok(loaded) => {
+                    let _ = answer.send(self.safely(unit.id, || self.ready(unit, loaded, now)));
+                }
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            Job::SevenBit { ref prepared, .. } if prepared.rest.is_some() => return Some(job),
+            job => self.work(job),
+        }
+        None
+    }
+
+    /// Nobody may want to know any more.
+    fn work(&self, job: Job) {
+        match job {
+            Job::Prepare {
+                unit,
+                message,
+                now,
+                answer,
+            } => {
+                if !answer.is_closed() {
+                    let _ = answer.send(self.prepare_safely(unit, message, now));
+                }
+            }
+            Job::Ready {
+                unit,
+                loaded,
+                now,
+                answer,
+            } => {
+                if !answer.is_closed() {
+                    let _ = answer.send(self.safely(unit.id, || self.ready(unit, loaded, now)));
+                }
+            }
+            Job::SevenBit {
+                id,
+                prepared,
+                now,
+                answer,
+            } => {
+                if !answer.is_closed() {
+                    let _ = answer.send(self.seven_bit_safely(id, *prepared, now));
+                }
+            }
+            Job::Chunk { rest, number, answer } => {
+                if !answer.is_closed() {
+                    let _ = answer.send(self.chunk(&rest, number));
                 }
             }
         }
     }
 
-    /// A message that brings out a mistake of ours must not take the thread, and all other mail, with it.
     fn prepare_safely(
         &self,
         unit: UnitKey,
         message: Option<Arc<NewMessage>>,
         now: Timestamp,
     ) -> Result<Prepared, PrepareError> {
-        catch_unwind(AssertUnwindSafe(|| self.prepare(unit, message, now))).unwrap_or_else(|_| {
-            tracing::error!(id = %unit.id, "preparing this message panicked");
+        self.safely(unit.id, || self.ready(unit, self.load(unit.id, message)?, now))
+    }
+
+    /// A message that brings out a mistake of ours must not take the thread, and all other mail, with it.
+    fn safely<T>(
+        &self,
+        id: MessageId,
+        work: impl FnOnce() -> Result<T, PrepareError>,
+    ) -> Result<T, PrepareError> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            tracing::error!(%id, "preparing this message panicked");
             Err(PrepareError::Panicked)
         })
     }
 
-    fn prepare(
-        &self,
-        unit: UnitKey,
-        message: Option<Arc<NewMessage>>,
-        now: Timestamp,
-    ) -> Result<Prepared, PrepareError> {
+    fn load(&self, id: MessageId, message: Option<Arc<NewMessage>>) -> Result<Loaded, PrepareError> {
+        if let Some(message) = message.filter(|message| message.rest.is_none()) {
+            return Ok(Loaded::Memory(message));
+        }
+        let envelope = self.queue.envelope(id)?.ok_or(PrepareError::Gone)?;
+        Ok(Loaded::Record(id, Box::new(envelope)))
+    }
+
+    fn ready(&self, unit: UnitKey, message: Loaded, now: Timestamp) -> Result<Prepared, PrepareError> {
         let (message, body) = match message {
-            Some(message) => {
+            Loaded::Record(id, envelope) if envelope.chunks.len() > 1 => {
+                let state = self.queue.state(id, unit.unit)?;
+                return self.ready_large((id, envelope), state, now);
+            }
+            Loaded::Memory(message) => {
                 let body = message.body.clone();
                 (Loaded::Memory(message), body)
             }
-            None => {
-                let envelope = self.queue.envelope(unit.id)?.ok_or(PrepareError::Gone)?;
-                let body = self.queue.body(unit.id, &envelope)?;
-                (Loaded::Record(unit.id, Box::new(envelope)), body)
+            Loaded::Record(id, envelope) => {
+                let body = self.queue.body(id, &envelope)?;
+                (Loaded::Record(id, envelope), body)
             }
         };
         let body = sabotaged(body);
         let state = self.queue.state(unit.id, unit.unit)?;
         let kept = state.as_ref().and_then(|state| state.signature.as_ref());
         let prefix = message.prefix();
-        let signature = self.signature(unit.id, prefix, (AS_SENT, &body), kept, now);
+        let signature = self.whole_signature(unit.id, prefix, (AS_SENT, &body), kept, now);
         let head = head(signature.as_ref(), prefix);
         Ok(Prepared {
             eight_bit: !prefix.is_ascii() || !body.is_ascii(),
@@ -400,13 +488,18 @@ impl Worker {
             state,
             head,
             body,
+            rest: None,
             signature,
         })
     }
 
     /// As [`Worker::prepare_safely`]; a message that brings out a mistake stays 8-bit.
     fn seven_bit_safely(&self, id: MessageId, prepared: Prepared, now: Timestamp) -> Prepared {
-        let converted = catch_unwind(AssertUnwindSafe(|| seven_bit::convert(&prepared.body)));
+        let convert = || match &prepared.rest {
+            Some(rest) => self.convert_large(&prepared.body, rest),
+            None => Ok(seven_bit::convert(&prepared.body)?),
+        };
+        let converted = catch_unwind(AssertUnwindSafe(convert));
         let result = match converted {
             Ok(Ok(body)) => {
                 self.metrics.conversions.with_label_values(&["converted"]).inc();
@@ -423,18 +516,19 @@ impl Worker {
     fn in_seven_bit(&self, id: MessageId, prepared: Prepared, body: Bytes, now: Timestamp) -> Prepared {
         let kept = prepared.state.as_ref().and_then(|state| state.signature.as_ref());
         let prefix = prepared.message.prefix().clone();
-        let signature = self.signature(id, &prefix, (SEVEN_BIT, &body), kept, now);
+        let signature = self.whole_signature(id, &prefix, (SEVEN_BIT, &body), kept, now);
         Prepared {
             eight_bit: !prefix.is_ascii(),
             head: head(signature.as_ref(), &prefix),
             body,
+            rest: None,
             signature,
             ..prepared
         }
     }
 
-    /// A message that can't be signed goes unsigned: whether that is good enough is for its receiver to say.
-    fn signature(
+    /// The signature of a message that is at hand as a whole.
+    fn whole_signature(
         &self,
         id: MessageId,
         prefix: &[u8],
@@ -443,8 +537,25 @@ impl Worker {
         now: Timestamp,
     ) -> Option<Signature> {
         let (headers, body) = header::split(message);
+        let hash = || Ok(body_hash(body));
+        // The hash is made without reading anything.
+        self.signature(id, &[prefix, headers], form, kept, now, hash)
+            .unwrap_or_default()
+    }
+
+    /// A message that can't be signed goes unsigned: whether that is good enough is for its receiver to say. `headers` are
+    /// our fields, then the client's; `hash` is asked for where a signature is made. An error is that of `hash`.
+    fn signature(
+        &self,
+        id: MessageId,
+        headers: &[&[u8]; 2],
+        form: &str,
+        kept: Option<&Signature>,
+        now: Timestamp,
+        hash: impl FnOnce() -> Result<Digest, ReadError>,
+    ) -> Result<Option<Signature>, ReadError> {
         let signer = self.signer.load();
-        let keys = match from_domain(headers) {
+        let keys = match from_domain(headers[1]) {
             Ok(domain) => signer.keys_for(&domain),
             Err(error) => {
                 tracing::debug!(%id, %error, "not signed");
@@ -453,17 +564,17 @@ impl Worker {
         };
         if keys.is_empty() {
             self.metrics.unsigned.inc();
-            return None;
+            return Ok(None);
         }
         let made_with = made_with(form, keys);
         if let Some(kept) = kept.filter(|kept| kept.made_with == made_with) {
             self.metrics.count(keys, "kept");
-            return Some(kept.clone());
+            return Ok(Some(kept.clone()));
         }
         let begun = Instant::now();
-        let made = sign(keys, &[prefix, headers], body, now);
+        let made = sign_hashed(keys, headers, &hash()?, now);
         self.metrics.seconds.observe(begun.elapsed().as_secs_f64());
-        match made {
+        Ok(match made {
             Ok(fields) => {
                 self.metrics.count(keys, "made");
                 Some(Signature {
@@ -479,7 +590,7 @@ impl Worker {
                 }
                 None
             }
-        }
+        })
     }
 }
 
@@ -618,7 +729,7 @@ pub fn load_key(key: &DkimKey) -> Result<DomainKey, BadKey> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use dkim_signer::Algorithm;
     use dkim_signer::key::generate;
     use mail_core::BodyType;
@@ -627,9 +738,9 @@ mod tests {
 
     use super::*;
 
-    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+    pub(crate) const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
-    fn message(body: &str) -> Arc<NewMessage> {
+    pub(crate) fn message(body: &str) -> Arc<NewMessage> {
         let unit = |domain: &str, names: &[&str]| NewUnit {
             route_group: RouteGroup(0),
             domain: domain.parse().unwrap(),
@@ -668,15 +779,15 @@ mod tests {
         }
     }
 
-    struct World {
-        store: MemoryStore,
-        queue: Queue,
-        metrics: Metrics,
-        key: DomainKey,
+    pub(crate) struct World {
+        pub(crate) store: MemoryStore,
+        pub(crate) queue: Queue,
+        pub(crate) metrics: Metrics,
+        pub(crate) key: DomainKey,
     }
 
     impl World {
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let store = MemoryStore::new();
             Self {
                 queue: Queue::in_memory(store.clone()).unwrap(),
@@ -686,7 +797,7 @@ mod tests {
             }
         }
 
-        fn preparer(&self, keys: &[&DomainKey]) -> Preparer {
+        pub(crate) fn preparer(&self, keys: &[&DomainKey]) -> Preparer {
             let signer = Signer::new(keys.iter().map(|&key| key.clone())).unwrap();
             Preparer::inline(self.queue.clone(), Arc::new(signer), self.metrics.clone())
         }
@@ -699,7 +810,7 @@ mod tests {
         }
     }
 
-    const PLAIN: &str = "From: Shop <shop@mail.example.com>\r\nSubject: x\r\n\r\nhello\r\n";
+    pub(crate) const PLAIN: &str = "From: Shop <shop@mail.example.com>\r\nSubject: x\r\n\r\nhello\r\n";
 
     #[tokio::test]
     async fn from_memory_and_from_the_queue_it_is_the_same() {

@@ -20,7 +20,7 @@ use mail_core::{
     BodyType, Domain, DsnOptions, EnhancedCode, Mailbox, MessageId, Notify, Recipient, Reply, Ret,
     ReversePath, Timestamp,
 };
-use queue::{EnvelopeRecord, NewMessage, NewUnit, Origin, RouteGroup};
+use queue::{EnvelopeRecord, NewMessage, NewUnit, Origin, RouteGroup, Uploaded};
 
 use crate::config::Settings;
 pub use text::MAX_REPLY_CHARS;
@@ -73,6 +73,8 @@ pub struct Original<'a> {
     pub prefix: &'a [u8],
     /// As the client sent it. Of one larger than `max_report_bytes` the header is enough.
     pub body: &'a [u8],
+    /// Octets that follow `body`, where that is not all of it.
+    pub rest_bytes: u64,
 }
 
 impl<'a> Original<'a> {
@@ -87,6 +89,7 @@ impl<'a> Original<'a> {
             dsn: &message.dsn,
             prefix: &message.prefix,
             body: &message.body,
+            rest_bytes: message.rest.as_ref().map_or(0, Uploaded::bytes),
         }
     }
 
@@ -101,6 +104,7 @@ impl<'a> Original<'a> {
             dsn: &envelope.dsn,
             prefix: &envelope.prefix,
             body,
+            rest_bytes: envelope.body_bytes.saturating_sub(body.len() as u64),
         }
     }
 }
@@ -603,6 +607,7 @@ fn write_original(report: &mut Vec<u8>, original: &Original<'_>, (form, whole): 
         Form::Global => is_clean_utf8(octets),
     };
     if whole
+        && original.rest_bytes == 0
         && parts.iter().map(|part| part.len()).sum::<usize>() < room.saturating_sub(80)
         && parts.iter().all(|part| is_clean(part))
     {

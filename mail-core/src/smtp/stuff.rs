@@ -1,35 +1,72 @@
 //! Dot-stuffing on the way out (RFC 5321 §4.5.2), without copying the message.
 
 /// The message as it goes on the wire after 354: a dot is doubled where it begins a line, a CRLF is added where the message
-/// does not end in one, and the final dot follows. `parts` are the message in order; each ends with a whole line but the
-/// last. Each slice returned borrows from `parts` or is constant.
+/// does not end in one, and the final dot follows. `parts` are the message in order, cut anywhere. Each slice returned
+/// borrows from `parts` or is constant.
 pub fn stuffed<'a>(parts: &[&'a [u8]]) -> Vec<&'a [u8]> {
     let mut slices = Vec::with_capacity(parts.len() + 1);
-    for part in parts.iter().filter(|part| !part.is_empty()) {
-        stuff_part(part, &mut slices);
+    let mut stuffer = Stuffer::default();
+    for part in parts {
+        stuffer.part(part, &mut slices);
     }
-    let ends_line = parts
-        .iter()
-        .rev()
-        .find(|part| !part.is_empty())
-        .is_none_or(|part| part.ends_with(b"\r\n"));
-    slices.push(if ends_line { b".\r\n" } else { b"\r\n.\r\n" });
+    slices.push(stuffer.end());
     slices
 }
 
-fn stuff_part<'a>(part: &'a [u8], slices: &mut Vec<&'a [u8]>) {
-    let mut begin = 0;
-    if part.starts_with(b".") {
-        slices.push(b".");
+/// Stuffs a message of which never more than a part is at hand.
+#[derive(Debug, Default)]
+pub struct Stuffer {
+    before: Before,
+}
+
+/// What stands before the next octet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Before {
+    /// A line's end, or nothing.
+    #[default]
+    Line,
+    Cr,
+    Text,
+}
+
+impl Stuffer {
+    /// Adds the next part of the message to `slices`.
+    pub fn part<'a>(&mut self, part: &'a [u8], slices: &mut Vec<&'a [u8]>) {
+        let Some(&last) = part.last() else { return };
+        let mut begin = 0;
+        let mut cut = |dot: usize| {
+            if begin < dot {
+                slices.push(&part[begin..dot]);
+            }
+            slices.push(b".");
+            begin = dot;
+        };
+        // A cut comes before the dot, so that what follows begins with it and the constant dot is the one put in.
+        match self.before {
+            Before::Line if part.starts_with(b".") => cut(0),
+            Before::Cr if part.starts_with(b"\n.") => cut(1),
+            Before::Line | Before::Cr | Before::Text => {}
+        }
+        for newline in memchr::memmem::find_iter(part, b"\r\n.") {
+            cut(newline + 2);
+        }
+        slices.push(&part[begin..]);
+        let ends_line = part.ends_with(b"\r\n") || (self.before == Before::Cr && part == b"\n");
+        self.before = match last {
+            _ if ends_line => Before::Line,
+            b'\r' => Before::Cr,
+            _ => Before::Text,
+        };
     }
-    // A cut comes before the dot, so that what follows begins with it and the constant dot is the one put in.
-    for newline in memchr::memmem::find_iter(part, b"\r\n.") {
-        let dot = newline + 2;
-        slices.push(&part[begin..dot]);
-        slices.push(b".");
-        begin = dot;
+
+    /// What follows the last part.
+    pub fn end(&self) -> &'static [u8] {
+        if self.before == Before::Line {
+            b".\r\n"
+        } else {
+            b"\r\n.\r\n"
+        }
     }
-    slices.push(&part[begin..]);
 }
 
 #[cfg(test)]
@@ -56,6 +93,23 @@ mod tests {
         assert_eq!(wire(&[b"a\r"]), b"a\r\r\n.\r\n");
         assert_eq!(wire(&[b""]), b".\r\n");
         assert_eq!(wire(&[b"a\r\n", b""]), b"a\r\n.\r\n");
+    }
+
+    #[test]
+    fn a_cut_anywhere_makes_no_difference() {
+        let message = b".a\r\n.\r\n..b\r\nc\r.\r\n\r\n.\n.d\r\n.";
+        let whole = wire(&[message]);
+        assert_eq!(whole, b"..a\r\n..\r\n...b\r\nc\r.\r\n\r\n..\n.d\r\n..\r\n.\r\n");
+        for first in 0..=message.len() {
+            for second in first..=message.len() {
+                let parts = [&message[..first], &message[first..second], &message[second..]];
+                assert_eq!(wire(&parts), whole, "cut at {first} and {second}");
+            }
+        }
+        for end in [&b"a\r\n"[..], b"a\r", b"a"] {
+            let octets: Vec<&[u8]> = end.chunks(1).collect();
+            assert_eq!(wire(&octets), wire(&[end]));
+        }
     }
 
     #[test]

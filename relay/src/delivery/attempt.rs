@@ -5,6 +5,7 @@ use mail_core::smtp::client::{Message, RecipientResult, Stage};
 use mail_core::{BodyType, DsnOptions, EnhancedCode, Recipient, ReversePath};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::prepare::Reader;
 use crate::report::Cause;
 
 use super::connection::Connection;
@@ -19,8 +20,10 @@ pub struct Load {
     pub body_type: BodyType,
     /// Header fields of ours: signatures, Received and what was missing.
     pub head: Bytes,
-    /// The message as the client sent it.
+    /// The message as the client sent it, or the beginning of it where there is a `rest`.
     pub body: Bytes,
+    /// What follows `body` of a large message.
+    pub rest: Option<Reader>,
     /// Some octet is above 127.
     pub eight_bit: bool,
     /// The client said SMTPUTF8, and some octet of the header is above 127.
@@ -113,9 +116,10 @@ where
         body_type: load.body_type,
         eight_bit: load.eight_bit,
         utf8_header: load.utf8_header,
-        size: (load.head.len() + load.body.len()) as u64,
+        size: (load.head.len() + load.body.len()) as u64 + load.rest.as_ref().map_or(0, Reader::bytes),
     };
-    connection.send(&message, &[&load.head, &load.body]).await
+    let rest = load.rest.as_ref();
+    connection.send(&message, &[&load.head, &load.body], rest).await
 }
 
 fn given_up() -> RecipientResult {

@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use mail_core::Reply;
 use mail_core::smtp::client::{Extensions, Message, RecipientResult, Stage, Transaction, TransactionAction};
 use mail_core::smtp::reply_reader::{BadReply, ReplyReader};
-use mail_core::smtp::stuff::stuffed;
+use mail_core::smtp::stuff::{Stuffer, stuffed};
 use queue::Hop;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::settings::ClientTimeouts;
+use crate::prepare::{PrepareError, Reader};
 
 pub mod open;
 
@@ -74,11 +75,20 @@ enum Broken {
     OutOfTurn,
     #[error(transparent)]
     Reply(#[from] BadReply),
+    /// The rest of the message can't be read: without its final dot the peer drops what it has.
+    #[error("given up in the middle: {0}")]
+    Rest(#[from] PrepareError),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// Sends one message, all its parts, to up to as many recipients as a transaction takes. One result for each recipient.
-    pub async fn send(&mut self, message: &Message<'_>, parts: &[&[u8]]) -> Vec<RecipientResult> {
+    /// Sends one message, all its parts and then what is read of the `rest`, to up to as many recipients as a transaction
+    /// takes. One result for each recipient.
+    pub async fn send(
+        &mut self,
+        message: &Message<'_>,
+        parts: &[&[u8]],
+        rest: Option<&Reader>,
+    ) -> Vec<RecipientResult> {
         let mut transaction = Transaction::new(message, &self.offers);
         let mut answered = false;
         let until = Instant::now() + self.timeouts.transaction;
@@ -99,7 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         answered = true;
                         transaction.reply(reply);
                     }),
-                    TransactionAction::WriteBody => self.write_body(&mut transaction, parts).await,
+                    TransactionAction::WriteBody => self.write_body(&mut transaction, parts, rest).await,
                     TransactionAction::Done { .. } => Ok(()),
                 }
             };
@@ -261,9 +271,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(())
     }
 
-    async fn write_body(&mut self, transaction: &mut Transaction, parts: &[&[u8]]) -> Result<(), Broken> {
-        let slices = stuffed(parts);
-        match self.write_slices(&slices, Hearing::Stops).await {
+    async fn write_body(
+        &mut self,
+        transaction: &mut Transaction,
+        parts: &[&[u8]],
+        rest: Option<&Reader>,
+    ) -> Result<(), Broken> {
+        let written = match rest {
+            None => self.write_slices(&stuffed(parts), Hearing::Stops).await,
+            Some(rest) => self.write_large(parts, rest).await,
+        };
+        match written {
             Ok(Written::All) => {
                 transaction.body_sent();
                 self.flush().await
@@ -284,6 +302,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             Err(broken) => Err(broken),
         }
+    }
+
+    /// A message of which two chunks at most are in memory: one that is written, and the next, read meanwhile.
+    async fn write_large(&mut self, parts: &[&[u8]], rest: &Reader) -> Result<Written, Broken> {
+        let mut stuffer = Stuffer::default();
+        let mut slices = Vec::with_capacity(parts.len());
+        for part in parts {
+            stuffer.part(part, &mut slices);
+        }
+        let (mut written, mut next) = tokio::join!(self.write_slices(&slices, Hearing::Stops), rest.chunk(0));
+        for number in 1.. {
+            // What is wrong with our disk must not hide what the peer said.
+            if written? == Written::Interrupted {
+                return Ok(Written::Interrupted);
+            }
+            let Some(chunk) = next? else { break };
+            let mut slices = Vec::new();
+            stuffer.part(&chunk, &mut slices);
+            (written, next) = tokio::join!(self.write_slices(&slices, Hearing::Stops), rest.chunk(number));
+        }
+        self.write_slices(&[stuffer.end()], Hearing::Stops).await
     }
 
     async fn write(&mut self, line: &[u8]) -> Result<(), Broken> {
@@ -438,6 +477,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 }
 
+#[cfg(test)]
+mod large_tests;
 #[cfg(test)]
 mod smart_host_tests;
 #[cfg(test)]

@@ -423,7 +423,9 @@ impl<N: Net> Courier<N> {
                 Err(error) => return self.not_prepared(job, &error),
             };
         }
-        let load = load(&prepared, job.unit.unit);
+        let mut load = load(&prepared, job.unit.unit);
+        let reader = |rest| self.parts.preparer.reader(rest);
+        load.rest = prepared.rest.clone().map(reader);
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let begun = tokio::time::Instant::now();
         let Attempt {
@@ -765,7 +767,7 @@ struct Told {
     outcomes: Vec<Outcome>,
 }
 
-/// The unit's open recipients, with all that is sent to them.
+/// The unit's open recipients, with what is sent to them but for the rest of a large message.
 fn load(prepared: &Prepared, unit: u16) -> Load {
     let all = prepared.message.recipients(unit);
     let fresh = |(index, recipient): (u16, &Recipient)| OpenRecipient {
@@ -790,6 +792,7 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
         body_type: prepared.message.body_type(),
         head: prepared.head.clone(),
         body: prepared.body.clone(),
+        rest: None,
         eight_bit: prepared.eight_bit,
         utf8_header: prepared.utf8_header,
         dsn: prepared.message.dsn().clone(),

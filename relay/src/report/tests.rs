@@ -40,6 +40,7 @@ fn composed(prefix: &[u8], body: &[u8], notices: &[Notice], settings: &ReportSet
         dsn: &DSN,
         prefix,
         body,
+        rest_bytes: 0,
     };
     let report = compose(&original, notices, settings, NOW, MessageId::from_bytes([2; 16])).unwrap();
     let text = String::from_utf8(report).unwrap();
@@ -108,6 +109,7 @@ fn nobody_is_told_of_a_report_that_failed() {
         dsn: &DSN,
         prefix: b"",
         body: b"",
+        rest_bytes: 0,
     };
     let notices = [refused("bob@example.org", 550, UNKNOWN, "no")];
     let id = MessageId::from_bytes([2; 16]);
@@ -303,6 +305,7 @@ fn reports_of_each_kind_give_back_what_the_sender_said() {
             dsn: &asked(ret),
             prefix: b"",
             body: b"Subject: x\r\n\r\nhello\r\n",
+            rest_bytes: 0,
         };
         let notice = Notice {
             to: to.clone(),
@@ -341,6 +344,7 @@ fn told_to(sender: &str, body: &[u8], mailbox: &str, orcpt: &str) -> NewMessage 
         dsn: &DSN,
         prefix: b"Received: x\r\n",
         body,
+        rest_bytes: 0,
     };
     let mut notice = refused(mailbox, 550, UNKNOWN, "no such user");
     notice.to.orcpt = Some(orcpt.into());
@@ -417,6 +421,7 @@ fn too_many_recipients_for_one_report_get_several() {
         dsn: &DSN,
         prefix: b"Received: x\r\n",
         body: b"Subject: x\r\n\r\nhello\r\n",
+        rest_bytes: 0,
     };
     let notices: Vec<_> = (0..1_000)
         .map(|number| refused(&format!("r{number}@example.org"), 550, UNKNOWN, "no such user"))

@@ -244,7 +244,7 @@ pub(super) async fn send(
         utf8_header: false,
         size: (head.len() + body.len()) as u64,
     };
-    connection.send(&message, &[head, body]).await
+    connection.send(&message, &[head, body], None).await
 }
 
 pub(super) fn word(result: &RecipientResult) -> &'static str {
