@@ -193,6 +193,7 @@ async fn deliver(
         preparer: delivery.preparer,
         tls: delivery.tls,
         metrics: delivery.metrics,
+        rates: front.rates.clone(),
         clock: front.clock,
         random,
     };

@@ -160,12 +160,14 @@ impl Run {
         let metrics = Metrics::new(&registry).unwrap();
         let (doors, seats) = exchange::open(SHARDS);
         let (stop, stopped) = watch::channel(false);
+        let rates = Arc::<relay::submission::rates::Rates>::default();
         let run = |seat| {
             let parts = Parts {
                 net: SimNet(self.world.clone()),
                 preparer: preparer.clone(),
                 tls: tls.clone(),
                 metrics: metrics.clone(),
+                rates: rates.clone(),
                 clock: self.clock,
                 random: self.random.clone(),
                 queue: queue.clone(),

@@ -298,12 +298,14 @@ fn live(
         let routing = Arc::new(Routing::open(settings.clone(), &of_courier).unwrap());
         let (doors, seats) = exchange::open(SHARDS);
         let (stop, stopped) = watch::channel(false);
+        let rates = Arc::<relay::submission::rates::Rates>::default();
         let run = |seat| {
             let parts = Parts {
                 net: net.clone(),
                 preparer: preparer.clone(),
                 tls: tls.clone(),
                 metrics: metrics.clone(),
+                rates: rates.clone(),
                 clock,
                 random: random.clone(),
                 queue: of_courier.clone(),

@@ -431,6 +431,7 @@ fn submission(mut section: Section<'_>) -> SubmissionSettings {
             1..=1_000_000,
             100,
         )),
+        max_handshakes: as_usize(section.integer("max_handshakes", 1..=1_000_000, 500)),
         max_bytes_in_flight: section.size_or("max_in_flight", 65_536..=u64::MAX / 2, 256 * MIB),
         max_errors: section.integer("max_errors", 1..=10_000, 20) as u32,
         max_received: as_usize(section.integer("max_received", 10..=1_000, 100)),
@@ -618,6 +619,7 @@ fn delivery(
         family,
         max_connections: as_usize(section.integer("max_connections", 1..=1_000_000, 1_000)),
         max_report_bytes: as_usize(section.size_or("max_report", 4_096..=u64::from(u32::MAX), 50 * 1024)),
+        reports_per_domain: rates::reports(&mut section),
         delay_notice_after: section.duration("delay_notice_after", MS..=30 * DAY, 4 * 60 * MINUTE),
         convert_to_7bit: section.boolean("convert_to_7bit", true),
     };

@@ -59,6 +59,18 @@ pub(super) fn address(mut section: Section<'_>) -> AddressRates {
     rates
 }
 
+/// Reports to one sender domain: more than a list full of dead addresses makes in a while, less than a flood.
+pub(super) fn reports(section: &mut Section<'_>) -> Rate {
+    let usual = Rate {
+        count: NonZeroU32::MIN.saturating_add(4_999),
+        period: Duration::from_secs(3_600),
+        burst: NonZeroU32::MIN.saturating_add(999),
+    };
+    let rate = rate(section, "reports_per_domain");
+    section.taken_as("reports_per_domain", "5000/hour burst 1000");
+    rate.unwrap_or(usual)
+}
+
 fn rate(section: &mut Section<'_>, key: &'static str) -> Option<Rate> {
     section.parsed::<Rate>(key).map(|spot| spot.value)
 }

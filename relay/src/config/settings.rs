@@ -12,7 +12,7 @@ use mail_core::{Domain, Mailbox};
 use crate::submission::fields::OwnField;
 
 use super::effective::Effective;
-use super::rates::{AddressRates, TenantRates};
+use super::rates::{AddressRates, Rate, TenantRates};
 use super::routes::RoutingSettings;
 use super::streams::Streams;
 
@@ -133,6 +133,8 @@ pub struct SubmissionSettings {
     pub command_timeout: Duration,
     /// Silence within message data.
     pub data_timeout: Duration,
+    /// TLS handshakes under way at once, all listeners together.
+    pub max_handshakes: usize,
     /// A TLS handshake from start to end.
     pub tls_timeout: Duration,
     /// The longest a session may last in all.
@@ -216,6 +218,8 @@ pub struct DeliverySettings {
     pub max_connections: usize,
     /// Octets a failure report may have (RFC 3464); more of the original is cut.
     pub max_report_bytes: usize,
+    /// Reports to one sender domain; more are left out, against backscatter.
+    pub reports_per_domain: Rate,
     /// How old a message is when those who asked for it (NOTIFY=DELAY) are told that it is delayed.
     pub delay_notice_after: Duration,
     /// 8-bit messages are converted for hosts without 8BITMIME; else they bounce there, 5.6.3.

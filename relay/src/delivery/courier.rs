@@ -21,6 +21,7 @@ use crate::config::Settings;
 use crate::prepare::{Loaded, PrepareError, Prepared, Preparer};
 use crate::report::{self, Cause, Kind, Notice, Original, ReportSettings};
 use crate::routing::Routing;
+use crate::submission::rates::{Limit, Rates, Who};
 use crate::world::{Clock, DnsError, Net, Random};
 
 use super::attempt::{self, Attempt, Load, OpenRecipient};
@@ -108,6 +109,8 @@ pub struct Parts<N: Net> {
     pub tls: Arc<ClientTls>,
     /// What is counted.
     pub metrics: Metrics,
+    /// How many reports went to each domain lately; shared by all.
+    pub rates: Arc<Rates>,
     /// Time.
     pub clock: Clock,
     /// Chance.
@@ -634,8 +637,9 @@ impl<N: Net> Courier<N> {
             peer_reports,
         };
         let notices = notify::notices(outcomes, prepared.message.recipients(unit.unit), &circumstances);
-        let reports = self.reports_on(&original, &notices, now);
-        if notices.iter().any(|notice| notice.told.kind() == Kind::Delayed) && !reports.is_empty() {
+        let (kinds, reports): (Vec<_>, Vec<_>) =
+            self.reports_on(&original, &notices, now).into_iter().unzip();
+        if kinds.contains(&Kind::Delayed) {
             past.delay_told = Some(now);
         }
         let delivery = &self.parts.settings.delivery;
@@ -659,30 +663,57 @@ impl<N: Net> Courier<N> {
             attempt: past.attempts + 1,
             tag: prepared.message.tag().cloned(),
             outcomes: outcomes.to_vec(),
+            kinds,
         };
         (settle, told)
     }
 
-    /// The reports that these notices make, each of one kind; none for the null sender.
+    /// The reports that these notices make, each of one kind; none for the null sender, and none beyond the rate of its domain:
+    /// where mail comes in under forged senders, we are not to be the ones who flood them.
     fn reports_on(
         &self,
         original: &Original<'_>,
         notices: &[Notice],
         now: Timestamp,
-    ) -> Vec<Arc<NewMessage>> {
+    ) -> Vec<(Kind, Arc<NewMessage>)> {
         let mut reports = Vec::new();
-        if notices.is_empty() {
+        let Some(sender) = original.reverse_path.mailbox().filter(|_| !notices.is_empty()) else {
             return reports;
-        }
+        };
         for kind in [Kind::Failed, Kind::Delayed, Kind::Relayed] {
             let of_kind = |notice: &&Notice| notice.told.kind() == kind;
             let notices: Vec<_> = notices.iter().filter(of_kind).cloned().collect();
             let id = || self.parts.random.message_id(now);
             let made = report::reports(original, &notices, &self.reports, now, &id);
-            let placed = |report| Arc::new(self.parts.routing.placed(report, now));
-            reports.extend(made.into_iter().map(placed));
+            let placed = |report| (kind, Arc::new(self.parts.routing.placed(report, now)));
+            let within = made
+                .into_iter()
+                .filter(|_| self.may_report(original, kind, sender.domain()));
+            reports.extend(within.map(placed));
         }
         reports
+    }
+
+    /// Whether one more report may go to a sender of this domain.
+    fn may_report(&self, original: &Original<'_>, kind: Kind, domain: &Domain) -> bool {
+        let rate = self.parts.settings.delivery.reports_per_domain;
+        let who = Who::Name(domain.as_str().into());
+        let wanted = [(Limit::DomainReports, Some(who), Some(rate))];
+        let over = self
+            .parts
+            .rates
+            .take(&wanted, tokio::time::Instant::now())
+            .is_err();
+        if over {
+            let kind = kind.action();
+            tracing::warn!(cause = %original.id, kind, %domain, "report left out: over the rate of the sender's domain");
+            self.parts
+                .metrics
+                .reports
+                .with_label_values(&[kind, "over_rate"])
+                .inc();
+        }
+        !over
     }
 
     /// Says, counts and tells the shard what is on disk now.
@@ -694,7 +725,7 @@ impl<N: Net> Courier<N> {
                 }
                 let moved = settled.unit.map_or(Settled::Gone, |unit| Settled::Due(unit.due));
                 self.tell(Event::Settled(unit, moved));
-                self.reported(unit, &settled.reports);
+                self.reported(unit, &settled.reports, &told.kinds);
             }
             Err(CommitError::Gone) => self.tell(Event::Settled(unit, Settled::Gone)),
             Err(error) => {
@@ -710,9 +741,15 @@ impl<N: Net> Courier<N> {
         }
     }
 
-    fn reported(&self, unit: UnitKey, reports: &[queue::Accepted]) {
-        for report in reports {
-            tracing::info!(id = %report.id, cause = %unit.id, "report queued");
+    fn reported(&self, unit: UnitKey, reports: &[queue::Accepted], kinds: &[Kind]) {
+        for (report, kind) in reports.iter().zip(kinds) {
+            let kind = kind.action();
+            self.parts
+                .metrics
+                .reports
+                .with_label_values(&[kind, "queued"])
+                .inc();
+            tracing::info!(id = %report.id, cause = %unit.id, kind, "report queued");
             self.tell(Event::Reported(report.units.clone()));
         }
     }
@@ -765,6 +802,8 @@ struct Told {
     attempt: u32,
     tag: Option<Arc<str>>,
     outcomes: Vec<Outcome>,
+    /// Of the reports, in order.
+    kinds: Vec<Kind>,
 }
 
 /// The unit's open recipients, with what is sent to them but for the rest of a large message.

@@ -20,6 +20,8 @@ pub struct Metrics {
     pub in_doubt: IntCounter,
     /// Outcomes the store did not take. Alert on any: the mail may be sent again after a restart.
     pub unrecorded: IntCounter,
+    /// Reports, by kind and by what became of them.
+    pub reports: IntCounterVec,
     /// Connections that came about.
     pub connected: IntCounter,
     /// Attempts to connect, over all hosts of a site, that failed.
@@ -70,6 +72,13 @@ impl Metrics {
                 "postrider_outcomes_unrecorded_total",
                 "Outcomes the store did not take. Alert on any.",
             )?,
+            reports: IntCounterVec::new(
+                Opts::new(
+                    "postrider_reports_total",
+                    "Reports to senders by kind (failed, delayed, relayed) and result: queued, or left out because their domain got too many (over_rate). Alert on over_rate: someone sends in the name of others.",
+                ),
+                &["kind", "result"],
+            )?,
             connected: connections_made.with_label_values(&["connected"]),
             not_connected: connections_made.with_label_values(&["failed"]),
             connections: IntGauge::new(
@@ -92,6 +101,7 @@ impl Metrics {
                 .buckets(exponential_buckets(0.000_5, 4.0, 12)?),
             )?,
         };
+        registry.register(Box::new(metrics.reports.clone()))?;
         registry.register(Box::new(ends))?;
         registry.register(Box::new(connections_made))?;
         for counter in [&metrics.deferred, &metrics.in_doubt, &metrics.unrecorded] {

@@ -46,6 +46,8 @@ pub struct Front {
 #[derive(Default)]
 struct Counts {
     sessions: AtomicUsize,
+    /// TLS handshakes under way.
+    handshakes: AtomicUsize,
     /// Octets of messages being received.
     receiving: AtomicU64,
     by_address: Mutex<HashMap<IpAddr, usize>>,
@@ -130,6 +132,27 @@ impl Front {
         })
     }
 
+    /// Counts a TLS handshake in; `None` if there are too many already (CASES §3, half-open TLS).
+    pub(super) fn begin_handshake(self: &Arc<Self>) -> Option<Handshaking> {
+        let most = self.settings.submission.max_handshakes;
+        let more = |now: usize| (now < most).then_some(now + 1);
+        let counted = self
+            .counts
+            .handshakes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        if counted.is_err() {
+            self.count_handshake("full");
+            return None;
+        }
+        self.metrics.handshaking.inc();
+        Some(Handshaking(self.clone()))
+    }
+
+    /// Counts what became of one.
+    pub(super) fn count_handshake(&self, result: &str) {
+        self.metrics.handshakes.with_label_values(&[result]).inc();
+    }
+
     /// What a client over a limit is told, with a code of 4yz.
     pub(super) fn over(&self, code: u16, over: Over) -> Reply {
         let limit = over.limit.word();
@@ -176,6 +199,16 @@ impl Front {
 /// Whether a tenant may use an address.
 pub fn may_use(tenant: &Tenant, address: &Mailbox) -> bool {
     tenant.senders.iter().any(|pattern| pattern.fits(address))
+}
+
+/// A TLS handshake that is counted; dropping it counts it out.
+pub(super) struct Handshaking(Arc<Front>);
+
+impl Drop for Handshaking {
+    fn drop(&mut self) {
+        self.0.counts.handshakes.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.handshaking.dec();
+    }
 }
 
 /// A connection that is counted; dropping it counts it out.

@@ -17,6 +17,10 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     /// Connections, messages and recipients over a rate, by limit.
     pub over_rate: IntCounterVec,
+    /// TLS handshakes under way.
+    pub handshaking: IntGauge,
+    /// TLS handshakes, by result.
+    pub handshakes: IntCounterVec,
     /// Logins, by result.
     pub logins: IntCounterVec,
 }
@@ -50,6 +54,15 @@ impl Metrics {
                 "Connections, messages and recipients put off because of a rate, by limit.",
                 "limit",
             )?,
+            handshaking: IntGauge::new(
+                "postrider_submission_handshaking",
+                "TLS handshakes with clients under way now. Alert when it stays near submission.max_handshakes.",
+            )?,
+            handshakes: vector(
+                "postrider_submission_handshakes_total",
+                "TLS handshakes with clients by result: done, failed, late (not done within tls_timeout), put off because too many were under way (full). Alert on late and full.",
+                "result",
+            )?,
             logins: vector(
                 "postrider_submission_logins_total",
                 "Logins by result: ok, failed, put off because too many came at once (busy). Alert on failed and busy.",
@@ -57,12 +70,14 @@ impl Metrics {
             )?,
         };
         registry.register(Box::new(metrics.sessions.clone()))?;
+        registry.register(Box::new(metrics.handshaking.clone()))?;
         registry.register(Box::new(metrics.accepted.clone()))?;
         registry.register(Box::new(metrics.bytes.clone()))?;
         for vector in [
             &metrics.connections,
             &metrics.refused,
             &metrics.over_rate,
+            &metrics.handshakes,
             &metrics.logins,
         ] {
             registry.register(Box::new(vector.clone()))?;

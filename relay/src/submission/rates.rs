@@ -34,6 +34,8 @@ pub enum Limit {
     AddressConnections,
     /// Messages from an address.
     AddressMessages,
+    /// Reports to the senders of a domain.
+    DomainReports,
 }
 
 impl Limit {
@@ -46,6 +48,7 @@ impl Limit {
             Self::CredentialRecipients => "credential_recipients",
             Self::AddressConnections => "address_connections",
             Self::AddressMessages => "address_messages",
+            Self::DomainReports => "domain_reports",
         }
     }
 }
@@ -53,7 +56,7 @@ impl Limit {
 /// Whose limit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Who {
-    /// A tenant or a credential.
+    /// A tenant, a credential or a domain.
     Name(Arc<str>),
     /// A client; see [`Who::address`].
     Address(IpAddr),

@@ -34,7 +34,7 @@ use crate::world::Random;
 
 use super::admission;
 use super::fields::{self, Asked, OwnField};
-use super::front::{Entered, Front};
+use super::front::{Entered, Front, Handshaking};
 use super::rates::{Limit, Who};
 use super::stamp::{Arrival, prefix};
 
@@ -111,6 +111,8 @@ pub(super) struct Shell<S> {
     tls: Option<String>,
     /// Our certificate on this connection.
     leaf: Option<CertificateDer<'static>>,
+    /// Counted from STARTTLS on.
+    handshaking: Option<Handshaking>,
     scram: Option<login::Exchange>,
     failed_logins: u32,
     deadline: Instant,
@@ -150,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             stream: None,
             tls: None,
             leaf: None,
+            handshaking: None,
             scram: None,
             failed_logins: 0,
         }
@@ -308,9 +311,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         let Some(config) = &self.service.tls else {
             return Err(Lost);
         };
-        let limit = self.service.front.settings.submission.tls_timeout;
+        let front = &self.service.front;
+        let Some(_counted) = self.handshaking.take().or_else(|| front.begin_handshake()) else {
+            tracing::warn!(client = %self.client, "turned away: too many TLS handshakes");
+            return Err(Lost);
+        };
+        let limit = front.settings.submission.tls_timeout;
         match timeout(limit, handshake(config.clone(), stream)).await {
             Ok(Ok((stream, leaf))) => {
+                front.count_handshake("done");
                 self.leaf = leaf;
                 let (_, session) = stream.get_ref();
                 let version = session.protocol_version().map(|version| format!("{version:?}"));
@@ -328,10 +337,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 Ok(())
             }
             Ok(Err(error)) => {
+                front.count_handshake("failed");
                 tracing::info!(client = %self.client, %error, "TLS handshake failed");
                 Err(Lost)
             }
-            Err(_) => Err(Lost),
+            Err(_) => {
+                front.count_handshake("late");
+                tracing::info!(client = %self.client, "TLS handshake not done in time");
+                Err(Lost)
+            }
         }
     }
 
@@ -349,7 +363,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             },
             Question::Rcpt(recipient) => self.rcpt(session, &recipient),
             Question::Message(envelope) => self.message(session, envelope).await,
-            Question::Data | Question::StartTls => replies::GO,
+            Question::Data => replies::GO,
+            // RFC 3207 §4.
+            Question::StartTls => {
+                self.handshaking = self.service.front.begin_handshake();
+                match self.handshaking {
+                    Some(_) => replies::GO,
+                    None => Reply::new(454, 7, 0, "too many handshakes at once; come back later"),
+                }
+            }
         };
         self.count_refusal(&reply);
         reply

@@ -94,6 +94,7 @@ pub fn live(domains: &[(&str, Hosts)], more_config: &str, message: Arc<NewMessag
             preparer,
             tls: Arc::new(ClientTls::new(None).unwrap()),
             metrics: Metrics::new(&registry).unwrap(),
+            rates: Arc::default(),
             clock: Clock::anchored(START),
             random: Random::seeded(7),
             queue: of_courier.clone(),

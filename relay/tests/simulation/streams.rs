@@ -106,3 +106,21 @@ fn a_stream_has_a_schedule_of_its_own() {
     // 0, 5, 10, 15 minutes; and 0, 1, 3, 7, 15.
     assert_eq!((tries("bulk"), tries("transactional")), (4, 5));
 }
+
+/// CASES §3: backscatter. Of mail under one sender's name only so many failures are told, and all of them are recorded.
+#[test]
+fn reports_to_one_domain_have_a_rate() {
+    let config = "[delivery]\nreports_per_domain = \"60/hour burst 5\"\n";
+    let (world, queue) = deliver(
+        world(hosts(&[(10, 0)]), &[Host::Rcpt("550 5.1.1 unknown")]),
+        config,
+        &["a@to.test"; 20],
+        MINUTE / 2,
+    );
+    let bounced = kinds(&queue)
+        .into_iter()
+        .filter(|kind| *kind == EventKind::Bounced);
+    assert_eq!(bounced.count(), 20);
+    assert_eq!(reports(&world), 5);
+    assert!(is_empty(&queue));
+}

@@ -94,7 +94,7 @@ impl<N: Net> Courier<N> {
             for outcome in &said.outcomes {
                 self.say(unit, outcome, &said);
             }
-            self.reported(unit, &settled.reports);
+            self.reported(unit, &settled.reports, &said.kinds);
         }
         told(unit, settled.map(|_| Settled::Gone))
     }

@@ -417,6 +417,49 @@ async fn connections_beyond_the_limits_are_turned_away() {
     assert_eq!(door.front.addresses(), 0, "an address that is gone is forgotten");
 }
 
+/// CASES §3: half-open TLS takes no more than its share, and none of it for long.
+#[tokio::test(start_paused = true)]
+async fn handshakes_under_way_are_bounded_in_number_and_time() {
+    let door = Door::new("max_handshakes = 2\ntls_timeout = \"10s\"");
+    let counted = |result: &str| {
+        let handshakes = &door.front.metrics.handshakes;
+        handshakes.with_label_values(&[result]).get()
+    };
+    local(async {
+        let mut clear = Client(BufReader::new(door.open(false)));
+        clear.hear().await;
+        clear.say("EHLO c.test").await;
+        let mut half_open = [door.open(true), door.open(true)];
+        tokio::task::yield_now().await;
+        assert_eq!(door.front.metrics.handshaking.get(), 2);
+        // A third one is closed at once, or put off where the client asks.
+        let begun = Instant::now();
+        let mut rest = Vec::new();
+        let _ = door.open(true).read_to_end(&mut rest).await;
+        assert_eq!((rest.len(), counted("full")), (0, 1));
+        assert_eq!(
+            clear.say("STARTTLS").await,
+            "454 4.7.0 too many handshakes at once; come back later"
+        );
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        for stream in &mut half_open {
+            let _ = stream.read_to_end(&mut rest).await;
+        }
+        assert_eq!(begun.elapsed().as_secs(), 10);
+        assert_eq!((counted("late"), door.front.metrics.handshaking.get()), (2, 0));
+        // There is room again, and what is done takes none of it.
+        let _served = [
+            door.secure(&[&version::TLS13]).await,
+            door.secure(&[&version::TLS13]).await,
+            door.secure(&[&version::TLS13]).await,
+        ];
+        assert_eq!((counted("done"), door.front.metrics.handshaking.get()), (3, 0));
+        assert!(clear.say("STARTTLS").await.starts_with("220 "));
+        drop(clear);
+    })
+    .await;
+}
+
 /// Rates by tenant and address: told when to come back, and not counted as the client's errors.
 #[tokio::test(start_paused = true)]
 async fn what_is_over_a_rate_is_put_off() {
