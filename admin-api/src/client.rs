@@ -1,6 +1,7 @@
-//! A client for the API on its Unix socket, for the command line.
+//! A client for the API, for the command line.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,10 +10,14 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header;
 use hyper_util::rt::TokioIo;
 use mail_core::MessageId;
+use rustls_pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
+use crate::manage::{ConfigView, DrainState, Reloaded};
 use crate::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
     SuspensionList,
@@ -32,10 +37,10 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No connection.
-    #[error("no answer at {}: {cause}; is the relay running, and may this user reach it?", path.display())]
+    #[error("no answer at {place}: {cause}; is the relay running, and may this user reach it?")]
     Connect {
-        /// The socket.
-        path: PathBuf,
+        /// The socket, or host and port.
+        place: String,
         /// What the system said.
         cause: io::Error,
     },
@@ -57,17 +62,77 @@ pub enum ClientError {
 }
 
 /// Where the API is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
-    socket: PathBuf,
+    place: Place,
+    token: Option<String>,
+}
+
+#[derive(Clone)]
+enum Place {
+    Socket(PathBuf),
+    Tcp {
+        /// Host and port, as in a URL.
+        authority: String,
+        /// The host alone, and how to speak TLS to it.
+        tls: Option<(ServerName<'static>, TlsConnector)>,
+    },
+}
+
+/// Why something is no URL of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// Not one at all.
+    #[error("is no URL of the admin API; write http://HOST:PORT or https://HOST:PORT")]
+    Url,
+    /// The token would go over the network in clear.
+    #[error("a token goes in clear only to this machine (127.0.0.1, [::1], localhost); write https://")]
+    Clear,
 }
 
 impl Client {
     /// The API on this Unix socket.
     pub fn new(socket: &Path) -> Self {
         Self {
-            socket: socket.to_owned(),
+            place: Place::Socket(socket.to_owned()),
+            token: None,
         }
+    }
+
+    /// The API at this URL, by this token. `tls` is for `https`.
+    pub fn at(url: &str, token: Option<String>, tls: TlsConnector) -> Result<Self, BadUrl> {
+        let (authority, is_tls) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+            (Some(rest), _) => (rest, false),
+            (_, Some(rest)) => (rest, true),
+            _ => return Err(BadUrl::Url),
+        };
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        let uri: hyper::Uri = format!("http://{authority}").parse().map_err(|_| BadUrl::Url)?;
+        if uri.path() != "/" || uri.query().is_some() || authority.contains('@') {
+            return Err(BadUrl::Url);
+        }
+        let host = uri.host().ok_or(BadUrl::Url)?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let is_here =
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        if !is_tls && !is_here && token.is_some() {
+            return Err(BadUrl::Clear);
+        }
+        let name = || ServerName::try_from(host.clone()).map_err(|_| BadUrl::Url);
+        let tls = is_tls.then(|| name().map(|name| (name, tls))).transpose()?;
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host
+        };
+        Ok(Self {
+            place: Place::Tcp {
+                authority: format!("{host}:{port}"),
+                tls,
+            },
+            token,
+        })
     }
 
     /// A page of queues.
@@ -175,6 +240,27 @@ impl Client {
         self.post("/v1/delete", delete).await
     }
 
+    /// Reads the configuration anew.
+    pub async fn reload(&self) -> Result<Reloaded, ClientError> {
+        self.post("/v1/reload", &()).await
+    }
+
+    /// The configuration in force.
+    pub async fn config(&self) -> Result<ConfigView, ClientError> {
+        self.get("/v1/config").await
+    }
+
+    /// Whether mail is taken, and what is left.
+    pub async fn drain_state(&self) -> Result<DrainState, ClientError> {
+        self.get("/v1/drain").await
+    }
+
+    /// Takes no more mail, or takes it again.
+    pub async fn drain(&self, draining: bool) -> Result<DrainState, ClientError> {
+        let path = if draining { "/v1/drain" } else { "/v1/drain/end" };
+        self.post(path, &()).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let body = self.exchange(hyper::Method::GET, path, Bytes::new()).await?;
         serde_json::from_slice(&body).map_err(unknown)
@@ -199,6 +285,27 @@ impl Client {
         ))
     }
 
+    /// A connection, and what it calls the host.
+    async fn connect(&self) -> Result<(Box<dyn Duplex>, &str), ClientError> {
+        let failed = |place: String| move |cause| ClientError::Connect { place, cause };
+        match &self.place {
+            Place::Socket(path) => {
+                let stream = UnixStream::connect(path).await;
+                let stream = stream.map_err(failed(path.display().to_string()))?;
+                Ok((Box::new(stream), "localhost"))
+            }
+            Place::Tcp { authority, tls } => {
+                let failed = || failed(authority.clone());
+                let stream = TcpStream::connect(authority).await.map_err(failed())?;
+                let stream: Box<dyn Duplex> = match tls {
+                    None => Box::new(stream),
+                    Some((name, tls)) => Box::new(tls.connect(name.clone(), stream).await.map_err(failed())?),
+                };
+                Ok((stream, authority))
+            }
+        }
+    }
+
     async fn ask<T>(
         &self,
         method: hyper::Method,
@@ -206,21 +313,20 @@ impl Client {
         body: Bytes,
         read: impl AsyncFnOnce(hyper::Response<Incoming>) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|cause| ClientError::Connect {
-                path: self.socket.clone(),
-                cause,
-            })?;
+        let (stream, host) = self.connect().await?;
         let broke = |error: hyper::Error| ClientError::Http(error.to_string());
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broke)?;
-        let request = hyper::Request::builder()
+        let mut request = hyper::Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, "localhost")
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::HOST, host)
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request
             .body(Full::new(body))
             .map_err(|error| ClientError::Http(error.to_string()))?;
         let exchange = async { read(sender.send_request(request).await.map_err(broke)?).await };
@@ -234,6 +340,9 @@ impl Client {
         exchange.await
     }
 }
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 async fn whole(response: hyper::Response<Incoming>) -> Result<Bytes, ClientError> {
     let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)

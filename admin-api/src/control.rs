@@ -97,4 +97,7 @@ pub enum ControlError {
     /// It can't be done as things are.
     #[error("{0}")]
     Conflict(String),
+    /// A configuration has these mistakes; nothing has changed.
+    #[error("refused, and nothing has changed: {}", .0.join("; "))]
+    Refused(Vec<String>),
 }

@@ -1,9 +1,11 @@
-//! The HTTP API for operators: its routes and JSON types, a server and a client for its Unix socket.
+//! The HTTP API for operators: its routes and JSON types, a server and a client, over a Unix socket and over TCP.
 //!
 //! The program is reached through [`Control`] alone. Errors are problem details (RFC 9457).
 
+pub mod access;
 pub mod client;
 mod control;
+pub mod manage;
 pub mod operate;
 mod routes;
 pub mod server;

@@ -49,13 +49,15 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
                 "there is nothing here; the API begins at /v1/queues",
             )
         })
-        .method_not_allowed_fallback(|| async {
-            problem(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "GET reads and POST changes; here only the other one works",
-            )
-        })
+        .method_not_allowed_fallback(wrong_method)
         .with_state(control)
+}
+
+pub(crate) async fn wrong_method() -> Response {
+    problem(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "GET reads and POST changes; here only the other one works",
+    )
 }
 
 async fn queues<C: Control>(
@@ -211,23 +213,32 @@ fn message_id(text: &str) -> Result<MessageId, Response> {
         .map_err(|error: mail_core::BadMessageId| problem(StatusCode::BAD_REQUEST, &error.to_string()))
 }
 
-fn failed(error: ControlError) -> Response {
-    let status = match error {
+pub(crate) fn failed(error: ControlError) -> Response {
+    let status = match &error {
         ControlError::Store(_) | ControlError::Busy => StatusCode::SERVICE_UNAVAILABLE,
         ControlError::Wrong(_) => StatusCode::BAD_REQUEST,
         ControlError::Absent(_) => StatusCode::NOT_FOUND,
         ControlError::Conflict(_) => StatusCode::CONFLICT,
+        ControlError::Refused(mistakes) => {
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            return problem_with(status, &error.to_string(), mistakes.clone());
+        }
     };
     problem(status, &error.to_string())
 }
 
 /// An error as problem details.
 pub(crate) fn problem(status: StatusCode, detail: &str) -> Response {
+    problem_with(status, detail, Vec::new())
+}
+
+fn problem_with(status: StatusCode, detail: &str, mistakes: Vec<String>) -> Response {
     let body = Problem {
         kind: "about:blank".to_owned(),
         title: status.canonical_reason().unwrap_or("Error").to_owned(),
         status: status.as_u16(),
         detail: detail.to_owned(),
+        mistakes,
     };
     (
         status,

@@ -255,6 +255,9 @@ pub struct Problem {
     pub status: u16,
     /// What is wrong here.
     pub detail: String,
+    /// Of a configuration that was refused: every mistake, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mistakes: Vec<String>,
 }
 
 #[cfg(test)]

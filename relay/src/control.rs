@@ -1,5 +1,6 @@
 //! The relay as the admin API sees it: reads of the queue and its journal.
 
+pub mod manage;
 mod operate;
 
 use std::collections::HashMap;

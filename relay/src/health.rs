@@ -22,6 +22,7 @@ pub struct Health {
     registry: Registry,
     queue: Queue,
     series: QueueSeries,
+    stopping: AtomicBool,
     draining: AtomicBool,
     accepting: IntGauge,
     /// What readiness says beside: mail does not go where it is addressed.
@@ -54,6 +55,7 @@ impl Health {
             series: QueueSeries::new(&registry, queue.clone())?,
             registry,
             queue,
+            stopping: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             accepting,
             notice: Mutex::new(notice),
@@ -67,9 +69,14 @@ impl Health {
         *self.notice.lock() = notice;
     }
 
-    /// Mail is accepted no longer.
+    /// Mail is accepted no longer, for good: the relay stops.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// An operator drains the relay, or no longer does.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Relaxed);
     }
 
     /// All series as Prometheus reads them. Blocks.
@@ -85,7 +92,7 @@ impl Health {
 
     /// Why no mail is accepted, if none is.
     fn obstacle(&self) -> Option<String> {
-        if self.draining.load(Ordering::Relaxed) {
+        if self.draining.load(Ordering::Relaxed) || self.stopping.load(Ordering::Relaxed) {
             return Some("draining".into());
         }
         match self.queue.status() {

@@ -20,5 +20,6 @@ pub(crate) mod sabotage;
 pub mod seven_bit;
 pub mod submission;
 pub mod tls;
+pub mod tokens;
 pub mod worker;
 pub mod world;

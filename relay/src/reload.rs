@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use parking_lot::Mutex;
 use prometheus::{Gauge, IntCounterVec, Opts, Registry};
@@ -142,6 +143,8 @@ pub struct Parts {
     pub workers: Vec<mpsc::UnboundedSender<Change>>,
     /// Signs.
     pub preparer: Preparer,
+    /// The certificate of the admin API, where it has one.
+    pub admin_certificate: Option<Arc<ArcSwap<ServerConfig>>>,
     /// Says what safe mode does.
     pub health: Arc<Health>,
     /// What is counted.
@@ -202,6 +205,7 @@ struct Prepared {
     settings: Arc<Settings>,
     front: Arc<Front>,
     tls: Arc<ClientTls>,
+    admin_certificate: Option<Arc<ServerConfig>>,
     signer: dkim_signer::Signer,
     listeners: Vec<Served>,
     sockets: HashMap<ListenerKey, Vec<std::net::TcpListener>>,
@@ -222,6 +226,11 @@ impl Reloader {
     /// The configuration in force.
     pub fn settings(&self) -> Arc<Settings> {
         self.0.lock().parts.front.settings.clone()
+    }
+
+    /// What sessions share, now.
+    pub fn front(&self) -> Arc<Front> {
+        self.0.lock().parts.front.clone()
     }
 
     /// Where clients come in now.
@@ -336,11 +345,17 @@ impl State {
             Some(file) => Some(Credentials::open(file).map_err(|error| failed(error.to_string()))?),
             None => None,
         };
+        let admin_files = settings.admin.http.as_ref().and_then(|http| http.tls.as_ref());
+        let admin_certificate = admin_files
+            .map(crate::tls::http_config)
+            .transpose()
+            .map_err(|error| failed(format!("{error:#}")))?;
         let (listeners, sockets) = self.listeners(&settings, &contents)?;
         Ok(Prepared {
             front: Arc::new(old.renewed(settings.clone(), credentials, Arc::new(routing))),
             settings,
             tls,
+            admin_certificate,
             signer,
             listeners,
             sockets,
@@ -396,6 +411,7 @@ impl State {
             settings,
             front,
             tls,
+            admin_certificate,
             signer,
             listeners,
             mut sockets,
@@ -451,6 +467,9 @@ impl State {
         if let Some(credentials) = &front.credentials {
             credentials.look_now();
         }
+        if let (Some(certificate), Some(now)) = (&self.parts.admin_certificate, admin_certificate) {
+            certificate.store(now);
+        }
         self.parts.tls = tls;
         self.parts.listeners = listeners;
         self.contents = contents;
@@ -500,7 +519,10 @@ fn contents(settings: &Settings) -> Contents {
         .listeners
         .iter()
         .filter_map(|listener| tls_files(&listener.kind));
-    let of_listeners = listeners.flat_map(|files| [files.certificate.as_path(), files.key.as_path()]);
+    let admin = settings.admin.http.as_ref().and_then(|http| http.tls.as_ref());
+    let of_listeners = listeners
+        .chain(admin)
+        .flat_map(|files| [files.certificate.as_path(), files.key.as_path()]);
     let files: HashSet<&Path> = of_listeners
         .chain(settings.dkim.iter().map(|key| key.file.as_path()))
         .chain(settings.delivery.ca_file.as_deref())

@@ -9,8 +9,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use admin_api::access::Access;
+use admin_api::server::Certificate;
 use admin_api::socket::{AdminSocket, SocketName};
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use prometheus::Registry;
 use queue::{Options, Queue};
 use tokio::runtime::{Builder, Runtime};
@@ -19,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config::Settings;
 use crate::config::settings::{Listener, ListenerKind};
 use crate::control::QueueControl;
+use crate::control::manage::Manager;
 use crate::credentials::Credentials;
 use crate::delivery::client_tls::ClientTls;
 use crate::delivery::exchange;
@@ -28,6 +32,7 @@ use crate::reload::{self, Reloader, Served};
 use crate::routing::Routing;
 use crate::submission::front::Front;
 use crate::submission::listener;
+use crate::tokens::TokenFile;
 use crate::worker::{Change, Delivery, Worker};
 use crate::world::Clock;
 use crate::{delivery, submission};
@@ -40,6 +45,8 @@ pub struct Running {
     pub metrics: Option<SocketAddr>,
     /// The admin API's Unix socket.
     pub admin: Option<PathBuf>,
+    /// Where the admin API listens over TCP.
+    pub admin_http: Option<SocketAddr>,
     _admin_name: Option<SocketName>,
     queue: Queue,
     health: Arc<Health>,
@@ -94,6 +101,15 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         min_free_bytes: settings.store.min_free_bytes,
         commit_patience: settings.store.commit_patience,
     };
+    let admin_http = settings.admin.http.clone();
+    let admin_socket = admin_http
+        .as_ref()
+        .map(|http| health::bind(http.address))
+        .transpose()?;
+    let admin_certificate = match admin_http.as_ref().and_then(|http| http.tls.as_ref()) {
+        Some(files) => Some(Arc::new(ArcSwap::new(crate::tls::http_config(files)?))),
+        None => None,
+    };
     let queue = Queue::open(&settings.store.path, &options)
         .with_context(|| format!("the queue in {}", settings.store.path.display()))?;
     let doors = Builder::new_multi_thread()
@@ -105,7 +121,7 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
     let admin = {
         let _entered = doors.enter();
         let bind = |path: &PathBuf| AdminSocket::bind(path).context("the admin API's socket");
-        settings.admin_socket.as_ref().map(bind).transpose()?
+        settings.admin.socket.as_ref().map(bind).transpose()?
     };
     let clock = Clock::system();
     let routing = Arc::new(Routing::open(settings.clone(), &queue).context("the routes")?);
@@ -168,6 +184,7 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         listeners: served,
         workers: told,
         preparer,
+        admin_certificate: admin_certificate.clone(),
         health: health.clone(),
         metrics: reload::Metrics::new(&registry)?,
     }));
@@ -175,21 +192,37 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
     if let Some(listener) = metrics {
         doors.spawn(health::serve(listener, health.clone()));
     }
+    let control = Arc::new(QueueControl::new(queue.clone(), doors_to_shards, clock));
+    let manager = Arc::new(Manager::new(reloader.clone(), health.clone(), queue.clone()));
+    let routes = admin_api::router(control).merge(admin_api::manage::router(manager));
     let admin_name = admin.map(|AdminSocket { listener, name }| {
-        let control = Arc::new(QueueControl::new(queue.clone(), doors_to_shards.clone(), clock));
-        doors.spawn(admin_api::server::serve_socket(
-            listener,
-            admin_api::router(control),
-        ));
+        doors.spawn(admin_api::server::serve_socket(listener, routes.clone()));
         name
     });
+    let admin_http = match (admin_http, admin_socket) {
+        (Some(http), Some(socket)) => {
+            let address = socket.local_addr()?;
+            let access = Access {
+                tokens: Arc::new(TokenFile::open(&http.tokens, &registry)?),
+                hosts: http.hosts,
+            };
+            let certificate: Option<Certificate> = match admin_certificate {
+                Some(certificate) => Some(Arc::new(move || certificate.load_full())),
+                None => None,
+            };
+            doors.spawn(serve_admin(socket, certificate, access, routes));
+            Some(address)
+        }
+        _ => None,
+    };
     for (kind, address) in &addresses {
         tracing::info!(kind, %address, "listening");
     }
     Ok(Running {
         listeners: addresses,
         metrics: metrics_address,
-        admin: settings.admin_socket.clone(),
+        admin: settings.admin.socket.clone(),
+        admin_http,
         _admin_name: admin_name,
         queue,
         health,
@@ -198,6 +231,18 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         doors,
         reloader,
     })
+}
+
+async fn serve_admin(
+    socket: std::net::TcpListener,
+    certificate: Option<Certificate>,
+    access: Access,
+    routes: axum::Router,
+) {
+    match tokio::net::TcpListener::from_std(socket) {
+        Ok(listener) => admin_api::server::serve_tcp(listener, certificate, access, routes).await,
+        Err(error) => tracing::error!(%error, "the admin API can't be served over TCP"),
+    }
 }
 
 /// Certificates, keys and passwords, by content.

@@ -42,3 +42,10 @@ pub fn server_config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
     config.alpn_protocols = vec![b"smtp".to_vec()];
     Ok(Arc::new(config))
 }
+
+/// As [`server_config`], for HTTP/1.1.
+pub fn http_config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
+    let mut config = (*server_config(files)?).clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}

@@ -2,6 +2,7 @@
 
 mod credential;
 mod dkim;
+mod manage;
 mod operate;
 mod output;
 mod queue;
@@ -58,6 +59,16 @@ enum Command {
     /// Keep the credentials by which clients log in.
     #[command(subcommand)]
     Credential(credential::Command),
+    /// Have the running relay read its configuration anew: all of it, or nothing and every mistake told.
+    Reload(manage::Reload),
+    /// Have the running relay take no more mail, and wait until what it has is delivered.
+    Drain(manage::Drain),
+    /// See the configuration.
+    #[command(subcommand)]
+    Config(manage::ConfigCommand),
+    /// Keep the tokens that open the admin API over TCP.
+    #[command(subcommand)]
+    Token(manage::TokenCommand),
     /// Make DKIM keys, and print the DNS records of those configured.
     #[command(subcommand)]
     Dkim(dkim::Command),
@@ -132,6 +143,10 @@ pub fn main() -> ExitCode {
         Command::Queue(command) => queue::queue(command),
         Command::Message(command) => queue::message(command),
         Command::Credential(command) => credential::run(command),
+        Command::Reload(command) => manage::reload(&command),
+        Command::Drain(command) => manage::drain(&command),
+        Command::Config(command) => manage::config(command),
+        Command::Token(command) => manage::token(command),
         Command::Dkim(command) => dkim::run(command),
     };
     match done {

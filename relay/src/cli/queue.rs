@@ -1,7 +1,7 @@
 //! `postrider queue` and `postrider message`: what the running relay says through its admin API.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::Path;
 
 use admin_api::client::Client;
 use admin_api::operate::Suspension;
@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::operate::{self, Names, Which};
 use super::output::{columns, plain, print, print_json, size};
 use super::{ConfigFile, Failure};
+use crate::delivery::client_tls::ClientTls;
 
 /// Queues asked for at a time.
 const PAGE: usize = 500;
@@ -170,31 +171,36 @@ pub(super) enum MessageCommand {
 /// Which relay is asked.
 #[derive(clap::Args)]
 pub(super) struct Api {
-    /// The admin API; unless given, the configuration says where it is.
-    #[arg(long, value_name = "unix:PATH", env = "POSTRIDER_ADMIN")]
+    /// The admin API: unix:PATH, or http://HOST:PORT or https://HOST:PORT with a token in POSTRIDER_TOKEN; unless given, the
+    /// configuration says where it is.
+    #[arg(long, value_name = "unix:PATH or URL", env = "POSTRIDER_ADMIN")]
     admin: Option<String>,
     #[command(flatten)]
     config: ConfigFile,
 }
 
 impl Api {
+    pub(super) fn config(&self) -> &ConfigFile {
+        &self.config
+    }
+
     pub(super) fn client(&self) -> Result<Client, Failure> {
-        let socket = match &self.admin {
-            Some(text) => match text.strip_prefix("unix:") {
-                Some(path) if !path.is_empty() => PathBuf::from(path),
-                _ => {
-                    let text = format!("{text:?} is no admin API; write unix:PATH");
-                    return Err(Failure::Usage(text));
-                }
-            },
-            None => {
-                let (settings, mistakes) = self.config.look()?;
-                let settings = settings.ok_or_else(|| Failure::Usage(mistakes.to_string()))?;
-                let none = "the configuration names no admin.socket";
-                settings.admin_socket.ok_or_else(|| Failure::Usage(none.into()))?
-            }
+        let Some(text) = &self.admin else {
+            let (settings, mistakes) = self.config.look()?;
+            let settings = settings.ok_or_else(|| Failure::Usage(mistakes.to_string()))?;
+            let none = "the configuration names no admin.socket";
+            let socket = settings.admin.socket.ok_or_else(|| Failure::Usage(none.into()))?;
+            return Ok(Client::new(&socket));
         };
-        Ok(Client::new(&socket))
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+            return Ok(Client::new(Path::new(path)));
+        }
+        // Not an option: everyone on the machine can read a command line.
+        let token = std::env::var("POSTRIDER_TOKEN")
+            .ok()
+            .filter(|token| !token.is_empty());
+        let tls = ClientTls::new(None)?.verified();
+        Client::at(text, token, tls).map_err(|why| Failure::Usage(format!("{text:?} {why}; or unix:PATH")))
     }
 }
 

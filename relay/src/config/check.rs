@@ -14,6 +14,7 @@ use mail_core::{Domain, Mailbox};
 
 use crate::submission::fields::OwnField;
 
+use super::admin::admin;
 use super::rates;
 use super::routes::routing;
 use super::section::{Check, Section, Spot};
@@ -62,7 +63,11 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let submission = submission(top.section("submission"));
     let dns = dns(top.section("dns"));
     let dkim = dkim(check, &mut top);
-    let admin_socket = admin(top.section("admin"), store.as_ref().map(|store| &store.path));
+    let admin = admin(
+        check,
+        top.section("admin"),
+        store.as_ref().map(|store| &store.path),
+    );
     let (log, log_level) = log(top.section("log"));
     let smart_hosts = smart_hosts(check, &mut top, Some(&delivery));
     let is_tenant = |name: &str| tenants.contains_key(name);
@@ -86,7 +91,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
         dns,
         dkim,
         metrics,
-        admin_socket,
+        admin,
         log,
         log_level,
         drain_timeout,
@@ -396,7 +401,7 @@ fn not_too_wide(check: &Check<'_>, networks: &[Spot<IpNet>], danger: &str) {
 }
 
 /// A certificate and its key, checked to be there and to fit.
-fn tls_files(check: &Check<'_>, section: &mut Section<'_>) -> Option<TlsFiles> {
+pub(super) fn tls_files(check: &Check<'_>, section: &mut Section<'_>) -> Option<TlsFiles> {
     let (certificate, key) = (section.file("certificate"), section.file("key"));
     match (certificate, key) {
         (Some(certificate), Some(key)) => {
@@ -528,23 +533,6 @@ fn optional_address(mut section: Section<'_>, key: &'static str) -> Option<Socke
     let address = section.parsed::<SocketAddr>(key);
     section.end();
     address.map(|spot| spot.value)
-}
-
-fn admin(mut section: Section<'_>, store: Option<&PathBuf>) -> Option<PathBuf> {
-    /// What a socket's address holds (unix(7)), less room for the name under which it is made.
-    const MAX_PATH: usize = 100;
-    let socket = section.file("socket").map(|spot| spot.value);
-    let socket = socket.or_else(|| Some(store?.join("admin.sock")))?;
-    if socket.as_os_str().len() > MAX_PATH {
-        let text = format!(
-            "{} is longer than the {MAX_PATH} octets that a socket's path may have; set a shorter one",
-            socket.display()
-        );
-        section.problem("socket", text);
-    }
-    section.taken_as("socket", socket.display());
-    section.end();
-    Some(socket)
 }
 
 fn log(mut section: Section<'_>) -> (LogFormat, Arc<str>) {

@@ -3,6 +3,7 @@
 //! Start, reload and `postrider check` share [`load`]: it tells every mistake it finds, each with its place, and gives
 //! settings only if there is none.
 
+pub mod admin;
 mod check;
 pub mod effective;
 pub mod rates;

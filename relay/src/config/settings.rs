@@ -11,6 +11,7 @@ use mail_core::{Domain, Mailbox};
 
 use crate::submission::fields::OwnField;
 
+use super::admin::AdminSettings;
 use super::effective::Effective;
 use super::rates::{AddressRates, Rate, TenantRates};
 use super::routes::RoutingSettings;
@@ -45,8 +46,8 @@ pub struct Settings {
     pub dkim: Vec<DkimKey>,
     /// `/metrics`, `/healthz` and `/readyz`.
     pub metrics: Option<SocketAddr>,
-    /// The admin API's Unix socket.
-    pub admin_socket: Option<PathBuf>,
+    /// The admin API.
+    pub admin: AdminSettings,
     /// The shape of log lines.
     pub log: LogFormat,
     /// How much is logged; see [`crate::logging::filter`].

@@ -11,6 +11,7 @@ use aws_lc_rs::rand;
 use dkim_signer::secret::{self, SecretError};
 use rustix::fs::FlockOperation;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::MAX_PASSWORD_BYTES;
@@ -82,6 +83,9 @@ pub enum FileError {
     /// A chosen password can't be used.
     #[error("a password has 12 to {MAX_PASSWORD_BYTES} characters, all of them printable ASCII")]
     Password,
+    /// Of the admin API's tokens, which are kept in the same way.
+    #[error("{0}")]
+    Token(String),
     /// The system gives no random numbers.
     #[error("no randomness from the system")]
     Randomness,
@@ -112,8 +116,8 @@ pub fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     }
 }
 
-/// Reads the file's text.
-pub fn parse(path: &Path, content: &[u8]) -> Result<Entries, FileError> {
+/// Reads a file's TOML. A mistake is told without the text, which may be secret.
+pub(crate) fn toml_of<T: DeserializeOwned>(path: &Path, content: &[u8]) -> Result<T, FileError> {
     let syntax = |offset: usize, what: &str| FileError::Syntax {
         path: path.to_owned(),
         line: 1 + memchr::memchr_iter(b'\n', &content[..offset.min(content.len())]).count(),
@@ -121,8 +125,12 @@ pub fn parse(path: &Path, content: &[u8]) -> Result<Entries, FileError> {
     };
     let text = std::str::from_utf8(content).map_err(|error| syntax(error.valid_up_to(), "not UTF-8"))?;
     // The error's own form shows the line, and so a verifier.
-    let raw: RawFile = toml::from_str(text)
-        .map_err(|error| syntax(error.span().map_or(0, |span| span.start), error.message()))?;
+    toml::from_str(text).map_err(|error| syntax(error.span().map_or(0, |span| span.start), error.message()))
+}
+
+/// Reads the file's text.
+pub fn parse(path: &Path, content: &[u8]) -> Result<Entries, FileError> {
+    let raw: RawFile = toml_of(path, content)?;
     let mut entries = Entries::new();
     for (name, entry) in raw.credential {
         let verifier = entry.verifier.parse().map_err(|cause| FileError::Verifier {
@@ -208,8 +216,17 @@ fn make_password() -> Result<Zeroizing<String>, FileError> {
     Ok(password)
 }
 
-/// Reads, changes and writes the file while no other process does. A reader sees the old file or the new one, whole.
 fn change(path: &Path, change: impl FnOnce(&mut Entries) -> Result<(), FileError>) -> Result<(), FileError> {
+    rewrite(path, read, change, text)
+}
+
+/// Reads, changes and writes a file while no other process does. A reader sees the old file or the new one, whole.
+pub(crate) fn rewrite<T>(
+    path: &Path,
+    read: impl FnOnce(&Path) -> Result<T, FileError>,
+    change: impl FnOnce(&mut T) -> Result<(), FileError>,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), FileError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |cause: io::Error| FileError::Write { path, cause }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use mail_core::{Mailbox, Reply};
 use parking_lot::Mutex;
@@ -18,6 +18,9 @@ use crate::world::Clock;
 use super::logins::Logins;
 use super::metrics::Metrics;
 use super::rates::{Limit, Over, Rates, Who};
+
+/// Ends the session: another relay may take the mail.
+const DRAINING: Reply = Reply::new(421, 3, 2, "this server is being drained; use another");
 
 /// See the module. Made anew for each configuration; what is counted goes on.
 pub struct Front {
@@ -45,6 +48,8 @@ pub struct Front {
 /// What is open now, whatever the configuration.
 #[derive(Default)]
 struct Counts {
+    /// No mail is taken: an operator drains the relay.
+    draining: AtomicBool,
     sessions: AtomicUsize,
     /// TLS handshakes under way.
     handshakes: AtomicUsize,
@@ -102,6 +107,9 @@ impl Front {
 
     /// Counts a connection in, or says why it is turned away.
     pub fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Entered, Reply> {
+        if self.is_draining() {
+            return Err(DRAINING);
+        }
         let settings = &self.settings.submission;
         let full = Reply::new(421, 3, 2, "too many connections; come back later");
         let mut by_address = self.counts.by_address.lock();
@@ -164,8 +172,26 @@ impl Front {
         Reply::new(code, 7, 1, "").with_text(text)
     }
 
+    /// Takes no mail from here on, or takes it again.
+    pub fn set_draining(&self, draining: bool) {
+        self.counts.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Whether an operator drains the relay.
+    pub fn is_draining(&self) -> bool {
+        self.counts.draining.load(Ordering::Relaxed)
+    }
+
+    /// Sessions that are open.
+    pub fn sessions(&self) -> usize {
+        self.counts.sessions.load(Ordering::Relaxed)
+    }
+
     /// Whether mail can be taken now; if not, what a client is told.
     pub fn readiness(&self) -> Option<Reply> {
+        if self.is_draining() {
+            return Some(DRAINING);
+        }
         match self.queue.status() {
             Status::Healthy => None,
             Status::Full { .. } => Some(Reply::new(452, 3, 1, "too little space; come back later")),
