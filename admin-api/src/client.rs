@@ -83,10 +83,10 @@ enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
     /// Not one at all.
-    #[error("is no URL of the admin API; write http://HOST:PORT or https://HOST:PORT")]
+    #[error("is no admin API")]
     Url,
     /// The token would go over the network in clear.
-    #[error("a token goes in clear only to this machine (127.0.0.1, [::1], localhost); write https://")]
+    #[error("is on another machine, and a token does not go there in clear")]
     Clear,
 }
 

@@ -205,11 +205,12 @@ pub(super) fn config(command: ConfigCommand) -> Result<(), Failure> {
     if running {
         let client = api.client()?;
         let view = block_on(client.config())??;
-        return Ok(if json {
-            print_json(&view)?
+        if json {
+            print_json(&view)?;
         } else {
-            print(&view.toml)?
-        });
+            print(&view.toml)?;
+        }
+        return Ok(());
     }
     let settings = api.config().load()?;
     let effective = &settings.effective;

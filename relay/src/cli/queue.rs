@@ -200,7 +200,11 @@ impl Api {
             .ok()
             .filter(|token| !token.is_empty());
         let tls = ClientTls::new(None)?.verified();
-        Client::at(text, token, tls).map_err(|why| Failure::Usage(format!("{text:?} {why}; or unix:PATH")))
+        Client::at(text, token, tls).map_err(|why| {
+            Failure::Usage(format!(
+                "{text:?} {why}; write unix:PATH, http://HOST:PORT or https://HOST:PORT"
+            ))
+        })
     }
 }
 
