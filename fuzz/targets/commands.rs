@@ -14,7 +14,7 @@ fuzz_target!(|line: &[u8]| {
             assert!(text.is_ascii() && !text.contains(&b'\r') && !text.contains(&b'\n'), "{reply}");
         }
         // Whatever it holds, it ends the connection.
-        Ok(Command::Foreign) => {}
+        Ok(Command::Foreign | Command::Bdat(None)) => {}
         Ok(command) => {
             assert!(!line.iter().any(|octet| matches!(octet, b'\r' | b'\n' | 0)), "{command:?}");
             match command {

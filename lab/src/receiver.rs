@@ -26,7 +26,7 @@ use crate::mailbox::{Delivery, Mailboxes};
 use crate::verdict::Verifier;
 
 /// SIZE of all hosts.
-pub const MAX_MESSAGE_BYTES: u64 = 64 << 20;
+pub const MAX_MESSAGE_BYTES: u64 = 128 << 20;
 /// RCPTs a transaction.
 const MAX_RECIPIENTS: usize = 1_000;
 /// Connections of all hosts at once; more are told 421.

@@ -1,6 +1,6 @@
 //! Message data as BDAT sends it (RFC 3030 §2): chunks of counted octets, neither stuffed nor ended by a dot.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use memchr::memchr2;
 
 use super::data::{Data, DataFault, MAX_DATA_LINE, MAX_RESERVE};
@@ -73,6 +73,17 @@ impl Chunks {
     /// Octets kept in memory now.
     pub fn kept(&self) -> usize {
         self.body.len()
+    }
+
+    /// What has been kept since the last [`drain`](Self::drain).
+    pub fn so_far(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Takes out what has been kept so far; the rest of the message follows it, and alone is given at the end. A fault that
+    /// is found later concerns it, too.
+    pub fn drain(&mut self) -> Bytes {
+        self.body.split().freeze()
     }
 
     /// Keeps nothing more; the chunk is still read to its end and then refused.

@@ -119,6 +119,17 @@ impl Decoder {
         self.body.len()
     }
 
+    /// What has been kept since the last [`drain`](Self::drain).
+    pub fn so_far(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Takes out what has been kept so far; the rest of the message follows it, and alone is given at the end. A fault that
+    /// is found later concerns it, too.
+    pub fn drain(&mut self) -> Bytes {
+        self.body.split().freeze()
+    }
+
     /// Keeps nothing more; the message is still read to its end and then refused.
     pub fn abandon(&mut self) {
         self.fail(DataFault::NoRoom);

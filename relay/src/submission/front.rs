@@ -263,11 +263,14 @@ impl Entered {
         true
     }
 
-    /// Counts octets received, `kept` in all of this message; false if all sessions together have too many.
+    /// Counts octets in memory, `kept` in all of this message; false if all sessions together have too many.
     pub fn receive(&mut self, kept: u64) -> bool {
+        let receiving = &self.front.counts.receiving;
+        let fewer = self.receiving.saturating_sub(kept);
         let more = kept.saturating_sub(self.receiving);
-        let before = self.front.counts.receiving.fetch_add(more, Ordering::Relaxed);
-        self.receiving += more;
+        receiving.fetch_sub(fewer, Ordering::Relaxed);
+        let before = receiving.fetch_add(more, Ordering::Relaxed);
+        self.receiving = kept;
         before + more <= self.front.settings.submission.max_bytes_in_flight
     }
 

@@ -15,7 +15,7 @@ use mail_core::smtp::data::Data;
 use mail_core::smtp::inbox::{Inbox, Line};
 use mail_core::smtp::server::{Action, Auth, Input, Question, Session, replies};
 use mail_core::{Envelope, Recipient, Reply, ReversePath, Timestamp};
-use queue::{CommitError, NewMessage, Origin};
+use queue::{CommitError, NewMessage, Origin, Uploaded};
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use rustls_pki_types::CertificateDer;
@@ -37,7 +37,9 @@ use super::fields::{self, Asked, OwnField};
 use super::front::{Entered, Front, Handshaking};
 use super::rates::{Limit, Who};
 use super::stamp::{Arrival, prefix};
+use large::{Large, Received};
 
+mod large;
 mod login;
 mod receive;
 mod renew;
@@ -100,7 +102,9 @@ pub(super) struct Shell<S> {
     inbox: Inbox,
     out: Vec<u8>,
     line: Vec<u8>,
-    data: Option<Data>,
+    data: Option<Received>,
+    /// Of a message that is coming in and too large for the memory.
+    large: Option<Large>,
     /// Of a message that comes by BDAT and is not whole.
     chunks: Option<Chunks>,
     /// For whom the client speaks, and by which credential.
@@ -147,6 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             out: Vec::new(),
             line: Vec::new(),
             data: None,
+            large: None,
             chunks: None,
             credential: None,
             stream: None,
@@ -504,7 +509,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
 
     /// Keeps the message. 250 only once it is on disk (RFC 5321 §4.2.5, §6.1).
     async fn message(&mut self, session: &Session, envelope: Envelope) -> Reply {
-        let Some(mut data) = self.data.take() else {
+        let Some(Received { mut data, rest }) = self.data.take() else {
             return Reply::new(451, 3, 0, "the message is not at hand");
         };
         let asked = match self.admitted(&envelope, &mut data) {
@@ -515,7 +520,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 return reply;
             }
         };
-        let message = Arc::new(self.stamped(session, &envelope, data, asked));
+        let message = Arc::new(self.stamped(session, &envelope, (data, rest), asked));
         let (id, bytes) = (message.id, message.body_bytes());
         let kept = self.service.front.queue.accept(message.clone()).await;
         self.entered.received();
@@ -525,7 +530,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 front.metrics.accepted.inc();
                 front.metrics.bytes.inc_by(bytes);
                 self.say_accepted(&message, &envelope);
-                let message = Kept::within(&front.keep, message);
+                // Of a large one there is only the beginning at hand.
+                let in_memory = message.rest.is_none().then_some(message);
+                let message = in_memory.and_then(|message| Kept::within(&front.keep, message));
                 self.service.doors.tell(&accepted.units, message).await;
                 Reply::new(250, 0, 0, "").with_text(format!("queued as {id}"))
             }
@@ -579,10 +586,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         );
     }
 
-    fn stamped(&self, session: &Session, envelope: &Envelope, data: Data, asked: Asked) -> NewMessage {
+    fn stamped(
+        &self,
+        session: &Session,
+        envelope: &Envelope,
+        (data, rest): (Data, Option<Uploaded>),
+        asked: Asked,
+    ) -> NewMessage {
         let front = &self.service.front;
         let now = front.clock.now();
-        let id = self.service.random.message_id(now);
+        let named = rest.as_ref().map(Uploaded::id);
+        let id = named.unwrap_or_else(|| self.service.random.message_id(now));
         let hello = session.hello();
         let protocol = protocol(
             hello.is_some_and(|hello| hello.esmtp),
@@ -625,7 +639,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             metadata: asked.metadata,
             prefix: placed.above(prefix(&arrival, envelope, &data.octets)),
             body: rewrite::message(rewrites, data.octets),
-            rest: None,
+            rest,
             origin: Origin {
                 client: Some(self.client),
                 helo: helo.to_owned(),

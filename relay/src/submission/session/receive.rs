@@ -13,12 +13,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
     /// Message data up to its real end.
     pub(super) async fn receive(&mut self, session: &Session) -> Result<Next, Lost> {
         self.flush().await?;
+        self.large = None;
         let mut decoder = Decoder::new(self.max_message_bytes(), session.declared_bytes());
         loop {
             self.inbox.decode(&mut decoder);
-            if !self.entered.receive(decoder.kept() as u64) {
-                decoder.abandon();
-            }
+            self.put_aside(&mut decoder).await;
             if decoder.is_at_end() {
                 break;
             }
@@ -28,7 +27,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 Err(Quiet::Stopping | Quiet::Lost) => return Err(Lost),
             }
         }
-        let result = decoder.finish().map(|data| self.data = Some(data));
+        let result = self.received(decoder).await.map(|data| self.data = Some(data));
         if let Err(fault) = &result {
             self.entered.received();
             self.count_refusal(&fault.reply());
@@ -46,7 +45,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
     ) -> Result<Next, Lost> {
         let mut chunks = match (fate, self.chunks.take()) {
             (Fate::Append, Some(chunks)) => chunks,
-            _ => Chunks::new(self.max_message_bytes(), session.declared_bytes()),
+            _ => {
+                self.large = None;
+                Chunks::new(self.max_message_bytes(), session.declared_bytes())
+            }
         };
         if fate == Fate::Drop {
             chunks.abandon();
@@ -54,9 +56,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         chunks.begin(chunk.octets);
         loop {
             self.inbox.take_chunk(&mut chunks);
-            if !self.entered.receive(chunks.kept() as u64) {
-                chunks.abandon();
-            }
+            self.put_aside(&mut chunks).await;
             if chunks.is_at_end() {
                 break;
             }
@@ -71,8 +71,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         let result = if fate == Fate::Drop {
             Ok(())
         } else if chunk.last {
-            chunks.finish().map(|data| self.data = Some(data))
+            self.received(chunks).await.map(|data| self.data = Some(data))
         } else if let Some(fault) = chunks.fault() {
+            self.large = None;
             Err(fault)
         } else {
             self.chunks = Some(chunks);
@@ -89,7 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
     /// Drops chunks whose transaction is gone (RSET, EHLO, STARTTLS, or a refused chunk).
     pub(super) fn drop_stray_chunks(&mut self, session: &Session) {
         if self.chunks.is_some() && !session.is_chunking() {
-            self.chunks = None;
+            (self.chunks, self.large) = (None, None);
             self.entered.received();
         }
     }

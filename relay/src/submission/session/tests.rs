@@ -9,6 +9,8 @@ use tokio::io::{AsyncBufReadExt, BufReader, DuplexStream, duplex};
 use tokio::task::LocalSet;
 use tokio_rustls::TlsConnector;
 
+use queue::store::{Family, MemoryStore};
+
 use super::*;
 use crate::config::settings::ListenerKind;
 use crate::credentials::scram::client_final;
@@ -25,6 +27,7 @@ mod own_fields;
 struct Door {
     _folder: tempfile::TempDir,
     front: Arc<Front>,
+    store: MemoryStore,
     password: String,
     root: CertificateDer<'static>,
     stop: watch::Sender<bool>,
@@ -54,7 +57,8 @@ impl Door {
         );
         write(&path("postrider.toml"), &text);
         let settings = Arc::new(crate::config::load(&path("postrider.toml")).unwrap());
-        let queue = queue::Queue::in_memory(queue::store::MemoryStore::new()).unwrap();
+        let store = MemoryStore::new();
+        let queue = queue::Queue::in_memory(store.clone()).unwrap();
         let routing = Arc::new(Routing::open(settings.clone(), &queue).unwrap());
         let credentials = Credentials::open(&path("credentials.toml")).unwrap();
         let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
@@ -69,6 +73,7 @@ impl Door {
         let (doors, seats) = exchange::open(1);
         Self {
             front: Arc::new(front),
+            store,
             password: password.to_string(),
             root: certificate.der().clone(),
             stop: watch::channel(false).0,
@@ -648,4 +653,65 @@ fn received_tells_how_the_message_came() {
     ] {
         assert_eq!(protocol(esmtp, tls, logged_in, smtputf8), word);
     }
+}
+
+/// DESIGN §4: a large message is written as it comes; of its octets no more than a chunk or so is in memory, and of one that is
+/// refused nothing stays.
+#[tokio::test(start_paused = true)]
+async fn large_messages_go_to_the_store_as_they_come() {
+    let door = Door::new("max_message = \"8MiB\"\nmax_in_flight = \"8MiB\"");
+    let line = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abc\r\n";
+    let lines = line.repeat(40_000);
+    let message = format!("Subject: large\r\nFrom: a@c.test\r\n\r\n{lines}");
+    local(async {
+        let mut client = door.with_envelope().await;
+        assert!(client.say("DATA").await.starts_with("354 "));
+        for piece in message.as_bytes().chunks(100_000) {
+            client.put(std::str::from_utf8(piece).unwrap()).await;
+            assert!(door.receiving() <= 1_000_000, "{}", door.receiving());
+        }
+        let (envelope, body) = door.kept(&client.say(".").await);
+        assert!(envelope.chunks.len() > 3);
+        assert!(body == message, "changed");
+        assert_eq!(door.receiving(), 0);
+
+        // By BDAT, cut anywhere.
+        let mut client = door.with_envelope().await;
+        let pieces: Vec<_> = message.as_bytes().chunks(333_333).collect();
+        let mut reply = String::new();
+        for (number, piece) in pieces.iter().enumerate() {
+            let last = if number + 1 == pieces.len() { " LAST" } else { "" };
+            client.put(&format!("BDAT {}{last}\r\n", piece.len())).await;
+            client.put(std::str::from_utf8(piece).unwrap()).await;
+            reply = client.hear().await;
+            assert!(door.receiving() <= 1_000_000, "{}", door.receiving());
+        }
+        let (_, body) = door.kept(&reply);
+        assert!(body == message, "changed");
+
+        // Refused at the end: what was written is gone.
+        let mut client = door.with_envelope().await;
+        client.say("DATA").await;
+        client.put(&message).await;
+        let reply = client.say("a bare\nnewline\r\n.").await;
+        assert!(reply.starts_with("550 5.6.0"), "{reply}");
+        assert_eq!(door.receiving(), 0);
+        let mut client = door.with_envelope().await;
+        client.say("DATA").await;
+        client.put(&message.repeat(4)).await;
+        assert!(client.say(".").await.starts_with("552 5.3.4"));
+        assert_eq!(door.front.metrics.accepted.get(), 2);
+        // And of one whose client left.
+        let mut client = door.with_envelope().await;
+        client.say("DATA").await;
+        client.put(&message).await;
+        drop(client);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(door.receiving(), 0);
+    })
+    .await;
+    assert!(
+        !door.store.families().contains(&Family::Upload),
+        "nobody's chunks"
+    );
 }
