@@ -316,6 +316,8 @@ impl Host {
                 None => Reply::new(451, 3, 0, "no message"),
             },
             Question::Login { .. } | Question::Scram { .. } => replies::BAD_LOGIN,
+            // Never allowed here.
+            Question::Xclient(_) => Reply::new(550, 7, 1, "you may not speak for others"),
         })
     }
 

@@ -63,6 +63,7 @@ fn answer(question: &Question) -> Reply {
         },
         Question::Message(_) => Reply::new(250, 0, 0, "queued"),
         Question::Data | Question::StartTls => replies::GO,
+        Question::Xclient(_) => Reply::new(550, 7, 1, "not here"),
     }
 }
 

@@ -149,6 +149,13 @@ impl Credentials {
         }
     }
 
+    /// The credential of this name, for a peer whose word on logins is taken.
+    pub async fn named(&self, user: &str) -> Option<Credential> {
+        self.look().await;
+        let known = self.0.known.load();
+        known.by_name.get(user).map(|entry| entry.credential.clone())
+    }
+
     /// Who has proven to know the password of this verifier; `None` if it isn't the user's any more, or is made up.
     pub fn proven(&self, user: &str, verifier: &Verifier) -> Option<Credential> {
         let known = self.0.known.load();

@@ -9,9 +9,11 @@ use crate::{BadMailbox, BodyType, DsnOptions, Mailbox, Notify, Reply, ReversePat
 
 mod bdat;
 mod dsn;
+pub(in crate::smtp) mod xclient;
 
 pub use bdat::Chunk;
 pub use dsn::{decode_xtext, utf8_as_ascii};
+pub use xclient::Xclient;
 
 /// The longest line any command may have, CRLF included: AUTH's and its answers' (RFC 4954 §4).
 pub const MAX_LINE: usize = 12_288;
@@ -59,6 +61,8 @@ pub enum Command {
     Quit,
     /// STARTTLS (RFC 3207).
     StartTls,
+    /// XCLIENT, or why it can't be read: whether that matters is up to who says it.
+    Xclient(Result<Xclient, Reply>),
     /// AUTH (RFC 4954).
     Auth {
         /// Upper case.
@@ -182,6 +186,9 @@ pub fn parse(line: &[u8]) -> Result<Command, Reply> {
     }
     if is("AUTH") {
         return auth(argument);
+    }
+    if is("XCLIENT") {
+        return Ok(Command::Xclient(xclient::parse(argument)));
     }
     for (name, command) in [
         ("NOOP", Command::Noop),

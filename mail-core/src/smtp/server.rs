@@ -18,7 +18,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::smtp::command::{self, Chunk, Command, ForwardPath, Hello, MailFrom, RcptTo, Secret};
+use crate::smtp::command::xclient;
+use crate::smtp::command::{self, Chunk, Command, ForwardPath, Hello, MailFrom, RcptTo, Secret, Xclient};
 use crate::smtp::data::DataFault;
 use crate::{BodyType, DsnOptions, Envelope, Mailbox, Recipient, Reply};
 
@@ -151,6 +152,8 @@ pub enum Question {
         /// Decoded.
         message: Secret,
     },
+    /// May the session be that of this client from here on? Any 2yz; the client is then greeted anew.
+    Xclient(Xclient),
     /// Can TLS start? Any 2yz, or 454 4.7.0 (RFC 3207 §4). With octets left in the inbox the input is `EarlyTalk`.
     StartTls,
 }
@@ -193,6 +196,8 @@ pub struct Session {
     hello: Option<Hello>,
     tls: bool,
     logged_in: bool,
+    /// The peer may say for whom it speaks.
+    xclient: bool,
     /// Since the last message kept.
     errors: u32,
     /// Since the last message kept; accepted recipients and chunks don't count, they have limits of their own.
@@ -226,6 +231,7 @@ enum Asked {
     Message,
     Login,
     Scram(Scram),
+    Xclient(Xclient),
     StartTls,
 }
 
@@ -248,11 +254,18 @@ impl Session {
             hello: None,
             tls,
             logged_in: false,
+            xclient: false,
             errors: 0,
             commands: 0,
             chunk_refused: false,
             state: State::Silent,
         }
+    }
+
+    /// The same for a peer that may say by XCLIENT for whom it speaks; all others are told 550.
+    pub fn with_xclient(mut self, allowed: bool) -> Self {
+        self.xclient = allowed;
+        self
     }
 
     /// Takes one input to the next session and the one action it causes. Never fails: what does not fit ends the session.
@@ -334,7 +347,7 @@ impl Session {
             (_, Input::Shutdown) => self.close(Reply::new(421, 3, 2, "").with_text(self.named("going down"))),
             (State::Silent, Input::Connected) => {
                 self.state = State::Ready;
-                Action::Say(Reply::plain(220, "").with_text(self.named("ESMTP Postrider")))
+                Action::Say(self.greeting())
             }
             // RFC 5321 §4.3.1: the client waits for the greeting. Those that don't are not mail programs.
             (State::Silent, Input::EarlyTalk) => {
@@ -414,6 +427,15 @@ impl Session {
             Command::Expn => self.stay(open, Reply::new(502, 5, 1, "not implemented")),
             Command::Help => self.stay(open, Reply::new(214, 0, 0, "see RFC 5321")),
             Command::Quit => self.close(Reply::new(221, 0, 0, "").with_text(self.named("bye"))),
+            // Postfix's XCLIENT_README: 550, 503, 501 in this order, so that a stranger learns nothing of what it said.
+            Command::Xclient(_) if !self.xclient => {
+                self.stay(open, Reply::new(550, 7, 1, "you may not speak for others"))
+            }
+            Command::Xclient(_) if open.is_some() => self.stay(open, out_of_order("a transaction is open")),
+            Command::Xclient(Err(reply)) => self.stay(None, reply),
+            Command::Xclient(Ok(client)) => {
+                self.ask(Asked::Xclient(client.clone()), Question::Xclient(client))
+            }
             Command::StartTls => match self.starttls_refused() {
                 Some(reply) => self.stay(open, reply),
                 None => self.ask(Asked::StartTls, Question::StartTls),
@@ -440,6 +462,7 @@ impl Session {
                 (self.config.chunking, "CHUNKING"),
                 (self.config.enhanced_codes, "ENHANCEDSTATUSCODES"),
                 (self.config.dsn, "DSN"),
+                (self.xclient, xclient::OFFER),
                 (self.config.starttls && !self.tls, "STARTTLS"),
                 (self.config.auth != Auth::None && self.tls, sasl::OFFER),
             ];
@@ -452,6 +475,10 @@ impl Session {
             }
         }
         Reply::plain(250, "").with_text(text)
+    }
+
+    fn greeting(&self) -> Reply {
+        Reply::plain(220, "").with_text(self.named("ESMTP Postrider"))
     }
 
     fn mail_refused(&self, open: bool, from: &MailFrom) -> Option<Reply> {
@@ -604,12 +631,25 @@ impl Session {
                 self.state = State::Sasl(Exchange::Scram(mechanism));
                 Action::Say(reply)
             }
+            Asked::Xclient(client) if yes => {
+                // As if this client had just connected, with TLS as it is.
+                self.logged_in = matches!(client.login, Some(Some(_)));
+                // Once: proxies pass on what comes next as the client says it, and it may not say to be another.
+                self.xclient = false;
+                let esmtp = client.esmtp.unwrap_or(true);
+                let hello = client.helo.flatten();
+                self.hello = hello.map(|name| Hello { name, esmtp });
+                self.errors = 0;
+                self.stay(None, self.greeting())
+            }
             Asked::Login | Asked::Scram(_) => {
                 self.logged_in = yes;
                 self.stay(None, reply)
             }
             // A refused DATA leaves nothing to go on with (RFC 5321 §4.1.1.4); a refused STARTTLS drops the transaction too.
-            Asked::Mail(_) | Asked::Data(_) | Asked::Message | Asked::StartTls => self.stay(None, reply),
+            Asked::Mail(_) | Asked::Data(_) | Asked::Message | Asked::StartTls | Asked::Xclient(_) => {
+                self.stay(None, reply)
+            }
         }
     }
 

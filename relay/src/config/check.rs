@@ -240,7 +240,8 @@ fn listeners(
                 format!("{} is another listener's already", spot.value),
             );
         }
-        let proxies = proxies(check, &mut section);
+        let proxies = proxies(check, &mut section, "proxy_protocol");
+        let xclient = self::proxies(check, &mut section, "xclient");
         let stream = section.string("stream");
         if let Some(spot) = &stream {
             streams.check(check, spot);
@@ -252,6 +253,7 @@ fn listeners(
                 address: address.value,
                 kind,
                 proxies,
+                xclient,
                 stream: stream.map(|spot| spot.value.into()),
             });
         }
@@ -343,8 +345,8 @@ fn trusted_networks(check: &Check<'_>, networks: Option<Vec<Spot<IpNet>>>) -> Ve
 }
 
 /// Whose word on a client's address is taken.
-fn proxies(check: &Check<'_>, section: &mut Section<'_>) -> Vec<IpNet> {
-    let proxies = section.list::<IpNet>("proxy_protocol").unwrap_or_default();
+fn proxies(check: &Check<'_>, section: &mut Section<'_>, key: &'static str) -> Vec<IpNet> {
+    let proxies = section.list::<IpNet>(key).unwrap_or_default();
     let danger = "anyone there could say to be any client; name your own proxies";
     not_too_wide(check, &proxies, danger);
     proxies.into_iter().map(|spot| spot.value).collect()

@@ -80,6 +80,8 @@ pub struct Listener {
     pub kind: ListenerKind,
     /// Proxies, whose connections begin with a PROXY header, and no others.
     pub proxies: Vec<IpNet>,
+    /// Who may say by XCLIENT for whom it speaks.
+    pub xclient: Vec<IpNet>,
     /// In which stream its mail is, where nothing closer to the message says; `None`: the default.
     pub stream: Option<Arc<str>>,
 }

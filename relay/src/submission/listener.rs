@@ -204,6 +204,7 @@ pub(super) fn service(
             ListenerKind::Trusted { networks, .. } => Some(networks.clone()),
             ListenerKind::Submission(_) | ListenerKind::Submissions(_) => None,
         },
+        xclient: listener.xclient.clone(),
         next: OnceCell::new(),
     }
 }

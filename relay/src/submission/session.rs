@@ -35,6 +35,7 @@ use crate::world::Random;
 use super::admission;
 use super::fields::{self, Asked, OwnField};
 use super::front::{Entered, Front, Handshaking};
+use super::listener::has;
 use super::rates::{Limit, Who};
 use super::stamp::{Arrival, prefix};
 use large::{Large, Received};
@@ -45,6 +46,7 @@ mod receive;
 mod renew;
 #[cfg(test)]
 mod tests;
+mod xclient;
 
 /// Octets read at a time.
 const READ: usize = 64 * 1024;
@@ -69,6 +71,8 @@ pub(super) struct Service {
     pub(super) stop: watch::Receiver<bool>,
     /// Of a trusted listener: whose mail is taken.
     pub(super) networks: Option<Vec<IpNet>>,
+    /// Who may say by XCLIENT for whom it speaks.
+    pub(super) xclient: Vec<IpNet>,
     /// What a reload has put in its place; within, `None` where the listener was taken away.
     pub(super) next: OnceCell<Option<Rc<Service>>>,
 }
@@ -176,7 +180,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         if self.service.implicit_tls {
             self.start_tls().await?;
         }
-        let mut session = Session::new(self.service.config.clone(), self.service.implicit_tls);
+        let session = Session::new(self.service.config.clone(), self.service.implicit_tls);
+        let mut session = session.with_xclient(has(&self.service.xclient, self.client));
         let mut action;
         (session, action) = session.step(match self.refusal() {
             Some(reply) => Input::Close(reply),
@@ -367,6 +372,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 Err(reply) => reply,
             },
             Question::Rcpt(recipient) => self.rcpt(session, &recipient),
+            Question::Xclient(client) => self.speak_as(client).await,
             Question::Message(envelope) => self.message(session, envelope).await,
             Question::Data => replies::GO,
             // RFC 3207 §4.

@@ -95,7 +95,7 @@ pub fn utf8_as_ascii(address: &str) -> String {
 }
 
 /// RFC 3461 §4: `+` stands before two upper-case hexadecimal digits; neither `=` nor anything else than graphic ASCII.
-fn is_xtext(text: &str) -> bool {
+pub(super) fn is_xtext(text: &str) -> bool {
     let mut rest = text.as_bytes();
     loop {
         rest = match rest {

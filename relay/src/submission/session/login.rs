@@ -111,7 +111,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         }
     }
 
-    async fn logged_in(&mut self, found: Credential) -> Reply {
+    pub(super) async fn logged_in(&mut self, found: Credential) -> Reply {
         let front = self.service.front.clone();
         // A credential of a tenant that is no longer configured opens nothing.
         let Some(tenant) = front.tenant(&found.tenant) else {

@@ -9,7 +9,7 @@ use super::*;
 const ALL: &str = "header_fields = [\"stream\", \"tag\", \"metadata\", \"expires\"]\n";
 
 impl Door {
-    async fn logged_in(&self) -> Client<Secured> {
+    pub(super) async fn logged_in(&self) -> Client<Secured> {
         self.logged_in_with(&self.password).await
     }
 
