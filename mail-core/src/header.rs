@@ -209,7 +209,7 @@ impl AddressList {
         // `a@b <c@d>`: the name in front of the brackets is what some readers take for the address.
         if let Some(angle) = &angle
             && has_bare_at(&plain)
-            && plain.trim_ascii() != angle.trim_ascii()
+            && !plain.trim_ascii().eq_ignore_ascii_case(angle.trim_ascii())
         {
             return Err(BadAddressList::Syntax);
         }
@@ -334,6 +334,7 @@ mod tests {
             (" \"q \\\" p\"@example.com\r\n", &["\"q \\\" p\"@example.com"]),
             (" < a@example.com > \r\n", &["a@example.com"]),
             (" a@example.com <a@example.com>\r\n", &["a@example.com"]),
+            (" A@Example.com <a@example.com>\r\n", &["a@example.com"]),
             (" \"x@evil.test\": a@example.com;\r\n", &["a@example.com"]),
             (
                 " a@example.com; b@example.com\r\n",

@@ -59,6 +59,8 @@ enum Place {
     /// It is a message: MIME-Version says whether its fields mean anything.
     Message,
     Part,
+    /// A part is a message where it doesn't say otherwise (RFC 2046 §5.1.5).
+    DigestPart,
 }
 
 /// What the header says of a body.
@@ -87,13 +89,21 @@ fn entity(octets: &[u8], place: Place, depth: usize, out: &mut Vec<u8>) -> Resul
     if !matches!(encoding, "7bit" | "8bit" | "binary") {
         return Err(Stays::Type);
     }
-    let kind = content.kind.as_deref().unwrap_or("text/plain");
+    let usual = match place {
+        Place::Message | Place::Part => "text/plain",
+        Place::DigestPart => "message/rfc822",
+    };
+    let kind = content.kind.as_deref().unwrap_or(usual);
     match kind.split_once('/').ok_or(Stays::Unclear)? {
         ("multipart", "signed" | "encrypted") => Err(Stays::Signed),
-        ("multipart", _) => {
+        ("multipart", kind) => {
+            let place_of_parts = match kind {
+                "digest" => Place::DigestPart,
+                _ => Place::Part,
+            };
             let boundary = content.boundary.as_deref().ok_or(Stays::Unclear)?;
             write_header(headers, &content, place, body, None, out);
-            parts(body, boundary, depth, out)
+            parts(body, boundary, (place_of_parts, depth), out)
         }
         ("message", "rfc822") => {
             write_header(headers, &content, place, body, None, out);
@@ -131,6 +141,11 @@ fn read(headers: &[u8]) -> Result<Content<'_>, Stays> {
         has_mime_version: false,
     };
     for field in header::fields(headers) {
+        let speaks = ["Content-Type", "Content-Transfer-Encoding", "MIME-Version"];
+        if speaks.iter().any(|name| field.is(name)) && field.raw().get(field.name().len()) != Some(&b':') {
+            // A blank before the colon (RFC 5322 §4.5): some readers don't take it for the field.
+            return Err(Stays::Unclear);
+        }
         if field.is("Content-Type") {
             if content.kind.is_some() {
                 return Err(Stays::Unclear);
@@ -278,7 +293,12 @@ fn write_base64(octets: &[u8], out: &mut Vec<u8>) {
 
 /// The parts between the lines of a boundary (RFC 2046 §5.1.1), each converted; the CRLF in front of such a line is the
 /// line's own.
-fn parts(body: &[u8], boundary: &[u8], depth: usize, out: &mut Vec<u8>) -> Result<(), Stays> {
+fn parts(
+    body: &[u8],
+    boundary: &[u8],
+    (place, depth): (Place, usize),
+    out: &mut Vec<u8>,
+) -> Result<(), Stays> {
     let mut at = match next_delimiter(body, 0, boundary) {
         Some(first) if body[..first.begin].is_ascii() => {
             out.extend_from_slice(&body[..first.end]);
@@ -293,9 +313,9 @@ fn parts(body: &[u8], boundary: &[u8], depth: usize, out: &mut Vec<u8>) -> Resul
     loop {
         // Without a last boundary the body's end ends the last part.
         let Some(next) = next_delimiter(body, at, boundary) else {
-            return entity(&body[at..], Place::Part, depth + 1, out);
+            return entity(&body[at..], place, depth + 1, out);
         };
-        entity(&body[at..next.begin.max(at)], Place::Part, depth + 1, out)?;
+        entity(&body[at..next.begin.max(at)], place, depth + 1, out)?;
         out.extend_from_slice(&body[next.begin.max(at)..next.end]);
         at = next.end;
         if next.closes {
@@ -426,6 +446,26 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_a_digest_are_messages() {
+        let digest = converted(
+            "Content-Type: multipart/digest; boundary=b\r\n\r\n--b\r\n\r\nSubject: inner\r\n\r\n\
+             a long text with \u{fc}\r\n--b--\r\n",
+        );
+        let inner = "--b\r\n\r\nSubject: inner\r\nContent-Transfer-Encoding: quoted-printable\r\n";
+        assert!(digest.contains(inner), "{digest}");
+    }
+
+    /// What a soft break puts at the beginning of a line is no boundary.
+    #[test]
+    fn no_boundary_is_made() {
+        let broken = converted(&format!(
+            "Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\n{}--b\r\n\u{fc}\r\n--b--\r\n",
+            "x".repeat(75)
+        ));
+        assert!(broken.contains("x=\r\n=2D-b\r\n"), "{broken}");
+    }
+
+    #[test]
     fn what_would_break_stays() {
         let signed = "Content-Type: multipart/signed; boundary=b\r\n\r\n--b\r\n\r\n\u{fc}\r\n--b--\r\n";
         let deep = "Content-Type: message/rfc822\r\n\r\n".repeat(30) + "\r\n\u{fc}\r\n";
@@ -433,6 +473,10 @@ mod tests {
             ("Subject: \u{fc}\r\n\r\n", Stays::Header),
             (signed, Stays::Signed),
             ("Content-Transfer-Encoding: base64\r\n\r\n\u{fc}\r\n", Stays::Type),
+            (
+                "Content-Transfer-Encoding : 8bit\r\n\r\n\u{fc}\r\n",
+                Stays::Unclear,
+            ),
             ("Content-Type: message/partial\r\n\r\n\u{fc}\r\n", Stays::Type),
             ("Content-Type: multipart/mixed\r\n\r\n\u{fc}\r\n", Stays::Unclear),
             (

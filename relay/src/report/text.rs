@@ -34,6 +34,8 @@ fn has_lines(octets: &[u8]) -> bool {
 pub(crate) fn write_quoted_printable(into: &mut Vec<u8>, text: &[u8]) {
     let mut column = 0;
     let mut at = 0;
+    // A boundary of the message around must not come to stand at the beginning of a line by a soft break.
+    let mut after_soft_break = false;
     while let Some(&octet) = text.get(at) {
         if text[at..].starts_with(b"\r\n") {
             into.extend_from_slice(b"\r\n");
@@ -43,6 +45,7 @@ pub(crate) fn write_quoted_printable(into: &mut Vec<u8>, text: &[u8]) {
         }
         let plain = match octet {
             b'=' => false,
+            b'-' if after_soft_break => false,
             // At the end of a line some would cut them.
             b' ' | b'\t' => !matches!(text.get(at + 1), None | Some(b'\r')),
             other => other.is_ascii_graphic(),
@@ -50,8 +53,10 @@ pub(crate) fn write_quoted_printable(into: &mut Vec<u8>, text: &[u8]) {
         // One column is kept for the "=" of a soft break.
         if column + if plain { 1 } else { 3 } > 75 {
             into.extend_from_slice(b"=\r\n");
-            column = 0;
+            (column, after_soft_break) = (0, true);
+            continue;
         }
+        after_soft_break = false;
         if plain {
             into.push(octet);
             column += 1;
