@@ -1,8 +1,11 @@
+use std::sync::atomic::AtomicU64;
+
 use queue::store::{Batch, Family, Store};
 use queue::{NewMessage, UnitKey, keys};
 
 use super::super::tests::{NOW, PLAIN, World, message};
 use super::*;
+use crate::delivery::courier::Kept;
 use crate::seven_bit::MAX_CONVERTED;
 
 /// A message that was uploaded, cut at each of `cuts`.
@@ -147,4 +150,13 @@ async fn threads_prepare_large_and_small_messages() {
     while Arc::strong_count(&signer) > 1 {
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_message_of_more_than_a_chunk_does_not_stay_in_memory() {
+    let budget = Arc::new(AtomicU64::new(u64::MAX));
+    let mut text = "x".repeat(keys::CHUNK);
+    assert!(Kept::within(&budget, message(&text)).is_some());
+    text.push('x');
+    assert!(Kept::within(&budget, message(&text)).is_none());
 }
