@@ -53,15 +53,24 @@ pub(super) fn content(tenant: &Tenant, message: &[u8]) -> Option<Reply> {
         }
     }
     let mut authors = header::fields(headers).filter(|field| field.is("From"));
-    let from = authors.next()?;
+    let from = authors.next();
     if authors.next().is_some() {
         return Some(Reply::new(550, 6, 0, "the message has more than one From"));
     }
-    match header::addresses(from.value()) {
+    let sender = header::fields(headers).find(|field| field.is("Sender"));
+    // Mail programs show both: "SENDER on behalf of FROM".
+    [("From", from), ("Sender", sender)]
+        .into_iter()
+        .find_map(|(name, field)| not_theirs(tenant, name, field?))
+}
+
+/// Whether a field names others than the tenant's own addresses.
+fn not_theirs(tenant: &Tenant, name: &str, field: header::Field<'_>) -> Option<Reply> {
+    match header::addresses(field.value()) {
         Ok(addresses) if addresses.iter().all(|address| may_use(tenant, address)) => None,
-        Ok(_) => Some(NOT_YOURS.with_text("the message's From is not yours to use")),
+        Ok(_) => Some(NOT_YOURS.with_text(format!("the message's {name} is not yours to use"))),
         Err(error) => {
-            Some(Reply::new(550, 6, 0, "").with_text(format!("the message's From can't be read: {error}")))
+            Some(Reply::new(550, 6, 0, "").with_text(format!("the message's {name} can't be read: {error}")))
         }
     }
 }
@@ -118,6 +127,9 @@ mod tests {
             ("From: ada@a.test, evil@x.test\r\n\r\n", "550 5.7.1"),
             ("From: ada@a.test\r\nfrom: ada@a.test\r\n\r\n", "550 5.6.0"),
             ("From: <<<\r\n\r\n", "550 5.6.0"),
+            ("From: ada@a.test\r\nSender: app@a.test\r\n\r\n", "ok"),
+            ("From: ada@a.test\r\nSender: ceo@x.test\r\n\r\n", "550 5.7.1"),
+            ("Sender: ceo@x.test\r\n\r\n", "550 5.7.1"),
             ("From: ceo@x.test: ada@a.test;\r\n\r\n", "550 5.6.0"),
             ("From: ada@a.test\r\nDate: x\r\nDATE: y\r\n\r\n", "550 5.6.0"),
             (

@@ -23,7 +23,7 @@ use crate::world::{Net, Random};
 /// Addresses tried for one connection, all hosts together; RFC 5321 §5.1 asks for two at least.
 pub(super) const MAX_ADDRESSES: usize = 20;
 
-/// Addresses tried of one host, so that there is room for the others.
+/// Addresses tried of one host before the others have had their turn.
 pub(super) const ADDRESSES_OF_A_HOST: usize = 4;
 
 /// A host to be tried.
@@ -182,6 +182,8 @@ impl<N: Net> Opener<'_, N> {
             cut: false,
         };
         let mut left = MAX_ADDRESSES;
+        // Of hosts with many addresses those that were not tried at first: nobody has refused for good who was not asked.
+        let mut more = Vec::new();
         for next in hosts {
             let host = next.place.to_string();
             let addresses = match self.addresses(&next.place).await {
@@ -207,25 +209,47 @@ impl<N: Net> Opener<'_, N> {
                 });
                 break;
             }
-            for address in addresses.into_iter().take(ADDRESSES_OF_A_HOST) {
-                if left == 0 {
-                    failure.cut = true;
-                    return Err(failure);
-                }
-                left -= 1;
-                match self
-                    .open_one(next, &host, SocketAddr::new(address, next.port))
-                    .await
-                {
-                    Ok(connection) => return Ok(connection),
-                    Err(why) => failure.tries.push(Try {
-                        host: host.clone(),
-                        why,
-                    }),
-                }
+            let (first, rest) = addresses.split_at(addresses.len().min(ADDRESSES_OF_A_HOST));
+            if let Some(connection) = self.try_each(next, first, &mut left, &mut failure).await {
+                return Ok(connection);
+            }
+            more.push((next, rest.to_vec()));
+        }
+        for (next, addresses) in more {
+            if let Some(connection) = self.try_each(next, &addresses, &mut left, &mut failure).await {
+                return Ok(connection);
             }
         }
         Err(failure)
+    }
+
+    /// Connects to the first of a host's `addresses` that takes mail, as long as there are tries `left`.
+    async fn try_each(
+        &self,
+        next: &NextHost,
+        addresses: &[IpAddr],
+        left: &mut usize,
+        failure: &mut OpenFailure,
+    ) -> Option<Connection<N::Stream>> {
+        let host = next.place.to_string();
+        for &address in addresses {
+            if *left == 0 {
+                failure.cut = true;
+                return None;
+            }
+            *left -= 1;
+            match self
+                .open_one(next, &host, SocketAddr::new(address, next.port))
+                .await
+            {
+                Ok(connection) => return Some(connection),
+                Err(why) => failure.tries.push(Try {
+                    host: host.clone(),
+                    why,
+                }),
+            }
+        }
+        None
     }
 
     /// Whether a connection would end at a listener of this relay's, as far as can be known: behind a port that is mapped to

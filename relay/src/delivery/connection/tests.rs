@@ -650,6 +650,15 @@ fn a_host_of_many_addresses_leaves_room_for_the_next() {
         lab.world.addresses.set(8);
         let connection = lab.open(3, TlsLevel::Off).await.unwrap();
         assert_eq!(connection.host(), "mx3.test");
+        // Its own other addresses come after them.
+        let scripts = [vec![refuses; 7], vec![&works[..]]].concat();
+        let lab = Lab::new(&scripts);
+        lab.world.addresses.set(8);
+        assert!(lab.open(1, TlsLevel::Off).await.is_ok());
+        let lab = Lab::new(&[refuses; 8]);
+        lab.world.addresses.set(8);
+        let failure = lab.open(1, TlsLevel::Off).await.err().unwrap();
+        assert!(failure.permanent().is_some(), "{failure}");
         // Some that were not asked may take it.
         let lab = Lab::new(&vec![refuses; 100]);
         lab.world.addresses.set(8);
