@@ -4,7 +4,7 @@ import hashlib
 import smtplib
 import threading
 
-from lib import RelayTest, main, message, queue_id
+from lib import LabTest, RelayTest, expect, main, message, queue_id
 from signatures import Signatures
 
 LINE = b"0123456789abcdef" * 4 + b".\r\n"
@@ -15,7 +15,7 @@ AT_ONCE = 5
 MOST = 380 << 20
 
 
-class Large(Signatures, RelayTest):
+class Large(RelayTest):
     def peak(self, relay):
         """The most memory that the relay has had so far, in octets."""
         with open(f"/proc/{relay.child.pid}/status", encoding="ascii") as status:
@@ -54,6 +54,26 @@ class Large(Signatures, RelayTest):
         print(f"\nlarge: {AT_ONCE} x {len(raw) / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, {idle / 1e6:.0f} MB idle")
         self.assertLess(peak, MOST)
         self.assertEqual(relay.stop(), 0)
+
+
+class Signed(Signatures, LabTest):
+    def test_a_large_message_is_signed(self):
+        """Hashed chunk by chunk, and verified by code that hashes it whole."""
+        raw = message(self.lab.sender, "signed@ok.test", subject="large", body=LINE * 60_000 + b"\r\n \r\n\r\n")
+        self.lab.submit(["signed@ok.test"], raw)
+        [arrived] = self.lab.arrived("signed@ok.test")
+        self.assertTrue(arrived.endswith(raw))
+        self.verified(arrived)
+
+    def test_one_too_large_is_refused_and_the_session_goes_on(self):
+        with self.lab.client() as client:
+            client.ehlo_or_helo_if_needed()
+            limit = int(client.esmtp_features["size"])
+            raw = message(self.lab.sender, "over@ok.test", body=LINE * (limit // len(LINE) + 1))
+            expect(client.mail(self.lab.sender), 250)
+            expect(client.rcpt("over@ok.test"), 250)
+            expect(client.data(raw), 552, "5.3.4")
+            expect(client.noop(), 250)
 
 
 if __name__ == "__main__":

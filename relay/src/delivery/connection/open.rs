@@ -20,11 +20,12 @@ use crate::delivery::scram;
 use crate::report::Cause;
 use crate::world::{Net, Random};
 
-/// Addresses tried for one connection, all hosts together; RFC 5321 §5.1 asks for two at least.
-pub(super) const MAX_ADDRESSES: usize = 20;
+/// Addresses tried for one connection, all hosts together: two of each of as many hosts as the resolver gives.
+pub(super) const MAX_ADDRESSES: usize = 32;
 
-/// Addresses tried of one host before the others have had their turn.
-pub(super) const ADDRESSES_OF_A_HOST: usize = 4;
+/// Addresses tried of one host before the others have had their turn; RFC 5321 §5.1 asks for two
+/// at least.
+pub(super) const ADDRESSES_OF_A_HOST: usize = 2;
 
 /// A host to be tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
