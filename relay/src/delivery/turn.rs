@@ -46,7 +46,11 @@ impl Turn {
             self.streams.len() - 1
         });
         let stream = &mut self.streams[at];
-        stream.weight = weight.into();
+        stream.weight = if crate::sabotage::is_on("no-weights") {
+            1
+        } else {
+            weight.into()
+        };
         match stream
             .tenants
             .iter_mut()
