@@ -34,7 +34,7 @@ async fn each_host_has_its_ways() {
     for offer in [
         "PIPELINING",
         "8BITMIME",
-        "SIZE 67108864",
+        &format!("SIZE {}", lab::MAX_MESSAGE_BYTES),
         "ENHANCEDSTATUSCODES",
         "STARTTLS",
     ] {
