@@ -17,7 +17,7 @@ fuzz_target!(|octets: &[u8]| {
     assert_eq!(whole.as_ref().map(|(used, _)| *used), plain.as_ref().map(|(used, _)| *used), "the end");
     let (Some((_, Ok(message))), Some((_, plain))) = (&whole, &plain) else {
         if let (Some((_, Err(fault))), Some((_, plain))) = (whole, plain) {
-            assert!(plain.is_none() || fault == DataFault::TooBig, "{fault}");
+            assert_eq!(plain.is_none(), fault != DataFault::TooBig, "{fault}");
         }
         return;
     };

@@ -43,21 +43,22 @@ enum Place {
     End,
 }
 
-/// Why a message is refused, known only at its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a message is refused, known only at its end. Of several faults the greatest is told, so that the answer does not hang
+/// on how the message was cut on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum DataFault {
-    /// CR without LF or LF without CR.
-    #[error("bare CR or LF in message data")]
-    BareNewline,
-    /// A line over [`MAX_DATA_LINE`].
-    #[error("line over 1000 octets in message data")]
-    LongLine,
-    /// More octets than offered in SIZE.
-    #[error("message too big")]
-    TooBig,
     /// The shell had no room for more: see [`Decoder::abandon`].
     #[error("no room for the message now")]
     NoRoom,
+    /// More octets than offered in SIZE.
+    #[error("message too big")]
+    TooBig,
+    /// A line over [`MAX_DATA_LINE`].
+    #[error("line over 1000 octets in message data")]
+    LongLine,
+    /// CR without LF or LF without CR.
+    #[error("bare CR or LF in message data")]
+    BareNewline,
 }
 
 impl DataFault {
@@ -241,9 +242,9 @@ impl Decoder {
 
     fn fail(&mut self, fault: DataFault) {
         if self.fault.is_none() {
-            self.fault = Some(fault);
             self.body = BytesMut::new();
         }
+        self.fault = self.fault.max(Some(fault));
     }
 }
 
@@ -382,6 +383,21 @@ mod tests {
             let (got, rest) = read_within(&[stuff(message), b"NOOP\r\n".to_vec()].concat(), step, 7);
             assert_eq!(got, Err(DataFault::TooBig));
             assert!(step < 100 || rest == b"NOOP\r\n");
+        }
+    }
+
+    #[test]
+    fn of_several_faults_the_same_is_told_at_any_cuts() {
+        let long = "x".repeat(1_200);
+        for (message, fault) in [
+            (format!("{long}\r\n"), DataFault::LongLine),
+            (format!("{long}\r\na\rb\r\n"), DataFault::BareNewline),
+            (format!("a\rb\r\n{long}\r\n"), DataFault::BareNewline),
+        ] {
+            for step in [1, 7, 100, 999, 5_000] {
+                let got = read_within(&stuff(message.as_bytes()), step, 500).0;
+                assert_eq!(got, Err(fault), "{step}");
+            }
         }
     }
 

@@ -56,8 +56,12 @@ fn version_1(octets: &[u8]) -> Found {
         // One octet at a time, so that nothing behind the line is taken.
         return Found::More(1);
     };
-    let Ok(line) = std::str::from_utf8(line) else {
-        return Found::Bad("PROXY line is not ASCII");
+    // Control characters too: what a proxy sent for one line, something on the way may have made of two.
+    let Some(line) = std::str::from_utf8(line).ok().filter(|line| {
+        line.bytes()
+            .all(|octet| octet == b' ' || octet.is_ascii_graphic())
+    }) else {
+        return Found::Bad("PROXY line is not printable ASCII");
     };
     let mut words = line.split(' ').skip(1);
     let mut word = || words.next().unwrap_or_default();
@@ -228,6 +232,8 @@ mod tests {
             "PROXY TCP5 192.0.2.1 198.51.100.2 1 2\r\n",
             "PROXY tcp4 192.0.2.1 198.51.100.2 1 2\r\n",
             "proxy TCP4 192.0.2.1 198.51.100.2 1 2\r\n",
+            "PROXY UNKNOWN UNKNO\rW\n\r\n",
+            "PROXY UNKNOWN \0\r\n",
             &format!("PROXY UNKNOWN {}\r\n", "x".repeat(200)),
         ] {
             assert!(matches!(taken(line.as_bytes()).0, Found::Bad(_)), "{line:?}");
