@@ -7,32 +7,61 @@ use dkim_signer::dns::{self, TxtRecord};
 use dkim_signer::key::generate_file;
 use dkim_signer::{Algorithm, KeyError, Selector};
 use mail_core::Domain;
+use serde_json::{Value, json};
 
-use crate::config::Settings;
 use crate::config::settings::DkimKey;
 use crate::prepare::{BadKey, load_key};
 
-/// Makes a key in the new file `out` (0600; an existing file is left as it is). Returns what to do next: the lines for the
-/// configuration and the record for the DNS.
-pub fn keygen(
-    domain: &Domain,
-    selector: &Selector,
+/// A key that was made.
+pub struct Made<'a> {
+    domain: &'a Domain,
+    selector: &'a Selector,
+    out: &'a Path,
+    record: TxtRecord,
+}
+
+/// Makes a key in the new file `out` (0600; an existing file is left as it is).
+pub fn keygen<'a>(
+    domain: &'a Domain,
+    selector: &'a Selector,
     algorithm: Algorithm,
-    out: &Path,
-) -> Result<String, KeyError> {
+    out: &'a Path,
+) -> Result<Made<'a>, KeyError> {
     let key = generate_file(algorithm, out)?;
-    let record = dns::key_record(domain, selector, &key);
-    let mut text = format!("Key written to {}. In the configuration:\n\n", out.display());
-    let _ = writeln!(
-        text,
-        "[[dkim]]\ndomain = {:?}\nselector = {:?}\nkey = {:?}\n",
-        domain.as_str(),
-        selector.as_str(),
-        out.display().to_string(),
-    );
-    let _ = writeln!(text, "In the DNS, before the relay signs with it:\n");
-    write_record(&mut text, &record);
-    Ok(text)
+    Ok(Made {
+        domain,
+        selector,
+        out,
+        record: dns::key_record(domain, selector, &key),
+    })
+}
+
+impl Made<'_> {
+    /// What to do next: the lines for the configuration and the record for the DNS.
+    pub fn text(&self) -> String {
+        let out = self.out.display();
+        let mut text = format!("Key written to {out}. In the configuration:\n\n");
+        let _ = writeln!(
+            text,
+            "[[dkim]]\ndomain = {:?}\nselector = {:?}\nkey = {:?}\n",
+            self.domain.as_str(),
+            self.selector.as_str(),
+            out.to_string(),
+        );
+        let _ = writeln!(text, "In the DNS, before the relay signs with it:\n");
+        write_record(&mut text, &self.record);
+        text
+    }
+
+    /// The same for programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "key": self.out,
+            "domain": self.domain.as_str(),
+            "selector": self.selector.as_str(),
+            "record": record_json(&self.record),
+        })
+    }
 }
 
 /// The records of a domain that sends through us.
@@ -68,32 +97,39 @@ pub fn records(configured: &[DkimKey], hostname: &Domain, domain: &Domain) -> Re
     })
 }
 
-/// [`records`] as text to paste, in both forms.
-pub fn dns(settings: &Settings, domain: &Domain) -> Result<String, Vec<BadKey>> {
-    let records = records(&settings.dkim, &settings.hostname, domain)?;
-    Ok(show(&records, domain))
-}
-
-fn show(Records { keys, suggested }: &Records, domain: &Domain) -> String {
-    let mut text = String::new();
-    if keys.is_empty() {
+impl Records {
+    /// Text to paste, in both forms.
+    pub fn text(&self, domain: &Domain) -> String {
+        let mut text = String::new();
+        if self.keys.is_empty() {
+            let _ = writeln!(
+                text,
+                "; No key is configured for {domain}. Make one: postrider dkim keygen {domain}\n"
+            );
+        }
+        for record in &self.keys {
+            write_record(&mut text, record);
+            text.push('\n');
+        }
         let _ = writeln!(
             text,
-            "; No key is configured for {domain}. Make one: postrider dkim keygen {domain}\n"
+            "; Suggested, where {domain} has no such record yet (one SPF record only: widen an existing one):\n"
         );
+        for record in &self.suggested {
+            let _ = writeln!(text, "{}", record.zone_line());
+        }
+        text
     }
-    for record in keys {
-        write_record(&mut text, record);
-        text.push('\n');
+
+    /// The same for programs.
+    pub fn json(&self, domain: &Domain) -> Value {
+        let list = |records: &[TxtRecord]| records.iter().map(record_json).collect::<Vec<_>>();
+        json!({ "domain": domain.as_str(), "keys": list(&self.keys), "suggested": list(&self.suggested) })
     }
-    let _ = writeln!(
-        text,
-        "; Suggested, where {domain} has no such record yet (one SPF record only: widen an existing one):\n"
-    );
-    for record in suggested {
-        let _ = writeln!(text, "{}", record.zone_line());
-    }
-    text
+}
+
+fn record_json(record: &TxtRecord) -> Value {
+    json!({ "name": record.name, "type": "TXT", "text": record.text, "zone_line": record.zone_line() })
 }
 
 /// For a zone file, and below as a comment for the web forms of DNS hosters, which cut strings themselves.
@@ -116,7 +152,8 @@ mod tests {
         let out = folder.path().join("key.pem");
         let domain = "example.com".parse().unwrap();
         let selector = "s1".parse().unwrap();
-        let told = keygen(&domain, &selector, Algorithm::RsaSha256, &out).unwrap();
+        let made = keygen(&domain, &selector, Algorithm::RsaSha256, &out).unwrap();
+        let told = made.text();
         assert!(
             told.contains("[[dkim]]\ndomain = \"example.com\"\nselector = \"s1\"\nkey = \""),
             "{told}"
@@ -127,6 +164,9 @@ mod tests {
         );
         assert!(told.contains("\n; v=DKIM1; k=rsa; p="), "{told}");
         assert!(!told.contains("PRIVATE"));
+        let told = made.json();
+        assert_eq!(told["record"]["name"], "s1._domainkey.example.com");
+        assert_eq!(told["key"], out.to_str().unwrap());
         assert!(keygen(&domain, &selector, Algorithm::RsaSha256, &out).is_err());
     }
 
@@ -157,7 +197,9 @@ mod tests {
         assert!(names("example.org").is_empty());
 
         let domain = "example.com".parse().unwrap();
-        let text = show(&records(&configured, &hostname, &domain).unwrap(), &domain);
+        let found = records(&configured, &hostname, &domain).unwrap();
+        assert_eq!(found.json(&domain)["suggested"][1]["name"], "_dmarc.example.com");
+        let text = found.text(&domain);
         for line in [
             "s1._domainkey.example.com. IN TXT \"v=DKIM1; k=ed25519; p=",
             "\nexample.com. IN TXT \"v=spf1 a:relay.example.net ~all\"\n",

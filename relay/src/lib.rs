@@ -9,6 +9,7 @@ pub mod dkim_cli;
 pub mod health;
 pub mod lab;
 pub mod logging;
+pub mod mail_client;
 pub mod metrics;
 pub mod prepare;
 pub mod reload;

@@ -1,28 +1,56 @@
-//! The demo's mail program: STARTTLS, a password, one message after the other. Blocking, with mail-core's sending session.
+//! A mail program's side of submission, for `postrider send` and the demo: TLS, a password, one message after the other.
+//! Blocking, with mail-core's sending session.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use mail_core::smtp::client::{
-    Extensions, Hello, HelloAction, Message, RecipientResult, TlsWish, Transaction, TransactionAction,
+    Extensions, Hello, HelloAction, Login, Message, RecipientResult, TlsWish, Transaction, TransactionAction,
 };
+use mail_core::smtp::command::Secret;
 use mail_core::smtp::reply_reader::ReplyReader;
 use mail_core::smtp::stuff::stuffed;
-use mail_core::{BodyType, Domain, DsnOptions, Mailbox, MessageId, Recipient, Reply, ReversePath};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, Reply, ReversePath};
+use rustls::{ClientConnection, StreamOwned};
+use rustls_pki_types::ServerName;
 
-/// The relay is on this machine; a message waits for a disk at most.
+use crate::delivery::client_tls::ClientTls;
+use crate::delivery::scram;
+use crate::world::Random;
+
+/// For each wait; a message waits for a disk at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(super) struct Client {
+/// How much TLS; its certificate is always verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Security {
+    /// None.
+    Clear,
+    /// RFC 3207.
+    StartTls,
+    /// From the first octet (RFC 8314 §3.3).
+    Implicit,
+}
+
+/// A server, and who we are to it.
+pub struct Server<'a> {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// What its certificate has to say.
+    pub name: ServerName<'static>,
+    /// How much TLS.
+    pub security: Security,
+    /// Certificate authorities beside the system's.
+    pub ca: Option<&'a Path>,
+    /// User and password.
+    pub login: Option<(String, Secret)>,
+}
+
+/// A connection that takes mail.
+pub struct Client {
     wire: Wire,
     reader: ReplyReader,
     unread: Vec<u8>,
@@ -35,9 +63,10 @@ enum Wire {
 }
 
 impl Client {
-    /// Connects, takes TLS whose certificate the lab's authority must have issued, and logs in.
-    pub(super) fn log_in(relay: SocketAddr, ca: &Path, user: &str, password: &str) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect_timeout(&relay, PATIENCE).context("no connection")?;
+    /// Connects, negotiates TLS and logs in, as far as the server is to have it.
+    pub fn open(server: &Server<'_>, ehlo: Domain) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect_timeout(&server.address, PATIENCE)
+            .with_context(|| format!("no connection to {}", server.address))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
@@ -47,62 +76,74 @@ impl Client {
             unread: Vec::new(),
             offers: Extensions::default(),
         };
-        let name: Domain = "demo.sender.test".parse()?;
-        let mut hello = Hello::new(name, TlsWish::Required, false);
+        let wish = match server.security {
+            Security::Clear => TlsWish::Never,
+            Security::StartTls | Security::Implicit => TlsWish::Required,
+        };
+        let encrypted = server.security == Security::Implicit;
+        if encrypted {
+            client = client.encrypted(server)?;
+        }
+        let mut hello = Hello::new(ehlo, wish, encrypted);
+        if let Some((user, password)) = &server.login {
+            hello = hello.with_login(Login {
+                user: user.clone(),
+                password: password.clone(),
+                nonce: Random::system().nonce(),
+                only_encrypted: server.security != Security::Clear,
+            });
+        }
         loop {
             let reply = client.reply()?;
             let mut action;
             (hello, action) = hello.step(reply);
             if action == HelloAction::StartTls {
-                client = client.encrypted(relay, ca)?;
+                client = client.encrypted(server)?;
                 (hello, action) = hello.encrypted();
+            }
+            if let (HelloAction::Prove(task), Some((_, password))) = (&action, &server.login) {
+                (hello, action) = hello.proven(&scram::compute(task, password));
             }
             match action {
                 HelloAction::Say(line, _) => client.write(&[line.as_bytes()])?,
+                HelloAction::SaySecret(line) => client.write(&[line.expose()])?,
                 HelloAction::Ready(offers) => {
                     client.offers = offers;
-                    break;
+                    return Ok(client);
                 }
                 HelloAction::Failed(refusal) => {
-                    bail!("{} answered {}", refusal.stage.name(), refusal.reply)
+                    bail!("{}: {}", refusal.stage.name(), refusal.reply)
                 }
-                HelloAction::StartTls | HelloAction::SaySecret(_) | HelloAction::Prove(_) => {
-                    bail!("asked for what was not wished")
-                }
+                HelloAction::StartTls | HelloAction::Prove(_) => bail!("asked for what was not wished"),
             }
-        }
-        let secret = BASE64.encode(format!("\0{user}\0{password}"));
-        client.write(&[format!("AUTH PLAIN {secret}\r\n").as_bytes()])?;
-        match client.reply()? {
-            reply if reply.code == 235 => Ok(client),
-            reply => bail!("AUTH answered {reply}"),
         }
     }
 
-    fn encrypted(mut self, relay: SocketAddr, ca: &Path) -> anyhow::Result<Self> {
-        let Wire::Clear(stream) = self.wire else {
+    fn encrypted(mut self, server: &Server<'_>) -> anyhow::Result<Self> {
+        let Wire::Clear(mut stream) = self.wire else {
             bail!("TLS twice")
         };
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca)?)?;
-        let config =
-            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()?
-                .with_root_certificates(roots)
-                .with_no_client_auth();
-        let connection = ClientConnection::new(Arc::new(config), ServerName::IpAddress(relay.ip().into()))?;
+        let config = ClientTls::new(server.ca)?.verified().config().clone();
+        let mut connection = ClientConnection::new(config, server.name.clone())?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut stream).context("TLS")?;
+        }
         self.wire = Wire::Tls(Box::new(StreamOwned::new(connection, stream)));
         self.unread.clear();
         Ok(self)
     }
 
-    /// Hands a message over for all of these recipients; returns the id by which the relay keeps it.
-    pub(super) fn send(&mut self, from: &Mailbox, to: &[Mailbox], raw: &[u8]) -> anyhow::Result<MessageId> {
+    /// Hands a message over; tells what became of each recipient.
+    pub fn send(
+        &mut self,
+        from: &ReversePath,
+        recipients: &[Recipient],
+        raw: &[u8],
+    ) -> anyhow::Result<Vec<RecipientResult>> {
         let eight_bit = !raw.is_ascii();
-        let recipients: Vec<_> = to.iter().cloned().map(Recipient::new).collect();
         let message = Message {
-            reverse_path: &ReversePath::Mailbox(from.clone()),
-            recipients: &recipients,
+            reverse_path: from,
+            recipients,
             dsn: &DsnOptions::default(),
             body_type: if eight_bit {
                 BodyType::EightBitMime
@@ -110,7 +151,7 @@ impl Client {
                 BodyType::SevenBit
             },
             eight_bit,
-            utf8_header: false,
+            utf8_header: !mail_core::header::split(raw).0.is_ascii(),
             size: raw.len() as u64,
         };
         let mut transaction = Transaction::new(&message, &self.offers);
@@ -122,23 +163,9 @@ impl Client {
                     transaction.body_sent();
                     self.write(&stuffed(&[raw]))?;
                 }
-                TransactionAction::Done { .. } => break,
+                TransactionAction::Done { .. } => return Ok(transaction.results()),
             }
         }
-        let mut id = None;
-        for (result, recipient) in transaction.results().into_iter().zip(to) {
-            match result {
-                RecipientResult::Delivered(reply) => {
-                    let told = reply
-                        .text
-                        .strip_prefix("queued as ")
-                        .and_then(|id| id.parse().ok());
-                    id = Some(told.with_context(|| format!("no queue id in {reply}"))?);
-                }
-                other => bail!("<{recipient}>: {other:?}"),
-            }
-        }
-        id.context("a message for nobody")
     }
 
     fn write(&mut self, slices: &[&[u8]]) -> io::Result<()> {
@@ -168,4 +195,9 @@ impl Client {
             }
         }
     }
+}
+
+/// The id by which a Postrider keeps a message: the last words of its reply.
+pub fn queue_id(reply: &Reply) -> Option<MessageId> {
+    reply.text.strip_prefix("queued as ")?.parse().ok()
 }

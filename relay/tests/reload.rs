@@ -39,6 +39,11 @@ fn take(stream: TcpStream, tell: &mpsc::Sender<Vec<String>>) {
     while let Some(line) = lines.next() {
         let reply: &[u8] = match line.get(..4).unwrap_or_default() {
             "QUIT" => return,
+            "EHLO" => b"250-hop\r\n250 AUTH PLAIN\r\n",
+            "AUTH" => {
+                got.push(line);
+                b"235 welcome\r\n"
+            }
             "DATA" => {
                 let _ = out.write_all(b"354 go\r\n");
                 got.extend(lines.by_ref().take_while(|line| line != "."));
@@ -138,7 +143,7 @@ impl Client {
         assert_eq!(&self.say("MAIL FROM:<x@from.test>")[..3], "250");
         assert_eq!(&self.say(&format!("RCPT TO:<{to}>"))[..3], "250");
         assert_eq!(&self.say("DATA")[..3], "354");
-        self.say("Subject: hi\r\n\r\nhello\r\n.")
+        self.say("From: x@from.test\r\nSubject: hi\r\n\r\nhello\r\n.")
     }
 }
 
@@ -355,16 +360,77 @@ fn certificates_and_keys_are_read_anew_by_content() {
     assert!(relay.path("q").exists());
 }
 
+/// A smart host's password that has changed in its file is said on new connections; the old ones are not used again.
+#[test]
+fn the_password_of_a_smart_host_is_read_anew_by_content() {
+    let (address, got) = next_hop();
+    let folder = tempfile::tempdir().unwrap();
+    let password = folder.path().join("password");
+    write_secret(&password, b"first\n");
+    let login = format!(
+        "user = \"u\"\npassword_file = {:?}\nallow_unverified_auth = true\n[[route]]",
+        password.to_str().unwrap()
+    );
+    let relay = Relay::start(&format!(
+        "{LISTENER}{}",
+        hop(address).replace("[[route]]", &login)
+    ));
+    for (content, said) in [("first", "AHUAZmlyc3Q="), ("second", "AHUAc2Vjb25k")] {
+        write_secret(&password, content.as_bytes());
+        relay.running().reloader().look();
+        assert_eq!(&relay.client().send("y@there.test")[..3], "250");
+        let lines = got.recv_timeout(PATIENCE).unwrap();
+        assert!(
+            lines.contains(&format!("AUTH PLAIN {said}")),
+            "{content}: {lines:?}"
+        );
+    }
+}
+
+/// A DKIM key that has changed in its file signs what goes out from then on. The two are of different algorithms, so that the
+/// signature says which made it.
+#[test]
+fn dkim_keys_are_read_anew_by_content() {
+    use dkim_signer::{Algorithm, key::generate_file};
+    let (address, got) = next_hop();
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key.pem");
+    let dkim = format!(
+        "[[dkim]]\ndomain = \"from.test\"\nselector = \"s1\"\nkey = {:?}\n",
+        key.to_str().unwrap()
+    );
+    generate_file(Algorithm::RsaSha256, &key).unwrap();
+    let relay = Relay::start(&format!("{LISTENER}{}{dkim}", hop(address)));
+    for (algorithm, said) in [
+        (Algorithm::RsaSha256, "a=rsa-sha256"),
+        (Algorithm::Ed25519Sha256, "a=ed25519-sha256"),
+    ] {
+        std::fs::remove_file(&key).unwrap();
+        generate_file(algorithm, &key).unwrap();
+        relay.running().reloader().look();
+        assert_eq!(&relay.client().send("y@there.test")[..3], "250");
+        let lines = got.recv_timeout(PATIENCE).unwrap();
+        let signatures = lines.iter().filter(|line| line.starts_with("DKIM-Signature:"));
+        let signed: Vec<_> = signatures.filter(|line| line.contains(said)).collect();
+        assert_eq!(signed.len(), 1, "{said}: {lines:?}");
+    }
+}
+
+/// Writes a file that only its owner can read.
+fn write_secret(path: &Path, content: &[u8]) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+}
+
 /// Makes a certificate and its key in a folder, and gives the certificate.
 fn pair(folder: &Path) -> Vec<u8> {
-    use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir(folder).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(vec!["mx.test".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap();
     std::fs::write(folder.join("tls.crt"), certificate.pem()).unwrap();
-    std::fs::write(folder.join("tls.key"), key.serialize_pem()).unwrap();
-    std::fs::set_permissions(folder.join("tls.key"), PermissionsExt::from_mode(0o600)).unwrap();
+    write_secret(&folder.join("tls.key"), key.serialize_pem().as_bytes());
     certificate.der().to_vec()
 }
 

@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::credentials::file;
@@ -28,6 +29,9 @@ pub(super) enum Command {
         /// Take the password from standard input instead of making one.
         #[arg(long)]
         password_stdin: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         which: Which,
     },
@@ -43,6 +47,9 @@ pub(super) enum Command {
     Remove {
         /// The user name.
         name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         which: Which,
     },
@@ -91,14 +98,20 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
             tenant,
             stream,
             password_stdin,
+            json,
             which,
         } => {
             let path = which.path(Some(&tenant), stream.as_deref())?;
             let chosen = password_stdin.then(read_password).transpose()?;
             let made = chosen.is_none();
             let password = file::add(&path, &name, &tenant, stream.as_deref(), chosen)?;
-            if made {
-                print(&format!("{}\n", *password))?;
+            let told = made.then_some(password.as_str());
+            if json {
+                print_json(
+                    &json!({ "name": name, "tenant": tenant, "stream": stream, "password": told, "file": path }),
+                )?;
+            } else if let Some(password) = told {
+                print(&format!("{password}\n"))?;
             }
         }
         Command::List { json, which } => {
@@ -107,7 +120,7 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
                 let rows: Vec<_> = entries
                     .iter()
                     .map(|(name, entry)| {
-                        serde_json::json!({ "name": name, "tenant": entry.tenant, "stream": entry.stream })
+                        json!({ "name": name, "tenant": entry.tenant, "stream": entry.stream })
                     })
                     .collect();
                 print_json(&rows)?;
@@ -120,7 +133,13 @@ pub(super) fn run(command: Command) -> Result<(), Failure> {
                 print(&columns(&std::iter::once(heads).chain(rows).collect::<Vec<_>>()))?;
             }
         }
-        Command::Remove { name, which } => file::remove(&which.path(None, None)?, &name)?,
+        Command::Remove { name, json, which } => {
+            let path = which.path(None, None)?;
+            file::remove(&path, &name)?;
+            if json {
+                print_json(&json!({ "name": name, "removed": true, "file": path }))?;
+            }
+        }
     }
     Ok(())
 }

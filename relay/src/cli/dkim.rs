@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use clap::{Subcommand, ValueEnum};
 use dkim_signer::{Algorithm, Selector};
 use mail_core::Domain;
+use serde_json::Value;
 
 use crate::dkim_cli;
 
+use super::output::{print, print_json};
 use super::{ConfigFile, Failure};
 
 #[derive(Subcommand)]
@@ -25,11 +27,17 @@ pub(super) enum Command {
         /// Where to write it [default: DOMAIN.SELECTOR.pem].
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Print the DNS records of a domain's keys, ready to paste.
     Dns {
         /// Whose.
         domain: Domain,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -45,29 +53,39 @@ pub(super) enum Kind {
 }
 
 pub(super) fn run(command: Command) -> Result<(), Failure> {
-    let text = match command {
+    match command {
         Command::Keygen {
             domain,
             selector,
             algorithm,
             out,
+            json,
         } => {
             let algorithm = match algorithm {
                 Kind::Rsa => Algorithm::RsaSha256,
                 Kind::Ed25519 => Algorithm::Ed25519Sha256,
             };
             let out = out.unwrap_or_else(|| format!("{domain}.{selector}.pem").into());
-            dkim_cli::keygen(&domain, &selector, algorithm, &out)?
+            let made = dkim_cli::keygen(&domain, &selector, algorithm, &out)?;
+            show(json, || made.json(), || made.text())
         }
-        Command::Dns { domain, config } => dkim_cli::dns(&config.load()?, &domain).map_err(|wrong| {
-            Failure::Usage(
-                wrong
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join("\n"),
-            )
-        })?,
-    };
-    Ok(super::output::print(&text)?)
+        Command::Dns { domain, json, config } => {
+            let settings = config.load()?;
+            let records =
+                dkim_cli::records(&settings.dkim, &settings.hostname, &domain).map_err(|wrong| {
+                    let wrong: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+                    Failure::Usage(wrong.join("\n"))
+                })?;
+            show(json, || records.json(&domain), || records.text(&domain))
+        }
+    }
+}
+
+fn show(as_json: bool, json: impl FnOnce() -> Value, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    if as_json {
+        print_json(&json())?;
+    } else {
+        print(&text())?;
+    }
+    Ok(())
 }

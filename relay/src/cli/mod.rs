@@ -7,6 +7,7 @@ mod operate;
 mod output;
 mod queue;
 mod run;
+mod send;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Command {
     },
     /// Run the relay in a small Internet of its own on loopback: DNS, mail servers, mailboxes. No root, no configuration.
     Lab(crate::lab::Options),
+    /// Send a message, from a file or standard input, by SMTP.
+    Send(send::Send),
     /// See the queues of the running relay; suspend, resume, retry and delete them.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
@@ -140,6 +143,7 @@ pub fn main() -> ExitCode {
         },
         Command::Check { example: true, .. } => output::print(EXAMPLE).map_err(Failure::from),
         Command::Check { file, json, .. } => check(&file, json),
+        Command::Send(command) => send::run(command),
         Command::Queue(command) => queue::queue(command),
         Command::Message(command) => queue::message(command),
         Command::Credential(command) => credential::run(command),

@@ -13,7 +13,7 @@ pub mod notify;
 mod renew;
 pub mod resolver;
 pub mod route;
-mod scram;
+pub(crate) mod scram;
 pub mod settle;
 pub mod shard;
 pub mod smart_host;

@@ -14,7 +14,8 @@ pub async fn prove(task: ScramTask, password: Secret) -> Option<ScramProof> {
         .ok()
 }
 
-pub(super) fn compute(task: &ScramTask, password: &Secret) -> ScramProof {
+/// The proof, and what the server must answer.
+pub(crate) fn compute(task: &ScramTask, password: &Secret) -> ScramProof {
     let mut salted = Zeroizing::new([0; digest::SHA256_OUTPUT_LEN]);
     let rounds = NonZeroU32::new(task.iterations).unwrap_or(NonZeroU32::MIN);
     pbkdf2::derive(

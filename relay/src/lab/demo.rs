@@ -5,14 +5,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use lab::{Entry, Mailboxes};
-use mail_core::MessageId;
+use mail_core::smtp::client::RecipientResult;
+use mail_core::smtp::command::Secret;
+use mail_core::{MessageId, Recipient, ReversePath};
 use queue::{Event, EventKind, Queue};
+use rustls_pki_types::ServerName;
 use tokio::time::sleep;
 
+use crate::mail_client::{Client, Security, Server, queue_id};
+
 use super::Laboratory;
-use super::client::Client;
 use super::judge::{Arrival, Fate, is_report, problem, signed, word};
 use super::messages::{self, Expected, Planned};
 use super::table::table;
@@ -133,19 +137,44 @@ async fn submit(
     let (ca, sender) = (laboratory.lab.ca.file().to_owned(), access.sender.clone());
     let (username, password) = (access.username, access.password.clone());
     let handed_over = tokio::task::spawn_blocking(move || {
-        let mut client = Client::log_in(submission, &ca, username, &password)?;
+        let server = Server {
+            address: submission,
+            name: ServerName::IpAddress(submission.ip().into()),
+            security: Security::StartTls,
+            ca: Some(&ca),
+            login: Some((username.to_owned(), Secret::new(password.as_bytes().to_vec()))),
+        };
+        let mut client = Client::open(&server, "demo.sender.test".parse()?)?;
+        let from = ReversePath::Mailbox(sender);
         let mut ids = Vec::with_capacity(messages.len());
         for message in &messages {
-            let recipients: Vec<_> = message.recipients.iter().map(|(to, _)| to.clone()).collect();
-            ids.push(
-                client
-                    .send(&sender, &recipients, &message.raw)
-                    .context(message.title)?,
-            );
+            let recipients: Vec<_> = message
+                .recipients
+                .iter()
+                .map(|(to, _)| Recipient::new(to.clone()))
+                .collect();
+            let results = client
+                .send(&from, &recipients, &message.raw)
+                .context(message.title)?;
+            ids.push(id_of(&results).context(message.title)?);
         }
         anyhow::Ok((messages, ids))
     });
     handed_over.await?
+}
+
+/// The id of a message that was taken for all its recipients.
+fn id_of(results: &[RecipientResult]) -> anyhow::Result<MessageId> {
+    let mut id = None;
+    for result in results {
+        match result {
+            RecipientResult::Delivered(reply) => {
+                id = Some(queue_id(reply).with_context(|| format!("no queue id in {reply}"))?);
+            }
+            other => bail!("{other:?}"),
+        }
+    }
+    id.context("a message for nobody")
 }
 
 /// Whether nothing more will happen but tries for a host that is not there.

@@ -3,7 +3,6 @@
 //! The relay is the one that users run: keys, credentials and a configuration file are made for it, and that file is read
 //! and checked as any other. Only what is around it is made up: see the crate `lab`.
 
-mod client;
 mod demo;
 mod judge;
 mod messages;
