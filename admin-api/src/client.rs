@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
+use crate::aside::{AsideList, AsideQuery};
 use crate::manage::{ConfigView, DrainState, Reloaded};
 use crate::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
@@ -210,6 +211,15 @@ impl Client {
         tokio::time::timeout(RAW_TIMEOUT, ask)
             .await
             .map_err(|_| ClientError::Timeout)?
+    }
+
+    /// A page of what is set aside.
+    pub async fn aside(&self, query: &AsideQuery) -> Result<AsideList, ClientError> {
+        let mut path = format!("/v1/aside?limit={}", query.limit.unwrap_or(100));
+        if let Some(after) = &query.after {
+            path.push_str(&format!("&after={}", escaped(after)));
+        }
+        self.get(&path).await
     }
 
     /// What is set to wait.

@@ -6,6 +6,7 @@ use hyper::body::Bytes;
 use mail_core::MessageId;
 use tokio::sync::mpsc;
 
+use crate::aside::{AsideList, AsideQuery};
 use crate::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
     SuspensionList,
@@ -47,6 +48,9 @@ pub trait Control: Send + Sync + 'static {
         &self,
         query: MessagesQuery,
     ) -> impl Future<Output = Result<MessageList, ControlError>> + Send;
+
+    /// A page of what is set aside.
+    fn aside(&self, query: AsideQuery) -> impl Future<Output = Result<AsideList, ControlError>> + Send;
 
     /// A message in the queue as it goes out, without its signature; `None` where it isn't there. Noted with its reader.
     fn raw(

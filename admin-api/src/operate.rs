@@ -23,6 +23,9 @@ pub struct Selector {
     /// This message alone. Not for suspensions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// With a message: only where it is set aside.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub set_aside: bool,
     /// Everything.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,

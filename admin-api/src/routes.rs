@@ -15,6 +15,7 @@ use hyper::body::{Bytes, Frame};
 use mail_core::MessageId;
 use tokio::sync::mpsc;
 
+use crate::aside::{AsideList, AsideQuery};
 use crate::control::{Caller, Control, ControlError};
 use crate::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
@@ -39,6 +40,7 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route("/v1/messages", get(messages::<C>))
         .route("/v1/messages/{id}", get(message::<C>))
         .route("/v1/messages/{id}/raw", get(raw::<C>))
+        .route("/v1/aside", get(aside::<C>))
         .route("/v1/suspensions", get(suspensions::<C>).post(suspend::<C>))
         .route("/v1/suspensions/resume", post(resume::<C>))
         .route("/v1/retry", post(retry::<C>))
@@ -102,6 +104,18 @@ async fn messages<C: Control>(
         return Err(problem(StatusCode::BAD_REQUEST, &detail));
     }
     control.messages(query).await.map(Json).map_err(failed)
+}
+
+async fn aside<C: Control>(
+    State(control): State<Arc<C>>,
+    query: Result<Query<AsideQuery>, QueryRejection>,
+) -> Result<Json<AsideList>, Response> {
+    let Query(query) = query.map_err(|rejection| problem(StatusCode::BAD_REQUEST, &rejection.body_text()))?;
+    if query.limit.is_some_and(|limit| !(1..=MAX_PAGE).contains(&limit)) {
+        let detail = format!("limit is 1 to {MAX_PAGE}");
+        return Err(problem(StatusCode::BAD_REQUEST, &detail));
+    }
+    control.aside(query).await.map(Json).map_err(failed)
 }
 
 async fn message<C: Control>(

@@ -79,6 +79,9 @@ pub struct QueueSummary {
     pub messages: u64,
     /// Their octets.
     pub bytes: u64,
+    /// Of them those that are set aside: nobody tries them.
+    #[serde(default)]
+    pub set_aside: u64,
     /// When the first of them came in, by due time: an older one may have been put off.
     pub oldest: Option<Time>,
     /// When the next is due.
@@ -167,6 +170,10 @@ pub enum RecipientState {
     Queued,
     /// Waits for its next attempt.
     Deferred,
+    /// Set aside: what the store holds of it is damaged.
+    Damaged,
+    /// Set aside: working on it brings out a mistake of the relay's.
+    Parked,
     Delivered,
     Bounced,
     Expired,
@@ -184,6 +191,8 @@ impl fmt::Display for RecipientState {
         f.write_str(match self {
             Self::Queued => "queued",
             Self::Deferred => "deferred",
+            Self::Damaged => "damaged",
+            Self::Parked => "parked",
             Self::Delivered => "delivered",
             Self::Bounced => "bounced",
             Self::Expired => "expired",

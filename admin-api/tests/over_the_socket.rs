@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::sync::Arc;
 
+use admin_api::aside::{AsideList, AsideQuery};
 use admin_api::client::{Client, ClientError};
 use admin_api::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Preview, Progress, Resume, Retry, Selector, Suspend,
@@ -39,6 +40,7 @@ impl Control for Made {
             domain: "example.com".into(),
             messages: 3,
             bytes: 4_000,
+            set_aside: 0,
             oldest: None,
             next_due: Some(Time(Timestamp(1_700_000_000_000))),
             wake: None,
@@ -73,6 +75,13 @@ impl Control for Made {
         Ok(MessageList {
             next: query.tenant,
             ..MessageList::default()
+        })
+    }
+
+    async fn aside(&self, query: AsideQuery) -> Result<AsideList, ControlError> {
+        Ok(AsideList {
+            next: query.after,
+            ..AsideList::default()
         })
     }
 

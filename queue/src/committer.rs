@@ -1,5 +1,7 @@
 //! The one writer: it turns a group of requests into one batch and one sync.
 
+mod aside;
+mod mend;
 mod operator;
 
 use std::collections::hash_map::Entry;
@@ -10,12 +12,13 @@ use bytes::Bytes;
 use mail_core::{MessageId, Timestamp};
 use tokio::sync::oneshot;
 
+use crate::aside::{Aside, DamageCounts, Met};
 use crate::keys;
 use crate::message::{Accepted, NewMessage, NewUnit, Settle, Settled};
 use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
 use crate::records::{
     Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, Record, StateRecord,
-    SuspensionRecord, UnitRecord, Waiting, decode, encode,
+    SuspensionRecord, UnitRecord, Waiting, decode, encode, seal, unseal,
 };
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::suspension::Selector;
@@ -81,6 +84,17 @@ pub(crate) enum Request {
         by: String,
         reply: Reply<()>,
     },
+    SetAside {
+        unit: UnitKey,
+        aside: Box<Aside>,
+        reply: Reply<()>,
+    },
+    /// A record that did not verify, and that mail can do without.
+    Damaged(Met),
+    /// The record of this queue did not verify.
+    Mend {
+        queue: QueueId,
+    },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, CommitError>>;
@@ -96,6 +110,7 @@ enum Answer {
 pub(crate) struct Committer {
     store: Arc<dyn Store>,
     counters: Counters,
+    damage: Arc<DamageCounts>,
     numbers: HashMap<QueueName, QueueId>,
     queues: HashMap<QueueId, CachedQueue>,
     /// Queues whose record this group writes.
@@ -122,11 +137,12 @@ struct Group {
 
 impl Committer {
     /// On a store whose `meta` is in place.
-    pub(crate) fn new(store: Arc<dyn Store>) -> Result<Self, ReadError> {
+    pub(crate) fn new(store: Arc<dyn Store>, damage: Arc<DamageCounts>) -> Result<Self, ReadError> {
         let counters = read_counters(&*store)?;
         Ok(Self {
             store,
             counters,
+            damage,
             numbers: HashMap::new(),
             queues: HashMap::new(),
             touched: Vec::new(),
@@ -280,6 +296,20 @@ impl Committer {
                 group.answers.push(Answer::Done(reply, result));
                 fate
             }
+            Request::SetAside { unit, aside, reply } => {
+                let (result, fate) = verdict(self.set_aside(group, unit, &aside));
+                let result = result.and_then(|there| there.then_some(()).ok_or(CommitError::Gone));
+                group.answers.push(Answer::Done(reply, result));
+                fate
+            }
+            Request::Damaged(met) => self.set_record_aside(group, &met),
+            Request::Mend { queue } => {
+                let (result, fate) = verdict(self.queue_mut(group, queue).map(drop));
+                if let Err(error) = result {
+                    tracing::error!(%queue, %error, "a queue's record can't be made anew");
+                }
+                fate
+            }
         }
     }
 
@@ -288,7 +318,7 @@ impl Committer {
         let mut units = Vec::with_capacity(message.units.len());
         for (number, unit) in (0..u16::MAX).zip(&message.units) {
             let queue = self.queue_number(group, message, unit)?;
-            self.queue_mut(queue)?;
+            self.queue_mut(group, queue)?;
             units.push(UnitKey {
                 queue,
                 due: unit.due,
@@ -327,23 +357,20 @@ impl Committer {
         for unit in &units {
             self.put(group, Family::Due, &keys::due(unit), &due);
             let deadline = keys::deadline(message.expires_at, unit.queue, unit.id);
-            group
-                .batch
-                .put(Family::Deadline, &deadline, unit.unit.to_be_bytes().to_vec());
+            let number = seal(&unit.unit.to_be_bytes());
+            group.batch.put(Family::Deadline, &deadline, number.clone());
             if message.wants_notice(unit.unit) {
                 let notice = keys::deadline(message.received_at, unit.queue, unit.id);
-                group
-                    .batch
-                    .put(Family::Notice, &notice, unit.unit.to_be_bytes().to_vec());
+                group.batch.put(Family::Notice, &notice, number);
             }
-            let queue = self.queue_mut(unit.queue)?;
+            let queue = self.queue_mut(group, unit.queue)?;
             queue.record.count += 1;
             queue.record.bytes += bytes;
             queue.record.low_water = queue.record.low_water.min(unit.due);
             lower_wake(group, queue, unit.queue, unit.due);
         }
         if units.len() > 1 {
-            let open = Bytes::copy_from_slice(&(units.len() as u16).to_be_bytes());
+            let open = seal(&(units.len() as u16).to_be_bytes());
             group
                 .batch
                 .put(Family::State, &keys::open_units(message.id), open);
@@ -410,11 +437,11 @@ impl Committer {
     /// `None` where the claim is void: the unit's due key is gone.
     fn settle(&mut self, group: &mut Group, settle: Settle) -> Result<Option<Settled>, ReadError> {
         let unit = settle.unit;
-        let Some(due) = self.due_record(group, &unit)? else {
+        let Some((due, aside)) = self.standing(group, &unit)? else {
             return Ok(None);
         };
         // All that can be damaged is read before anything is written.
-        self.queue_mut(unit.queue)?;
+        self.queue_mut(group, unit.queue)?;
         if settle.again.is_none() && !due.alone {
             self.open_units(group, unit.id)?;
         }
@@ -448,22 +475,23 @@ impl Committer {
                     delay_told: again.delay_told,
                 };
                 self.put(group, Family::State, &keys::state(unit.id, unit.unit), &state);
-                self.put(
-                    group,
-                    Family::Due,
-                    &keys::due(&moved),
-                    &DueRecord { tried: true, ..due },
-                );
-                // The same time again would be deleted by the claim's own key, were it not put after it.
-                group.gone.remove(&moved);
-                let queue = self.queue_mut(unit.queue)?;
-                queue.deletions += 1;
-                queue.record.low_water = queue.record.low_water.min(again.due);
-                lower_wake(group, queue, unit.queue, again.due);
+                let due = DueRecord { tried: true, ..due };
+                if let Some(aside) = aside {
+                    // It was told of, or tried by hand; that doesn't bring it back.
+                    self.keep_aside(group, &moved, due, aside);
+                } else {
+                    self.put(group, Family::Due, &keys::due(&moved), &due);
+                    // The same time again would be deleted by the claim's own key, were it not put after it.
+                    group.gone.remove(&moved);
+                    let queue = self.queue_mut(group, unit.queue)?;
+                    queue.deletions += 1;
+                    queue.record.low_water = queue.record.low_water.min(again.due);
+                    lower_wake(group, queue, unit.queue, again.due);
+                }
                 Some(moved)
             }
             None => {
-                self.end_unit(group, &unit, &due)?;
+                self.end_unit(group, &unit, &due, aside.is_some())?;
                 None
             }
         };
@@ -475,7 +503,17 @@ impl Committer {
         Ok(Some(Settled { unit: moved, reports }))
     }
 
-    fn end_unit(&mut self, group: &mut Group, unit: &UnitKey, due: &DueRecord) -> Result<(), ReadError> {
+    fn end_unit(
+        &mut self,
+        group: &mut Group,
+        unit: &UnitKey,
+        due: &DueRecord,
+        aside: bool,
+    ) -> Result<(), ReadError> {
+        if aside {
+            let key = keys::aside(unit.id, unit.unit);
+            group.batch.delete(Family::Aside, &key);
+        }
         group.batch.delete(
             Family::Deadline,
             &keys::deadline(due.expires_at, unit.queue, unit.id),
@@ -485,24 +523,17 @@ impl Committer {
                 .batch
                 .delete(Family::State, &keys::state(unit.id, unit.unit));
         }
-        let queue = self.queue_mut(unit.queue)?;
+        let queue = self.queue_mut(group, unit.queue)?;
         queue.deletions += 1;
         queue.record.count = queue.record.count.saturating_sub(1);
         queue.record.bytes = queue.record.bytes.saturating_sub(due.bytes);
-        if queue.record.count == 0 {
-            queue.record.low_water = Timestamp::MAX;
-            queue.deletions = 0;
-            if let Some(wake) = queue.record.wake.take() {
-                group
-                    .batch
-                    .delete(Family::Queues, &keys::catalogue(wake, unit.queue));
-            }
-        }
+        queue.record.aside = queue.record.aside.saturating_sub(u64::from(aside));
+        sleep_if_nothing_waits(group, queue, unit.queue);
         if !due.alone {
             let open = self.open_units(group, unit.id)?.saturating_sub(1);
             group.open_units.insert(unit.id, open);
             if open > 0 {
-                let open = Bytes::copy_from_slice(&open.to_be_bytes());
+                let open = seal(&open.to_be_bytes());
                 group.batch.put(Family::State, &keys::open_units(unit.id), open);
                 return Ok(());
             }
@@ -520,7 +551,7 @@ impl Committer {
         // What this group does to the queue is not in the store yet. What it adds has lowered the key already; what it takes
         // away makes the first due time told here too early: a lower bound still, but none to be moved up to.
         let may_raise = !self.touched.contains(&id);
-        let record = &self.queue_mut(id)?.record;
+        let record = &self.queue_mut(group, id)?.record;
         let (low_water, wake) = (record.low_water, record.wake);
         let (Some(first), Some(wake)) = (first_due(&*self.store, id, low_water)?, wake) else {
             return Ok(());
@@ -531,7 +562,7 @@ impl Committer {
             group
                 .batch
                 .put(Family::Queues, &keys::catalogue(to, id), Bytes::new());
-            self.queue_mut(id)?.record.wake = Some(to);
+            self.queue_mut(group, id)?.record.wake = Some(to);
         }
         Ok(())
     }
@@ -587,21 +618,25 @@ impl Committer {
         }
         let key = keys::directory(&name);
         let id = match self.store.get(Family::Queues, &key)? {
-            Some(octets) => {
-                QueueId(keys::number(&octets).ok_or(ReadError::damaged("queues", &key, "length"))?)
-            }
+            Some(octets) => match unseal(&octets) {
+                Ok(number) => Some(QueueId(u64::from_be_bytes(number))),
+                Err(_) => self.mend_directory(group, &name, &key)?,
+            },
+            None => None,
+        };
+        let id = match id {
+            Some(id) => id,
             None => {
                 let id = QueueId(self.counters.next_queue);
                 self.counters.next_queue += 1;
-                group
-                    .batch
-                    .put(Family::Queues, &key, Bytes::copy_from_slice(&id.0.to_be_bytes()));
+                group.batch.put(Family::Queues, &key, seal(&id.0.to_be_bytes()));
                 let record = QueueRecord {
                     name: name.clone(),
                     count: 0,
                     bytes: 0,
                     low_water: Timestamp::MAX,
                     wake: None,
+                    aside: 0,
                 };
                 self.queues.insert(
                     id,
@@ -620,12 +655,19 @@ impl Committer {
     }
 
     /// The queue's record, to be written with the group.
-    fn queue_mut(&mut self, id: QueueId) -> Result<&mut CachedQueue, ReadError> {
+    fn queue_mut(&mut self, group: &mut Group, id: QueueId) -> Result<&mut CachedQueue, ReadError> {
         let queue = match self.queues.entry(id) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let record = read(&*self.store, Family::Queues, &keys::record(id))?;
-                let record = record.ok_or(ReadError::damaged("queues", &keys::record(id), "absent"))?;
+                let record = match read(&*self.store, Family::Queues, &keys::record(id)) {
+                    Ok(Some(record)) => record,
+                    Ok(None) => return Err(ReadError::damaged("queues", &keys::record(id), "absent")),
+                    Err(damage @ ReadError::Damaged { .. }) => {
+                        self.damage.met(&damage);
+                        mend::queue(&*self.store, &mut group.batch, id, damage)?
+                    }
+                    Err(error) => return Err(error),
+                };
                 entry.insert(CachedQueue {
                     record,
                     deletions: 0,
@@ -639,47 +681,25 @@ impl Committer {
         Ok(queue)
     }
 
-    fn due_record(&self, group: &Group, unit: &UnitKey) -> Result<Option<DueRecord>, ReadError> {
-        if group.gone.contains(unit) {
-            return Ok(None);
-        }
-        let damage = match read(&*self.store, Family::Due, &keys::due(unit)) {
-            Err(damage @ ReadError::Damaged { .. }) => damage,
-            other => return other,
-        };
-        // It is there, and the envelope knows what it said. A unit that could not be settled would be sent again after each
-        // restart.
-        let key = unit.id.as_bytes();
-        let envelope: EnvelopeRecord = read(&*self.store, Family::Envelope, key)?
-            .ok_or_else(|| ReadError::damaged("envelope", key, "absent"))?;
-        tracing::error!(id = %unit.id, error = %damage, "read from the envelope instead");
-        Ok(Some(DueRecord {
-            expires_at: envelope.expires_at,
-            bytes: envelope.prefix.len() as u64 + envelope.body_bytes,
-            chunks: envelope.chunks.len() as u32,
-            alone: envelope.units.len() == 1,
-            // Deleting a state that is not there does no harm.
-            tried: true,
-        }))
-    }
-
-    fn open_units(&self, group: &Group, id: MessageId) -> Result<u16, ReadError> {
+    fn open_units(&self, group: &mut Group, id: MessageId) -> Result<u16, ReadError> {
         if let Some(&open) = group.open_units.get(&id) {
             return Ok(open);
         }
         let key = keys::open_units(id);
-        let octets = self
-            .store
-            .get(Family::State, &key)?
-            .ok_or(ReadError::damaged("state", &key, "absent"))?;
-        let octets: [u8; 2] = octets
-            .try_into()
-            .map_err(|_| ReadError::damaged("state", &key, "length"))?;
-        Ok(u16::from_be_bytes(octets))
+        let damage = match self.store.get(Family::State, &key)?.as_deref().map(unseal) {
+            Some(Ok(octets)) => return Ok(u16::from_be_bytes(octets)),
+            Some(Err(damaged)) => ReadError::damaged("state", &key, damaged.0),
+            None => ReadError::damaged("state", &key, "absent"),
+        };
+        self.damage.met(&damage);
+        let open = mend::open_units(&*self.store, &group.gone, id, damage)?;
+        // From here on it is counted by what the group does.
+        group.open_units.insert(id, open);
+        Ok(open)
     }
 
     fn journal_settle(&mut self, group: &mut Group, settle: &Settle) -> Result<(), ReadError> {
-        let queue = self.queue_mut(settle.unit.queue)?.record.name.clone();
+        let queue = self.queue_mut(group, settle.unit.queue)?.record.name.clone();
         let entry = |kind, recipients, reply: &str| Event {
             at: settle.at,
             kind,
@@ -698,6 +718,11 @@ impl Committer {
                 group,
                 &entry(end.fate.event(), vec![end.mailbox.to_string()], &end.reply),
             );
+        }
+        if settle.ends.is_empty() && settle.again.is_none() {
+            // Of damage, nobody knows whom it was for.
+            let reply = "ended, though its recipients could not be read";
+            self.journal(group, &entry(EventKind::Damaged, Vec::new(), reply));
         }
         if let Some(again) = &settle.again {
             let kind = if again.doubtful {
@@ -797,6 +822,18 @@ fn added_due(batch: &Batch, queue: QueueId) -> Option<Timestamp> {
         .filter(|unit| unit.queue == queue)
         .map(|unit| unit.due)
         .min()
+}
+
+/// Takes a queue out of the catalogue where nothing in it waits for a time: it is empty, or all of it is set aside.
+fn sleep_if_nothing_waits(group: &mut Group, queue: &mut CachedQueue, id: QueueId) {
+    if queue.record.count > queue.record.aside {
+        return;
+    }
+    queue.record.low_water = Timestamp::MAX;
+    queue.deletions = 0;
+    if let Some(wake) = queue.record.wake.take() {
+        group.batch.delete(Family::Queues, &keys::catalogue(wake, id));
+    }
 }
 
 fn lower_wake(group: &mut Group, queue: &mut CachedQueue, id: QueueId, due: Timestamp) {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::aside::DamageCounts;
 use crate::committer::{Committer, Reply, Request, chunk_sums};
 use crate::mark::Mark;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
@@ -117,11 +118,12 @@ fn stopped() -> CommitError {
 impl Intake {
     pub(crate) fn threaded(
         store: Arc<dyn Store>,
+        damage: Arc<DamageCounts>,
         mark: Mark,
         free_bytes: Box<dyn Fn() -> u64 + Send>,
         options: &Options,
     ) -> Result<Self, OpenError> {
-        let committer = Committer::new(store)?;
+        let committer = Committer::new(store, damage)?;
         let shared = Arc::new(Shared::new(committer.group()));
         shared.look_at_space(free_bytes(), options.min_free_bytes);
         let (requests, waiting) = mpsc::channel(WAITING);
@@ -158,8 +160,8 @@ impl Intake {
         })
     }
 
-    pub(crate) fn inline(store: Arc<dyn Store>) -> Result<Self, OpenError> {
-        let committer = Committer::new(store)?;
+    pub(crate) fn inline(store: Arc<dyn Store>, damage: Arc<DamageCounts>) -> Result<Self, OpenError> {
+        let committer = Committer::new(store, damage)?;
         Ok(Self {
             shared: Arc::new(Shared::new(committer.group())),
             way: Way::Inline(Mutex::new(committer)),
@@ -463,6 +465,9 @@ fn body_bytes(request: &Request) -> usize {
         | Request::Suspend { .. }
         | Request::Resume { .. }
         | Request::Retry { .. }
+        | Request::SetAside { .. }
+        | Request::Damaged(_)
+        | Request::Mend { .. }
         | Request::Abandon(_)
         | Request::Nudge => 0,
     }
@@ -587,7 +592,8 @@ mod tests {
             min_free_bytes: 0,
             commit_patience: PATIENCE,
         };
-        let intake = Intake::threaded(Arc::new(behind), mark, Box::new(|| u64::MAX), &options).unwrap();
+        let free = Box::new(|| u64::MAX);
+        let intake = Intake::threaded(Arc::new(behind), Arc::default(), mark, free, &options).unwrap();
         (intake, store, entered, let_go)
     }
 

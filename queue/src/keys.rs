@@ -5,23 +5,28 @@
 //! | body | id · chunk u32 | octets of the body, about [`CHUNK`] at most |
 //! | envelope | id | [`crate::records::EnvelopeRecord`] |
 //! | state | id · unit u16 | [`crate::records::StateRecord`], from the first deferral on |
-//! | state | id · ffff | number of open units, u16, where a message began with more than one |
+//! | state | id · ffff | number of open units, u16, sealed, where a message began with more than one |
 //! | due | queue u64 · ms u64 · id · unit u16 | [`crate::records::DueRecord`] |
-//! | deadline | second u64 · queue u64 · id | unit u16 |
-//! | notice | as deadline, of the time the message came in | unit u16 |
+//! | deadline | second u64 · queue u64 · id | unit u16, sealed |
+//! | notice | as deadline, of the time the message came in | unit u16, sealed |
 //! | upload | id | [`crate::records::UploadRecord`]: names a body that is still coming in |
-//! | queues | `d` · name | queue u64: the directory |
+//! | queues | `d` · name | queue u64, sealed: the directory |
 //! | queues | `r` · queue u64 | [`crate::records::QueueRecord`] |
 //! | queues | `g` · route group u16 | [`crate::records::GroupRecord`] |
 //! | queues | `c` · wake ms u64 · queue u64 | nothing: the catalogue |
 //! | event | sequence u64 | [`crate::records::Event`] |
 //! | hold | `d` · domain, or `l` · lane | [`crate::records::HoldRecord`] |
 //! | suspension | tenant NUL stream NUL domain NUL queue, each empty where any | [`crate::records::SuspensionRecord`] |
+//! | aside | `u` · id · unit u16 | [`crate::records::AsideRecord`] |
+//! | aside | `r` · family NUL key | [`crate::records::DamagedRecord`] |
 //! | meta | `format`, `store`, `counters` | version u16, name of the store, [`crate::records::Counters`] |
+//!
+//! A number that is *sealed* has its CRC32C (little-endian) behind it; where there is none, an early version wrote it.
 
 use mail_core::{MessageId, Timestamp};
 
 use crate::names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
+use crate::store::Family;
 
 /// Octets of a body in one value. A body of 10 KiB is one chunk; one of 100 MB is read and written piece by piece.
 pub const CHUNK: usize = 512 * 1024;
@@ -119,6 +124,23 @@ pub fn directory(name: &QueueName) -> Vec<u8> {
     key
 }
 
+/// Reads a directory key.
+pub fn parse_directory(key: &[u8]) -> Option<QueueName> {
+    let rest = key.strip_prefix(b"d")?;
+    let text = |octets| std::str::from_utf8(octets).ok();
+    let end = rest.iter().position(|&octet| octet == 0)?;
+    let (tenant, rest) = (text(&rest[..end])?, &rest[end + 1..]);
+    let end = rest.iter().position(|&octet| octet == 0)?;
+    let (stream, rest) = (text(&rest[..end])?, &rest[end + 1..]);
+    let (group, domain) = rest.split_first_chunk::<2>()?;
+    Some(QueueName {
+        tenant: tenant.into(),
+        stream: stream.into(),
+        route_group: RouteGroup(u16::from_be_bytes(*group)),
+        domain: text(domain)?.parse().ok()?,
+    })
+}
+
 /// `queues`, record.
 pub fn record(queue: QueueId) -> [u8; 9] {
     let mut key = [b'r'; 9];
@@ -184,6 +206,42 @@ pub fn parse_hold(key: &[u8]) -> Option<HoldScope> {
         b'l' => Some(HoldScope::Lane(name.to_owned())),
         _ => None,
     }
+}
+
+/// `aside` of a unit.
+pub fn aside(id: MessageId, unit: u16) -> [u8; 19] {
+    let mut key = [b'u'; 19];
+    key[1..].copy_from_slice(&state(id, unit));
+    key
+}
+
+/// Where the `aside` keys of units end.
+pub fn aside_end() -> [u8; 1] {
+    [b'u' + 1]
+}
+
+/// Reads the `aside` key of a unit.
+pub fn parse_aside(key: &[u8]) -> Option<(MessageId, u16)> {
+    let key: &[u8; 19] = key.try_into().ok()?;
+    Some((id(&key[1..17])?, u16::from_be_bytes([key[17], key[18]])))
+}
+
+/// `aside` of a record of another family.
+pub fn aside_record(family: Family, key: &[u8]) -> Vec<u8> {
+    [b"r", family.name().as_bytes(), &[0], key].concat()
+}
+
+/// Where the `aside` keys of records end.
+pub fn aside_records_end() -> [u8; 1] {
+    [b'r' + 1]
+}
+
+/// Reads the `aside` key of a record: family and key.
+pub fn parse_aside_record(key: &[u8]) -> Option<(Family, &[u8])> {
+    let rest = key.strip_prefix(b"r")?;
+    let end = rest.iter().position(|&octet| octet == 0)?;
+    let family = Family::named(std::str::from_utf8(&rest[..end]).ok()?)?;
+    Some((family, &rest[end + 1..]))
 }
 
 /// A big-endian u64.

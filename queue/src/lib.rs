@@ -3,6 +3,7 @@
 //! [`Queue`] is a handle on one store. Writes go through one committer, which gathers what is waiting into a group: one
 //! batch, one sync, then all are answered (docs/architecture.md). Reads are short and go straight to the store.
 
+mod aside;
 mod committer;
 mod groups;
 mod intake;
@@ -22,19 +23,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use aside::{Aside, SetAside, SetAsideRecord};
 pub use groups::GroupError;
 pub use intake::{Pending, Status};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
 pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
 pub use read::{DeadlineKey, Message, Overdue, Unit};
 pub use records::{
-    EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin, QueueRecord, Signature, StateRecord,
-    SuspensionRecord, Waiting,
+    AsideCause, AsideRecord, DamagedRecord, EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin,
+    QueueRecord, Signature, StateRecord, SuspensionRecord, Waiting,
 };
 pub use schedule::Backoff;
 pub use suspension::{MAX_SUSPENSIONS, Selector, suspension};
 pub use upload::{Upload, Uploaded};
 
+use aside::DamageCounts;
 use bytes::Bytes;
 use intake::Intake;
 use mail_core::Timestamp;
@@ -131,6 +134,14 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// Whether what was asked for is damaged, and would be the next time too.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Store(error) => error.is_corruption(),
+        }
+    }
+
     pub(crate) fn damaged(family: &'static str, key: &[u8], what: &'static str) -> Self {
         Self::Damaged {
             family,
@@ -188,6 +199,7 @@ pub struct Queue {
     intake: Arc<Intake>,
     /// Held while route groups are given numbers.
     groups: Arc<parking_lot::Mutex<()>>,
+    damage: Arc<DamageCounts>,
 }
 
 impl Queue {
@@ -230,11 +242,13 @@ impl Queue {
                 .map(|stat| stat.f_bavail * stat.f_frsize)
                 .unwrap_or(0)
         };
-        let intake = Intake::threaded(store.clone(), mark, Box::new(free), options)?;
+        let damage = Arc::<DamageCounts>::default();
+        let intake = Intake::threaded(store.clone(), damage.clone(), mark, Box::new(free), options)?;
         Ok(Self {
             store,
             intake: Arc::new(intake),
             groups: Arc::default(),
+            damage,
         })
     }
 
@@ -243,10 +257,12 @@ impl Queue {
         let store: Arc<dyn Store> = Arc::new(store);
         prepare(&*store)?;
         sweep(&*store)?;
+        let damage = Arc::<DamageCounts>::default();
         Ok(Self {
-            intake: Arc::new(Intake::inline(store.clone())?),
+            intake: Arc::new(Intake::inline(store.clone(), damage.clone())?),
             store,
             groups: Arc::default(),
+            damage,
         })
     }
 

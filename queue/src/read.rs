@@ -6,7 +6,9 @@ use mail_core::{MessageId, Timestamp};
 use crate::committer::{read, read_counters};
 use crate::keys;
 use crate::names::{HoldScope, QueueId, UnitKey};
-use crate::records::{EnvelopeRecord, Event, HoldRecord, QueueRecord, Record, StateRecord, decode};
+use crate::records::{
+    AsideRecord, EnvelopeRecord, Event, HoldRecord, QueueRecord, Record, StateRecord, decode, unseal,
+};
 use crate::store::Family;
 use crate::{Queue, ReadError};
 
@@ -31,6 +33,8 @@ pub struct Unit {
     pub key: UnitKey,
     /// What of it changes; before the first deferral, nothing but the due time.
     pub state: Option<StateRecord>,
+    /// Why it is set aside, if it is; its `state` may be unknown then.
+    pub aside: Option<AsideRecord>,
 }
 
 /// A place in the deadline index, to go on from.
@@ -73,7 +77,11 @@ impl Queue {
 
     /// A queue's record.
     pub fn info(&self, queue: QueueId) -> Result<Option<QueueRecord>, ReadError> {
-        read(&*self.store, Family::Queues, &keys::record(queue))
+        let info = read(&*self.store, Family::Queues, &keys::record(queue));
+        if let Err(ReadError::Damaged { .. }) = info {
+            self.mend(queue);
+        }
+        info
     }
 
     /// Queues by number, after `after`, empty ones too.
@@ -99,7 +107,7 @@ impl Queue {
         limit: usize,
         parse: impl Fn(&[u8]) -> Option<K>,
     ) -> Result<Vec<(K, R)>, ReadError> {
-        let mut page = Vec::new();
+        let (mut page, mut damaged) = (Vec::new(), Vec::new());
         self.store.scan(family, from, to, &mut |key, value| {
             let damage = match (parse(key), decode(value)) {
                 (Some(name), Ok(record)) => {
@@ -111,9 +119,20 @@ impl Queue {
             };
             if let Some(what) = damage {
                 tracing::error!(error = %ReadError::damaged(family.name(), key, what), "left out");
+                damaged.push((key.to_vec(), what));
             }
             page.len() < limit
         })?;
+        for (key, what) in damaged {
+            match (family, &key[..]) {
+                (Family::Queues, [b'r', number @ ..]) => {
+                    if let Some(number) = keys::number(number) {
+                        self.mend(QueueId(number));
+                    }
+                }
+                _ => self.met(family, &key, what),
+            }
+        }
         Ok(page)
     }
 
@@ -194,8 +213,8 @@ impl Queue {
         // Seconds are rounded up in the key: a bucket is over when its second has begun.
         let to = (now.seconds() + 1).to_be_bytes();
         self.store.scan(family, &from, &to, &mut |key, value| {
-            let unit = <[u8; 2]>::try_from(value).map(u16::from_be_bytes);
-            if let (Some((queue, id)), Ok(unit), Ok(key)) = (keys::parse_deadline(key), unit, key.try_into())
+            let unit = unseal(value).ok().map(u16::from_be_bytes);
+            if let (Some((queue, id)), Ok(key)) = (keys::parse_deadline(key), key.try_into())
                 && wanted(queue)
             {
                 found.push((DeadlineKey(key), queue, id, unit));
@@ -206,14 +225,23 @@ impl Queue {
         let more = last.filter(|_| found.len() == limit);
         let mut units = Vec::with_capacity(found.len());
         for (key, queue, id, unit) in found {
-            match self.stands_at(id, unit) {
-                Ok(due) => units.push((key, due.map(|due| UnitKey { queue, due, id, unit }))),
-                // The others' time is up all the same.
-                Err(error @ ReadError::Damaged { .. }) => {
-                    tracing::error!(%id, unit, %error, "a unit can't be expired");
-                }
-                Err(error) => return Err(error),
-            }
+            let at = unit.map_or_else(|| Ok(None), |unit| self.stands_at(id, unit));
+            let damaged = unit.is_none() || matches!(at, Err(ReadError::Damaged { .. }));
+            // Its time is up whatever can be read of it.
+            let unit = if damaged {
+                self.find(queue, id)?
+            } else {
+                let of = |due| {
+                    Some(UnitKey {
+                        queue,
+                        due,
+                        id,
+                        unit: unit?,
+                    })
+                };
+                at?.and_then(of)
+            };
+            units.push((key, unit));
         }
         Ok((units, more))
     }
@@ -225,6 +253,22 @@ impl Queue {
         }
         let envelope = self.envelope(id)?;
         Ok(envelope.and_then(|envelope| envelope.units.get(usize::from(unit)).map(|unit| unit.due)))
+    }
+
+    /// The unit of a message in a queue, of which there is one, by looking for it in all of the queue.
+    fn find(&self, queue: QueueId, id: MessageId) -> Result<Option<UnitKey>, ReadError> {
+        let mut aside = self.set_aside_of(id)?.into_iter().map(|aside| aside.unit);
+        if let Some(unit) = aside.find(|unit| unit.queue == queue) {
+            return Ok(Some(unit));
+        }
+        let mut found = None;
+        let from = queue.0.to_be_bytes();
+        self.store
+            .scan(Family::Due, &from, &keys::due_end(queue), &mut |key, _| {
+                found = keys::parse_due(key).filter(|unit| unit.id == id);
+                found.is_none()
+            })?;
+        Ok(found)
     }
 
     /// What of a message never changes.
@@ -244,7 +288,18 @@ impl Queue {
         };
         let mut units = Vec::new();
         for (number, unit) in (0..u16::MAX).zip(&envelope.units) {
-            let state = self.state(id, number)?;
+            let state = match self.state(id, number) {
+                Ok(state) => state,
+                Err(ReadError::Damaged { .. }) => {
+                    // It waits, or it would have none.
+                    let key = self.find(unit.queue, id)?;
+                    let aside = key.map(|key| self.aside(&key)).transpose()?.flatten();
+                    let state = None;
+                    units.extend(key.map(|key| Unit { key, state, aside }));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let due = state.as_ref().map_or(unit.due, |state| state.due);
             let key = UnitKey {
                 queue: unit.queue,
@@ -253,7 +308,13 @@ impl Queue {
                 unit: number,
             };
             if self.is_due(&key)? {
-                units.push(Unit { key, state });
+                let aside = None;
+                units.push(Unit { key, state, aside });
+            } else if let Some(aside) = self.aside(&key)? {
+                let due = aside.due;
+                let key = UnitKey { due, ..key };
+                let aside = Some(aside);
+                units.push(Unit { key, state, aside });
             }
         }
         Ok(Some(Message { id, envelope, units }))

@@ -28,12 +28,13 @@ pub trait Record: Serialize + DeserializeOwned {
 }
 
 impl Record for DueRecord {}
-impl Record for QueueRecord {}
 impl Record for HoldRecord {}
 impl Record for SuspensionRecord {}
 impl Record for Counters {}
 impl Record for GroupRecord {}
 impl Record for UploadRecord {}
+impl Record for AsideRecord {}
+impl Record for DamagedRecord {}
 
 /// A record that does not read: wrong checksum, unknown version, or cut short.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +66,24 @@ pub fn decode<R: Record>(octets: &[u8]) -> Result<R, Damaged> {
         R::read_old(version, payload).ok_or(Damaged("version"))?
     };
     read.map_err(|_| Damaged("shape"))
+}
+
+/// A value that is a mere number, with its checksum behind it.
+pub fn seal(octets: &[u8]) -> Bytes {
+    [octets, &crc32c::crc32c(octets).to_le_bytes()].concat().into()
+}
+
+/// Reads what [`seal`] made, or the bare octets that were written before there were seals: lengths tell which.
+pub fn unseal<const N: usize>(octets: &[u8]) -> Result<[u8; N], Damaged> {
+    if let Ok(bare) = octets.try_into() {
+        return Ok(bare);
+    }
+    let (octets, crc) = octets.split_last_chunk::<4>().ok_or(Damaged("too short"))?;
+    let number = octets.try_into().map_err(|_| Damaged("length"))?;
+    if crc32c::crc32c(octets) != u32::from_le_bytes(*crc) {
+        return Err(Damaged("checksum"));
+    }
+    Ok(number)
 }
 
 /// Who handed a message over.
@@ -198,8 +217,10 @@ pub struct QueueRecord {
     pub bytes: u64,
     /// No unit is due before: reading begins here, past whatever was deleted.
     pub low_water: Timestamp,
-    /// Its key in the catalogue; a lower bound of when it has something to do. Absent where it is empty.
+    /// Its key in the catalogue; a lower bound of when it has something to do. Absent where nothing in it waits for a time.
     pub wake: Option<Timestamp>,
+    /// Of its units those that are set aside.
+    pub aside: u64,
 }
 
 /// `queues`: a route group.
@@ -248,6 +269,53 @@ pub struct Counters {
     pub next_event: u64,
 }
 
+/// Why a unit was set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum AsideCause {
+    /// What the store holds of it does not verify.
+    Damaged,
+    /// Working on it failed in a way that says nothing about its destination: a mistake of the relay's.
+    Parked,
+}
+
+impl AsideCause {
+    /// Its word in the journal.
+    pub fn event(self) -> EventKind {
+        match self {
+            Self::Damaged => EventKind::Damaged,
+            Self::Parked => EventKind::Parked,
+        }
+    }
+}
+
+/// `aside`: a unit that nobody tries. It counts in its queue, and expires, as any other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AsideRecord {
+    /// Since when.
+    pub since: Timestamp,
+    /// What kind of reason.
+    pub cause: AsideCause,
+    /// The reason, on one line.
+    pub why: String,
+    /// The queue it counts in.
+    pub queue: QueueId,
+    /// The time that its `due` key had.
+    pub due: Timestamp,
+    /// What its `due` key held.
+    pub was: DueRecord,
+}
+
+/// `aside`: a record that does not verify, as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedRecord {
+    /// Since when.
+    pub since: Timestamp,
+    /// What is wrong with it.
+    pub what: String,
+    /// What it held.
+    pub octets: Bytes,
+}
+
 /// What happened, in the journal's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -272,6 +340,33 @@ pub enum EventKind {
     Suspended,
     Resumed,
     Retried,
+}
+
+impl EventKind {
+    /// Whether it ends a recipient.
+    pub fn is_end(self) -> bool {
+        match self {
+            Self::Delivered
+            | Self::Bounced
+            | Self::Expired
+            | Self::Cancelled
+            | Self::Deleted
+            | Self::Suppressed
+            | Self::HandedOver
+            | Self::Discarded => true,
+            Self::Accepted
+            | Self::Deferred
+            | Self::InDoubt
+            | Self::Complained
+            | Self::Unsubscribed
+            | Self::Parked
+            | Self::Damaged
+            | Self::Restored
+            | Self::Suspended
+            | Self::Resumed
+            | Self::Retried => false,
+        }
+    }
 }
 
 /// `event`: one entry of the journal.

@@ -41,11 +41,13 @@ pub enum Family {
     Meta,
     /// Units whose senders want to hear of a delay, by the time they came in.
     Notice,
+    /// Units and records that can't be worked with.
+    Aside,
 }
 
 impl Family {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Body,
         Self::Envelope,
         Self::State,
@@ -60,7 +62,13 @@ impl Family {
         Self::Suppression,
         Self::Meta,
         Self::Notice,
+        Self::Aside,
     ];
+
+    /// The family of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.name() == name)
+    }
 
     /// The name on disk; never changed.
     pub const fn name(self) -> &'static str {
@@ -79,6 +87,7 @@ impl Family {
             Self::Suppression => "suppression",
             Self::Meta => "meta",
             Self::Notice => "notice",
+            Self::Aside => "aside",
         }
     }
 }
@@ -87,6 +96,13 @@ impl Family {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store failed: {0}")]
 pub struct StoreError(pub String);
+
+impl StoreError {
+    /// Whether RocksDB found what it reads to be damaged: a block that does not verify, or a file that is gone.
+    pub fn is_corruption(&self) -> bool {
+        self.0.starts_with("Corruption: ")
+    }
+}
 
 /// Writes that become visible together, and durable together if written with `sync`. Later ones win over earlier ones.
 #[derive(Clone, Debug, Default)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::committer::Request;
 use crate::names::{QueueId, QueueName, UnitKey};
-use crate::records::SuspensionRecord;
+use crate::records::{SuspensionRecord, decode};
 use crate::store::Family;
 use crate::{CommitError, Queue, ReadError};
 
@@ -48,6 +48,19 @@ impl Selector {
         ]
         .join("\0")
         .into_bytes()
+    }
+
+    /// Reads what [`Selector::key`] made.
+    fn from_key(key: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(key).ok()?.split('\0');
+        let mut part = || Some(parts.next()?).map(|text| Some(text).filter(|text| !text.is_empty()));
+        let (tenant, stream, domain, queue) = (part()?, part()?, part()?, part()?);
+        Some(Self {
+            tenant: tenant.map(Arc::from),
+            stream: stream.map(Arc::from),
+            domain: domain.map(str::parse).transpose().ok()?,
+            queue: queue.map(str::parse).transpose().ok()?.map(QueueId),
+        })
     }
 }
 
@@ -103,10 +116,29 @@ impl Queue {
         self.intake.ask(ask).await
     }
 
-    /// All suspensions, up to `limit`; those whose time is over may be among them.
+    /// All suspensions, up to `limit`; those whose time is over may be among them. One whose record is damaged holds until it
+    /// is resumed: its key tells what it suspends.
     pub fn suspensions(&self, limit: usize) -> Result<Vec<SuspensionRecord>, ReadError> {
-        let page = self.page(Family::Suspension, &[], &[u8::MAX], limit, |_| Some(()))?;
-        Ok(page.into_iter().map(|(_, record)| record).collect())
+        let mut all = Vec::new();
+        self.store
+            .scan(Family::Suspension, &[], &[u8::MAX], &mut |key, value| {
+                match (decode(value), Selector::from_key(key)) {
+                    (Ok(record), _) => all.push(record),
+                    (Err(error), Some(selector)) => {
+                        tracing::error!(%selector, %error, "suspended until it is resumed");
+                        all.push(SuspensionRecord {
+                            selector,
+                            since: Timestamp(0),
+                            until: None,
+                            reason: "the record of a suspension is damaged".into(),
+                            by: "the relay".into(),
+                        });
+                    }
+                    (Err(error), None) => tracing::error!(%error, "a suspension of nothing that can be read"),
+                }
+                all.len() < limit
+            })?;
+        Ok(all)
     }
 
     /// Moves a unit's due time; whoever asks holds its claim. Attempts and replies stay as they are.

@@ -2,7 +2,7 @@
 //!
 //! A fixture is a store's contents as text: family, key and value in hexadecimal, a line each. `v1.txt` holds one message
 //! put off at one domain and fresh at another, one that ended, and a destination at rest; `v2.txt` also a route group, a
-//! suspension and an upload cut short.
+//! suspension, an upload cut short, and at two other domains units that are set aside.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,7 +18,9 @@ use bytes::Bytes;
 use common::{FIRST, START, block_on, defer, end, message, settle};
 use queue::rocks::RocksStore;
 use queue::store::{Batch, Family, MemoryStore, Store};
-use queue::{EventKind, Fate, HoldRecord, HoldScope, Queue, RouteGroup, Selector, SuspensionRecord};
+use queue::{
+    Aside, AsideCause, EventKind, Fate, HoldRecord, HoldScope, Queue, RouteGroup, Selector, SuspensionRecord,
+};
 
 const V1: &str = include_str!("fixtures/v1.txt");
 const V2: &str = include_str!("fixtures/v2.txt");
@@ -56,6 +58,18 @@ fn fill(store: &MemoryStore) {
             },
         );
         queue.suspend(suspension()).await.unwrap();
+        for (number, domain) in [(4, "damaged.test"), (5, "parked.test")] {
+            let unit = queue
+                .accept(message(number, &[domain], b"Subject: x\r\n"))
+                .await
+                .unwrap()
+                .units[0];
+            let aside = match number {
+                4 => Aside::damaged(&queue.missing(&unit).unwrap().unwrap(), START),
+                _ => Aside::parked("it panicked", START),
+            };
+            queue.set_aside(unit, aside).await.unwrap();
+        }
         // One that was coming in when the program ended.
         let mut upload = queue.upload(message(3, &["ok.test"], b"").id);
         for chunk in [&b"second chunk\r\n"[..], b"third chunk\r\n"] {
@@ -112,7 +126,8 @@ fn load(store: &dyn Store, fixture: &str) {
 }
 
 fn look(queue: &Queue) {
-    let queues = queue.queues(None, 9).unwrap();
+    let mut queues = queue.queues(None, 9).unwrap();
+    queues.truncate(2);
     let told: Vec<_> = queues
         .iter()
         .map(|(_, record)| (record.name.domain.as_str(), record.count))
@@ -159,6 +174,9 @@ fn every_version_reads_in_both_stores_and_can_be_worked_on() {
     assert_eq!(queue.suspensions(9).unwrap(), [suspension()]);
     let names = queue.route_group_names().unwrap();
     assert_eq!(names, [(RouteGroup(1), "discard a reason".to_owned())]);
+    let (aside, _) = queue.set_aside_units(None, 9).unwrap();
+    let causes: Vec<_> = aside.iter().map(|aside| aside.record.cause).collect();
+    assert_eq!(causes, [AsideCause::Damaged, AsideCause::Parked]);
 }
 
 fn reads(fixture: &str) {
@@ -172,6 +190,9 @@ fn reads(fixture: &str) {
             for unit in queue.due(id, FIRST, 9).unwrap().0 {
                 settle(&queue, end(unit, Fate::Delivered)).await.unwrap();
             }
+        }
+        for aside in queue.set_aside_units(None, 9).unwrap().0 {
+            settle(&queue, end(aside.unit, Fate::Deleted)).await.unwrap();
         }
     });
     assert!(

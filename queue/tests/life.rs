@@ -14,8 +14,8 @@ use common::{FIRST, START, block_on, defer, end, message, settle};
 use mail_core::Timestamp;
 use queue::store::{Family, MemoryStore, Store};
 use queue::{
-    CommitError, EventKind, Fate, HoldRecord, HoldScope, OpenError, Options, Queue, QueueId, ReadError,
-    Selector, Status, SuspensionRecord,
+    Aside, CommitError, EventKind, Fate, HoldRecord, HoldScope, OpenError, Options, Queue, QueueId,
+    ReadError, Selector, Status, SuspensionRecord, UnitKey,
 };
 
 const OPTIONS: Options = Options {
@@ -435,26 +435,13 @@ fn a_damaged_record_stops_its_own_mail_only() {
             .await
             .unwrap()
             .units[0];
-        // The first queue's record, and the first message's count of open units. What memory knows of them is forgotten.
-        damage(
-            &store,
-            Family::Queues,
-            &[b"r".as_slice(), &units[0].queue.0.to_be_bytes()].concat(),
-        );
-        let mut batch = queue::store::Batch::default();
-        let count = [units[1].id.as_bytes().as_slice(), &[0xff, 0xff]].concat();
-        batch.put(Family::State, &count, vec![7]);
-        store.write(&batch, true).unwrap();
+        // The first queue's record, and what tells its name. What memory knows of them is forgotten.
+        damage(&store, Family::Queues, b"r\0\0\0\0\0\0\0\x01");
+        damage(&store, Family::Queues, b"dacme\0transactional\0\0\0ok.test");
         let queue = Queue::in_memory(store.clone()).unwrap();
         let before = store.contents();
-        for unit in &units {
-            let settled = settle(&queue, end(*unit, Fate::Delivered)).await;
-            assert!(matches!(settled, Err(CommitError::Damaged(_))), "{settled:?}");
-        }
-        let mixed = queue
-            .accept(message(3, &["third.test", "ok.test"], b"hello"))
-            .await;
-        assert!(matches!(mixed, Err(CommitError::Damaged(_))), "{mixed:?}");
+        let settled = settle(&queue, end(units[0], Fate::Delivered)).await;
+        assert!(matches!(settled, Err(CommitError::Damaged(_))), "{settled:?}");
         queue.rest(units[0].queue, None);
         let families = |contents: &[(Family, Vec<u8>, Vec<u8>)]| {
             let kept = contents.iter().filter(|(family, ..)| *family != Family::Meta);
@@ -468,6 +455,20 @@ fn a_damaged_record_stops_its_own_mail_only() {
         assert_eq!(queue.status(), Status::Healthy);
         settle(&queue, end(other, Fate::Delivered)).await.unwrap();
         queue.accept(message(4, &["third.test"], b"hello")).await.unwrap();
+        settle(&queue, end(units[1], Fate::Delivered)).await.unwrap();
+        // It can be set aside, so that it is not sent again and again; and mail for its destination gets another queue.
+        let error = settled.unwrap_err();
+        let aside = Aside::unrecorded(&error, "to@ok.test: 250 ok", START);
+        queue.set_aside(units[0], aside).await.unwrap();
+        let (found, _) = queue.set_aside_units(None, 9).unwrap();
+        assert_eq!(found[0].unit, units[0]);
+        assert!(
+            found[0].record.why.contains("to@ok.test: 250 ok"),
+            "{}",
+            found[0].record.why
+        );
+        let again = queue.accept(message(5, &["ok.test"], b"hello")).await.unwrap();
+        assert_ne!(again.units[0].queue, units[0].queue);
     });
 }
 
@@ -513,7 +514,13 @@ fn a_damaged_state_does_not_keep_others_from_expiring() {
             .await
             .unwrap();
         damage(&store, Family::State, &[]);
-        assert_eq!(overdue(&queue, START + Duration::from_secs(7200)), [units[1]]);
+        // It is found by looking for it, so that it expires too.
+        let moved = UnitKey {
+            due: START + Duration::from_secs(60),
+            ..units[0]
+        };
+        let found = overdue(&queue, START + Duration::from_secs(7200));
+        assert_eq!(found, [moved, units[1]]);
     });
 }
 

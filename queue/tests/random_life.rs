@@ -15,7 +15,7 @@ use common::{FIRST, START, block_on, defer, end, message, settle};
 use mail_core::Timestamp;
 use proptest::prelude::*;
 use queue::store::{Family, MemoryStore};
-use queue::{Fate, Queue, UnitKey, Upload};
+use queue::{Aside, Fate, Queue, UnitKey, Upload};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -27,6 +27,10 @@ enum Step {
     Defer(usize, u64),
     Retry(usize, u64),
     Rest(usize),
+    SetAside(usize),
+    EndAside(usize),
+    Tell(usize, u64),
+    Restore(usize, u64),
     CutPower,
 }
 
@@ -40,6 +44,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Defer(which, wait)),
         2 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Retry(which, wait)),
         2 => any::<usize>().prop_map(Step::Rest),
+        2 => any::<usize>().prop_map(Step::SetAside),
+        1 => any::<usize>().prop_map(Step::EndAside),
+        1 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Tell(which, wait)),
+        1 => (any::<usize>(), 0u64..100_000).prop_map(|(which, wait)| Step::Restore(which, wait)),
         1 => Just(Step::CutPower),
     ]
 }
@@ -51,6 +59,7 @@ proptest! {
             let mut store = MemoryStore::new();
             let mut queue = Queue::in_memory(store.clone()).unwrap();
             let mut open: Vec<UnitKey> = Vec::new();
+            let mut aside: Vec<UnitKey> = Vec::new();
             // Each with the number of its message, and what is to come with that.
             let mut uploads: Vec<(u64, usize, Upload)> = Vec::new();
             for (number, step) in (0..).zip(steps) {
@@ -93,6 +102,28 @@ proptest! {
                         prop_assert!(message.units.iter().any(|unit| unit.key == open[which]));
                     }
                     Step::Rest(which) if !open.is_empty() => queue.rest(open[which % open.len()].queue, None),
+                    Step::SetAside(which) if !open.is_empty() => {
+                        let unit = open.swap_remove(which % open.len());
+                        queue.set_aside(unit, Aside::parked("a test", START)).await.unwrap();
+                        aside.push(unit);
+                    }
+                    Step::EndAside(which) if !aside.is_empty() => {
+                        let unit = aside.swap_remove(which % aside.len());
+                        settle(&queue, end(unit, Fate::Expired)).await.unwrap();
+                    }
+                    // A delay is told of: it stays set aside.
+                    Step::Tell(which, wait) if !aside.is_empty() => {
+                        let which = which % aside.len();
+                        let due = START + Duration::from_millis(wait);
+                        aside[which] = settle(&queue, defer(aside[which], due)).await.unwrap().unit.unwrap();
+                    }
+                    Step::Restore(which, wait) if !aside.is_empty() => {
+                        let unit = aside.swap_remove(which % aside.len());
+                        // To the same time too.
+                        let due = if wait % 2 == 0 { unit.due } else { START + Duration::from_millis(wait) };
+                        queue.retry(unit, due, "uid 0").await.unwrap();
+                        open.push(UnitKey { due, ..unit });
+                    }
                     Step::CutPower => {
                         // Killed: whoever was uploading is gone, with no chance to say so.
                         uploads.drain(..).for_each(std::mem::forget);
@@ -104,14 +135,23 @@ proptest! {
                     | Step::End(_)
                     | Step::Defer(..)
                     | Step::Retry(..)
-                    | Step::Rest(_) => {}
+                    | Step::Rest(_)
+                    | Step::SetAside(_)
+                    | Step::EndAside(_)
+                    | Step::Tell(..)
+                    | Step::Restore(..) => {}
                 }
             }
             drop(uploads);
             let families = store.families();
             prop_assert!(!families.contains(&Family::Upload));
-            prop_assert_eq!(families.contains(&Family::Body), !open.is_empty());
-            for unit in &open {
+            prop_assert_eq!(families.contains(&Family::Body), !open.is_empty() || !aside.is_empty());
+            prop_assert_eq!(families.contains(&Family::Aside), !aside.is_empty());
+            aside.sort_by_key(|unit| (unit.id, unit.unit));
+            let (found, more) = queue.set_aside_units(None, 1_000).unwrap();
+            prop_assert!(!more);
+            prop_assert_eq!(found.iter().map(|found| found.unit).collect::<Vec<_>>(), &aside[..]);
+            for unit in open.iter().chain(&aside) {
                 let envelope = queue.envelope(unit.id).unwrap().unwrap();
                 prop_assert_eq!(queue.body(unit.id, &envelope).unwrap().len(), 10);
             }
@@ -125,8 +165,10 @@ proptest! {
             for (id, record) in queue.queues(None, 100).unwrap() {
                 let mut units = by_queue.remove(&id).unwrap_or_default();
                 units.sort_by_key(|unit| (unit.due, unit.id, unit.unit));
-                prop_assert_eq!(record.count, units.len() as u64);
-                prop_assert_eq!(record.bytes, 35 * units.len() as u64);
+                let set_aside = aside.iter().filter(|unit| unit.queue == id).count();
+                let all = (units.len() + set_aside) as u64;
+                prop_assert_eq!((record.count, record.aside), (all, set_aside as u64));
+                prop_assert_eq!(record.bytes, 35 * all);
                 if let Some(first) = units.first() {
                     prop_assert!(wakes[&id] <= first.due, "the catalogue's key is no lower bound");
                     prop_assert!(record.low_water <= first.due);

@@ -1,5 +1,6 @@
 //! The relay as the admin API sees it: reads of the queue and its journal.
 
+mod aside;
 pub mod manage;
 mod operate;
 
@@ -7,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admin_api::aside::{AsideList, AsideQuery};
 use admin_api::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Selector, Suspend, Suspension,
     SuspensionList,
@@ -18,7 +20,7 @@ use admin_api::{
 use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{
     Event, EventKind, HoldRecord, HoldScope, MAX_SUSPENSIONS, Message, Queue, QueueId, QueueRecord,
-    ReadError, StateRecord, SuspensionRecord, suspension,
+    ReadError, SetAside, StateRecord, SuspensionRecord, suspension,
 };
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
@@ -184,6 +186,11 @@ impl Control for QueueControl {
             .await
     }
 
+    async fn aside(&self, query: AsideQuery) -> Result<AsideList, ControlError> {
+        let after = aside::cursor(query.after.as_deref())?;
+        self.read(move |queue| aside::list(queue, &query, after)).await
+    }
+
     async fn raw(&self, id: MessageId, by: Caller) -> Result<Option<Raw>, ControlError> {
         let Some(envelope) = self.read(move |queue| queue.envelope(id)).await? else {
             return Ok(None);
@@ -230,7 +237,12 @@ impl Control for QueueControl {
 
     async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ControlError> {
         let read = self.read(move |queue| {
-            let message = queue.message(id)?;
+            let set_aside = queue.set_aside_of(id)?;
+            let message = match queue.message(id) {
+                // The journal tells of it, and that it is set aside.
+                Err(ReadError::Damaged { .. }) if !set_aside.is_empty() => None,
+                message => message?,
+            };
             let history = match queue.history(id) {
                 Ok(history) => history,
                 // What is in the queue is known without the journal.
@@ -241,8 +253,9 @@ impl Control for QueueControl {
                 Err(error) => return Err(error),
             };
             let units = message.iter().flat_map(|message| &message.units);
-            let units: Vec<_> = units.map(|unit| unit.key).collect();
-            Ok(view(id, message, &history).zip(Some(units)))
+            let waiting = units.filter(|unit| unit.aside.is_none());
+            let units: Vec<_> = waiting.map(|unit| unit.key).collect();
+            Ok(view(id, message, &history, &set_aside).zip(Some(units)))
         });
         let Some((mut view, units)) = read.await? else {
             return Ok(None);
@@ -306,6 +319,7 @@ fn summary(
         domain: record.name.domain.to_string(),
         messages: record.count,
         bytes: record.bytes,
+        set_aside: record.aside,
         oldest: first.map(|unit| Time(unit.id.created())),
         next_due: first.map(|unit| Time(unit.due)),
         wake: record.wake.map(Time),
@@ -331,15 +345,21 @@ fn hold(scope: &HoldScope, record: HoldRecord) -> Hold {
 }
 
 /// What is known of a message: from the queue while some of it is there, and from the journal.
-fn view(id: MessageId, message: Option<Message>, history: &[Event]) -> Option<MessageView> {
-    if message.is_none() && history.is_empty() {
+fn view(
+    id: MessageId,
+    message: Option<Message>,
+    history: &[Event],
+    set_aside: &[SetAside],
+) -> Option<MessageView> {
+    if message.is_none() && history.is_empty() && set_aside.is_empty() {
         return None;
     }
     let told = Told::new(history);
     let name = history.iter().find_map(|event| event.queue.as_ref());
     let envelope = message.as_ref().map(|message| &message.envelope);
     let accepted = history.iter().find(|event| event.kind == EventKind::Accepted);
-    let queued = message.as_ref().is_some_and(|message| !message.units.is_empty());
+    let has_units = |message: &Message| !message.units.is_empty();
+    let queued = !set_aside.is_empty() || message.as_ref().is_some_and(has_units);
     Some(MessageView {
         id: id.to_string(),
         queued,
@@ -372,7 +392,7 @@ fn view(id: MessageId, message: Option<Message>, history: &[Event]) -> Option<Me
         cause: envelope.and_then(|envelope| Some(envelope.cause?.to_string())),
         recipients: match &message {
             Some(message) => recipients_in_queue(message, &told),
-            None => recipients_told_of(history, &told),
+            None => recipients_told_of(history, &told, set_aside),
         },
         events: history.iter().map(event).collect(),
     })
@@ -424,6 +444,8 @@ fn recipients_in_queue(message: &Message, told: &Told<'_>) -> Vec<RecipientView>
                     Some(waiting.reply.clone())
                 };
                 match &open.state {
+                    // Who of them has ended is what is damaged.
+                    None if open.aside.is_some() && view.state != RecipientState::Ended => {}
                     None => view.state = RecipientState::Queued,
                     // Only moved.
                     Some(state) if state.attempts == 0 => view.state = RecipientState::Queued,
@@ -437,7 +459,12 @@ fn recipients_in_queue(message: &Message, told: &Told<'_>) -> Vec<RecipientView>
                         }
                     }
                 }
-                if matches!(view.state, RecipientState::Queued | RecipientState::Deferred) {
+                let waits = matches!(view.state, RecipientState::Queued | RecipientState::Deferred);
+                if let Some(aside) = open.aside.as_ref().filter(|_| waits) {
+                    view.state = aside::state(aside.cause);
+                    view.last_reply = Some(aside.why.clone());
+                    view.queue = Some(open.key.queue.0);
+                } else if waits {
                     view.next_due = Some(Time(open.key.due));
                     view.queue = Some(open.key.queue.0);
                 }
@@ -449,7 +476,7 @@ fn recipients_in_queue(message: &Message, told: &Told<'_>) -> Vec<RecipientView>
 }
 
 /// Of a message that has left the queue.
-fn recipients_told_of(history: &[Event], told: &Told<'_>) -> Vec<RecipientView> {
+fn recipients_told_of(history: &[Event], told: &Told<'_>, set_aside: &[SetAside]) -> Vec<RecipientView> {
     let accepted = history.iter().find(|event| event.kind == EventKind::Accepted);
     let mut names: Vec<&str> = match accepted {
         Some(event) => event.recipients.iter().map(String::as_str).collect(),
@@ -458,9 +485,18 @@ fn recipients_told_of(history: &[Event], told: &Told<'_>) -> Vec<RecipientView> 
     if accepted.is_none() {
         names.sort_unstable();
     }
+    // Of what is set aside without its envelope: which recipients are meant is told by nothing but their having no end.
+    let unknown = set_aside.first();
+    let state = unknown.map_or(RecipientState::Ended, |aside| aside::state(aside.record.cause));
     names
         .into_iter()
-        .map(|name| told.of(name, RecipientState::Ended))
+        .map(|name| {
+            let mut view = told.of(name, state);
+            if let Some(aside) = unknown.filter(|_| view.state == state) {
+                view.last_reply = Some(aside.record.why.clone());
+            }
+            view
+        })
         .collect()
 }
 

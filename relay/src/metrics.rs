@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
-use queue::{MAX_SUSPENSIONS, Queue, QueueId, ReadError};
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use queue::store::Family;
+use queue::{AsideCause, MAX_SUSPENSIONS, Queue, QueueId, ReadError};
 
 /// They are read anew no more often: each reading looks at every queue's record.
 const REFRESH_EVERY: Duration = Duration::from_secs(10);
@@ -21,6 +22,9 @@ const MAX_TENANTS: usize = 200;
 /// Holds counted; more are shown as so many.
 const MAX_HOLDS: usize = 10_000;
 
+/// Messages set aside that are counted by cause; more are shown as so many.
+const MAX_ASIDE: usize = 10_000;
+
 /// The queue's series.
 #[derive(Clone)]
 pub struct QueueSeries(Arc<Inner>);
@@ -33,6 +37,8 @@ struct Inner {
     holds: IntGauge,
     suspensions: IntGauge,
     suspended: IntGaugeVec,
+    aside: IntGaugeVec,
+    damaged: IntCounterVec,
     /// When they were read.
     read: Mutex<Option<Instant>>,
 }
@@ -70,12 +76,31 @@ impl QueueSeries {
                 "Of the messages that wait those whose queue is suspended. They expire all the same: alert when there are any for \
                  longer than you meant.",
             )?,
+            aside: IntGaugeVec::new(
+                Opts::new(
+                    "postrider_set_aside_messages",
+                    "Messages that nobody tries, each once for each destination domain, by cause: damaged in the store, or \
+                     parked after mistakes of the relay's. Alert on any: `postrider queue damaged` lists them.",
+                ),
+                &["cause"],
+            )?,
+            damaged: IntCounterVec::new(
+                Opts::new(
+                    "postrider_damaged_records_total",
+                    "Records of the store that did not verify, by family. Alert on any: the disk or the memory is failing.",
+                ),
+                &["family"],
+            )?,
             read: Mutex::default(),
         };
+        for family in Family::ALL {
+            series.damaged.with_label_values(&[family.name()]);
+        }
+        registry.register(Box::new(series.damaged.clone()))?;
         for gauge in [&series.queues, &series.holds, &series.suspensions] {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for vector in [&series.messages, &series.bytes, &series.suspended] {
+        for vector in [&series.messages, &series.bytes, &series.suspended, &series.aside] {
             registry.register(Box::new(vector.clone()))?;
         }
         Ok(Self(Arc::new(series)))
@@ -129,6 +154,16 @@ impl QueueSeries {
         let holds = series.queue.holds(MAX_HOLDS)?.len();
         let count = i64::try_from(suspensions.len()).unwrap_or(i64::MAX);
         series.suspensions.set(count);
+        for (family, met) in series.queue.damage_counts() {
+            let counter = series.damaged.with_label_values(&[family.name()]);
+            counter.inc_by(met - counter.get().min(met));
+        }
+        let (aside, _) = series.queue.set_aside_units(None, MAX_ASIDE)?;
+        for (cause, label) in [(AsideCause::Damaged, "damaged"), (AsideCause::Parked, "parked")] {
+            let of_cause = aside.iter().filter(|aside| aside.record.cause == cause).count();
+            let of_cause = i64::try_from(of_cause).unwrap_or(i64::MAX);
+            series.aside.with_label_values(&[label]).set(of_cause);
+        }
         series.holds.set(i64::try_from(holds).unwrap_or(i64::MAX));
         Ok(())
     }
@@ -171,6 +206,8 @@ mod tests {
             "postrider_queue_messages{tenant=\"acme\"} 2\n",
             "postrider_holds 0\n",
             "postrider_suspensions 1\n",
+            "postrider_set_aside_messages{cause=\"damaged\"} 0\n",
+            "postrider_damaged_records_total{family=\"body\"} 0\n",
             "postrider_suspended_messages{tenant=\"acme\"} 1\n",
         ] {
             assert!(text.contains(line), "{line}: {text}");

@@ -35,7 +35,7 @@ impl Committer {
         due: Timestamp,
         by: &str,
     ) -> Result<bool, ReadError> {
-        let Some(record) = self.due_record(group, &unit)? else {
+        let Some((record, aside)) = self.standing(group, &unit)? else {
             return Ok(false);
         };
         // All that can be damaged is read before anything is written.
@@ -43,7 +43,7 @@ impl Committer {
         let envelope: EnvelopeRecord = read(&*self.store, Family::Envelope, key)?
             .ok_or_else(|| ReadError::damaged("envelope", key, "absent"))?;
         let state: Option<StateRecord> = read(&*self.store, Family::State, &keys::state(unit.id, unit.unit))?;
-        let name = self.queue_mut(unit.queue)?.record.name.clone();
+        let name = self.queue_mut(group, unit.queue)?.record.name.clone();
         let recipients = envelope
             .units
             .get(usize::from(unit.unit))
@@ -65,12 +65,16 @@ impl Committer {
             .filter_map(|open| recipients.get(usize::from(open.recipient)))
             .map(|recipient| recipient.mailbox.to_string())
             .collect();
+        let kind = match aside {
+            Some(_) => EventKind::Restored,
+            None => EventKind::Retried,
+        };
         let event = Event {
             id: Some(unit.id),
             queue: Some(name),
             unit: unit.unit,
             recipients: open,
-            ..of_queues(EventKind::Retried, due, format!("by {by}"))
+            ..of_queues(kind, due, format!("by {by}"))
         };
         let moved = UnitKey { due, ..unit };
         group.gone.insert(unit);
@@ -81,12 +85,16 @@ impl Committer {
             tried: true,
             ..record
         };
-        self.put(group, Family::Due, &keys::due(&moved), &record);
-        group.gone.remove(&moved);
-        let queue = self.queue_mut(unit.queue)?;
-        queue.deletions += 1;
-        queue.record.low_water = queue.record.low_water.min(due);
-        lower_wake(group, queue, unit.queue, due);
+        if aside.is_some() {
+            self.restore(group, &moved, &record)?;
+        } else {
+            self.put(group, Family::Due, &keys::due(&moved), &record);
+            group.gone.remove(&moved);
+            let queue = self.queue_mut(group, unit.queue)?;
+            queue.deletions += 1;
+            queue.record.low_water = queue.record.low_water.min(due);
+            lower_wake(group, queue, unit.queue, due);
+        }
         self.journal(group, &event);
         Ok(true)
     }

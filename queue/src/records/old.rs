@@ -7,7 +7,8 @@ use mail_core::{BodyType, DsnOptions, Mailbox, MessageId, Recipient, ReversePath
 use serde::Deserialize;
 
 use super::{
-    EnvelopeRecord, Event, EventKind, Hop, Origin, Record, Signature, StateRecord, UnitRecord, Waiting,
+    EnvelopeRecord, Event, EventKind, Hop, Origin, QueueRecord, Record, Signature, StateRecord, UnitRecord,
+    Waiting,
 };
 use crate::names::{QueueId, QueueName};
 
@@ -113,6 +114,37 @@ impl From<StateV1> for StateRecord {
             open: old.open,
             signature: old.signature,
             delay_told: None,
+        }
+    }
+}
+
+/// Version 1 had nothing set aside.
+#[derive(Deserialize)]
+struct QueueV1 {
+    name: QueueName,
+    count: u64,
+    bytes: u64,
+    low_water: Timestamp,
+    wake: Option<Timestamp>,
+}
+
+impl Record for QueueRecord {
+    const VERSION: u8 = 2;
+
+    fn read_old(version: u8, payload: &[u8]) -> Option<postcard::Result<Self>> {
+        (version == 1).then(|| postcard::from_bytes(payload).map(|old: QueueV1| old.into()))
+    }
+}
+
+impl From<QueueV1> for QueueRecord {
+    fn from(old: QueueV1) -> Self {
+        Self {
+            name: old.name,
+            count: old.count,
+            bytes: old.bytes,
+            low_water: old.low_water,
+            wake: old.wake,
+            aside: 0,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
 mod credential;
+mod damaged;
 mod dkim;
 mod manage;
 mod operate;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use admin_api::Time;
-use admin_api::client::ClientError;
+use admin_api::client::{Client, ClientError};
 use admin_api::operate::{
     Delete, Deletion, MessagesQuery, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
     WaitingMessage, Waits, WaitsFor,
@@ -53,6 +53,7 @@ impl Which {
             domain: self.names.domain.clone(),
             queue: self.queue,
             message: None,
+            set_aside: false,
             all: self.all,
         };
         let without_all = Selector {
@@ -117,17 +118,35 @@ pub(super) fn retry_message(id: MessageId, json: bool, api: &Api) -> Result<(), 
 }
 
 fn retry(selector: Selector, json: bool, api: &Api) -> Result<(), Failure> {
+    retry_each(vec![selector], json, api)
+}
+
+/// Where they are set aside.
+pub(super) fn retry_aside(ids: &[MessageId], json: bool, api: &Api) -> Result<(), Failure> {
+    retry_each(ids.iter().map(|id| aside(*id)).collect(), json, api)
+}
+
+fn aside(id: MessageId) -> Selector {
+    Selector {
+        set_aside: true,
+        ..one(id)
+    }
+}
+
+fn retry_each(selectors: Vec<Selector>, json: bool, api: &Api) -> Result<(), Failure> {
     let client = api.client()?;
-    let mut retry = Retry {
-        selector,
-        after: None,
-    };
     let mut all = Progress::default();
-    loop {
-        let progress = block_on(client.retry(&retry))??;
-        retry.after = add(&mut all, progress);
-        if retry.after.is_none() {
-            break;
+    for selector in selectors {
+        let mut retry = Retry {
+            selector,
+            after: None,
+        };
+        loop {
+            let progress = block_on(client.retry(&retry))??;
+            retry.after = add(&mut all, progress);
+            if retry.after.is_none() {
+                break;
+            }
         }
     }
     if json {
@@ -195,23 +214,50 @@ fn delete(selector: Selector, yes: bool, tell: Tell, json: bool, api: &Api) -> R
     }
     delete.token = Some(preview.token);
     let mut all = Progress::default();
+    delete_previewed(&client, delete, &mut all)?;
+    deleted(&all, json)
+}
+
+/// Where they are set aside. No sender is told.
+pub(super) fn delete_aside(ids: &[MessageId], json: bool, api: &Api) -> Result<(), Failure> {
+    let client = api.client()?;
+    let mut all = Progress::default();
+    for &id in ids {
+        let mut delete = Delete {
+            selector: aside(id),
+            tell: None,
+            token: None,
+            after: None,
+        };
+        if let Deletion::Preview(preview) = block_on(client.delete(&delete))?? {
+            delete.token = Some(preview.token);
+        }
+        delete_previewed(&client, delete, &mut all)?;
+    }
+    deleted(&all, json)
+}
+
+fn delete_previewed(client: &Client, mut delete: Delete, all: &mut Progress) -> Result<(), Failure> {
     loop {
         match block_on(client.delete(&delete))?? {
-            Deletion::Progress(progress) => delete.after = add(&mut all, progress),
+            Deletion::Progress(progress) => delete.after = add(all, progress),
             Deletion::Preview(_) => {
                 return Err(anyhow::anyhow!("the relay did not take its own token").into());
             }
         }
         if delete.after.is_none() {
-            break;
+            return Ok(());
         }
     }
+}
+
+fn deleted(all: &Progress, json: bool) -> Result<(), Failure> {
     if json {
-        print_json(&all)?;
+        print_json(all)?;
     } else {
-        print(&format!("{} deleted{}\n", all.done, left_alone(&all)))?;
+        print(&format!("{} deleted{}\n", all.done, left_alone(all)))?;
     }
-    outcome(&all)
+    outcome(all)
 }
 
 fn would_delete(preview: &Preview) -> String {

@@ -10,6 +10,7 @@ use clap::Subcommand;
 use mail_core::MessageId;
 use serde::Serialize;
 
+use super::damaged::{self, DamagedCommand};
 use super::operate::{self, Names, Which};
 use super::output::{columns, plain, print, print_json, size};
 use super::{ConfigFile, Failure};
@@ -82,6 +83,23 @@ pub(super) enum QueueCommand {
     Retry {
         #[command(flatten)]
         which: Which,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// List what is set aside: messages that are damaged in the store, or that the relay can't work on; and damaged records.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Nobody tries what is set aside; it expires as any other mail. docs/queues.md tells what to do."
+    )]
+    Damaged {
+        #[command(subcommand)]
+        command: Option<DamagedCommand>,
+        /// At most so many messages.
+        #[arg(long, default_value_t = 1_000)]
+        limit: usize,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -243,6 +261,12 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
         } => return operate::suspend(&which, span, reason, json, &api),
         QueueCommand::Resume { which, json, api } => return operate::resume(&which, json, &api),
         QueueCommand::Retry { which, json, api } => return operate::retry_queues(&which, json, &api),
+        QueueCommand::Damaged {
+            command,
+            limit,
+            json,
+            api,
+        } => return damaged::damaged(command, limit, json, &api),
         QueueCommand::Delete {
             which,
             yes,
@@ -365,6 +389,8 @@ pub(super) fn show_queue(queue: &QueueSummary) -> String {
         "Waits",
         Some(format!("{} messages, {}", queue.messages, size(queue.bytes))),
     );
+    let aside = Some(queue.set_aside).filter(|&aside| aside > 0);
+    line("Set aside", aside.map(|aside| format!("{aside} of them")));
     line("Oldest", queue.oldest.map(|time| time.to_string()));
     line("Next due", queue.next_due.map(|time| time.to_string()));
     let suspension = queue.suspension.as_ref();

@@ -91,7 +91,11 @@ fn waiting(queue: &Queue) -> Result<u64, ReadError> {
     let (mut after, mut messages) = (None, 0);
     loop {
         let page = queue.queues(after, PAGE)?;
-        messages += page.iter().map(|(_, record)| record.count).sum::<u64>();
+        // What is set aside goes nowhere.
+        let waiting = page
+            .iter()
+            .map(|(_, record)| record.count - record.aside.min(record.count));
+        messages += waiting.sum::<u64>();
         match page.last() {
             Some((last, _)) if page.len() == PAGE => after = Some(*last),
             _ => return Ok(messages),

@@ -11,7 +11,7 @@ use admin_api::operate::{
 use admin_api::{Caller, ControlError, RecipientState, RecipientView, Time};
 use aws_lc_rs::digest;
 use mail_core::{Mailbox, MessageId, Timestamp};
-use queue::{MAX_SUSPENSIONS, Queue, QueueId, QueueName, QueueRecord, ReadError, SuspensionRecord, UnitKey};
+use queue::{MAX_SUSPENSIONS, Queue, QueueId, QueueRecord, ReadError, SuspensionRecord, UnitKey};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{LOOKED_AT, PATIENCE, QueueControl, Told, WHY_PATIENCE, recipients_in_queue};
@@ -36,6 +36,8 @@ const MAX_REASON: usize = 500;
 pub(super) enum Target {
     Queues(queue::Selector),
     Message(MessageId),
+    /// Those of its units that are set aside.
+    SetAside(MessageId),
 }
 
 /// What a walk found.
@@ -43,7 +45,7 @@ pub(super) enum Target {
 pub(super) struct Walked {
     /// Queues come to, in order.
     queues: Vec<QueueId>,
-    units: Vec<(QueueName, UnitKey)>,
+    units: Vec<UnitKey>,
     /// To go on after.
     next: Option<UnitKey>,
 }
@@ -53,6 +55,7 @@ impl fmt::Display for Target {
         match self {
             Self::Queues(selector) => selector.fmt(f),
             Self::Message(id) => write!(f, "message {id}"),
+            Self::SetAside(id) => write!(f, "message {id}, where it is set aside"),
         }
     }
 }
@@ -66,9 +69,15 @@ impl Target {
             Some(_) if any || selector.all => Err(wrong("a message is named alone".into())),
             Some(id) => {
                 let id = id.parse();
-                id.map(Self::Message)
+                let which = if selector.set_aside {
+                    Self::SetAside
+                } else {
+                    Self::Message
+                };
+                id.map(which)
                     .map_err(|error: mail_core::BadMessageId| wrong(error.to_string()))
             }
+            None if selector.set_aside => Err(wrong("name the message that is set aside".into())),
             None if any == selector.all => Err(wrong(
                 "name a tenant, a stream, a domain or a queue, or else say all".into(),
             )),
@@ -105,6 +114,7 @@ pub(super) fn suspension(record: SuspensionRecord) -> Suspension {
             domain: selector.domain.map(|domain| domain.to_string()),
             queue: selector.queue.map(|queue| queue.0),
             message: None,
+            set_aside: false,
         },
         since: Time(record.since),
         until: record.until.map(Time),
@@ -344,12 +354,7 @@ impl QueueControl {
             }
             gone_through += walked.units.len();
             after = walked.next.take();
-            let units: Vec<_> = walked
-                .units
-                .iter()
-                .map(|(_, unit)| *unit)
-                .filter(|&unit| which(unit))
-                .collect();
+            let units: Vec<_> = walked.units.iter().copied().filter(|&unit| which(unit)).collect();
             let answers = tokio::time::timeout(PATIENCE, self.doors.order(&units, what)).await;
             for done in answers.map_err(|_| ControlError::Busy)? {
                 match done {
@@ -387,22 +392,20 @@ pub(super) fn walk(
     let mut walked = Walked::default();
     let selector = match target {
         Target::Queues(selector) => selector,
-        Target::Message(id) => {
-            let message = queue.message(*id)?;
-            let mut units: Vec<_> = message.iter().flat_map(|message| &message.units).collect();
-            units.sort_by_key(|unit| (unit.key.queue, unit.key.unit));
+        Target::Message(_) | Target::SetAside(_) => {
+            let mut units = units_of(queue, target)?;
+            units.sort_by_key(|(unit, _)| (unit.queue, unit.unit));
             let is_next =
                 |unit: UnitKey| after.is_none_or(|after| (unit.queue, unit.unit) > (after.queue, after.unit));
-            for unit in units.into_iter().filter(|unit| is_next(unit.key)) {
+            for (unit, aside) in units.into_iter().filter(|(unit, _)| is_next(*unit)) {
                 if walked.units.len() >= limit {
-                    walked.next = walked.units.last().map(|(_, unit)| *unit);
+                    walked.next = walked.units.last().copied();
                     break;
                 }
-                walked.queues.push(unit.key.queue);
-                if unit.key.due >= from
-                    && let Some(info) = queue.info(unit.key.queue)?
-                {
-                    walked.units.push((info.name, unit.key));
+                walked.queues.push(unit.queue);
+                // What is set aside is to be moved whatever its time.
+                if aside || unit.due >= from {
+                    walked.units.push(unit);
                 }
             }
             return Ok(walked);
@@ -435,11 +438,9 @@ pub(super) fn walk(
                 _ => walked.queues.push(id),
             }
             let (units, more) = queue.due(id, begin, limit - walked.units.len())?;
-            walked
-                .units
-                .extend(units.into_iter().map(|unit| (record.name.clone(), unit)));
+            walked.units.extend(units);
             if more || walked.units.len() >= limit {
-                walked.next = walked.units.last().map(|(_, unit)| *unit);
+                walked.next = walked.units.last().copied();
                 return Ok(walked);
             }
         }
@@ -459,6 +460,26 @@ pub(super) fn walk(
     }
 }
 
+/// Those units of the message meant that have not ended, and whether each is set aside; of a message whose envelope is
+/// damaged those are known that are.
+fn units_of(queue: &Queue, target: &Target) -> Result<Vec<(UnitKey, bool)>, ReadError> {
+    let (id, all) = match target {
+        Target::Queues(_) => return Ok(Vec::new()),
+        Target::Message(id) => (*id, true),
+        Target::SetAside(id) => (*id, false),
+    };
+    let message = match queue.message(id) {
+        Err(ReadError::Damaged { .. }) => None,
+        message => message?,
+    };
+    if let Some(message) = message.filter(|_| all) {
+        let units = message.units.into_iter();
+        return Ok(units.map(|unit| (unit.key, unit.aside.is_some())).collect());
+    }
+    let aside = queue.set_aside_of(id)?;
+    Ok(aside.into_iter().map(|aside| (aside.unit, true)).collect())
+}
+
 fn queues_from(
     queue: &Queue,
     selector: &queue::Selector,
@@ -474,12 +495,16 @@ fn queues_from(
 fn count(queue: &Queue, target: &Target) -> Result<(u64, u64, u64), ReadError> {
     let (mut queues, mut messages, mut bytes) = (0, 0, 0);
     match target {
-        Target::Message(id) => {
-            if let Some(message) = queue.message(*id)? {
-                let units = message.units.len() as u64;
-                let size = message.envelope.prefix.len() as u64 + message.envelope.body_bytes;
-                (queues, messages, bytes) = (units, units, units * size);
-            }
+        Target::Message(id) | Target::SetAside(id) => {
+            let units = units_of(queue, target)?.len() as u64;
+            let size = match queue.envelope(*id) {
+                Ok(envelope) => {
+                    envelope.map_or(0, |envelope| envelope.prefix.len() as u64 + envelope.body_bytes)
+                }
+                Err(ReadError::Damaged { .. }) => 0,
+                Err(error) => return Err(error),
+            };
+            (queues, messages, bytes) = (units, units, units * size);
         }
         Target::Queues(selector) => {
             let mut after = None;
@@ -514,11 +539,17 @@ pub(super) fn messages(
         messages: Vec::with_capacity(walked.units.len()),
         next: walked.next.as_ref().map(cursor_text),
     };
-    for (name, unit) in walked.units {
-        // It may have ended since.
-        let Some(mut message) = queue.message(unit.id)? else {
+    for unit in walked.units {
+        // It may have ended since; what is damaged is found when it is tried.
+        let (message, info) = match (queue.message(unit.id), queue.info(unit.queue)) {
+            (Ok(message), Ok(info)) => (message, info),
+            (Err(ReadError::Damaged { .. }), _) | (_, Err(ReadError::Damaged { .. })) => continue,
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        };
+        let (Some(mut message), Some(info)) = (message, info) else {
             continue;
         };
+        let name = info.name;
         message.units.retain(|open| open.key == unit);
         let mut recipients = recipients_in_queue(&message, &Told::new(&[]));
         recipients

@@ -5,14 +5,15 @@
 //! outcome waits for the committer's bounded intake before its connection is free again.
 
 mod operator;
+mod unread;
 
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mail_core::{Domain, EnhancedCode, Recipient, Timestamp};
-use queue::{CommitError, Fate, Hop, NewMessage, Queue, Settle, UnitKey, Waiting};
+use mail_core::{Domain, Recipient, Timestamp};
+use queue::{Aside, CommitError, Fate, Hop, NewMessage, Queue, Settle, UnitKey, Waiting};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
@@ -424,7 +425,7 @@ impl<N: Net> Courier<N> {
             let (id, now) = (job.unit.id, self.parts.clock.now());
             prepared = match self.parts.preparer.seven_bit(id, prepared, now).await {
                 Ok(converted) => converted,
-                Err(error) => return self.not_prepared(job, &error),
+                Err(error) => return self.not_prepared(job, &error).await,
             };
         }
         let mut load = load(&prepared, job.unit.unit);
@@ -472,41 +473,19 @@ impl<N: Net> Courier<N> {
 
     /// Ends a unit that no peer is asked about.
     async fn end(self: &Rc<Self>, job: &Job, ending: Ending) {
-        let Some(prepared) = self.prepare(job).await else {
-            return;
+        let prepared = match self.try_prepare(job).await {
+            Ok(prepared) => prepared,
+            Err(error) => return self.end_unread(job, &ending, &error).await,
         };
         if let Ending::Delayed(held_by) = ending {
             return self.tell_of_delay(job.unit, &prepared, held_by).await;
         }
-        let outcomes = load(&prepared, job.unit.unit).recipients.into_iter().map(|open| {
-            let (verdict, reply) = match &ending {
-                Ending::Discarded(reason) => (Verdict::Discarded, reason.to_string()),
-                Ending::Refused(reply) => {
-                    let code = reply.enhanced.unwrap_or(EnhancedCode(5, 0, 0));
-                    let cause = Cause::Undeliverable(code, reply.text.to_string());
-                    (Verdict::Failed(cause), reply.to_string())
-                }
-                // Told of above.
-                Ending::Delayed(_) => (Verdict::Later, String::new()),
-                Ending::Expired(held_by) => {
-                    let last = open.last_reply.clone().or_else(|| held_by.clone());
-                    let told = last
-                        .as_ref()
-                        .map_or(String::new(), |last| format!("; last: {last}"));
-                    let reply = format!("4.4.7 delivery time expired{told}");
-                    (Verdict::Failed(Cause::Expired(last)), reply)
-                }
-            };
-            Outcome {
-                recipient: open.index,
-                mailbox: open.to.mailbox,
-                verdict,
-                reply,
-                host: None,
-            }
-        });
-        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None, false)
-            .await;
+        let outcomes: Vec<_> = load(&prepared, job.unit.unit)
+            .recipients
+            .into_iter()
+            .map(|open| unread::outcome(open.index, open.to.mailbox, &ending, open.last_reply))
+            .collect();
+        self.record(job.unit, &prepared, &outcomes, None, false).await;
     }
 
     /// Tells the sender that the unit is late; it stays where it is, as it is.
@@ -562,32 +541,19 @@ impl<N: Net> Courier<N> {
 
     /// The unit's message, ready to be sent. `None`: it was told to the shard what becomes of the claim.
     async fn prepare(&self, job: &Job) -> Option<Prepared> {
-        let error = match self
-            .parts
-            .preparer
-            .prepare(
-                job.unit,
-                job.message.as_ref().map(|kept| kept.message().clone()),
-                self.parts.clock.now(),
-            )
-            .await
-        {
-            Ok(prepared) => return Some(prepared),
-            Err(error) => error,
-        };
-        self.not_prepared(job, &error);
-        None
+        match self.try_prepare(job).await {
+            Ok(prepared) => Some(prepared),
+            Err(error) => {
+                self.not_prepared(job, &error).await;
+                None
+            }
+        }
     }
 
-    fn not_prepared(&self, job: &Job, error: &PrepareError) {
-        let settled = match error {
-            PrepareError::Gone => Settled::Gone,
-            PrepareError::Stopping => Settled::Untouched,
-            // It stays claimed, so that it does not come up again and again; a restart, or a repair, brings it back.
-            PrepareError::Read(_) | PrepareError::Panicked => Settled::Unknown,
-        };
-        tracing::error!(id = %job.unit.id, %error, "a message can't be prepared");
-        self.tell(Event::Settled(job.unit, settled));
+    async fn try_prepare(&self, job: &Job) -> Result<Prepared, PrepareError> {
+        let message = job.message.as_ref().map(|kept| kept.message().clone());
+        let now = self.parts.clock.now();
+        self.parts.preparer.prepare(job.unit, message, now).await
     }
 
     /// Has the outcomes recorded, with the report they cause. Waits for room in the committer's intake; what comes after the
@@ -612,10 +578,10 @@ impl<N: Net> Courier<N> {
             Ok(pending) => {
                 let courier = self.clone();
                 drop(spawn_local(async move {
-                    courier.recorded(unit, pending.await, &told)
+                    courier.recorded(unit, pending.await, &told).await;
                 }));
             }
-            Err(error) => self.recorded(unit, Err(error), &told),
+            Err(error) => self.recorded(unit, Err(error), &told).await,
         }
     }
 
@@ -718,7 +684,7 @@ impl<N: Net> Courier<N> {
     }
 
     /// Says, counts and tells the shard what is on disk now.
-    fn recorded(&self, unit: UnitKey, result: Result<queue::Settled, CommitError>, told: &Told) {
+    async fn recorded(&self, unit: UnitKey, result: Result<queue::Settled, CommitError>, told: &Told) {
         match result {
             Ok(settled) => {
                 for outcome in &told.outcomes {
@@ -736,8 +702,16 @@ impl<N: Net> Courier<N> {
                     .iter()
                     .map(|outcome| format!("{}: {}", outcome.mailbox, outcome.reply))
                     .collect();
-                tracing::error!(id = %unit.id, %error, outcomes = said.join("; "), "an outcome could not be recorded");
-                self.tell(Event::Settled(unit, Settled::Unknown));
+                let said = said.join("; ");
+                tracing::error!(id = %unit.id, %error, outcomes = said, "an outcome could not be recorded");
+                let settled = match &error {
+                    CommitError::Damaged(_) => {
+                        let aside = Aside::unrecorded(&error, &said, self.parts.clock.now());
+                        self.set_aside(unit, aside).await
+                    }
+                    _ => Settled::Unknown,
+                };
+                self.tell(Event::Settled(unit, settled));
             }
         }
     }

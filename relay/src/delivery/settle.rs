@@ -95,7 +95,7 @@ pub fn settle(
     }
 }
 
-fn end(outcome: &Outcome) -> Option<End> {
+pub(super) fn end(outcome: &Outcome) -> Option<End> {
     let fate = match outcome.verdict {
         Verdict::Delivered => Fate::Delivered,
         Verdict::Failed(Cause::Refused(_) | Cause::Undeliverable(..)) => Fate::Bounced,

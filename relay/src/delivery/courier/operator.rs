@@ -99,27 +99,17 @@ impl<N: Net> Courier<N> {
         told(unit, settled.map(|_| Settled::Gone))
     }
 
-    /// The record that ends a unit. Reads of two small records: the body isn't asked for.
+    /// The record that ends a unit, whatever of it can be read. The body isn't asked for.
     fn deletion(&self, unit: UnitKey, by: &Arc<str>) -> Result<Option<Settle>, ReadError> {
         let queue = &self.parts.queue;
-        let Some(envelope) = queue.envelope(unit.id)? else {
+        if !queue.is_due(&unit)? && queue.aside(&unit)?.is_none() {
             return Ok(None);
-        };
-        let state = queue.state(unit.id, unit.unit)?;
-        let recipients = envelope.units.get(usize::from(unit.unit));
-        let recipients = (0..u16::MAX).zip(recipients.map_or(&[][..], |unit| &unit.recipients));
-        let is_open = |index| {
-            state
-                .as_ref()
-                .is_none_or(|state| state.open.iter().any(|open| open.recipient == index))
-        };
-        let ends = recipients
-            .filter(|(index, _)| is_open(*index))
-            .map(|(_, recipient)| End {
-                mailbox: recipient.mailbox.clone(),
-                fate: Fate::Deleted,
-                reply: format!("deleted by {by}"),
-            });
+        }
+        let ends = queue.known_recipients(&unit)?.into_iter().map(|mailbox| End {
+            mailbox,
+            fate: Fate::Deleted,
+            reply: format!("deleted by {by}"),
+        });
         Ok(Some(Settle {
             unit,
             at: self.parts.clock.now(),

@@ -1,0 +1,188 @@
+//! Units whose message can't be prepared: they are set aside, or, where they are to end anyway, end without it.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use mail_core::{EnhancedCode, Mailbox};
+use queue::{Aside, CommitError, EnvelopeRecord, ReadError, StateRecord, UnitKey, Waiting};
+
+use crate::delivery::settle::{Outcome, Verdict};
+use crate::delivery::shard::{Ending, Job, Settled};
+use crate::prepare::{Loaded, PrepareError, Prepared};
+use crate::report::Cause;
+use crate::world::Net;
+
+use super::{Courier, Event, Told, load};
+
+impl<N: Net> Courier<N> {
+    /// Tells the shard what becomes of a claim whose message can't be prepared. What the store holds of it is damaged: then
+    /// it is set aside, so that neither it comes up again and again nor anything wrong is sent.
+    pub(super) async fn not_prepared(&self, job: &Job, error: &PrepareError) {
+        let unit = job.unit;
+        let damage = match error {
+            PrepareError::Read(error) if error.is_damage() => Some(error.clone()),
+            // Without an envelope there is nothing to send: it has ended, or its envelope is lost.
+            PrepareError::Gone => self.parts.queue.missing(&unit).unwrap_or_default(),
+            _ => None,
+        };
+        tracing::error!(id = %unit.id, %error, "a message can't be prepared");
+        let settled = match (damage, error) {
+            (Some(damage), _) => {
+                let aside = Aside::damaged(&damage, self.parts.clock.now());
+                self.set_aside(unit, aside).await
+            }
+            (None, PrepareError::Gone) => Settled::Gone,
+            (None, PrepareError::Stopping) => Settled::Untouched,
+            // It stays claimed, so that it does not come up again and again; a restart brings it back.
+            (None, PrepareError::Read(_) | PrepareError::Panicked) => Settled::Unknown,
+        };
+        self.tell(Event::Settled(unit, settled));
+    }
+
+    /// Sets a claimed unit aside, and says so. What to tell the shard of the claim.
+    pub(super) async fn set_aside(&self, unit: UnitKey, aside: Aside) -> Settled {
+        let why = aside.why().to_owned();
+        match self.parts.queue.set_aside(unit, aside).await {
+            Ok(()) => {
+                tracing::error!(id = %unit.id, unit = unit.unit, why, "set aside: see `postrider queue damaged`");
+                Settled::Gone
+            }
+            Err(CommitError::Gone) => Settled::Gone,
+            Err(error) => {
+                tracing::error!(id = %unit.id, %error, "a unit can't be set aside");
+                Settled::Unknown
+            }
+        }
+    }
+
+    /// Ends a unit whose message can't be prepared, in the same way; its sender is told without the message, if there is an
+    /// envelope that says who that is. Nobody is told of a mere delay.
+    pub(super) async fn end_unread(self: &Rc<Self>, job: &Job, ending: &Ending, error: &PrepareError) {
+        let can_end = match error {
+            PrepareError::Read(error) => error.is_damage(),
+            PrepareError::Panicked => true,
+            PrepareError::Gone | PrepareError::Stopping => false,
+        };
+        if !can_end || matches!(ending, Ending::Delayed(_)) {
+            return self.not_prepared(job, error).await;
+        }
+        let unit = job.unit;
+        tracing::error!(id = %unit.id, %error, "ended without being prepared");
+        let (known, envelope) = match self.known(&unit) {
+            Ok(known) => known,
+            Err(error) => return self.not_prepared(job, &PrepareError::Read(error)).await,
+        };
+        let outcomes: Vec<_> = match &envelope {
+            // As it is tried, so that what is told of it is what is told of others.
+            Some(prepared) => load(prepared, unit.unit)
+                .recipients
+                .into_iter()
+                .map(|open| outcome(open.index, open.to.mailbox, ending, open.last_reply))
+                .collect(),
+            None => (0..)
+                .zip(known)
+                .map(|(index, mailbox)| outcome(index, mailbox, ending, None))
+                .collect(),
+        };
+        if let Some(prepared) = envelope {
+            return self.record(unit, &prepared, &outcomes, None, false).await;
+        }
+        let now = self.parts.clock.now();
+        let settle = queue::Settle {
+            unit,
+            at: now,
+            attempt: 0,
+            hop: None,
+            ends: outcomes.iter().filter_map(crate::delivery::settle::end).collect(),
+            again: None,
+            reports: Vec::new(),
+        };
+        let told = Told {
+            at: now,
+            received_at: unit.id.created(),
+            attempt: 0,
+            tag: None,
+            outcomes,
+            kinds: Vec::new(),
+        };
+        self.hand_over(unit, settle, told).await;
+    }
+
+    /// The recipients that have not ended, as far as it can be told; and what can be said of the message where its envelope
+    /// reads.
+    fn known(&self, unit: &UnitKey) -> Result<(Vec<Mailbox>, Option<Prepared>), ReadError> {
+        let queue = &self.parts.queue;
+        let known = queue.known_recipients(unit)?;
+        let envelope = match queue.envelope(unit.id) {
+            Ok(envelope) => envelope,
+            Err(error) if error.is_damage() => None,
+            Err(error) => return Err(error),
+        };
+        let Some(envelope) = envelope else {
+            return Ok((known, None));
+        };
+        let state = match queue.state(unit.id, unit.unit) {
+            Ok(state) => state,
+            Err(error) if error.is_damage() => Some(open_to(&envelope, unit, &known)),
+            Err(error) => return Err(error),
+        };
+        let prepared = Prepared {
+            message: Loaded::Record(unit.id, Box::new(envelope)),
+            state,
+            head: Bytes::new(),
+            body: Bytes::new(),
+            rest: None,
+            eight_bit: false,
+            utf8_header: false,
+            signature: None,
+        };
+        Ok((known, Some(prepared)))
+    }
+}
+
+/// A state that says no more than who has not ended.
+fn open_to(envelope: &EnvelopeRecord, unit: &UnitKey, known: &[Mailbox]) -> StateRecord {
+    let recipients = envelope.units.get(usize::from(unit.unit));
+    let recipients = (0..).zip(recipients.map_or(&[][..], |unit| &unit.recipients));
+    let waiting = |recipient| Waiting {
+        recipient,
+        reply: String::new(),
+    };
+    StateRecord {
+        due: unit.due,
+        open: recipients
+            .filter(|(_, recipient)| known.contains(&recipient.mailbox))
+            .map(|(index, _)| waiting(index))
+            .collect(),
+        ..StateRecord::default()
+    }
+}
+
+/// How a recipient ends that no peer is asked about.
+pub(super) fn outcome(index: u16, mailbox: Mailbox, ending: &Ending, last_reply: Option<String>) -> Outcome {
+    let (verdict, reply) = match ending {
+        Ending::Discarded(reason) => (Verdict::Discarded, reason.to_string()),
+        Ending::Refused(reply) => {
+            let code = reply.enhanced.unwrap_or(EnhancedCode(5, 0, 0));
+            let cause = Cause::Undeliverable(code, reply.text.to_string());
+            (Verdict::Failed(cause), reply.to_string())
+        }
+        // Told of apart from this.
+        Ending::Delayed(_) => (Verdict::Later, String::new()),
+        Ending::Expired(held_by) => {
+            let last = last_reply.or_else(|| held_by.clone());
+            let told = last
+                .as_ref()
+                .map_or(String::new(), |last| format!("; last: {last}"));
+            let reply = format!("4.4.7 delivery time expired{told}");
+            (Verdict::Failed(Cause::Expired(last)), reply)
+        }
+    };
+    Outcome {
+        recipient: index,
+        mailbox,
+        verdict,
+        reply,
+        host: None,
+    }
+}
