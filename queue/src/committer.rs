@@ -1,7 +1,7 @@
 //! The one writer: it turns a group of requests into one batch and one sync.
 
+mod anew;
 mod aside;
-mod mend;
 mod operator;
 
 use std::collections::hash_map::Entry;
@@ -664,7 +664,7 @@ impl Committer {
                     Ok(None) => return Err(ReadError::damaged("queues", &keys::record(id), "absent")),
                     Err(damage @ ReadError::Damaged { .. }) => {
                         self.damage.met(&damage);
-                        mend::queue(&*self.store, &mut group.batch, id, damage)?
+                        anew::queue(&*self.store, &mut group.batch, id, damage)?
                     }
                     Err(error) => return Err(error),
                 };
@@ -692,7 +692,7 @@ impl Committer {
             None => ReadError::damaged("state", &key, "absent"),
         };
         self.damage.met(&damage);
-        let open = mend::open_units(&*self.store, &group.gone, id, damage)?;
+        let open = anew::open_units(&*self.store, &group.gone, id, damage)?;
         // From here on it is counted by what the group does.
         group.open_units.insert(id, open);
         Ok(open)
