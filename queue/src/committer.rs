@@ -13,12 +13,13 @@ use mail_core::{MessageId, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::aside::{Aside, DamageCounts, Met};
+use crate::index;
 use crate::keys;
 use crate::message::{Accepted, NewMessage, NewUnit, Settle, Settled};
 use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
 use crate::records::{
     Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, Record, StateRecord,
-    SuspensionRecord, UnitRecord, Waiting, decode, encode, seal, unseal,
+    SuspensionRecord, TotalsRecord, UnitRecord, Waiting, decode, encode, seal, unseal,
 };
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::suspension::Selector;
@@ -113,6 +114,8 @@ pub(crate) struct Committer {
     damage: Arc<DamageCounts>,
     numbers: HashMap<QueueName, QueueId>,
     queues: HashMap<QueueId, CachedQueue>,
+    /// What waits of each tenant's stream, by its key.
+    totals: HashMap<(Arc<str>, Arc<str>), TotalsRecord>,
     /// Queues whose record this group writes.
     touched: Vec<QueueId>,
     buffer: Vec<u8>,
@@ -120,6 +123,8 @@ pub(crate) struct Committer {
 
 struct CachedQueue {
     record: QueueRecord,
+    /// Units and octets that the totals count for it.
+    counted: (u64, u64),
     deletions: u32,
     touched: bool,
 }
@@ -145,6 +150,7 @@ impl Committer {
             damage,
             numbers: HashMap::new(),
             queues: HashMap::new(),
+            totals: HashMap::new(),
             touched: Vec::new(),
             buffer: Vec::new(),
         })
@@ -188,6 +194,7 @@ impl Committer {
         // What memory holds may be ahead of the store now.
         self.numbers.clear();
         self.queues.clear();
+        self.totals.clear();
         self.touched.clear();
         for answer in group.answers {
             match answer {
@@ -204,7 +211,13 @@ impl Committer {
     fn take(&mut self, group: &mut Group, request: Request) -> Result<(), StoreError> {
         group.synced |= !matches!(
             request,
-            Request::Chunk { .. } | Request::Abandon(_) | Request::Nudge
+            Request::Chunk { .. }
+                | Request::Abandon(_)
+                | Request::Nudge
+                // A power cut that takes these back leaves lower bounds, and what is found again.
+                | Request::Rest { .. }
+                | Request::Lift { .. }
+                | Request::Forget { .. }
         );
         match request {
             Request::Chunk {
@@ -551,7 +564,7 @@ impl Committer {
         // What this group does to the queue is not in the store yet. What it adds has lowered the key already; what it takes
         // away makes the first due time told here too early: a lower bound still, but none to be moved up to.
         let may_raise = !self.touched.contains(&id);
-        let record = &self.queue_mut(group, id)?.record;
+        let record = &self.cached(group, id)?.record;
         let (low_water, wake) = (record.low_water, record.wake);
         let (Some(first), Some(wake)) = (first_due(&*self.store, id, low_water)?, wake) else {
             return Ok(());
@@ -567,8 +580,9 @@ impl Committer {
         Ok(())
     }
 
-    /// Writes the records of the queues touched, and the counters.
+    /// Writes the records of the queues touched, what they change of the totals, and the counters.
     fn finish(&mut self, group: &mut Group) -> Result<(), ReadError> {
+        let mut changed = HashSet::new();
         for id in std::mem::take(&mut self.touched) {
             let Some(queue) = self.queues.get_mut(&id) else {
                 continue;
@@ -586,6 +600,27 @@ impl Committer {
             }
             let value = Bytes::copy_from_slice(encode(&queue.record, &mut self.buffer));
             group.batch.put(Family::Queues, &keys::record(id), value);
+            let counts = (queue.record.count, queue.record.bytes);
+            let before = std::mem::replace(&mut queue.counted, counts);
+            if before != counts {
+                let name = (queue.record.name.tenant.clone(), queue.record.name.stream.clone());
+                if !self.totals.contains_key(&name) {
+                    let total = index::read_totals(&*self.store, &keys::totals(&name.0, &name.1))?;
+                    self.totals.insert(name.clone(), total);
+                }
+                if let Some(total) = self.totals.get_mut(&name) {
+                    total.change(before, counts);
+                }
+                changed.insert(name);
+            }
+        }
+        for name in changed {
+            if let Some(total) = self.totals.get(&name) {
+                let value = Bytes::copy_from_slice(encode(total, &mut self.buffer));
+                group
+                    .batch
+                    .put(Family::Queues, &keys::totals(&name.0, &name.1), value);
+            }
         }
         // The mark is told of groups that were synced.
         if group.batch.is_empty() || !group.synced {
@@ -597,6 +632,7 @@ impl Committer {
         if self.queues.len() > CACHED_QUEUES {
             self.queues.clear();
             self.numbers.clear();
+            self.totals.clear();
         }
         Ok(())
     }
@@ -630,6 +666,7 @@ impl Committer {
                 let id = QueueId(self.counters.next_queue);
                 self.counters.next_queue += 1;
                 group.batch.put(Family::Queues, &key, seal(&id.0.to_be_bytes()));
+                index::add(&mut group.batch, id, &name);
                 let record = QueueRecord {
                     name: name.clone(),
                     count: 0,
@@ -642,6 +679,7 @@ impl Committer {
                     id,
                     CachedQueue {
                         record,
+                        counted: (0, 0),
                         deletions: 0,
                         touched: true,
                     },
@@ -656,29 +694,47 @@ impl Committer {
 
     /// The queue's record, to be written with the group.
     fn queue_mut(&mut self, group: &mut Group, id: QueueId) -> Result<&mut CachedQueue, ReadError> {
+        let (queue, touched) = self.cached_and_touched(group, id)?;
+        if !std::mem::replace(&mut queue.touched, true) {
+            touched.push(id);
+        }
+        Ok(queue)
+    }
+
+    /// The queue's record as it is.
+    fn cached(&mut self, group: &mut Group, id: QueueId) -> Result<&mut CachedQueue, ReadError> {
+        Ok(self.cached_and_touched(group, id)?.0)
+    }
+
+    fn cached_and_touched(
+        &mut self,
+        group: &mut Group,
+        id: QueueId,
+    ) -> Result<(&mut CachedQueue, &mut Vec<QueueId>), ReadError> {
         let queue = match self.queues.entry(id) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let record = match read(&*self.store, Family::Queues, &keys::record(id)) {
+                let record: QueueRecord = match read(&*self.store, Family::Queues, &keys::record(id)) {
                     Ok(Some(record)) => record,
                     Ok(None) => return Err(ReadError::damaged("queues", &keys::record(id), "absent")),
                     Err(damage @ ReadError::Damaged { .. }) => {
                         self.damage.met(&damage);
+                        // What the totals count for it is not known: the next start counts all anew.
+                        group.batch.delete(Family::Meta, keys::INDEX);
                         anew::queue(&*self.store, &mut group.batch, id, damage)?
                     }
                     Err(error) => return Err(error),
                 };
                 entry.insert(CachedQueue {
+                    counted: (record.count, record.bytes),
                     record,
-                    deletions: 0,
+                    // As if some had gone before: the mark moves on by and by, though queues are forgotten and read again.
+                    deletions: (self.counters.group % u64::from(DELETIONS_BEFORE_SEEK)) as u32,
                     touched: false,
                 })
             }
         };
-        if !std::mem::replace(&mut queue.touched, true) {
-            self.touched.push(id);
-        }
-        Ok(queue)
+        Ok((queue, &mut self.touched))
     }
 
     fn open_units(&self, group: &mut Group, id: MessageId) -> Result<u16, ReadError> {

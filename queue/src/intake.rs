@@ -328,6 +328,16 @@ impl Intake {
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
+    /// A request nobody is answered for. Waits for room.
+    pub(crate) async fn say(&self, request: Request) -> Result<(), CommitError> {
+        self.send(Entry {
+            request,
+            room: None,
+            ticket: None,
+        })
+        .await
+    }
+
     async fn send(&self, entry: Entry) -> Result<(), CommitError> {
         match &self.way {
             Way::Thread { requests, .. } => {

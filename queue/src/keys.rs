@@ -14,12 +14,15 @@
 //! | queues | `r` · queue u64 | [`crate::records::QueueRecord`] |
 //! | queues | `g` · route group u16 | [`crate::records::GroupRecord`] |
 //! | queues | `c` · wake ms u64 · queue u64 | nothing: the catalogue |
+//! | queues | `n` · tenant NUL queue u64, `s` · stream, `m` · domain likewise | nothing: queues by these, empty ones too |
+//! | queues | `t` · tenant NUL stream | [`crate::records::TotalsRecord`] |
 //! | event | sequence u64 | [`crate::records::Event`] |
 //! | hold | `d` · domain, or `l` · lane | [`crate::records::HoldRecord`] |
 //! | suspension | tenant NUL stream NUL domain NUL queue, each empty where any | [`crate::records::SuspensionRecord`] |
 //! | aside | `u` · id · unit u16 | [`crate::records::AsideRecord`] |
 //! | aside | `r` · family NUL key | [`crate::records::DamagedRecord`] |
 //! | meta | `format`, `store`, `counters` | version u16, name of the store, [`crate::records::Counters`] |
+//! | meta | `index` | version u16 of `n`, `s`, `m` and `t` in `queues`; without it they are made anew |
 //!
 //! A number that is *sealed* has its CRC32C (little-endian) behind it; where there is none, an early version wrote it.
 
@@ -35,6 +38,8 @@ pub const CHUNK: usize = 512 * 1024;
 pub const FORMAT: &[u8] = b"format";
 /// Key in `meta`: the store's name, 16 octets, drawn when it is made.
 pub const STORE: &[u8] = b"store";
+/// Key in `meta`: the version of what [`crate::index`] keeps, u16.
+pub const INDEX: &[u8] = b"index";
 /// Key in `meta`: [`crate::records::Counters`].
 pub const COUNTERS: &[u8] = b"counters";
 
@@ -160,6 +165,57 @@ pub fn catalogue(wake: Timestamp, queue: QueueId) -> [u8; 17] {
 pub fn parse_catalogue(key: &[u8]) -> Option<(Timestamp, QueueId)> {
     let key: &[u8; 17] = key.try_into().ok()?;
     Some((Timestamp(number(&key[1..9])?), QueueId(number(&key[9..])?)))
+}
+
+/// By what queues are indexed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum IndexedBy {
+    /// Who sends.
+    Tenant = b'n',
+    /// Which of their streams.
+    Stream = b's',
+    /// Where to.
+    Domain = b'm',
+}
+
+/// `queues`, index: where a name's queues begin; names hold no NUL.
+pub fn index_prefix(by: IndexedBy, name: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(name.len() + 10);
+    key.push(by as u8);
+    key.extend_from_slice(name.as_bytes());
+    key.push(0);
+    key
+}
+
+/// `queues`, index.
+pub fn index(by: IndexedBy, name: &str, queue: QueueId) -> Vec<u8> {
+    let mut key = index_prefix(by, name);
+    key.extend_from_slice(&queue.0.to_be_bytes());
+    key
+}
+
+/// Reads the queue's number from an index key.
+pub fn parse_index(key: &[u8]) -> Option<QueueId> {
+    let (_, queue) = key.split_last_chunk::<8>()?;
+    Some(QueueId(u64::from_be_bytes(*queue)))
+}
+
+/// `queues`, totals.
+pub fn totals(tenant: &str, stream: &str) -> Vec<u8> {
+    let mut key = index_prefix(IndexedBy::Tenant, tenant);
+    key[0] = TOTALS;
+    key.extend_from_slice(stream.as_bytes());
+    key
+}
+
+/// First octet of the keys of totals.
+pub const TOTALS: u8 = b't';
+
+/// Reads tenant and stream from a key of totals.
+pub fn parse_totals(key: &[u8]) -> Option<(&str, &str)> {
+    let names = std::str::from_utf8(key.strip_prefix(&[TOTALS])?).ok()?;
+    names.split_once('\0')
 }
 
 /// `queues`, name of a route group.

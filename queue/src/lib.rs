@@ -6,6 +6,7 @@
 mod aside;
 mod committer;
 mod groups;
+mod index;
 mod intake;
 pub mod keys;
 mod mark;
@@ -25,13 +26,14 @@ use std::time::Duration;
 
 pub use aside::{Aside, SetAside, SetAsideRecord};
 pub use groups::GroupError;
+pub use index::{QueuePage, Totals};
 pub use intake::{Pending, Status};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
 pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
 pub use read::{DeadlineKey, Message, Overdue, Unit};
 pub use records::{
     AsideCause, AsideRecord, DamagedRecord, EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin,
-    QueueRecord, Signature, StateRecord, SuspensionRecord, Waiting,
+    QueueRecord, Signature, StateRecord, SuspensionRecord, TotalsRecord, Waiting,
 };
 pub use schedule::Backoff;
 pub use suspension::{MAX_SUSPENSIONS, Selector, suspension};
@@ -235,6 +237,7 @@ impl Queue {
                 mark: mark.group(),
             });
         }
+        index(&*store)?;
         sweep(&*store)?;
         let folder = folder.to_owned();
         let free = move || {
@@ -256,6 +259,7 @@ impl Queue {
     pub fn in_memory(store: MemoryStore) -> Result<Self, OpenError> {
         let store: Arc<dyn Store> = Arc::new(store);
         prepare(&*store)?;
+        index(&*store)?;
         sweep(&*store)?;
         let damage = Arc::<DamageCounts>::default();
         Ok(Self {
@@ -280,6 +284,16 @@ impl Queue {
     /// lost when the committer is busy: the catalogue's key stays a lower bound.
     pub fn rest(&self, queue: QueueId, until: Option<Timestamp>) {
         self.intake.tell(committer::Request::Rest { queue, until });
+    }
+
+    /// Wakes a queue at its first due time, or at `now` where that is later, whatever it rests for. Waits for room.
+    pub async fn wake(&self, queue: QueueId, now: Timestamp) -> Result<(), CommitError> {
+        self.intake
+            .say(committer::Request::Rest {
+                queue,
+                until: Some(now),
+            })
+            .await
     }
 
     /// Sets a destination to rest. May be lost when the committer is busy: it is tried sooner then.
@@ -309,6 +323,14 @@ impl Queue {
         self.intake.close();
         self.store.quiet();
     }
+}
+
+/// Makes the index of queues where an older program has left none.
+fn index(store: &dyn Store) -> Result<(), StoreError> {
+    if index::prepare(store)? {
+        tracing::info!("queues are indexed by tenant, stream and domain, and what waits is counted");
+    }
+    Ok(())
 }
 
 /// Deletes the bodies that were coming in when the program ended.

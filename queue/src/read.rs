@@ -42,6 +42,11 @@ pub struct Unit {
 pub struct DeadlineKey([u8; 32]);
 
 impl DeadlineKey {
+    /// Behind all units whose time was up before `at`, less a second, and before those of later.
+    pub fn before(at: Timestamp) -> Self {
+        Self(keys::deadline(at, QueueId(0), MessageId::from_bytes([0; 16])))
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

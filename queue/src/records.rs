@@ -35,6 +35,7 @@ impl Record for GroupRecord {}
 impl Record for UploadRecord {}
 impl Record for AsideRecord {}
 impl Record for DamagedRecord {}
+impl Record for TotalsRecord {}
 
 /// A record that does not read: wrong checksum, unknown version, or cut short.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -221,6 +222,17 @@ pub struct QueueRecord {
     pub wake: Option<Timestamp>,
     /// Of its units those that are set aside.
     pub aside: u64,
+}
+
+/// `queues`: what waits of a tenant's stream, all queues together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TotalsRecord {
+    /// Queues with units in them.
+    pub queues: u64,
+    /// Units.
+    pub count: u64,
+    /// Their octets, as in [`QueueRecord`].
+    pub bytes: u64,
 }
 
 /// `queues`: a route group.

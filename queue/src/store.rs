@@ -202,12 +202,45 @@ struct Shared {
     /// Keys written since the last sync, with what they held then.
     unsynced: BTreeMap<(Family, Vec<u8>), Option<Vec<u8>>>,
     failing: bool,
+    counted: Option<Counted>,
+}
+
+/// What reads cost, as far as a model can tell.
+#[derive(Default)]
+struct Counted {
+    reads: u64,
+    /// Deleted keys, which a read passes as it would in RocksDB until they are compacted.
+    gone: BTreeSet<(Family, Vec<u8>)>,
+}
+
+impl Shared {
+    fn count(&mut self, reads: u64) {
+        if let Some(counted) = &mut self.counted {
+            counted.reads += reads;
+        }
+    }
 }
 
 impl MemoryStore {
     /// Empty.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Empty, and counts what is read: see [`Self::reads`].
+    pub fn counting() -> Self {
+        let store = Self::default();
+        store.shared.lock().counted = Some(Counted::default());
+        store
+    }
+
+    /// Keys read since the last call: each value asked for, each key come by, deleted ones too.
+    pub fn reads(&self) -> u64 {
+        let mut shared = self.shared.lock();
+        shared
+            .counted
+            .as_mut()
+            .map_or(0, |counted| std::mem::take(&mut counted.reads))
     }
 
     /// What a power cut leaves: all that was synced, nothing else.
@@ -261,6 +294,13 @@ impl Store for MemoryStore {
                 Some(value) => shared.now.insert(key.clone(), value.to_vec()),
                 None => shared.now.remove(&key),
             };
+            if let Some(counted) = &mut shared.counted {
+                match &write.value {
+                    Some(_) => drop(counted.gone.remove(&key)),
+                    None if before.is_some() => drop(counted.gone.insert(key.clone())),
+                    None => {}
+                }
+            }
             shared.unsynced.entry(key).or_insert(before);
         }
         if sync {
@@ -270,7 +310,9 @@ impl Store for MemoryStore {
     }
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.shared.lock().now.get(&(family, key.to_vec())).cloned())
+        let mut shared = self.shared.lock();
+        shared.count(1);
+        Ok(shared.now.get(&(family, key.to_vec())).cloned())
     }
 
     fn scan(
@@ -283,12 +325,18 @@ impl Store for MemoryStore {
         if from >= to {
             return Ok(());
         }
-        let shared = self.shared.lock();
+        let mut shared = self.shared.lock();
+        let (mut reads, mut end) = (0, to.to_vec());
         for ((_, key), value) in shared.now.range((family, from.to_vec())..(family, to.to_vec())) {
+            reads += 1;
             if !each(key, value) {
+                end.clone_from(key);
                 break;
             }
         }
+        let passed = |counted: &Counted| counted.gone.range((family, from.to_vec())..(family, end)).count();
+        let passed = shared.counted.as_ref().map_or(0, passed) as u64;
+        shared.count(reads + passed);
         Ok(())
     }
 

@@ -277,24 +277,24 @@ fn queues(
     let mut after = query.after.map(QueueId);
     let mut looked = 0;
     loop {
-        let page = queue.queues(after, MAX_PAGE)?;
-        let full = page.len() == MAX_PAGE;
-        looked += page.len();
-        for (id, record) in page {
+        let page = queue.queues_of(selector, after, MAX_PAGE)?;
+        looked += page.looked;
+        for (id, record) in page.queues {
             if list.queues.len() == limit {
                 list.next = after.map(|id| id.0);
                 return Ok(list);
             }
             after = Some(id);
-            if (record.count > 0 || query.empty) && selector.selects(id, &record.name) {
+            if record.count > 0 || query.empty {
                 list.queues.push(summary(queue, id, &record, &suspensions, now)?);
             }
         }
-        if !full {
+        let Some(next) = page.next else {
             return Ok(list);
-        }
+        };
+        after = Some(next);
         if looked >= LOOKED_AT {
-            list.next = after.map(|id| id.0);
+            list.next = Some(next.0);
             return Ok(list);
         }
     }
@@ -585,12 +585,20 @@ pub(crate) mod tests {
     /// Two recipients at each of the domains.
     pub(crate) async fn accept(queue: &Queue, number: u8, domains: &[&str]) -> Accepted {
         let body = Bytes::from_static(b"Subject: x\r\n\r\nx\r\n");
-        accept_body(queue, number, domains, body).await
+        accept_body(queue, MessageId::new(START, &[number; 10]), domains, body).await
     }
 
-    async fn accept_body(queue: &Queue, number: u8, domains: &[&str], body: Bytes) -> Accepted {
+    /// The same where they are more than 256.
+    pub(crate) async fn accept_one(queue: &Queue, number: u64, domains: &[&str]) -> Accepted {
+        let mut random = [0; 10];
+        random[2..].copy_from_slice(&number.to_be_bytes());
+        let body = Bytes::from_static(b"Subject: x\r\n\r\nx\r\n");
+        accept_body(queue, MessageId::new(START, &random), domains, body).await
+    }
+
+    async fn accept_body(queue: &Queue, id: MessageId, domains: &[&str], body: Bytes) -> Accepted {
         let message = NewMessage {
-            id: MessageId::new(START, &[number; 10]),
+            id,
             received_at: START,
             expires_at: START + Duration::from_secs(3_600),
             tenant: "acme".into(),
@@ -632,7 +640,13 @@ pub(crate) mod tests {
     async fn a_message_is_read_part_by_part() {
         let (queue, control) = control();
         let octets: Vec<u8> = (0..1_500_000_u32).map(|at| (at % 251) as u8).collect();
-        let large = accept_body(&queue, 1, &["a.test"], octets.clone().into()).await;
+        let large = accept_body(
+            &queue,
+            MessageId::new(START, &[1; 10]),
+            &["a.test"],
+            octets.clone().into(),
+        )
+        .await;
         let me = || Caller("uid 7".into());
         let mut raw = control.raw(large.id, me()).await.unwrap().unwrap();
         assert_eq!(raw.bytes, 1_500_000);

@@ -1,6 +1,6 @@
 //! The queue's series, read when they are asked for. Each other part registers its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,16 @@ use mail_core::Timestamp;
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use queue::store::Family;
-use queue::{AsideCause, MAX_SUSPENSIONS, Queue, QueueId, ReadError};
+use queue::{AsideCause, MAX_SUSPENSIONS, Queue, ReadError, Selector, SuspensionRecord, Totals};
 
-/// They are read anew no more often: each reading looks at every queue's record.
+/// They are read anew no more often: a reading looks at each tenant's totals, and at queues that are suspended by domain.
 const REFRESH_EVERY: Duration = Duration::from_secs(10);
 
 /// Queue records read at a time.
 const PAGE: usize = 1_000;
+
+/// Queues suspended by domain, or one by one, that are counted; further ones are not.
+const MAX_SUSPENDED: usize = 20_000;
 
 /// Tenants with series of their own; the others are `other`.
 const MAX_TENANTS: usize = 200;
@@ -116,25 +119,48 @@ impl QueueSeries {
         *read = Some(now);
         let mut suspensions = series.queue.suspensions(MAX_SUSPENSIONS)?;
         suspensions.retain(|record| record.until.is_none_or(|until| until > clock));
-        let (mut queues, mut tenants) = (0, BTreeMap::<Arc<str>, [u64; 3]>::new());
-        let mut after: Option<QueueId> = None;
-        loop {
-            let page = series.queue.queues(after, PAGE)?;
-            after = page.last().map(|(id, _)| *id);
-            for (id, record) in page.iter().filter(|(_, record)| record.count > 0) {
-                queues += 1;
-                let [messages, bytes, suspended] = tenants.entry(record.name.tenant.clone()).or_default();
-                *messages += record.count;
-                *bytes += record.bytes;
-                if suspensions
-                    .iter()
-                    .any(|one| one.selector.selects(*id, &record.name))
-                {
-                    *suspended += record.count;
-                }
+        let (mut queues, mut tenants) = (0, BTreeMap::<String, [u64; 3]>::new());
+        for totals in series
+            .queue
+            .totals()?
+            .into_iter()
+            .filter(|totals| totals.total.count > 0)
+        {
+            let suspended = suspensions.iter().any(|one| is_whole(&one.selector, &totals));
+            queues += i64::try_from(totals.total.queues).unwrap_or(i64::MAX);
+            let [messages, bytes, waits] = tenants.entry(totals.tenant).or_default();
+            *messages += totals.total.count;
+            *bytes += totals.total.bytes;
+            *waits += if suspended { totals.total.count } else { 0 };
+        }
+        // Of these the queues are few: of one domain, or one alone.
+        let mut seen = HashSet::new();
+        for one in &suspensions {
+            if one.selector.domain.is_none() && one.selector.queue.is_none() {
+                continue;
             }
-            if page.len() < PAGE {
-                break;
+            let mut after = None;
+            while seen.len() < MAX_SUSPENDED {
+                let page = series.queue.queues_of(&one.selector, after, PAGE)?;
+                for (id, record) in page.queues {
+                    let counted = |other: &SuspensionRecord| {
+                        let selector = &other.selector;
+                        selector.domain.is_none()
+                            && selector.queue.is_none()
+                            && selector.selects(id, &record.name)
+                    };
+                    if record.count > 0
+                        && !suspensions.iter().any(counted)
+                        && seen.insert(id)
+                        && let Some([_, _, waits]) = tenants.get_mut(&*record.name.tenant)
+                    {
+                        *waits += record.count;
+                    }
+                }
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
             }
         }
         series.queues.set(queues);
@@ -169,11 +195,24 @@ impl QueueSeries {
     }
 }
 
+/// Whether a suspension is of all that these totals count.
+fn is_whole(selector: &Selector, totals: &Totals) -> bool {
+    selector.domain.is_none()
+        && selector.queue.is_none()
+        && selector
+            .tenant
+            .as_deref()
+            .is_none_or(|tenant| tenant == totals.tenant)
+        && selector
+            .stream
+            .as_deref()
+            .is_none_or(|stream| stream == totals.stream)
+}
+
 #[cfg(test)]
 mod tests {
     use prometheus::TextEncoder;
     use queue::store::MemoryStore;
-    use queue::{Selector, SuspensionRecord};
 
     use super::*;
     use crate::control::tests::accept;

@@ -11,11 +11,11 @@ use admin_api::operate::{
 use admin_api::{Caller, ControlError, RecipientState, RecipientView, Time};
 use aws_lc_rs::digest;
 use mail_core::{Mailbox, MessageId, Timestamp};
-use queue::{MAX_SUSPENSIONS, Queue, QueueId, QueueRecord, ReadError, SuspensionRecord, UnitKey};
+use queue::{MAX_SUSPENSIONS, Queue, QueueId, ReadError, SuspensionRecord, UnitKey};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{LOOKED_AT, PATIENCE, QueueControl, Told, WHY_PATIENCE, recipients_in_queue};
-use crate::delivery::exchange::{self, Done, Ordered};
+use crate::delivery::exchange::{self, Done, Doors, Ordered};
 
 /// Units ordered at once, so that deliveries' own ends have room beside them.
 const AT_ONCE: usize = 128;
@@ -247,6 +247,7 @@ impl QueueControl {
             .map_err(store)?;
         self.tell_suspensions().await?;
         tracing::info!(%selector, by = %by.0, "resumed");
+        tokio::spawn(wake_all(self.reader.clone(), self.doors.clone(), selector, now));
         Ok(())
     }
 
@@ -372,6 +373,35 @@ impl QueueControl {
     }
 }
 
+/// Wakes the queues that were suspended, page by page: the shards know of the last ones they came by alone. Those that a
+/// failure leaves out wake by themselves, an hour after they were last looked at.
+async fn wake_all(reader: super::Reader, doors: Doors, selector: queue::Selector, now: Timestamp) {
+    let selector = Arc::new(selector);
+    let mut after = None;
+    loop {
+        let of = selector.clone();
+        let page = match reader
+            .read(move |queue| queue.queues_of(&of, after, QUEUES))
+            .await
+        {
+            Ok(page) => page,
+            Err(error) => return tracing::warn!(%selector, %error, "not all resumed queues were woken"),
+        };
+        // One that is awake, or has nothing due yet, stays as it is.
+        let sleeps = |wake: Option<Timestamp>| wake.is_some_and(|wake| wake > now);
+        for (id, _) in page.queues.iter().filter(|(_, record)| sleeps(record.wake)) {
+            if let Err(error) = reader.queue.wake(*id, now).await {
+                return tracing::warn!(%selector, %error, "not all resumed queues were woken");
+            }
+            doors.wake(*id);
+        }
+        after = page.next;
+        if after.is_none() {
+            return;
+        }
+    }
+}
+
 async fn alone(lock: &Mutex<()>) -> Result<MutexGuard<'_, ()>, ControlError> {
     let guard = tokio::time::timeout(PATIENCE, lock.lock()).await;
     guard.map_err(|_| ControlError::Busy)
@@ -421,13 +451,10 @@ pub(super) fn walk(
     loop {
         // Most queues looked at hold mail, or else most don't.
         let most = if looked == 0 { limit.min(QUEUES) } else { QUEUES };
-        let page = queues_from(queue, selector, next_queue, most)?;
-        let Some(&(last, _)) = page.last() else {
-            return Ok(walked);
-        };
-        for (id, record) in page {
-            looked += 1;
-            if record.count == 0 || !selector.selects(id, &record.name) {
+        let page = queue.queues_of(selector, next_queue, most)?;
+        looked += page.looked;
+        for (id, record) in page.queues {
+            if record.count == 0 {
                 continue;
             }
             let mut begin = (from, MessageId::from_bytes([0; 16]), 0);
@@ -444,9 +471,9 @@ pub(super) fn walk(
                 return Ok(walked);
             }
         }
-        if selector.queue.is_some() {
+        let Some(last) = page.next else {
             return Ok(walked);
-        }
+        };
         if looked >= LOOKED_AT || walked.queues.len() >= PER_ANSWER {
             walked.next = Some(UnitKey {
                 queue: last,
@@ -480,21 +507,9 @@ fn units_of(queue: &Queue, target: &Target) -> Result<Vec<(UnitKey, bool)>, Read
     Ok(aside.into_iter().map(|aside| (aside.unit, true)).collect())
 }
 
-fn queues_from(
-    queue: &Queue,
-    selector: &queue::Selector,
-    after: Option<QueueId>,
-    most: usize,
-) -> Result<Vec<(QueueId, QueueRecord)>, ReadError> {
-    match selector.queue {
-        Some(id) => Ok(queue.info(id)?.map(|record| (id, record)).into_iter().collect()),
-        None => queue.queues(after, most),
-    }
-}
-
+/// Queues, messages and octets of a target.
 fn count(queue: &Queue, target: &Target) -> Result<(u64, u64, u64), ReadError> {
-    let (mut queues, mut messages, mut bytes) = (0, 0, 0);
-    match target {
+    let selector = match target {
         Target::Message(id) | Target::SetAside(id) => {
             let units = units_of(queue, target)?.len() as u64;
             let size = match queue.envelope(*id) {
@@ -504,27 +519,36 @@ fn count(queue: &Queue, target: &Target) -> Result<(u64, u64, u64), ReadError> {
                 Err(ReadError::Damaged { .. }) => 0,
                 Err(error) => return Err(error),
             };
-            (queues, messages, bytes) = (units, units, units * size);
+            return Ok((units, units, units * size));
         }
-        Target::Queues(selector) => {
-            let mut after = None;
-            loop {
-                let page = queues_from(queue, selector, after, QUEUES)?;
-                after = page.last().map(|(id, _)| *id);
-                for (id, record) in &page {
-                    if record.count > 0 && selector.selects(*id, &record.name) {
-                        queues += 1;
-                        messages += record.count;
-                        bytes += record.bytes;
-                    }
-                }
-                if after.is_none() || selector.queue.is_some() {
-                    break;
-                }
+        Target::Queues(selector) => selector,
+    };
+    let (mut queues, mut messages, mut bytes) = (0, 0, 0);
+    if selector.domain.is_none() && selector.queue.is_none() {
+        let is_meant =
+            |meant: &Option<Arc<str>>, name: &str| meant.as_deref().is_none_or(|meant| meant == name);
+        for totals in queue.totals()? {
+            if is_meant(&selector.tenant, &totals.tenant) && is_meant(&selector.stream, &totals.stream) {
+                queues += totals.total.queues;
+                messages += totals.total.count;
+                bytes += totals.total.bytes;
             }
         }
+        return Ok((queues, messages, bytes));
     }
-    Ok((queues, messages, bytes))
+    let mut after = None;
+    loop {
+        let page = queue.queues_of(selector, after, QUEUES)?;
+        for (_, record) in page.queues.iter().filter(|(_, record)| record.count > 0) {
+            queues += 1;
+            messages += record.count;
+            bytes += record.bytes;
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok((queues, messages, bytes));
+        }
+    }
 }
 
 /// A page of the messages that wait.

@@ -332,6 +332,12 @@ impl Doors {
         while answers.recv().await.is_some() {}
     }
 
+    /// Has a queue looked at that may have slept long enough. Whoever asks has set its wake in the catalogue, at which it wakes
+    /// otherwise.
+    pub fn wake(&self, queue: QueueId) {
+        let _ = self.shards[home(queue, self.shards.len())].send(Word::Wake(queue));
+    }
+
     /// Tells all shards what is suspended.
     pub fn suspensions(&self, all: &Arc<[SuspensionRecord]>) {
         for shard in self.shards.iter() {

@@ -4,6 +4,7 @@
 //! done about it. Reads of the store are short: a page of a queue's due index, a queue's record.
 
 mod operator;
+mod scan;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
@@ -12,8 +13,7 @@ use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
 use queue::{
-    Backoff, DeadlineKey, HoldRecord, HoldScope, Queue, QueueId, QueueName, ReadError, SuspensionRecord,
-    UnitKey,
+    Backoff, HoldRecord, HoldScope, Queue, QueueId, QueueName, ReadError, SuspensionRecord, UnitKey,
 };
 use slab::Slab;
 
@@ -45,7 +45,7 @@ const MAX_RESTING: usize = 100_000;
 /// How often the catalogue is asked for queues that wake, and the deadline index for units that expire.
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
-/// Catalogue entries, or expired units, read at a time.
+/// Catalogue entries read at a time.
 const SCAN_PAGE: usize = 256;
 
 /// Lookups under way at once; further domains wait their turn.
@@ -148,6 +148,50 @@ pub(super) struct Active {
     timer: Option<Timestamp>,
 }
 
+/// What a lane waits for, beside its own limits.
+#[derive(Clone, Copy)]
+enum For {
+    Connection = 0,
+    Ending = 1,
+}
+
+/// Lanes in the order in which they came, each once.
+#[derive(Default)]
+struct Starved {
+    order: VecDeque<LaneId>,
+    /// Those in `order` that still wait.
+    waiting: HashSet<LaneId>,
+}
+
+impl Starved {
+    fn push(&mut self, lane: LaneId) {
+        if self.waiting.insert(lane) {
+            // Those that no longer wait are left behind.
+            if self.order.len() > 2 * self.waiting.len() + 64 {
+                let mut seen = HashSet::new();
+                self.order
+                    .retain(|lane| self.waiting.contains(lane) && seen.insert(*lane));
+            }
+            self.order.push_back(lane);
+        }
+    }
+
+    fn pop(&mut self) -> Option<LaneId> {
+        while let Some(lane) = self.order.pop_front() {
+            if self.waiting.remove(&lane) {
+                return Some(lane);
+            }
+        }
+        None
+    }
+
+    /// Gives the one just taken its place again.
+    fn unpop(&mut self, lane: LaneId) {
+        self.waiting.insert(lane);
+        self.order.push_front(lane);
+    }
+}
+
 /// How long a queue that leaves memory sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rests {
@@ -204,12 +248,12 @@ pub struct Shard {
     /// Holds ended by the last reload, and when: the store may still tell of them for a moment.
     pub(super) lifted: HashMap<HoldScope, Timestamp>,
     endings: usize,
-    /// How far the deadline index was gone through.
-    overdue_after: Option<DeadlineKey>,
-    /// Likewise of delays that senders want to hear of.
-    delayed_after: Option<DeadlineKey>,
-    /// Lanes that would open a connection once another closes.
-    starved: VecDeque<LaneId>,
+    /// How far catalogue and deadlines were gone through.
+    scans: scan::Scans,
+    /// Lanes that would open a connection once another closes, and those that would end a unit once another has ended.
+    starved: [Starved; 2],
+    /// Lanes that may have an idle connection; none that has one is missing.
+    idle: BTreeSet<LaneId>,
     pub(super) draining: bool,
     pub(super) effects: Vec<Effect>,
 }
@@ -258,9 +302,9 @@ impl Shard {
             outdated: ConnectionId(0),
             lifted: HashMap::new(),
             endings: 0,
-            overdue_after: None,
-            delayed_after: None,
-            starved: VecDeque::new(),
+            scans: scan::Scans::default(),
+            starved: Default::default(),
+            idle: BTreeSet::new(),
             draining: false,
             effects: Vec::new(),
         }
@@ -347,6 +391,7 @@ impl Shard {
     /// Works on a queue of another home.
     fn borrow(&mut self, id: QueueId, route: &Route, hurry: bool, now: Timestamp) {
         if !self.activate(id, now) {
+            self.queue.rest(id, Some(now));
             return self.give_back(id);
         }
         if let Some(active) = self.active.get_mut(&id) {
@@ -365,8 +410,14 @@ impl Shard {
 
     /// Brings a queue of this home back into memory, unless it is at work.
     fn wake(&mut self, id: QueueId, now: Timestamp) {
-        if !self.lent.contains_key(&id) && self.activate(id, now) {
+        if self.lent.contains_key(&id) {
+            return;
+        }
+        if self.activate(id, now) {
             self.look_at(id, now);
+        } else {
+            // Once there is room, by the catalogue.
+            self.queue.rest(id, Some(now));
         }
     }
 
@@ -447,6 +498,7 @@ impl Shard {
         }
         if let Some(at) = self.lanes.get_mut(lane) {
             at.idle.push(connection);
+            self.idle.insert(lane);
         }
         if self.draining {
             self.close_idle(lane);
@@ -532,6 +584,7 @@ impl Shard {
             self.pump(lane, now);
         }
         self.feed_starved(now);
+        self.go_on_ending(now);
     }
 
     fn wait(&self, failures: u32) -> Duration {
@@ -577,6 +630,7 @@ impl Shard {
             Ok(answer) => Some(answer),
             Err(error) => {
                 tracing::error!(%error, "the store does not answer");
+                self.scans.forget();
                 self.timers.insert((now + READ_AGAIN, Timer::Scan));
                 None
             }
@@ -598,154 +652,6 @@ impl Shard {
         }
     }
 
-    /// Asks the catalogue for queues that wake, and the deadline index for units that expire.
-    fn scan(&mut self, now: Timestamp) {
-        if self.draining {
-            return;
-        }
-        self.timers.retain(|(_, timer)| *timer != Timer::Scan);
-        self.timers.insert((now + SCAN_EVERY, Timer::Scan));
-        self.wake_queues(now);
-        self.expire(now);
-        self.tell_of_delays(now);
-        // Another shard may have closed a connection.
-        self.feed_starved(now);
-    }
-
-    fn wake_queues(&mut self, now: Timestamp) {
-        let mut after = None;
-        while self.has_memory() {
-            let Some(page) = self.read(now, |queue| queue.waking(after, now + SCAN_EVERY, SCAN_PAGE)) else {
-                return;
-            };
-            let Some(&last) = page.last() else { return };
-            after = Some(last);
-            for (_, id) in page {
-                let is_mine = self.place.home_elsewhere(id).is_none() && !self.lent.contains_key(&id);
-                if is_mine && !self.active.contains_key(&id) && self.activate(id, now) {
-                    self.look_at(id, now);
-                }
-            }
-        }
-    }
-
-    /// Ends a page of what is overdue. The next scan goes on where this one ended, so that units which can't be ended now are
-    /// not in the way of others.
-    fn expire(&mut self, now: Timestamp) {
-        if self.endings >= MAX_ENDINGS || crate::sabotage::is_on("no-expiry") {
-            return;
-        }
-        let (place, after) = (self.place.clone(), self.overdue_after.take());
-        let at_home = |queue| place.home_elsewhere(queue).is_none();
-        let Some((units, more)) = self.read(now, |queue| queue.expired(now, after, SCAN_PAGE, at_home))
-        else {
-            return;
-        };
-        self.overdue_after = more;
-        for unit in units {
-            if self.endings >= MAX_ENDINGS {
-                self.overdue_after = after;
-                return;
-            }
-            if let Some(&owner) = self.lent.get(&unit.queue) {
-                self.tell(owner, Word::Expired(unit));
-            } else if self.activate_anyway(unit.queue, now) {
-                self.expire_unit(unit, now);
-            }
-        }
-    }
-
-    /// Senders who asked for it hear of a delay, whatever keeps their mail from being tried (RFC 3461 §5.2.5). It is forgotten
-    /// as soon as it is on its way: a crash in between loses the notice, and nothing else.
-    fn tell_of_delays(&mut self, now: Timestamp) {
-        let (place, after) = (self.place.clone(), self.delayed_after.take());
-        let at_home = |queue| place.home_elsewhere(queue).is_none();
-        let before = now - self.settings.delay_notice_after;
-        let Some((found, more)) = self.read(now, |queue| queue.delayed(before, after, SCAN_PAGE, at_home))
-        else {
-            return;
-        };
-        self.delayed_after = more;
-        let mut told = Vec::new();
-        for (key, unit) in found {
-            if self.endings >= MAX_ENDINGS {
-                self.delayed_after = after;
-                break;
-            }
-            told.push(key);
-            if let Some(unit) = unit {
-                self.find_delayed(unit, now);
-            }
-        }
-        self.queue.forget_notices(told);
-    }
-
-    /// Has the shard that holds the unit's queue tell of its delay. One that has just given it back says so to its home,
-    /// where the return was heard by then.
-    fn find_delayed(&mut self, unit: UnitKey, now: Timestamp) {
-        let home = self.place.home_elsewhere(unit.queue);
-        let elsewhere = home.or_else(|| self.lent.get(&unit.queue).copied());
-        if self.active.contains_key(&unit.queue) {
-            self.tell_of_delay(unit, now);
-        } else if let Some(shard) = elsewhere.filter(|_| !self.draining) {
-            self.tell(shard, Word::Delayed(unit));
-        } else if self.activate_anyway(unit.queue, now) {
-            self.tell_of_delay(unit, now);
-        }
-    }
-
-    /// Has a delay told of. A unit that is being worked on tells of it by its outcome.
-    fn tell_of_delay(&mut self, unit: UnitKey, now: Timestamp) {
-        let cause = self.cause(unit.queue, now);
-        if let Some(active) = self.active.get_mut(&unit.queue)
-            && active.agenda.claim_at(place(&unit))
-        {
-            self.endings += 1;
-            let job = Job { unit, message: None };
-            self.effects.push(Effect::End {
-                lane: None,
-                job,
-                ending: Ending::Delayed(cause),
-            });
-        }
-    }
-
-    /// What holds a queue now, for the report on a unit that expires unsent.
-    fn cause(&self, id: QueueId, now: Timestamp) -> Option<String> {
-        let active = self.active.get(&id)?;
-        if let Some(record) = self.suspension(id, &active.name, now) {
-            return Some(operator::cause(record));
-        }
-        let by_lane = match active.way {
-            Way::Lane(lane) => self
-                .lanes
-                .get(lane)
-                .and_then(|lane| lane.rest.as_ref())
-                .map(|rest| rest.cause.clone()),
-            Way::Unknown => None,
-        };
-        by_lane.or_else(|| {
-            self.rest(&HoldScope::Domain(active.name.domain.clone()))
-                .map(|rest| rest.cause)
-        })
-    }
-
-    /// Ends a unit of a queue in memory whose time is up, unless it is being worked on.
-    fn expire_unit(&mut self, unit: UnitKey, now: Timestamp) {
-        let cause = self.cause(unit.queue, now);
-        if let Some(active) = self.active.get_mut(&unit.queue)
-            && active.agenda.claim_at(place(&unit))
-        {
-            self.endings += 1;
-            let job = Job { unit, message: None };
-            self.effects.push(Effect::End {
-                lane: None,
-                job,
-                ending: Ending::Expired(cause),
-            });
-        }
-    }
-
     /// Decides what a queue does next: read on, wait, leave memory, find its lane, take its turn.
     pub(super) fn look_at(&mut self, id: QueueId, now: Timestamp) {
         if self.draining {
@@ -757,11 +663,11 @@ impl Shard {
         };
         match active.agenda.earliest() {
             None if active.agenda.claims() > 0 => {}
-            None if active.agenda.is_complete() => self.unload(id, None),
+            None if active.agenda.is_complete() => self.unload(id, None, now),
             // The store did not answer; the catalogue brings the queue back.
-            None => self.unload(id, None),
+            None => self.unload(id, None, now),
             Some(due) if due > now + HORIZON && active.agenda.claims() == 0 => {
-                self.unload(id, Some(Rests::UntilDue))
+                self.unload(id, Some(Rests::UntilDue), now)
             }
             Some(due) if due > now => self.set_queue_timer(id, due),
             // One too many. It is due, so the catalogue brings it back once there is room.
@@ -770,7 +676,7 @@ impl Shard {
                     && active.agenda.claims() == 0
                     && self.active.len() > self.most() =>
             {
-                self.unload(id, Some(Rests::UntilDue))
+                self.unload(id, Some(Rests::UntilDue), now)
             }
             Some(_) => self.go_ahead(id, now),
         }
@@ -800,7 +706,7 @@ impl Shard {
             return;
         };
         if active.leaves_for.is_some() {
-            return self.leave(id);
+            return self.leave(id, now);
         }
         if self.park(id, now) {
             return;
@@ -932,7 +838,7 @@ impl Shard {
             if let Way::Lane(before) = std::mem::replace(&mut active.way, Way::Unknown) {
                 self.leave_lane(id, before);
             }
-            return self.leave(id);
+            return self.leave(id, now);
         }
         let domain = active.name.domain.clone();
         let lane = self.lane(&domain, site, route, now);
@@ -952,7 +858,7 @@ impl Shard {
 
     /// Lends the queue to its site's owner, or sends it home, once nothing of it is claimed here: so no unit can be claimed
     /// by two.
-    fn leave(&mut self, id: QueueId) {
+    fn leave(&mut self, id: QueueId, now: Timestamp) {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
@@ -963,7 +869,7 @@ impl Shard {
             return;
         };
         let hurry = active.hurry;
-        self.unload(id, None);
+        self.unload(id, None, now);
         // From another home, which looks for the site itself.
         if self.place.home_elsewhere(id).is_none() {
             self.lent.insert(id, owner);
@@ -1006,12 +912,15 @@ impl Shard {
             if let Some(at) = gone.timer {
                 self.timers.remove(&(at, Timer::Lane(lane)));
             }
-            self.starved.retain(|&starved| starved != lane);
+            // A number is given again: what it waited for is no other lane's.
+            for starved in &mut self.starved {
+                starved.waiting.remove(&lane);
+            }
         }
     }
 
     /// Takes a queue out of memory. `rest`: it is in the catalogue, and wakes at its first due time, or later if it is told.
-    fn unload(&mut self, id: QueueId, rest: Option<Rests>) {
+    fn unload(&mut self, id: QueueId, rest: Option<Rests>, now: Timestamp) {
         let Some(active) = self.active.remove(&id) else {
             return;
         };
@@ -1022,7 +931,8 @@ impl Shard {
             lookup.queues.retain(|&queue| queue != id);
         }
         match rest {
-            Some(Rests::UntilDue) => self.queue.rest(id, None),
+            // Not earlier than now: a scan begins where the last one ended.
+            Some(Rests::UntilDue) => self.queue.rest(id, Some(now)),
             Some(Rests::Until(until)) => self.queue.rest(id, Some(until)),
             None => {}
         }
@@ -1047,7 +957,7 @@ impl Shard {
             return;
         };
         if until > now + HORIZON && active.agenda.claims() == 0 {
-            self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))));
+            self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
             if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
                 self.resting_count += 1;
             }
@@ -1137,7 +1047,7 @@ impl Shard {
         let at = &self.lanes[lane];
         if matches!(*at.plan, Plan::End(_)) {
             if self.endings >= MAX_ENDINGS {
-                self.starve(lane);
+                self.starved[For::Ending as usize].push(lane);
             }
             return self.endings < MAX_ENDINGS;
         }
@@ -1160,7 +1070,11 @@ impl Shard {
 
     /// All connections are taken: an idle one of another lane makes room, and this lane is asked again when it is closed.
     fn wait_for_connection(&mut self, lane: LaneId) {
-        self.starve(lane);
+        self.starved[For::Connection as usize].push(lane);
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
         if !self.close_an_idle_one() {
             for shard in self.place.others() {
                 self.tell(shard, Word::MakeRoom);
@@ -1169,23 +1083,36 @@ impl Shard {
     }
 
     fn close_an_idle_one(&mut self) -> bool {
-        let idle = self.lanes.iter_mut().find_map(|(_, lane)| lane.idle.pop());
-        self.effects.extend(idle.map(Effect::Close));
-        idle.is_some()
-    }
-
-    /// Has a lane asked again once something else has ended.
-    fn starve(&mut self, lane: LaneId) {
-        if !self.starved.contains(&lane) {
-            self.starved.push_back(lane);
+        while let Some(&lane) = self.idle.first() {
+            if let Some(idle) = self.lanes.get_mut(lane).and_then(|lane| lane.idle.pop()) {
+                self.effects.push(Effect::Close(idle));
+                return true;
+            }
+            self.idle.pop_first();
         }
+        false
     }
 
-    /// Lanes that wait for room, each once.
+    /// Lanes that wait for room, as long as there is some: however many wait, what came free is not offered to all.
     fn feed_starved(&mut self, now: Timestamp) {
-        for _ in 0..self.starved.len() {
-            if let Some(lane) = self.starved.pop_front() {
-                self.pump(lane, now);
+        for what in [For::Connection, For::Ending] {
+            for _ in 0..self.starved[what as usize].waiting.len() {
+                let has_room = match what {
+                    For::Connection => self.place.may_connect(self.settings.max_connections),
+                    For::Ending => self.endings < MAX_ENDINGS,
+                };
+                match self.starved[what as usize].pop() {
+                    Some(lane) if has_room => self.pump(lane, now),
+                    // It has its place still.
+                    Some(lane) => {
+                        self.starved[what as usize].unpop(lane);
+                        if matches!(what, For::Connection) {
+                            self.make_room();
+                        }
+                        break;
+                    }
+                    None => break,
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mail_core::Timestamp;
 use queue::{HoldScope, QueueId, QueueName, SuspensionRecord, UnitKey};
@@ -11,7 +12,11 @@ use crate::delivery::agenda::place;
 use crate::delivery::exchange::{Done, Order, Waits, Word};
 use crate::delivery::lane::Rest;
 
-use super::{Active, Effect, LONGEST_REST, MAX_RESTING, Rests, Shard, Way};
+use super::{Active, Effect, MAX_RESTING, Rests, Shard, Way};
+
+/// A suspended queue is looked at again after this long, or a little more, so that all are not looked at together. Whoever ends
+/// the suspension wakes it; a crash in between may not.
+const LONGEST_PARK: Duration = Duration::from_secs(3_600);
 
 impl Shard {
     /// Takes in all suspensions there are now. What they no longer hold is looked at; what they hold leaves its turn at
@@ -109,7 +114,8 @@ impl Shard {
         let Some(record) = self.suspension(id, &active.name, now) else {
             return false;
         };
-        let until = record.until.unwrap_or(Timestamp::MAX).min(now + LONGEST_REST);
+        let longest = LONGEST_PARK.mul_f64(1.0 + self.random.fraction() / 8.0);
+        let until = record.until.unwrap_or(Timestamp::MAX).min(now + longest);
         let (claims, in_turn, way) = (active.agenda.claims(), active.in_turn, active.way);
         if let (true, Way::Lane(lane)) = (in_turn, way)
             && let Some(at) = self.lanes.get_mut(lane)
@@ -123,7 +129,7 @@ impl Shard {
             self.set_queue_timer(id, until);
             return true;
         }
-        self.unload(id, Some(Rests::Until(until)));
+        self.unload(id, Some(Rests::Until(until)), now);
         if self.parked.len() < MAX_RESTING {
             self.parked.insert(id);
         }
@@ -215,4 +221,4 @@ fn rests(rest: Rest, now: Timestamp) -> Option<Waits> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -24,7 +24,7 @@ async fn crowded() -> (Queue, Accepted, Shard) {
     (queue, kept, shard)
 }
 
-fn shard(queue: &Queue) -> Shard {
+pub(crate) fn shard(queue: &Queue) -> Shard {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("postrider.toml");
     let text = "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n\

@@ -1,0 +1,431 @@
+//! What a shard asks the store for by itself: queues that wake, units whose time is up, senders who want to hear of a delay.
+//!
+//! All three are indexes in order of time, whose beginnings fill with deleted keys until RocksDB compacts them. So a scan goes on
+//! where the last one ended, less a margin for what comes a little out of order, and only every so often from the beginning.
+
+use std::time::Duration;
+
+use mail_core::Timestamp;
+use queue::{DeadlineKey, HoldScope, QueueId, UnitKey};
+
+use crate::delivery::agenda::place;
+use crate::delivery::exchange::Word;
+
+use super::{Effect, Ending, Job, MAX_ENDINGS, SCAN_EVERY, SCAN_PAGE, Shard, Timer, Way, operator};
+
+/// A scan begins so much before the moment of the last one: an accept may have been a while on its way.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// So often a scan begins at the beginning: a note on a queue may have been lost, a unit may have been on the wire.
+const WHOLE_EVERY: Duration = Duration::from_secs(15);
+
+/// How far the indexes were gone through.
+#[derive(Default)]
+pub(super) struct Scans {
+    catalogue: Progress<(Timestamp, QueueId)>,
+    deadlines: Progress<DeadlineKey>,
+    notices: Progress<DeadlineKey>,
+}
+
+/// Where to go on in an index.
+struct Progress<K> {
+    after: Option<K>,
+    /// More was found than could be taken in.
+    behind: bool,
+    /// When the last scan from the beginning began, and the last one of all.
+    whole: Option<Timestamp>,
+    last: Timestamp,
+}
+
+impl<K> Default for Progress<K> {
+    fn default() -> Self {
+        Self {
+            after: None,
+            behind: false,
+            whole: None,
+            last: Timestamp(0),
+        }
+    }
+}
+
+impl<K: Copy> Progress<K> {
+    /// After which key a scan begins now; `None`: at the beginning.
+    fn begin(&mut self, now: Timestamp) -> Option<K> {
+        let every = if self.behind {
+            WHOLE_EVERY * 20
+        } else {
+            WHOLE_EVERY
+        };
+        let is_over = |whole: Timestamp| now >= whole + every;
+        // A clock that was set back has been ahead: what it said then is no place to go on from.
+        if now < self.last || self.whole.is_none_or(is_over) {
+            self.after = None;
+            self.whole = Some(now);
+        }
+        self.last = now;
+        self.after
+    }
+
+    /// All was taken in up to `end`.
+    fn reached(&mut self, end: K) {
+        (self.after, self.behind) = (Some(end), false);
+    }
+
+    /// There is more after `key`, or may be.
+    fn stopped(&mut self, key: Option<K>) {
+        (self.after, self.behind) = (key, true);
+    }
+}
+
+impl Scans {
+    /// The next ones begin at the beginning.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Shard {
+    /// Asks the catalogue for queues that wake, and the deadline index for units that expire.
+    pub(super) fn scan(&mut self, now: Timestamp) {
+        if self.draining {
+            return;
+        }
+        self.timers.retain(|(_, timer)| *timer != Timer::Scan);
+        self.timers.insert((now + SCAN_EVERY, Timer::Scan));
+        self.wake_queues(now);
+        self.expire(now);
+        self.tell_of_delays(now);
+        // Another shard may have closed a connection.
+        self.feed_starved(now);
+    }
+
+    fn wake_queues(&mut self, now: Timestamp) {
+        let mut after = self.scans.catalogue.begin(now);
+        while self.has_memory() {
+            let Some(page) = self.read(now, |queue| queue.waking(after, now + SCAN_EVERY, SCAN_PAGE)) else {
+                return;
+            };
+            let is_last = page.len() < SCAN_PAGE;
+            for (wake, id) in page {
+                let is_mine = self.place.home_elsewhere(id).is_none() && !self.lent.contains_key(&id);
+                if is_mine && !self.active.contains_key(&id) {
+                    if !self.has_memory() {
+                        return self.scans.catalogue.stopped(after);
+                    }
+                    if self.activate(id, now) {
+                        self.look_at(id, now);
+                    }
+                }
+                after = Some((wake, id));
+            }
+            if is_last {
+                return self.scans.catalogue.reached((now - MARGIN, QueueId(u64::MAX)));
+            }
+        }
+        self.scans.catalogue.stopped(after);
+    }
+
+    /// Ends as many units that are overdue as there is room for. The next scan goes on where this one ended, so that units
+    /// which can't be ended now are not in the way of others.
+    fn expire(&mut self, now: Timestamp) {
+        let room = MAX_ENDINGS.saturating_sub(self.endings);
+        if room == 0 || crate::sabotage::is_on("no-expiry") {
+            return;
+        }
+        let (place, after) = (self.place.clone(), self.scans.deadlines.begin(now));
+        let at_home = |queue| place.home_elsewhere(queue).is_none();
+        let Some((units, more)) = self.read(now, |queue| queue.expired(now, after, room, at_home)) else {
+            return;
+        };
+        match more {
+            Some(key) => self.scans.deadlines.stopped(Some(key)),
+            None => self.scans.deadlines.reached(DeadlineKey::before(now - MARGIN)),
+        }
+        for unit in units {
+            if let Some(&owner) = self.lent.get(&unit.queue) {
+                self.tell(owner, Word::Expired(unit));
+            } else if self.activate_anyway(unit.queue, now) {
+                self.expire_unit(unit, now);
+            }
+        }
+    }
+
+    /// Room has come free: if more is overdue, it need not wait for the next scan.
+    pub(super) fn go_on_ending(&mut self, now: Timestamp) {
+        if self.draining || self.endings > MAX_ENDINGS / 2 {
+            return;
+        }
+        if self.scans.deadlines.behind {
+            self.expire(now);
+        }
+        if self.scans.notices.behind {
+            self.tell_of_delays(now);
+        }
+    }
+
+    /// Senders who asked for it hear of a delay, whatever keeps their mail from being tried (RFC 3461 §5.2.5). It is forgotten
+    /// as soon as it is on its way: a crash in between loses the notice, and nothing else.
+    fn tell_of_delays(&mut self, now: Timestamp) {
+        let room = MAX_ENDINGS.saturating_sub(self.endings);
+        if room == 0 {
+            return;
+        }
+        let before = now - self.settings.delay_notice_after;
+        let (place, after) = (self.place.clone(), self.scans.notices.begin(before));
+        let at_home = |queue| place.home_elsewhere(queue).is_none();
+        let Some((found, more)) = self.read(now, |queue| queue.delayed(before, after, room, at_home)) else {
+            return;
+        };
+        match more {
+            Some(key) => self.scans.notices.stopped(Some(key)),
+            None => self.scans.notices.reached(DeadlineKey::before(before - MARGIN)),
+        }
+        let mut told = Vec::new();
+        for (key, unit) in found {
+            told.push(key);
+            if let Some(unit) = unit {
+                self.find_delayed(unit, now);
+            }
+        }
+        self.queue.forget_notices(told);
+    }
+
+    /// Has the shard that holds the unit's queue tell of its delay. One that has just given it back says so to its home,
+    /// where the return was heard by then.
+    pub(super) fn find_delayed(&mut self, unit: UnitKey, now: Timestamp) {
+        let home = self.place.home_elsewhere(unit.queue);
+        let elsewhere = home.or_else(|| self.lent.get(&unit.queue).copied());
+        if self.active.contains_key(&unit.queue) {
+            self.tell_of_delay(unit, now);
+        } else if let Some(shard) = elsewhere.filter(|_| !self.draining) {
+            self.tell(shard, Word::Delayed(unit));
+        } else if self.activate_anyway(unit.queue, now) {
+            self.tell_of_delay(unit, now);
+        }
+    }
+
+    /// Has a delay told of. A unit that is being worked on tells of it by its outcome.
+    fn tell_of_delay(&mut self, unit: UnitKey, now: Timestamp) {
+        let cause = self.cause(unit.queue, now);
+        if let Some(active) = self.active.get_mut(&unit.queue)
+            && active.agenda.claim_at(place(&unit))
+        {
+            self.endings += 1;
+            let job = Job { unit, message: None };
+            self.effects.push(Effect::End {
+                lane: None,
+                job,
+                ending: Ending::Delayed(cause),
+            });
+        }
+    }
+
+    /// What holds a queue now, for the report on a unit that expires unsent.
+    fn cause(&self, id: QueueId, now: Timestamp) -> Option<String> {
+        let active = self.active.get(&id)?;
+        if let Some(record) = self.suspension(id, &active.name, now) {
+            return Some(operator::cause(record));
+        }
+        let by_lane = match active.way {
+            Way::Lane(lane) => self
+                .lanes
+                .get(lane)
+                .and_then(|lane| lane.rest.as_ref())
+                .map(|rest| rest.cause.clone()),
+            Way::Unknown => None,
+        };
+        by_lane.or_else(|| {
+            self.rest(&HoldScope::Domain(active.name.domain.clone()))
+                .map(|rest| rest.cause)
+        })
+    }
+
+    /// Ends a unit of a queue in memory whose time is up, unless it is being worked on.
+    pub(super) fn expire_unit(&mut self, unit: UnitKey, now: Timestamp) {
+        let cause = self.cause(unit.queue, now);
+        if let Some(active) = self.active.get_mut(&unit.queue)
+            && active.agenda.claim_at(place(&unit))
+        {
+            self.endings += 1;
+            let job = Job { unit, message: None };
+            self.effects.push(Effect::End {
+                lane: None,
+                job,
+                ending: Ending::Expired(cause),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mail_core::MessageId;
+    use queue::store::MemoryStore;
+    use queue::{End, Fate, Queue, Selector, Settle, SuspensionRecord};
+
+    use super::super::operator::tests::shard;
+    use super::*;
+    use crate::control::tests::accept_one;
+    use crate::delivery::shard::{MAX_ACTIVE, Settled};
+
+    const START: Timestamp = Timestamp(1_700_000_000_000);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// So many messages, one to each of these domains.
+    async fn fill(queue: &Queue, count: u64, domain: impl Fn(u64) -> String) -> Vec<UnitKey> {
+        let mut units = Vec::new();
+        for number in 0..count {
+            units.extend(accept_one(queue, number, &[&domain(number)]).await.units);
+        }
+        units
+    }
+
+    fn suspended() -> SuspensionRecord {
+        SuspensionRecord {
+            selector: Selector::default(),
+            since: START,
+            until: None,
+            reason: "a test".into(),
+            by: "uid 0".into(),
+        }
+    }
+
+    /// Reads of a shard that goes on for a minute.
+    fn minute(shard: &mut Shard, store: &MemoryStore, from: Timestamp) -> u64 {
+        store.reads();
+        for second in 0..60 {
+            shard.tick(from + SECOND * second);
+            shard.take_effects();
+        }
+        store.reads()
+    }
+
+    #[tokio::test]
+    async fn suspended_queues_cost_nothing_while_they_wait() {
+        let mut costs = Vec::new();
+        for count in [40, 400] {
+            let store = MemoryStore::counting();
+            let queue = Queue::in_memory(store.clone()).unwrap();
+            fill(&queue, count, |number| format!("d{number}.test")).await;
+            queue.suspend(suspended()).await.unwrap();
+            let mut shard = shard(&queue);
+            // Each is looked at once.
+            minute(&mut shard, &store, START);
+            assert_eq!(shard.load().1, 0);
+            // A second look beyond that is a matter of the whole scans: four a minute.
+            costs.push(minute(&mut shard, &store, START + SECOND * 60));
+        }
+        let more = costs[1].saturating_sub(costs[0]);
+        assert!(more <= 4 * 2 * 360, "{costs:?}");
+        assert!(costs[1] / 60 < 50, "{costs:?} a minute");
+    }
+
+    #[tokio::test]
+    async fn all_that_is_overdue_ends_at_once_however_much_it_is() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let count = 10 * MAX_ENDINGS;
+        fill(&queue, count as u64, |number| format!("d{}.test", number % 7)).await;
+        queue.suspend(suspended()).await.unwrap();
+        let mut shard = shard(&queue);
+        let later = START + Duration::from_secs(40 * 86_400);
+        shard.tick(later);
+        let mut ended = 0;
+        loop {
+            let effects = shard.take_effects();
+            assert!(effects.len() <= MAX_ENDINGS, "bounded at any moment");
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects {
+                let Effect::End { lane, job, ending } = effect else {
+                    continue;
+                };
+                assert!(matches!(ending, Ending::Expired(Some(_))), "{ending:?}");
+                queue.settle(expired(job.unit)).await.unwrap().await.unwrap();
+                shard.settled(&job.unit, Settled::Gone, later);
+                shard.ended(lane, later);
+                ended += 1;
+            }
+        }
+        assert_eq!(ended, count, "without a second scan");
+    }
+
+    fn expired(unit: UnitKey) -> Settle {
+        Settle {
+            unit,
+            at: unit.due,
+            attempt: 0,
+            hop: None,
+            ends: vec![End {
+                mailbox: "to@d.test".parse().unwrap(),
+                fate: Fate::Expired,
+                reply: "4.4.7".into(),
+            }],
+            again: None,
+            reports: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_scan_passes_what_was_deleted_once_and_not_each_second() {
+        let store = MemoryStore::counting();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let units = fill(&queue, 2_000, |number| format!("d{number}.test")).await;
+        for unit in units {
+            queue.settle(expired(unit)).await.unwrap().await.unwrap();
+        }
+        let mut shard = shard(&queue);
+        // Accepted at 1 s of the epoch or so, and gone: catalogue and deadlines begin with 2,000 deleted keys each.
+        let reads = minute(&mut shard, &store, START + Duration::from_secs(40 * 86_400));
+        assert!(reads < 5 * 2 * 2_000 + 1_000, "{reads} keys in a minute");
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_comes_as_soon_as_there_is_some() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let count = 3 * MAX_ACTIVE as u64;
+        fill(&queue, count, |number| format!("d{number}.test")).await;
+        let mut shard = shard(&queue);
+        let mut seen = std::collections::HashSet::new();
+        for second in 0..4 {
+            let now = START + SECOND * second;
+            shard.tick(now);
+            assert!(shard.load().1 <= MAX_ACTIVE);
+            let active: Vec<_> = shard.active.keys().copied().collect();
+            for id in active {
+                seen.insert(id);
+                let (units, _) = queue
+                    .due(id, (Timestamp(0), MessageId::from_bytes([0; 16]), 0), 9)
+                    .unwrap();
+                for unit in units {
+                    queue.settle(expired(unit)).await.unwrap().await.unwrap();
+                }
+                shard.active.remove(&id);
+            }
+        }
+        assert_eq!(seen.len() as u64, count);
+    }
+
+    #[tokio::test]
+    async fn resumed_queues_are_woken_though_nobody_remembers_them() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        fill(&queue, 10, |number| format!("d{number}.test")).await;
+        queue.suspend(suspended()).await.unwrap();
+        let mut first = shard(&queue);
+        first.tick(START);
+        assert_eq!(first.load().1, 0);
+        // After a restart no shard knows which queues it has parked.
+        queue.resume(Selector::default(), "uid 0", START).await.unwrap();
+        let mut second = shard(&queue);
+        second.tick(START + SECOND);
+        assert_eq!(second.load().1, 0, "they sleep in the catalogue");
+        for (id, _) in queue.queues(None, 99).unwrap() {
+            queue.wake(id, START + SECOND).await.unwrap();
+        }
+        second.suspensions(Arc::new([]), START + SECOND);
+        second.tick(START + SECOND * 2);
+        assert_eq!(second.load().1, 10);
+    }
+}
