@@ -2,6 +2,7 @@
 
 mod anew;
 mod aside;
+mod mend;
 mod operator;
 
 use std::collections::hash_map::Entry;
@@ -103,8 +104,20 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, CommitError>>;
 /// Whom to answer once the group is synced.
 enum Answer {
     Accepted(Reply<Accepted>, Result<Accepted, CommitError>),
-    Settled(Reply<Settled>, Result<Settled, CommitError>),
+    /// With what was asked for, should it have to be written again.
+    Settled(Reply<Settled>, Result<Settled, CommitError>, Box<Settle>),
     Done(Reply<()>, Result<(), CommitError>),
+}
+
+/// What is left of a group whose write failed. Perhaps it is in the store all the same.
+pub(crate) struct Failed {
+    pub(crate) error: CommitError,
+    /// Messages that nobody was told were kept.
+    pub(crate) unanswered: Vec<MessageId>,
+    /// What became of units. Peers have been told so; it is to be written as soon as that is possible.
+    pub(crate) kept: Vec<Request>,
+    /// Who waits to be told, by [`Failed::tell`].
+    refused: Vec<Answer>,
 }
 
 /// See the module. It runs on a thread of its own, or inline in tests.
@@ -163,47 +176,34 @@ impl Committer {
 
     /// Writes a group and answers all that wait for it. An error says that the store failed: nothing of the group was
     /// acknowledged, and nothing more must be.
-    pub(crate) fn commit(&mut self, requests: impl IntoIterator<Item = Request>) -> Result<(), CommitError> {
+    pub(crate) fn commit(&mut self, requests: impl IntoIterator<Item = Request>) -> Result<(), Box<Failed>> {
         let mut group = Group::default();
-        for request in requests {
+        let mut requests = requests.into_iter();
+        while let Some(request) = requests.next() {
             if let Err(error) = self.take(&mut group, request) {
-                return Err(self.fail(group, error.into()));
+                return Err(self.fail(group, requests, error.into()));
             }
         }
-        if let Err(error) = self.finish(&mut group) {
-            return Err(self.fail(group, error));
-        }
-        if !group.batch.is_empty()
-            && let Err(error) = self.store.write(&group.batch, group.synced)
-        {
-            return Err(self.fail(group, error.into()));
+        if let Err(error) = self.write(&mut group) {
+            return Err(self.fail(group, requests, error));
         }
         // A receiver that is gone no longer wants to know.
         for answer in group.answers {
             match answer {
                 Answer::Accepted(reply, result) => drop(reply.send(result)),
-                Answer::Settled(reply, result) => drop(reply.send(result)),
+                Answer::Settled(reply, result, _) => drop(reply.send(result)),
                 Answer::Done(reply, result) => drop(reply.send(result)),
             }
         }
         Ok(())
     }
 
-    fn fail(&mut self, group: Group, error: ReadError) -> CommitError {
-        let error = CommitError::Failing(error.to_string());
-        // What memory holds may be ahead of the store now.
-        self.numbers.clear();
-        self.queues.clear();
-        self.totals.clear();
-        self.touched.clear();
-        for answer in group.answers {
-            match answer {
-                Answer::Accepted(reply, _) => drop(reply.send(Err(error.clone()))),
-                Answer::Settled(reply, _) => drop(reply.send(Err(error.clone()))),
-                Answer::Done(reply, _) => drop(reply.send(Err(error.clone()))),
-            }
+    fn write(&mut self, group: &mut Group) -> Result<(), ReadError> {
+        self.finish(group)?;
+        if !group.batch.is_empty() {
+            self.store.write(&group.batch, group.synced)?;
         }
-        error
+        Ok(())
     }
 
     /// An error says that the store failed. A request that meets a damaged record is refused alone, before it has written
@@ -248,9 +248,9 @@ impl Committer {
                 fate
             }
             Request::Settle { settle, reply } => {
-                let (result, fate) = verdict(self.settle(group, *settle));
+                let (result, fate) = verdict(self.settle(group, &settle));
                 let result = result.and_then(|settled| settled.ok_or(CommitError::Gone));
-                group.answers.push(Answer::Settled(reply, result));
+                group.answers.push(Answer::Settled(reply, result, settle));
                 fate
             }
             Request::Rest { queue, until } => {
@@ -448,7 +448,7 @@ impl Committer {
     }
 
     /// `None` where the claim is void: the unit's due key is gone.
-    fn settle(&mut self, group: &mut Group, settle: Settle) -> Result<Option<Settled>, ReadError> {
+    fn settle(&mut self, group: &mut Group, settle: &Settle) -> Result<Option<Settled>, ReadError> {
         let unit = settle.unit;
         let Some((due, aside)) = self.standing(group, &unit)? else {
             return Ok(None);
@@ -464,7 +464,7 @@ impl Committer {
         }
         group.gone.insert(unit);
         group.batch.delete(Family::Due, &keys::due(&unit));
-        self.journal_settle(group, &settle)?;
+        self.journal_settle(group, settle)?;
         let moved = match &settle.again {
             Some(again) => {
                 let moved = UnitKey {

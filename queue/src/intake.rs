@@ -1,9 +1,12 @@
-//! The way to the committer: bounded, withdrawable while one waits, and shut as soon as the store fails.
+//! The way to the committer: bounded, withdrawable while one waits, and shut as long as the store fails.
+
+pub(crate) mod mend;
+pub(crate) mod space;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,8 +15,11 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use mend::Heal;
+use space::Space;
+
 use crate::aside::DamageCounts;
-use crate::committer::{Committer, Reply, Request, chunk_sums};
+use crate::committer::{Committer, Failed, Reply, Request, chunk_sums};
 use crate::mark::Mark;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::store::Store;
@@ -44,7 +50,7 @@ pub enum Status {
         /// Octets free.
         free: u64,
     },
-    /// Writes fail. Nothing is taken, nothing recorded.
+    /// Writes fail. Nothing is taken, nothing new is begun; what peers have been told is recorded once writing works again.
     Failing(String),
 }
 
@@ -66,6 +72,10 @@ enum Way {
 
 struct Shared {
     status: RwLock<Status>,
+    /// Whether the status is [`Status::Failing`].
+    failing: AtomicBool,
+    /// How often the store was brought back after a failure. Uploads begun before that are void.
+    reopened: AtomicU64,
     /// The last group synced.
     synced: AtomicU64,
     /// Uploads to be deleted by the next group.
@@ -120,12 +130,13 @@ impl Intake {
         store: Arc<dyn Store>,
         damage: Arc<DamageCounts>,
         mark: Mark,
-        free_bytes: Box<dyn Fn() -> u64 + Send>,
+        space: Space,
+        heal: Box<dyn Heal>,
         options: &Options,
     ) -> Result<Self, OpenError> {
         let committer = Committer::new(store, damage)?;
         let shared = Arc::new(Shared::new(committer.group()));
-        shared.look_at_space(free_bytes(), options.min_free_bytes);
+        shared.look_at_space(&space);
         let (requests, waiting) = mpsc::channel(WAITING);
         let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
@@ -135,19 +146,16 @@ impl Intake {
                 cause,
             })
         };
-        let (of_committer, of_keeper, min_free) = (shared.clone(), shared.clone(), options.min_free_bytes);
+        let (of_committer, of_keeper) = (shared.clone(), shared.clone());
         let threads = vec![
             spawn(
                 "committer",
                 Box::new(move || {
                     let _told = TellPanic(&of_committer);
-                    run(committer, waiting, &of_committer);
+                    run(committer, waiting, heal, &of_committer);
                 }),
             )?,
-            spawn(
-                "mark",
-                Box::new(move || keep(mark, &*free_bytes, min_free, &of_keeper)),
-            )?,
+            spawn("mark", Box::new(move || keep(mark, &space, &of_keeper)))?,
         ];
         Ok(Self {
             way: Way::Thread {
@@ -221,7 +229,7 @@ impl Intake {
             Way::Inline(committer) => {
                 if let Some(mut committer) = committer.try_lock() {
                     let done = committer.commit(self.shared.take_abandoned());
-                    self.shared.note(&done, committer.group());
+                    let _ = self.note_inline(done, committer.group());
                 }
             }
         }
@@ -296,9 +304,6 @@ impl Intake {
         if !settle.reports.iter().all(|report| report.has_sound_units()) {
             return Err(CommitError::Units);
         }
-        if let Status::Failing(why) = self.status() {
-            return Err(CommitError::Failing(why));
-        }
         let (reply, answer) = oneshot::channel();
         let request = Request::Settle {
             settle: Box::new(settle),
@@ -355,8 +360,23 @@ impl Intake {
         }
         let mut committer = committer.lock();
         let done = committer.commit(self.shared.take_abandoned().chain([entry.request]));
-        self.shared.note(&done, committer.group());
-        done
+        self.note_inline(done, committer.group())
+    }
+
+    /// A simulation's store is brought back by a start of its own.
+    fn note_inline(&self, done: Result<(), Box<Failed>>, group: u64) -> Result<(), CommitError> {
+        match done {
+            Ok(()) => {
+                self.shared.synced.store(group, Ordering::Release);
+                Ok(())
+            }
+            Err(failed) => {
+                let error = failed.error.clone();
+                self.shared.fails(&error);
+                failed.give_up();
+                Err(error)
+            }
+        }
     }
 
     /// A request nobody waits for; dropped when there is no room.
@@ -386,6 +406,14 @@ impl Intake {
         self.shared.status.read().clone()
     }
 
+    pub(crate) fn is_failing(&self) -> bool {
+        self.shared.failing.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn reopened(&self) -> u64 {
+        self.shared.reopened.load(Ordering::Acquire)
+    }
+
     pub(crate) fn close(&self) {
         if let Way::Thread { requests, threads } = &self.way {
             *requests.lock() = None;
@@ -408,6 +436,8 @@ impl Shared {
     fn new(group: u64) -> Self {
         Self {
             status: RwLock::new(Status::Healthy),
+            failing: AtomicBool::new(false),
+            reopened: AtomicU64::new(0),
             synced: AtomicU64::new(group),
             abandoned: Mutex::default(),
             stop: Mutex::new(false),
@@ -420,17 +450,20 @@ impl Shared {
         abandoned.into_iter().map(Request::Abandon)
     }
 
-    fn note(&self, done: &Result<(), CommitError>, group: u64) {
-        match done {
-            Ok(()) => self.synced.store(group, Ordering::Release),
-            Err(error) => {
-                tracing::error!(%error, "the queue stops: nothing is accepted, nothing new is sent");
-                *self.status.write() = Status::Failing(error.to_string());
-            }
-        }
+    fn fails(&self, error: &CommitError) {
+        tracing::error!(%error, "the queue stops: nothing is accepted, nothing new is sent");
+        *self.status.write() = Status::Failing(error.to_string());
+        self.failing.store(true, Ordering::Release);
     }
 
-    fn look_at_space(&self, free: u64, min_free: u64) {
+    fn works_again(&self) {
+        self.reopened.fetch_add(1, Ordering::AcqRel);
+        *self.status.write() = Status::Healthy;
+        self.failing.store(false, Ordering::Release);
+    }
+
+    fn look_at_space(&self, space: &Space) {
+        let (free, min_free) = (space.look(), space.min_free);
         let mut status = self.status.write();
         match (&*status, free < min_free) {
             (Status::Healthy, true) => {
@@ -445,7 +478,8 @@ impl Shared {
                 tracing::info!(free, "enough free space again");
                 *status = Status::Healthy;
             }
-            (Status::Healthy, false) | (Status::Full { .. }, true) | (Status::Failing(_), _) => {}
+            (Status::Full { .. }, true) => *status = Status::Full { free },
+            (Status::Healthy, false) | (Status::Failing(_), _) => {}
         }
     }
 }
@@ -457,7 +491,7 @@ impl Drop for TellPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0
-                .note(&Err(CommitError::Failing("the committer panicked".into())), 0);
+                .fails(&CommitError::Failing("the committer panicked".into()));
         }
     }
 }
@@ -484,8 +518,13 @@ fn body_bytes(request: &Request) -> usize {
 }
 
 /// The committer's thread: takes what waits as one group, writes it, and so on until all senders are gone. After a failure
-/// it takes nothing more; whoever waits is told by the closed channel.
-fn run(mut committer: Committer, mut waiting: mpsc::Receiver<Entry>, shared: &Shared) {
+/// it takes nothing more until the store is back.
+fn run(
+    mut committer: Committer,
+    mut waiting: mpsc::Receiver<Entry>,
+    mut heal: Box<dyn Heal>,
+    shared: &Shared,
+) {
     while let Some(first) = waiting.blocking_recv() {
         let mut group = Vec::with_capacity(GROUP);
         let mut bytes = 0;
@@ -497,7 +536,7 @@ fn run(mut committer: Committer, mut waiting: mpsc::Receiver<Entry>, shared: &Sh
                 .is_none_or(|ticket| ticket.claim(Ticket::TAKEN))
             {
                 bytes += body_bytes(&entry.request);
-                group.push(entry.request);
+                group.extend(mend::unless_void(entry.request, shared));
             }
             next = if group.len() < GROUP && bytes < GROUP_BYTES {
                 waiting.try_recv().ok()
@@ -511,16 +550,17 @@ fn run(mut committer: Committer, mut waiting: mpsc::Receiver<Entry>, shared: &Sh
         if sabotaged("ack-before-commit") {
             std::thread::sleep(Duration::from_millis(200));
         }
-        let done = committer.commit(group);
-        shared.note(&done, committer.group());
-        if done.is_err() {
+        if let Err(failed) = committer.commit(group)
+            && !mend::mend(&mut committer, failed, &mut waiting, &mut *heal, shared)
+        {
             return;
         }
+        shared.synced.store(committer.group(), Ordering::Release);
     }
 }
 
 /// Sets the mark and looks at free space about once a second, and a last time at the end.
-fn keep(mut mark: Mark, free_bytes: &dyn Fn() -> u64, min_free: u64, shared: &Shared) {
+fn keep(mut mark: Mark, space: &Space, shared: &Shared) {
     let mut stop = shared.stop.lock();
     loop {
         if !*stop {
@@ -532,7 +572,7 @@ fn keep(mut mark: Mark, free_bytes: &dyn Fn() -> u64, min_free: u64, shared: &Sh
         if *stop {
             return;
         }
-        shared.look_at_space(free_bytes(), min_free);
+        shared.look_at_space(space);
     }
 }
 
@@ -542,7 +582,7 @@ fn sabotaged(switch: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::mpsc as gate;
 
     use mail_core::{BodyType, DsnOptions, MessageId, ReversePath, Timestamp};
@@ -551,7 +591,7 @@ mod tests {
     use crate::store::{Batch, Family, KeyValue, MemoryStore, StoreError};
     use crate::{NewUnit, Origin, RouteGroup};
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
     /// Says when a write begins, and writes when told to; panics when there is no one to tell it.
     struct Gated {
@@ -602,12 +642,13 @@ mod tests {
             min_free_bytes: 0,
             commit_patience: PATIENCE,
         };
-        let free = Box::new(|| u64::MAX);
-        let intake = Intake::threaded(Arc::new(behind), Arc::default(), mark, free, &options).unwrap();
+        let space = Space::new(Box::new(|| u64::MAX), 0, None);
+        let heal = Box::new(mend::tests::NoHealing);
+        let intake = Intake::threaded(Arc::new(behind), Arc::default(), mark, space, heal, &options).unwrap();
         (intake, store, entered, let_go)
     }
 
-    fn message(number: u8) -> Arc<NewMessage> {
+    pub(crate) fn message(number: u8) -> Arc<NewMessage> {
         Arc::new(NewMessage {
             id: MessageId::from_bytes([number; 16]),
             received_at: Timestamp(1),

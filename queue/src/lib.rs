@@ -14,6 +14,7 @@ mod message;
 mod names;
 mod read;
 pub mod records;
+mod reopen;
 pub mod rocks;
 pub mod schedule;
 pub mod store;
@@ -42,10 +43,12 @@ pub use upload::{Upload, Uploaded};
 use aside::DamageCounts;
 use bytes::Bytes;
 use intake::Intake;
+use intake::space::Space;
 use mail_core::Timestamp;
 use mark::Mark;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use reopen::{ReopenStore, Reopener};
 use rocks::RocksStore;
 use store::{Batch, Family, MemoryStore, Store, StoreError};
 
@@ -186,7 +189,7 @@ fn strangers(folder: &Path) -> std::io::Result<Option<String>> {
     }
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let is_ours = ["mark", "admin.sock", "lost+found"].contains(&name.as_str());
+        let is_ours = ["mark", "ballast", "admin.sock", "lost+found"].contains(&name.as_str());
         if !is_ours && !name.starts_with('.') {
             return Ok(Some(name));
         }
@@ -224,7 +227,7 @@ impl Queue {
         if synced > 0 && !store_folder.join("CURRENT").exists() {
             return Err(OpenError::NotItsMark { mark: synced });
         }
-        let store: Arc<dyn Store> = Arc::new(RocksStore::open(&store_folder)?);
+        let store = Arc::new(ReopenStore::new(Arc::new(RocksStore::open(&store_folder)?)));
         let name = prepare(&*store)?;
         let mark = Mark::open(&mark_file, name).map_err(failed)?;
         if let Some(mark) = mark.of_another() {
@@ -239,14 +242,29 @@ impl Queue {
         }
         index(&*store)?;
         sweep(&*store)?;
+        let damage = Arc::<DamageCounts>::default();
+        let heal = Reopener {
+            store: store.clone(),
+            folder: folder.to_owned(),
+            name,
+            damage: damage.clone(),
+        };
+        let ballast = folder.join("ballast");
         let folder = folder.to_owned();
         let free = move || {
             rustix::fs::statvfs(&folder)
                 .map(|stat| stat.f_bavail * stat.f_frsize)
                 .unwrap_or(0)
         };
-        let damage = Arc::<DamageCounts>::default();
-        let intake = Intake::threaded(store.clone(), damage.clone(), mark, Box::new(free), options)?;
+        let space = Space::new(Box::new(free), options.min_free_bytes, Some(ballast));
+        let intake = Intake::threaded(
+            store.clone(),
+            damage.clone(),
+            mark,
+            space,
+            Box::new(heal),
+            options,
+        )?;
         Ok(Self {
             store,
             intake: Arc::new(intake),
@@ -316,6 +334,16 @@ impl Queue {
     /// Whether it takes mail, and if not, why.
     pub fn status(&self) -> Status {
         self.intake.status()
+    }
+
+    /// Whether writes fail: [`Status::Failing`], for those who ask often.
+    pub fn is_failing(&self) -> bool {
+        self.intake.is_failing()
+    }
+
+    /// How often the store was brought back after writes had failed.
+    pub fn reopened(&self) -> u64 {
+        self.intake.reopened()
     }
 
     /// Commits what is waiting and stops. Later requests are refused; blocks until the disk has it all.

@@ -31,6 +31,7 @@ impl Queue {
                 id,
                 chunks: AtomicU32::new(0),
                 kept: AtomicBool::new(false),
+                begun_at: self.intake.reopened(),
                 intake: Arc::downgrade(&self.intake),
             }),
         }
@@ -104,6 +105,11 @@ impl Uploaded {
         self.0.bytes
     }
 
+    /// How often the store had been reopened when it was begun: chunks of before are gone.
+    pub(crate) fn begun_at(&self) -> u64 {
+        self.0.left.begun_at
+    }
+
     /// CRC32C of each chunk.
     pub(crate) fn sums(&self) -> &[u32] {
         &self.0.sums
@@ -121,10 +127,16 @@ pub(crate) struct Leftover {
     /// The last chunk that may have been written; 0 for none.
     chunks: AtomicU32,
     kept: AtomicBool,
+    /// How often the store had been reopened then.
+    begun_at: u64,
     intake: Weak<Intake>,
 }
 
 impl Leftover {
+    pub(crate) fn begun_at(&self) -> u64 {
+        self.begun_at
+    }
+
     pub(crate) fn id(&self) -> MessageId {
         self.id
     }

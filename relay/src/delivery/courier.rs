@@ -540,7 +540,7 @@ impl<N: Net> Courier<N> {
     }
 
     /// The unit's message, ready to be sent. `None`: it was told to the shard what becomes of the claim.
-    async fn prepare(&self, job: &Job) -> Option<Prepared> {
+    async fn prepare(self: &Rc<Self>, job: &Job) -> Option<Prepared> {
         match self.try_prepare(job).await {
             Ok(prepared) => Some(prepared),
             Err(error) => {

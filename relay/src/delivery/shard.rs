@@ -989,6 +989,10 @@ impl Shard {
     /// Sends what can be sent through a lane now: a unit is claimed only when a connection and a token are there.
     pub(super) fn pump(&mut self, lane: LaneId, now: Timestamp) {
         while !self.draining && self.lanes.contains(lane) {
+            // What became of it could not be recorded.
+            if self.queue.is_failing() {
+                return self.set_lane_timer(lane, now + READ_AGAIN);
+            }
             if let Some(until) = self.lanes[lane].resting(now) {
                 return self.rest_lane(lane, until, now);
             }

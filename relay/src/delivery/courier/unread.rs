@@ -1,10 +1,13 @@
 //! Units whose message can't be prepared: they are set aside, or, where they are to end anyway, end without it.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mail_core::{EnhancedCode, Mailbox};
 use queue::{Aside, CommitError, EnvelopeRecord, ReadError, StateRecord, UnitKey, Waiting};
+use tokio::task::spawn_local;
+use tokio::time::sleep;
 
 use crate::delivery::settle::{Outcome, Verdict};
 use crate::delivery::shard::{Ending, Job, Settled};
@@ -14,10 +17,13 @@ use crate::world::Net;
 
 use super::{Courier, Event, Told, load};
 
+/// After the store failed to answer.
+const STORE_AGAIN: Duration = Duration::from_secs(5);
+
 impl<N: Net> Courier<N> {
     /// Tells the shard what becomes of a claim whose message can't be prepared. What the store holds of it is damaged: then
     /// it is set aside, so that neither it comes up again and again nor anything wrong is sent.
-    pub(super) async fn not_prepared(&self, job: &Job, error: &PrepareError) {
+    pub(super) async fn not_prepared(self: &Rc<Self>, job: &Job, error: &PrepareError) {
         let unit = job.unit;
         let damage = match error {
             PrepareError::Read(error) if error.is_damage() => Some(error.clone()),
@@ -33,10 +39,20 @@ impl<N: Net> Courier<N> {
             }
             (None, PrepareError::Gone) => Settled::Gone,
             (None, PrepareError::Stopping) => Settled::Untouched,
+            (None, PrepareError::Read(_)) => return self.later(unit),
             // It stays claimed, so that it does not come up again and again; a restart brings it back.
-            (None, PrepareError::Read(_) | PrepareError::Panicked) => Settled::Unknown,
+            (None, PrepareError::Panicked) => Settled::Unknown,
         };
         self.tell(Event::Settled(unit, settled));
+    }
+
+    /// The store does not answer: the claim is kept for a while, so that it is not asked again and again.
+    fn later(self: &Rc<Self>, unit: UnitKey) {
+        let courier = self.clone();
+        drop(spawn_local(async move {
+            sleep(STORE_AGAIN).await;
+            courier.tell(Event::Settled(unit, Settled::Untouched));
+        }));
     }
 
     /// Sets a claimed unit aside, and says so. What to tell the shard of the claim.

@@ -92,6 +92,9 @@ impl Shard {
         }
         self.timers.retain(|(_, timer)| *timer != Timer::Scan);
         self.timers.insert((now + SCAN_EVERY, Timer::Scan));
+        if self.queue.is_failing() {
+            return;
+        }
         self.wake_queues(now);
         self.expire(now);
         self.tell_of_delays(now);

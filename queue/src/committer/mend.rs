@@ -1,0 +1,228 @@
+//! After the store failed: what a group leaves behind, and how it is taken up once the store is back.
+
+use mail_core::MessageId;
+
+use super::{Answer, Committer, Failed, Group, Request, read, read_counters};
+use crate::keys;
+use crate::message::{Accepted, Settle, Settled};
+use crate::names::UnitKey;
+use crate::records::{EnvelopeRecord, Event, EventKind};
+use crate::store::Family;
+use crate::{CommitError, ReadError};
+
+impl Failed {
+    fn new(error: ReadError) -> Self {
+        Self {
+            error: CommitError::Failing(error.to_string()),
+            unanswered: Vec::new(),
+            kept: Vec::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    /// Tells those whose request is not kept.
+    pub(crate) fn tell(&mut self) {
+        for answer in self.refused.drain(..) {
+            let error = self.error.clone();
+            match answer {
+                Answer::Accepted(reply, _) => drop(reply.send(Err(error))),
+                Answer::Settled(reply, result, _) => drop(reply.send(result.and(Err(error)))),
+                Answer::Done(reply, _) => drop(reply.send(Err(error))),
+            }
+        }
+    }
+
+    /// Refuses one more request, or keeps it.
+    pub(crate) fn refuse(&mut self, request: Request) {
+        let error = self.error.clone();
+        match request {
+            Request::Settle { .. } => self.kept.push(request),
+            Request::Accept { reply, .. } => drop(reply.send(Err(error))),
+            Request::Chunk { reply, .. }
+            | Request::Suspend { reply, .. }
+            | Request::Resume { reply, .. }
+            | Request::Retry { reply, .. }
+            | Request::SetAside { reply, .. } => drop(reply.send(Err(error))),
+            Request::Abandon(_)
+            | Request::Nudge
+            | Request::Rest { .. }
+            | Request::Hold { .. }
+            | Request::Forget { .. }
+            | Request::Lift { .. }
+            | Request::Damaged(_)
+            | Request::Mend { .. } => {}
+        }
+    }
+
+    /// The store will not be brought back: whoever waits for it learns so.
+    pub(crate) fn give_up(mut self) {
+        self.tell();
+        for request in self.kept {
+            if let Request::Settle { reply, .. } = request {
+                let _ = reply.send(Err(self.error.clone()));
+            }
+        }
+    }
+}
+
+impl Committer {
+    /// What is left of a group whose write failed. Nobody is told yet.
+    pub(super) fn fail(
+        &mut self,
+        group: Group,
+        rest: impl Iterator<Item = Request>,
+        error: ReadError,
+    ) -> Box<Failed> {
+        // What memory holds may be ahead of the store now.
+        self.numbers.clear();
+        self.queues.clear();
+        self.totals.clear();
+        self.touched.clear();
+        let mut failed = Failed::new(error);
+        for answer in group.answers {
+            match answer {
+                Answer::Settled(reply, Ok(_), settle) => failed.kept.push(Request::Settle { settle, reply }),
+                other => {
+                    if let Answer::Accepted(_, Ok(accepted)) = &other {
+                        failed.unanswered.push(accepted.id);
+                    }
+                    failed.refused.push(other);
+                }
+            }
+        }
+        rest.for_each(|request| failed.refuse(request));
+        Box::new(failed)
+    }
+
+    /// Deletes messages that nobody was told were kept, as far as they are in the store: their clients were told to come
+    /// back, and would send them twice. For a store that nobody else reads yet.
+    pub(crate) fn take_out(&mut self, unanswered: &[MessageId]) -> Result<usize, ReadError> {
+        let mut group = Group::default();
+        let mut found = 0;
+        for &id in unanswered {
+            match self.take_out_one(&mut group, id) {
+                Ok(there) => found += usize::from(there),
+                // Nothing of it was written to the batch yet; it is set aside when its turn comes.
+                Err(damage @ ReadError::Damaged { .. }) => {
+                    tracing::error!(%id, error = %damage, "not taken out")
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        group.synced = true;
+        self.write(&mut group)?;
+        Ok(found)
+    }
+
+    fn take_out_one(&mut self, group: &mut Group, id: MessageId) -> Result<bool, ReadError> {
+        let Some(envelope) = read::<EnvelopeRecord>(&*self.store, Family::Envelope, id.as_bytes())? else {
+            return Ok(false);
+        };
+        let units = (0..).zip(&envelope.units).map(|(unit, record)| UnitKey {
+            queue: record.queue,
+            due: record.due,
+            id,
+            unit,
+        });
+        let mut found = Vec::with_capacity(envelope.units.len());
+        for unit in units {
+            // All that can be damaged is read before anything is written.
+            self.queue_mut(group, unit.queue)?;
+            let standing = self.standing(group, &unit)?;
+            found.extend(standing.map(|(due, aside)| (unit, due, aside.is_some())));
+        }
+        for (unit, due, aside) in &found {
+            group.gone.insert(*unit);
+            group.batch.delete(Family::Due, &keys::due(unit));
+            self.end_unit(group, unit, due, *aside)?;
+        }
+        let recipients = envelope.units.iter().flat_map(|unit| &unit.recipients);
+        let event = Event {
+            at: envelope.received_at,
+            kind: EventKind::Cancelled,
+            id: Some(id),
+            queue: None,
+            unit: 0,
+            recipients: recipients
+                .map(|recipient| recipient.mailbox.to_string())
+                .collect(),
+            attempt: 0,
+            hop: None,
+            reply: "4.3.0 the store failed before the client was told that it is kept".to_owned(),
+            tag: envelope.tag,
+            metadata: Vec::new(),
+        };
+        self.journal(group, &event);
+        Ok(true)
+    }
+
+    /// The store is back: goes by what it holds. Answers those of the `kept` that the failed group had written after all, and
+    /// returns the others.
+    pub(crate) fn resume_with(&mut self, kept: Vec<Request>) -> Result<Vec<Request>, Box<Failed>> {
+        let failed = |error, kept| {
+            Box::new(Failed {
+                kept,
+                ..Failed::new(error)
+            })
+        };
+        match read_counters(&*self.store) {
+            Ok(counters) => self.counters = counters,
+            Err(error) => return Err(failed(error, kept)),
+        }
+        let mut unwritten = Vec::with_capacity(kept.len());
+        let mut kept = kept.into_iter();
+        while let Some(request) = kept.next() {
+            let Request::Settle { settle, reply } = request else {
+                continue;
+            };
+            match self.written(&settle) {
+                Ok(Some(settled)) => drop(reply.send(Ok(settled))),
+                // Damage is met again where it is written, and told to this one alone.
+                Ok(None) | Err(ReadError::Damaged { .. }) => {
+                    unwritten.push(Request::Settle { settle, reply })
+                }
+                Err(error) => {
+                    unwritten.push(Request::Settle { settle, reply });
+                    unwritten.extend(kept);
+                    return Err(failed(error, unwritten));
+                }
+            }
+        }
+        Ok(unwritten)
+    }
+
+    /// What a settle has made of its unit, where the store shows that it was written: its due key is gone, and what it put
+    /// in its place is there.
+    fn written(&self, settle: &Settle) -> Result<Option<Settled>, ReadError> {
+        let is_there = |unit: &UnitKey| -> Result<bool, ReadError> {
+            Ok(self.store.get(Family::Due, &keys::due(unit))?.is_some())
+        };
+        let moved = settle.again.as_ref().map(|again| UnitKey {
+            due: again.due,
+            ..settle.unit
+        });
+        // A unit that is due again at the same time can't be told from one that was not written; writing it twice does no harm.
+        let stands = self.standing(&Group::default(), &settle.unit)?.is_some();
+        if stands || moved.map_or(Ok(false), |moved| is_there(&moved).map(|there| !there))? {
+            return Ok(None);
+        }
+        let mut reports = Vec::with_capacity(settle.reports.len());
+        for report in &settle.reports {
+            let key = report.id.as_bytes();
+            let Some(envelope) = read::<EnvelopeRecord>(&*self.store, Family::Envelope, key)? else {
+                return Ok(None);
+            };
+            let units = (0..).zip(&envelope.units).map(|(unit, record)| UnitKey {
+                queue: record.queue,
+                due: record.due,
+                id: report.id,
+                unit,
+            });
+            reports.push(Accepted {
+                id: report.id,
+                units: units.collect(),
+            });
+        }
+        Ok(Some(Settled { unit: moved, reports }))
+    }
+}

@@ -1,0 +1,296 @@
+//! A store that fails and is brought back, with the model behind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8};
+
+use bytes::Bytes;
+use mail_core::Timestamp;
+
+use super::super::tests::{PATIENCE, message};
+use super::super::{Intake, Space, Status};
+use super::*;
+use crate::mark::Mark;
+use crate::store::{Batch, Family, KeyValue, MemoryStore, Store, StoreError};
+use crate::{Accepted, Again, End, EventKind, Fate, Options, Queue, Settle, UnitKey, sweep};
+
+/// Never brings it back.
+pub(in crate::intake) struct NoHealing;
+
+impl Heal for NoHealing {
+    fn heal(&mut self, _: u64, _: &[MessageId]) -> Result<usize, OpenError> {
+        Err(StoreError("it stays away".into()).into())
+    }
+}
+
+const WORKS: u8 = 0;
+/// Nothing is written.
+const REFUSES: u8 = 1;
+/// All is written, and an error told: as when the sync fails.
+const LIES: u8 = 2;
+
+#[derive(Clone)]
+struct Moody {
+    store: MemoryStore,
+    mood: Arc<AtomicU8>,
+}
+
+impl Store for Moody {
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
+        let mood = self.mood.load(Ordering::SeqCst);
+        if mood != REFUSES {
+            self.store.write(batch, sync)?;
+        }
+        match mood {
+            WORKS => Ok(()),
+            _ => Err(StoreError("Input/output error".into())),
+        }
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store.get(family, key)
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        self.store.scan(family, from, to, each)
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+        self.store.last(family, from, to)
+    }
+}
+
+/// Brings it back once it is let.
+struct Healing {
+    store: Moody,
+    may: Arc<AtomicBool>,
+}
+
+impl Heal for Healing {
+    fn heal(&mut self, _: u64, unanswered: &[MessageId]) -> Result<usize, OpenError> {
+        if !self.may.load(Ordering::SeqCst) {
+            return Err(StoreError("not yet".into()).into());
+        }
+        self.store.mood.store(WORKS, Ordering::SeqCst);
+        let store: Arc<dyn Store> = Arc::new(self.store.clone());
+        let taken_out = Committer::new(store.clone(), Arc::default())?.take_out(unanswered)?;
+        sweep(&*store)?;
+        Ok(taken_out)
+    }
+
+    fn first_wait(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+struct World {
+    queue: Queue,
+    store: MemoryStore,
+    mood: Arc<AtomicU8>,
+    may: Arc<AtomicBool>,
+    _folder: tempfile::TempDir,
+}
+
+fn world() -> World {
+    let folder = tempfile::tempdir().unwrap();
+    let store = MemoryStore::new();
+    let (mood, may) = (Arc::new(AtomicU8::new(WORKS)), Arc::new(AtomicBool::new(false)));
+    let moody = Moody {
+        store: store.clone(),
+        mood: mood.clone(),
+    };
+    let heal = Healing {
+        store: moody.clone(),
+        may: may.clone(),
+    };
+    let options = Options {
+        min_free_bytes: 0,
+        commit_patience: PATIENCE,
+    };
+    let mark = Mark::open(&folder.path().join("mark"), [7; 16]).unwrap();
+    let space = Space::new(Box::new(|| u64::MAX), 0, None);
+    let behind: Arc<dyn Store> = Arc::new(moody);
+    let intake = Intake::threaded(
+        behind.clone(),
+        Arc::default(),
+        mark,
+        space,
+        Box::new(heal),
+        &options,
+    )
+    .unwrap();
+    World {
+        queue: Queue {
+            store: behind,
+            intake: Arc::new(intake),
+            groups: Arc::default(),
+            damage: Arc::default(),
+        },
+        store,
+        mood,
+        may,
+        _folder: folder,
+    }
+}
+
+impl World {
+    fn is_kept(&self, number: u8) -> bool {
+        self.store.get(Family::Envelope, &[number; 16]).unwrap().is_some()
+    }
+
+    fn events(&self) -> Vec<(EventKind, Option<MessageId>)> {
+        let events = self.queue.events(0, 100).unwrap();
+        events
+            .into_iter()
+            .map(|(_, event)| (event.kind, event.id))
+            .collect()
+    }
+
+    async fn accept(&self, number: u8) -> Accepted {
+        self.queue.accept(message(number)).await.unwrap()
+    }
+
+    /// As soon as the committer is through with mending.
+    fn healed(&self) {
+        self.may.store(true, Ordering::SeqCst);
+        let until = Instant::now() + PATIENCE;
+        while self.queue.is_failing() {
+            assert!(Instant::now() < until, "{:?}", self.queue.status());
+            std::thread::yield_now();
+        }
+        assert_eq!(self.queue.status(), Status::Healthy);
+    }
+}
+
+fn delivered(unit: UnitKey) -> Settle {
+    Settle {
+        unit,
+        at: Timestamp(5),
+        attempt: 1,
+        hop: None,
+        ends: vec![End {
+            mailbox: "a@ok.test".parse().unwrap(),
+            fate: Fate::Delivered,
+            reply: "250 ok".into(),
+        }],
+        again: None,
+        reports: Vec::new(),
+    }
+}
+
+fn id(number: u8) -> MessageId {
+    MessageId::from_bytes([number; 16])
+}
+
+#[tokio::test]
+async fn what_peers_were_told_is_recorded_once_the_store_is_back() {
+    for mood in [REFUSES, LIES] {
+        let world = world();
+        let [one, two] = [world.accept(1).await, world.accept(2).await];
+        world.mood.store(mood, Ordering::SeqCst);
+        // The first is in the group that fails, the second comes while it fails.
+        let first = world.queue.settle(delivered(one.units[0])).await.unwrap();
+        let refused = world.queue.accept(message(3)).await;
+        assert!(matches!(refused, Err(CommitError::Failing(_))), "{refused:?}");
+        assert!(matches!(world.queue.status(), Status::Failing(_)));
+        let second = world.queue.settle(delivered(two.units[0])).await.unwrap();
+        world.healed();
+        for settled in [first.await, second.await] {
+            assert_eq!(settled.unwrap().unit, None, "mood {mood}");
+        }
+        assert_eq!([1, 2, 3].map(|number| world.is_kept(number)), [false; 3]);
+        let delivered = |of| {
+            let of = (EventKind::Delivered, Some(id(of)));
+            world.events().into_iter().filter(|event| *event == of).count()
+        };
+        assert_eq!([delivered(1), delivered(2)], [1, 1], "each once, mood {mood}");
+        world.accept(4).await;
+        assert_eq!(world.queue.reopened(), 1);
+        world.queue.close();
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_was_told_of_is_taken_out() {
+    let world = world();
+    world.accept(1).await;
+    world.mood.store(LIES, Ordering::SeqCst);
+    let refused = world.queue.accept(message(2)).await;
+    assert!(matches!(refused, Err(CommitError::Failing(_))), "{refused:?}");
+    assert!(world.is_kept(2), "the test's own store wrote it all the same");
+    world.healed();
+    assert_eq!([1, 2].map(|number| world.is_kept(number)), [true, false]);
+    assert_eq!(world.events().last(), Some(&(EventKind::Cancelled, Some(id(2)))));
+    let info = world.queue.info(crate::QueueId(1)).unwrap().unwrap();
+    assert_eq!((info.count, info.bytes), (1, 5));
+    // It may come again: its client was told to come back.
+    world.accept(2).await;
+    world.queue.close();
+}
+
+#[tokio::test]
+async fn a_deferral_that_was_written_after_all_is_told_as_such() {
+    for mood in [REFUSES, LIES] {
+        let world = world();
+        let unit = world.accept(1).await.units[0];
+        world.mood.store(mood, Ordering::SeqCst);
+        let again = Again {
+            due: Timestamp(900),
+            attempts: 1,
+            in_doubt: 0,
+            doubtful: false,
+            open: Vec::new(),
+            signature: None,
+            delay_told: None,
+        };
+        let settle = Settle {
+            ends: Vec::new(),
+            again: Some(again),
+            ..delivered(unit)
+        };
+        let pending = world.queue.settle(settle).await.unwrap();
+        world.may.store(true, Ordering::SeqCst);
+        let moved = pending.await.unwrap().unit.unwrap();
+        assert_eq!(moved.due, Timestamp(900));
+        assert!(world.queue.is_due(&moved).unwrap() && !world.queue.is_due(&unit).unwrap());
+        world.queue.close();
+    }
+}
+
+#[tokio::test]
+async fn an_upload_does_not_outlive_a_failure() {
+    let world = world();
+    let mut upload = world.queue.upload(id(1));
+    upload.write(Bytes::from_static(b"rest")).await.unwrap();
+    world.mood.store(REFUSES, Ordering::SeqCst);
+    assert!(world.queue.accept(message(2)).await.is_err());
+    world.healed();
+    assert!(matches!(
+        upload.write(Bytes::from_static(b"more")).await,
+        Err(CommitError::Failing(_))
+    ));
+    let mut first = Arc::unwrap_or_clone(message(1));
+    first.rest = Some(upload.finish());
+    let refused = world.queue.accept(Arc::new(first)).await;
+    assert!(matches!(refused, Err(CommitError::Failing(_))), "{refused:?}");
+    assert!(!world.is_kept(1));
+    world.queue.close();
+}
+
+#[tokio::test]
+async fn a_stop_while_it_fails_tells_those_who_wait() {
+    let world = world();
+    let unit = world.accept(1).await.units[0];
+    world.mood.store(REFUSES, Ordering::SeqCst);
+    let pending = world.queue.settle(delivered(unit)).await.unwrap();
+    let queue = world.queue.clone();
+    let closed = std::thread::spawn(move || queue.close());
+    assert!(matches!(pending.await, Err(CommitError::Failing(_))));
+    closed.join().unwrap();
+    assert!(world.is_kept(1), "it is sent again after the restart: in doubt");
+}

@@ -1,0 +1,177 @@
+//! A store that can be closed and opened anew while the program runs: RocksDB takes no writes after one has failed.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mail_core::MessageId;
+use parking_lot::RwLock;
+
+use crate::aside::DamageCounts;
+use crate::committer::Committer;
+use crate::intake::mend::Heal;
+use crate::rocks::RocksStore;
+use crate::store::{Batch, Family, KeyValue, Store, StoreError};
+use crate::{OpenError, prepare, sweep};
+
+/// Octets written to see whether the disk takes any.
+const PROBE: usize = 64 << 10;
+
+/// See the module. Whoever reads holds it for that read alone.
+pub(crate) struct ReopenStore(RwLock<Option<Arc<RocksStore>>>);
+
+impl ReopenStore {
+    pub(crate) fn new(store: Arc<RocksStore>) -> Self {
+        Self(RwLock::new(Some(store)))
+    }
+
+    fn with<T>(&self, what: impl FnOnce(&RocksStore) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        // Recursive: a scan may read more, and must not wait for a writer that waits for the scan.
+        match &*self.0.read_recursive() {
+            Some(store) => what(store),
+            None => Err(StoreError("it is closed after a failure".into())),
+        }
+    }
+}
+
+impl Store for ReopenStore {
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
+        self.with(|store| store.write(batch, sync))
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.with(|store| store.get(family, key))
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        self.with(|store| store.scan(family, from, to, each))
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+        self.with(|store| store.last(family, from, to))
+    }
+
+    fn quiet(&self) {
+        let _ = self.with(|store| {
+            store.quiet();
+            Ok(())
+        });
+    }
+}
+
+/// Opens it anew.
+pub(crate) struct Reopener {
+    pub(crate) store: Arc<ReopenStore>,
+    /// The queue's folder.
+    pub(crate) folder: PathBuf,
+    /// The store's name.
+    pub(crate) name: [u8; 16],
+    /// Counts what does not verify.
+    pub(crate) damage: Arc<DamageCounts>,
+}
+
+impl Heal for Reopener {
+    fn heal(&mut self, synced: u64, unanswered: &[MessageId]) -> Result<usize, OpenError> {
+        // As long as the disk takes nothing, what can be read stays open.
+        probe(&self.folder).map_err(|cause| OpenError::Io {
+            path: self.folder.display().to_string(),
+            cause,
+        })?;
+        let mut open = self.store.0.write();
+        if let Some(store) = open.take() {
+            store.quiet();
+        }
+        let store = Arc::new(RocksStore::open(&self.folder.join("store"))?);
+        if prepare(&*store)? != self.name {
+            return Err(OpenError::NotItsMark { mark: synced });
+        }
+        let mut committer = Committer::new(store.clone(), self.damage.clone())?;
+        if committer.group() < synced {
+            return Err(OpenError::OlderThanMark {
+                store: committer.group(),
+                mark: synced,
+            });
+        }
+        let taken_out = committer.take_out(unanswered)?;
+        drop(committer);
+        sweep(&*store)?;
+        *open = Some(store);
+        Ok(taken_out)
+    }
+}
+
+/// Whether the disk takes writes, and syncs them.
+fn probe(folder: &Path) -> std::io::Result<()> {
+    let path = folder.join(".probe");
+    let probed = File::create(&path).and_then(|mut file| {
+        file.write_all(&[0x5a; PROBE])?;
+        file.sync_all()
+    });
+    let removed = std::fs::remove_file(&path);
+    probed.and(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::intake::tests::message;
+    use crate::{Options, Queue};
+
+    fn id(number: u8) -> MessageId {
+        MessageId::from_bytes([number; 16])
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_is_there_and_what_nobody_was_told_of_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            min_free_bytes: 0,
+            commit_patience: std::time::Duration::from_secs(60),
+        };
+        let queue = Queue::open(folder.path(), &options).unwrap();
+        for number in 1..=3 {
+            queue.accept(message(number)).await.unwrap();
+        }
+        queue.close();
+        drop(queue);
+
+        let store = Arc::new(RocksStore::open(&folder.path().join("store")).unwrap());
+        let name = prepare(&*store).unwrap();
+        let store = Arc::new(ReopenStore::new(store));
+        let mut reopener = Reopener {
+            store: store.clone(),
+            folder: folder.path().to_owned(),
+            name,
+            damage: Arc::default(),
+        };
+        let reads = || {
+            [1, 2, 3].map(|number| {
+                let found = store.get(Family::Envelope, id(number).as_bytes());
+                found
+                    .map(|found| found.is_some())
+                    .map_err(|error| error.to_string())
+            })
+        };
+        assert_eq!(reopener.heal(3, &[id(2), id(9)]).unwrap(), 1);
+        assert_eq!(reads(), [Ok(true), Ok(false), Ok(true)]);
+        // Less than was synced: it stays closed, and says so.
+        assert!(matches!(
+            reopener.heal(99, &[]),
+            Err(OpenError::OlderThanMark { store: 4, mark: 99 })
+        ));
+        let closed = "the store failed: it is closed after a failure";
+        assert_eq!(reads()[0].as_ref().unwrap_err(), closed);
+        // A folder that takes no writes: what is open stays open.
+        assert_eq!(reopener.heal(4, &[]).unwrap(), 0);
+        reopener.folder = folder.path().join("gone");
+        assert!(matches!(reopener.heal(4, &[]), Err(OpenError::Io { .. })));
+        assert_eq!(reads(), [Ok(true), Ok(false), Ok(true)]);
+    }
+}
