@@ -55,7 +55,7 @@ def get(address, path):
 class Process:
     """A child that ends with us, whatever happens."""
 
-    def __init__(self, *arguments, env=None):
+    def __init__(self, *arguments, env=None, restore_signals=True):
         self.dir = tempfile.mkdtemp(prefix="postrider-test-")
         self.log = os.path.join(self.dir, "stderr")
         with open(self.log, "wb") as log:
@@ -65,6 +65,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, **(env or {})},
+                restore_signals=restore_signals,
             )
         atexit.register(self.kill)
 
@@ -290,8 +291,8 @@ class RelayTest(LabTest):
                 '[log]\nformat = "json"\n'
             )
 
-    def start(self):
-        relay = Process("run", "--config", self.config)
+    def start(self, **options):
+        relay = Process("run", "--config", self.config, **options)
         self.addCleanup(relay.kill)
 
         def ready():

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use queue::store::Family;
 use queue::{AsideCause, MAX_SUSPENSIONS, Queue, ReadError, Selector, SuspensionRecord, Totals};
 
@@ -42,6 +42,7 @@ struct Inner {
     suspended: IntGaugeVec,
     aside: IntGaugeVec,
     damaged: IntCounterVec,
+    reopened: IntCounter,
     /// When they were read.
     read: Mutex<Option<Instant>>,
 }
@@ -94,12 +95,17 @@ impl QueueSeries {
                 ),
                 &["family"],
             )?,
+            reopened: IntCounter::new(
+                "postrider_store_reopened_total",
+                "How often the store was opened anew after writes had failed. Alert on any: the disk is failing, or was full.",
+            )?,
             read: Mutex::default(),
         };
         for family in Family::ALL {
             series.damaged.with_label_values(&[family.name()]);
         }
         registry.register(Box::new(series.damaged.clone()))?;
+        registry.register(Box::new(series.reopened.clone()))?;
         for gauge in [&series.queues, &series.holds, &series.suspensions] {
             registry.register(Box::new(gauge.clone()))?;
         }
@@ -117,6 +123,10 @@ impl QueueSeries {
             return Ok(());
         }
         *read = Some(now);
+        let reopened = series.queue.reopened();
+        series
+            .reopened
+            .inc_by(reopened.saturating_sub(series.reopened.get()));
         let mut suspensions = series.queue.suspensions(MAX_SUSPENSIONS)?;
         suspensions.retain(|record| record.until.is_none_or(|until| until > clock));
         let (mut queues, mut tenants) = (0, BTreeMap::<String, [u64; 3]>::new());

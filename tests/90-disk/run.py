@@ -1,0 +1,170 @@
+"""Disks that fail and disks that fill up, under a running relay (CASES 2): nothing that was acknowledged is lost, the client
+and the operator are told, and it works again by itself."""
+
+import os
+import resource
+import signal
+import smtplib
+import subprocess
+import unittest
+
+from lib import Process, RelayTest, get, main, message, queue_id, wait_for
+
+MIB = 1 << 20
+
+
+class Disk(RelayTest):
+    def readiness(self):
+        status, body = get(f"127.0.0.1:{self.metrics}", "/readyz")
+        return status, body.decode()
+
+    def final_reply(self, recipient):
+        """What the client is told, at whatever command: code and text."""
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
+            client.ehlo()
+            for reply in (client.mail(self.lab.sender), client.rcpt(recipient)):
+                if reply[0] != 250:
+                    return reply
+            return client.data(message(self.lab.sender, recipient))
+
+    def refused(self, recipient):
+        try:
+            code, text = self.final_reply(recipient)
+        except smtplib.SMTPDataError as error:
+            code, text = error.smtp_code, error.smtp_error
+        return code, text.decode()
+
+
+class Failing(Disk):
+    """Every write fails: the process may make no file longer than nothing. It can't tell this from a disk's EIO."""
+
+    def setUp(self):
+        super().setUp()
+        # Else the first write would end the process. A child inherits what is ignored, if it is let.
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        self.addCleanup(signal.signal, signal.SIGXFSZ, before)
+
+    def start(self):
+        return super().start(restore_signals=False)
+
+    def limit(self, relay, octets):
+        resource.prlimit(relay.child.pid, resource.RLIMIT_FSIZE, (octets, resource.RLIM_INFINITY))
+
+    def test_writes_fail_and_work_again(self):
+        relay = self.start()
+        before = self.submit("before@greylist.test")
+        self.limit(relay, 0)
+        # The deferral's outcome, or the next message, meets the failure.
+        code, text = wait_for(
+            lambda: (lambda told: told if told[0] != 250 else None)(self.refused("lost@ok.test")), "a refusal"
+        )
+        self.assertEqual((code, text[:5]), (451, "4.3.0"), text)
+        status, why = self.readiness()
+        self.assertEqual(status, 503)
+        self.assertIn("store failing: ", why)
+        self.assertEqual(get(f"127.0.0.1:{self.metrics}", "/healthz")[0], 200)
+        self.assertIsNone(relay.child.poll())
+        # Reading goes on.
+        self.assertEqual(self.told("message", "show", before)["id"], before)
+        self.limit(relay, resource.RLIM_INFINITY)
+        wait_for(lambda: self.readiness()[0] == 200, "ready by itself")
+        self.submit("after@ok.test")
+        self.lab.arrived("after@ok.test")
+        [kept] = self.lab.arrived("before@greylist.test")
+        self.assertIn(before.encode(), kept)
+        self.assertEqual(self.lab.mailbox("lost@ok.test"), [], "it was refused: the client keeps it")
+        text = get(f"127.0.0.1:{self.metrics}", "/metrics")[1]
+        self.assertIn(b"postrider_store_reopened_total 1\n", text)
+        self.assertEqual(relay.stop(), 0)
+
+    def test_a_delivery_under_way_is_recorded_afterwards_and_sent_once(self):
+        relay = self.start()
+        # Slow to answer the final dot: meanwhile the disk fails.
+        self.submit("once@slow.test")
+        wait_for(lambda: b"postrider_delivery_connections 1\n" in get(f"127.0.0.1:{self.metrics}", "/metrics")[1], "a connection")
+        self.limit(relay, 0)
+        self.lab.arrived("once@slow.test")
+        wait_for(lambda: self.refused("lost@ok.test")[0] == 451, "a refusal")
+        self.limit(relay, resource.RLIM_INFINITY)
+        wait_for(lambda: self.readiness()[0] == 200, "ready by itself")
+        wait_for(lambda: self.told("queue", "list")["queues"] == [], "an empty queue")
+        self.assertEqual(relay.stop(), 0)
+        relay = self.start()
+        self.submit("last@slow.test")
+        self.lab.arrived("last@slow.test")
+        self.assertEqual(len(self.lab.mailbox("once@slow.test")), 1)
+        self.assertEqual(relay.stop(), 0)
+
+
+class Full(Disk):
+    """A small file system of the test's own, which others fill up."""
+
+    def setUp(self):
+        super().setUp()
+        self.disk = os.path.join(self.dir, "disk")
+        os.mkdir(self.disk)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", self.disk], check=True)
+        self.addCleanup(subprocess.run, ["umount", "--lazy", self.disk], check=True)
+        with open(self.config, encoding="utf-8") as config:
+            text = config.read()
+        text = text.replace('path = "queue"\nmin_free = "16MiB"', f'path = "{self.disk}/queue"\nmin_free = "32MiB"')
+        with open(self.config, "w", encoding="utf-8") as config:
+            config.write(text)
+
+    def fill(self, leave):
+        """Uses up the disk but for so many octets, or gives space back."""
+        path = os.path.join(self.disk, "others")
+        stat = os.statvfs(self.disk)
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        size += stat.f_bavail * stat.f_frsize - leave
+        with open(path, "ab") as others:
+            if size < others.tell():
+                others.truncate(size)
+            else:
+                os.posix_fallocate(others.fileno(), 0, size)
+
+    def test_it_fills_up_and_recovers(self):
+        relay = self.start()
+        ballast = os.path.join(self.disk, "queue", "ballast")
+        wait_for(lambda: os.path.exists(ballast), "a ballast")
+        self.assertEqual(os.path.getsize(ballast), 4 * MIB)
+        self.submit("kept@greylist.test")
+        self.fill(leave=20 * MIB)
+        wait_for(lambda: self.readiness()[0] == 503, "not ready")
+        self.assertIn("disk full: ", self.readiness()[1])
+        code, text = self.refused("refused@ok.test")
+        self.assertEqual((code, text[:5]), (452, "4.3.1"), text)
+        # Deliveries go on, and are recorded, also with the last blocks: the ballast is there for that.
+        self.lab.arrived("kept@greylist.test")
+        self.fill(leave=1 * MIB)
+        wait_for(lambda: not os.path.exists(ballast), "the ballast let go of")
+        wait_for(lambda: b'ended_total{end="delivered"} 1' in get(f"127.0.0.1:{self.metrics}", "/metrics")[1], "counted")
+        self.assertIn("the ballast is let go of", relay.logged())
+        self.fill(leave=60 * MIB)
+        wait_for(lambda: self.readiness()[0] == 200, "ready by itself")
+        wait_for(lambda: os.path.exists(ballast), "the ballast taken back")
+        self.submit("after@ok.test")
+        self.lab.arrived("after@ok.test")
+        self.assertEqual(relay.stop(), 0)
+
+    def test_not_a_block_is_left(self):
+        """ENOSPC at a write, before the watermark could tell."""
+        relay = self.start()
+        ballast = os.path.join(self.disk, "queue", "ballast")
+        wait_for(lambda: os.path.exists(ballast), "a ballast")
+        self.fill(leave=0)
+        told = [self.refused(f"n{number}@ok.test") for number in range(40)]
+        self.assertTrue(all(code in (250, 451, 452) for code, _ in told), told)
+        wait_for(lambda: self.readiness()[0] == 503, "not ready")
+        self.fill(leave=60 * MIB)
+        wait_for(lambda: self.readiness()[0] == 200, "ready by itself")
+        for number, (code, _) in enumerate(told):
+            if code == 250:
+                self.lab.arrived(f"n{number}@ok.test")
+        self.submit("after-all@ok.test")
+        self.lab.arrived("after-all@ok.test")
+        self.assertEqual(relay.stop(), 0)
+
+
+if __name__ == "__main__":
+    main()
