@@ -110,6 +110,11 @@ impl Worker {
         loop {
             let change = tokio::select! {
                 ended = tasks.join_next() => match ended {
+                    // Without a listener, or without delivery, it would only seem to run. All that matters is on disk.
+                    Some(Err(error)) if error.is_panic() => {
+                        tracing::error!(%error, "a worker panicked: the relay ends, to be started anew");
+                        std::process::abort();
+                    }
                     Some(_) => continue,
                     None => return,
                 },

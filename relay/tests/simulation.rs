@@ -38,6 +38,8 @@ use tokio::time::{Instant, sleep};
 mod damage;
 #[path = "simulation/operator.rs"]
 mod operator;
+#[path = "simulation/poison.rs"]
+mod poison;
 #[path = "simulation/streams.rs"]
 mod streams;
 
@@ -63,6 +65,8 @@ enum Host {
     Rcpt(&'static str),
     /// Takes everything, but thinks for a minute about the final dot.
     Slow,
+    /// The relay panics when it connects.
+    Panics,
 }
 
 /// A message as a host has it: when, where, and for whom.
@@ -87,7 +91,7 @@ struct World {
 }
 
 impl Net for SimNet {
-    type Stream = DuplexStream;
+    type Stream = poison::Wire;
 
     async fn mx(&self, domain: &Domain) -> Result<MxAnswer, DnsError> {
         let unknown = || DnsError {
@@ -117,7 +121,7 @@ impl Net for SimNet {
         Ok(vec![Ipv4Addr::new(10, 0, 0, number).into()])
     }
 
-    async fn connect(&self, _source: Option<IpAddr>, to: SocketAddr) -> io::Result<DuplexStream> {
+    async fn connect(&self, _source: Option<IpAddr>, to: SocketAddr) -> io::Result<poison::Wire> {
         let IpAddr::V4(address) = to.ip() else {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         };
@@ -126,6 +130,10 @@ impl Net for SimNet {
         if self.0.hosts[number] == Host::Dead {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
+        assert!(
+            self.0.hosts[number] != Host::Panics,
+            "a mistake, made for the test"
+        );
         let (ours, theirs) = duplex(64 * 1024);
         let world = self.0.clone();
         // How a conversation ends is seen on the other side.
@@ -135,7 +143,7 @@ impl Net for SimNet {
             drop(converse(&world, number, theirs).await);
             world.open.update(|open| open - 1);
         }));
-        Ok(ours)
+        Ok(poison::Wire(ours))
     }
 
     fn is_here(&self, _: IpAddr) -> bool {

@@ -4,6 +4,7 @@
 //! bound of its own: a connection has at most one unit under way, lookups and endings are counted by the shard, and an
 //! outcome waits for the committer's bounded intake before its connection is free again.
 
+mod guard;
 mod operator;
 mod unread;
 
@@ -25,11 +26,13 @@ use crate::routing::Routing;
 use crate::submission::rates::{Limit, Rates, Who};
 use crate::world::{Clock, DnsError, Net, Random};
 
+use guard::Stumbles;
+
 use super::attempt::{self, Attempt, Load, OpenRecipient};
 use super::client_tls::ClientTls;
 use super::connection::Connection;
 use super::connection::open::Opener;
-use super::exchange::{Accepted, Seat, Word};
+use super::exchange::{Accepted, Done, Seat, Word};
 use super::lane::{ConnectionId, Hosts, Plan};
 use super::metrics::Metrics;
 use super::notify::{self, Circumstances};
@@ -155,7 +158,7 @@ pub async fn run_renewed<N: Net>(
         parts.random.clone(),
         clock.now(),
     );
-    let mut courier = Courier::new(parts, events);
+    let mut courier = Courier::new(parts, events, Rc::default());
     let mut wires = HashMap::new();
     let mut draining = false;
     let mut load = (0, 0);
@@ -224,14 +227,16 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
 struct Courier<N: Net> {
     parts: Parts<N>,
     reports: ReportSettings,
+    stumbles: Rc<Stumbles>,
     events: mpsc::UnboundedSender<Event>,
 }
 
 impl<N: Net> Courier<N> {
-    fn new(parts: Parts<N>, events: mpsc::UnboundedSender<Event>) -> Rc<Self> {
+    fn new(parts: Parts<N>, events: mpsc::UnboundedSender<Event>, stumbles: Rc<Stumbles>) -> Rc<Self> {
         Rc::new(Self {
             reports: ReportSettings::new(&parts.settings),
             parts,
+            stumbles,
             events,
         })
     }
@@ -245,7 +250,7 @@ impl<N: Net> Courier<N> {
         parts.settings = renewal.settings.clone();
         parts.routing = renewal.routing.clone();
         parts.tls = renewal.tls.clone();
-        Self::new(parts, self.events.clone())
+        Self::new(parts, self.events.clone(), self.stumbles.clone())
     }
 
     fn perform(self: &Rc<Self>, effect: Effect, wires: &mut Wires) {
@@ -277,9 +282,13 @@ impl<N: Net> Courier<N> {
             Effect::Close(connection) => drop(wires.remove(&connection)),
             // Said by the loop that owns the seat.
             Effect::Tell(..) => {}
-            Effect::Order(order) => drop(spawn_local(async move { courier.order(&order).await })),
+            Effect::Order(order) => drop(spawn_local(async move {
+                if courier.guarded(order.unit, courier.order(&order)).await.is_none() {
+                    order.tell(Done::Failed);
+                }
+            })),
             Effect::End { lane, job, ending } => drop(spawn_local(async move {
-                courier.end(&job, ending).await;
+                courier.guarded(job.unit, courier.end(&job, ending)).await;
                 courier.tell(Event::Ended(lane));
             })),
         }
@@ -316,7 +325,11 @@ impl<N: Net> Courier<N> {
         first: Job,
         mut jobs: mpsc::Receiver<Job>,
     ) {
-        if let Some(connection) = self.open(lane, &plan, &first).await {
+        if let Some(connection) = self
+            .guarded(first.unit, self.open(lane, &plan, &first))
+            .await
+            .flatten()
+        {
             self.serve(lane, id, &plan, connection, first, &mut jobs).await;
         }
         jobs.close();
@@ -382,14 +395,17 @@ impl<N: Net> Courier<N> {
         let mut job = first;
         let mut messages = 0;
         loop {
-            self.deliver(
+            let work = self.deliver(
                 lane,
                 &mut connection,
                 &job,
                 recipients_per_transaction,
                 terms.chosen,
-            )
-            .await;
+            );
+            if self.guarded(job.unit, work).await.is_none() {
+                // Where the conversation stands, nobody knows.
+                return;
+            }
             messages += 1;
             if !connection.is_usable() || messages >= messages_per_connection {
                 break;
@@ -433,12 +449,14 @@ impl<N: Net> Courier<N> {
         load.rest = prepared.rest.clone().map(reader);
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let begun = tokio::time::Instant::now();
+        self.stumbles.goes_out(&job.unit);
         let Attempt {
             mut outcomes,
             works,
             stale,
         } = attempt::run(connection, &load, most).await;
         if stale {
+            self.stumbles.came_back(&job.unit);
             tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "hung up between messages");
             return self.tell(Event::Settled(job.unit, Settled::Untouched));
         }
@@ -469,6 +487,7 @@ impl<N: Net> Courier<N> {
             connection.reports(),
         )
         .await;
+        self.stumbles.came_back(&job.unit);
     }
 
     /// Ends a unit that no peer is asked about.

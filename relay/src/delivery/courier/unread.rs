@@ -40,14 +40,13 @@ impl<N: Net> Courier<N> {
             (None, PrepareError::Gone) => Settled::Gone,
             (None, PrepareError::Stopping) => Settled::Untouched,
             (None, PrepareError::Read(_)) => return self.later(unit),
-            // It stays claimed, so that it does not come up again and again; a restart brings it back.
-            (None, PrepareError::Panicked) => Settled::Unknown,
+            (None, PrepareError::Panicked) => return self.stumbled(unit).await,
         };
         self.tell(Event::Settled(unit, settled));
     }
 
     /// The store does not answer: the claim is kept for a while, so that it is not asked again and again.
-    fn later(self: &Rc<Self>, unit: UnitKey) {
+    pub(super) fn later(self: &Rc<Self>, unit: UnitKey) {
         let courier = self.clone();
         drop(spawn_local(async move {
             sleep(STORE_AGAIN).await;
