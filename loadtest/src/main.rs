@@ -1,6 +1,12 @@
 //! Floods and proofs, driving the relay from without.
 
 mod crash;
+mod flood;
+mod ledger;
+mod message;
+mod powercut;
+mod receivers;
+mod relay;
 
 use std::process::ExitCode;
 
@@ -18,13 +24,16 @@ struct Cli {
 enum Command {
     /// Kill the relay with SIGKILL at random moments under load, start it again, and account for every message.
     Crash(crash::Options),
+    /// Cut the power under a relay at random moments, start it on what the disk may hold then, and account for every message.
+    Powercut(powercut::Options),
+    /// Mount a disk that fails, fills up or is slow on command.
+    Faultfs(powercut::faultfs::Options),
 }
 
 fn main() -> ExitCode {
     // There is one provider in the binary; a second call would change nothing.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let Command::Crash(options) = Cli::parse().command;
-    match crash::run(&options) {
+    match run(&Cli::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -32,4 +41,19 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// False where a promise did not hold.
+fn run(command: &Command) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Crash(options) => crash::run(options).await,
+            Command::Powercut(options) => powercut::run(options).await,
+            Command::Faultfs(options) => powercut::faultfs::run(options).await.map(|()| true),
+        }
+    })
 }

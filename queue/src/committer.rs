@@ -101,6 +101,15 @@ pub(crate) enum Request {
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, CommitError>>;
 
+/// What waits for an answer waits for a sync.
+fn is_synced(group: &Group) -> bool {
+    #[cfg(feature = "sabotage")]
+    if crate::intake::sabotaged("no-sync") {
+        return false;
+    }
+    group.synced
+}
+
 /// Whom to answer once the group is synced.
 enum Answer {
     Accepted(Reply<Accepted>, Result<Accepted, CommitError>),
@@ -201,7 +210,7 @@ impl Committer {
     fn write(&mut self, group: &mut Group) -> Result<(), ReadError> {
         self.finish(group)?;
         if !group.batch.is_empty() {
-            self.store.write(&group.batch, group.synced)?;
+            self.store.write(&group.batch, is_synced(group))?;
         }
         Ok(())
     }

@@ -577,7 +577,7 @@ fn keep(mut mark: Mark, space: &Space, shared: &Shared) {
 }
 
 #[cfg(feature = "sabotage")]
-fn sabotaged(switch: &str) -> bool {
+pub(crate) fn sabotaged(switch: &str) -> bool {
     std::env::var("POSTRIDER_SABOTAGE").is_ok_and(|switches| switches.split(',').any(|on| on == switch))
 }
 

@@ -1,46 +1,58 @@
-//! The messages of a crash run. Each is a function of the run's seed and its number, so that what arrives can be compared
-//! with what was sent without keeping it.
+//! The messages of a proof. Each is a function of the plan and its number, so that what arrives can be compared with what was
+//! sent without keeping it.
 
 use bytes::Bytes;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngCore, SeedableRng};
 
 /// Where failure reports go; a mailbox of the lab.
-pub(super) const SENDER: &str = "load@second.test";
+pub(crate) const SENDER: &str = "load@second.test";
 /// The one address the lab's `reject.test` does not know.
-pub(super) const UNKNOWN: &str = "nobody@reject.test";
+pub(crate) const UNKNOWN: &str = "nobody@reject.test";
 
 /// The header field that carries a message's number.
 const NUMBER: &str = "X-Load";
 
-/// A message and whom it is for.
-#[derive(Debug)]
-pub(super) struct Message {
-    /// Unique within the run, from 0.
-    pub(super) number: u64,
-    /// One to four, all different.
-    pub(super) recipients: Vec<String>,
-    /// As sent: CRLF lines, no dot-stuffing, no final dot.
-    pub(super) raw: Bytes,
+/// What a run sends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) sizes: Sizes,
 }
 
-impl Message {
-    /// The `number`th message of the run with this `seed`.
-    pub(super) fn new(seed: u64, number: u64) -> Self {
-        let mut rng = SmallRng::seed_from_u64(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+/// How large messages are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sizes {
+    /// Some 1 KiB, now and then 64 KiB: bodies that end in one write and bodies that don't.
+    Small,
+    /// Half of them so; the others 64 KiB, and one in forty over 512 KiB, which the relay stores in chunks as they come. So
+    /// a few thousand fill memtables and logs several times.
+    Mixed,
+}
+
+/// A message and whom it is for.
+#[derive(Debug)]
+pub(crate) struct Message {
+    /// Unique within the run, from 0.
+    pub(crate) number: u64,
+    /// One to four, all different.
+    pub(crate) recipients: Vec<String>,
+    /// As sent: CRLF lines, no dot-stuffing, no final dot.
+    pub(crate) raw: Bytes,
+}
+
+impl Plan {
+    /// The `number`th message.
+    pub(crate) fn message(self, number: u64) -> Message {
+        let mut rng = self.rng(number);
         let recipients = recipients(&mut rng, number);
+        let seed = self.seed;
         let mut raw = format!(
             "From: <{SENDER}>\r\nTo: undisclosed-recipients:;\r\nSubject: load {number}\r\n\
              Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nMessage-ID: <{seed:x}.{number}@load.test>\r\n{NUMBER}: {number}\r\n\r\n"
         )
         .into_bytes();
-        // Some 1 KiB mostly, now and then 64 KiB: bodies that end in one write and bodies that don't.
-        let lines = if rng.random_ratio(1, 50) {
-            900
-        } else {
-            rng.random_range(1..30)
-        };
-        for _ in 0..lines {
+        for _ in 0..self.lines(&mut rng) {
             // Lines of dots among them; what a decoder loses, it loses there.
             let dots = if rng.random_ratio(1, 8) {
                 rng.random_range(1..4)
@@ -49,13 +61,37 @@ impl Message {
             };
             raw.extend(std::iter::repeat_n(b'.', dots));
             let text = rng.random_range(0..72);
-            raw.extend((0..text).map(|_| rng.random_range(b' '..=b'~')));
+            let begin = raw.len();
+            raw.resize(begin + text, 0);
+            rng.fill_bytes(&mut raw[begin..]);
+            for octet in &mut raw[begin..] {
+                *octet = b' ' + (*octet & 0x3f); // from the space to the underscore
+            }
             raw.extend_from_slice(b"\r\n");
         }
-        Self {
+        Message {
             number,
             recipients,
             raw: raw.into(),
+        }
+    }
+
+    /// Its recipients alone, which costs little.
+    pub(crate) fn recipients(self, number: u64) -> Vec<String> {
+        recipients(&mut self.rng(number), number)
+    }
+
+    fn rng(self, number: u64) -> SmallRng {
+        SmallRng::seed_from_u64(self.seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    fn lines(self, rng: &mut SmallRng) -> usize {
+        const OF_64_KIB: usize = 1_700;
+        match self.sizes {
+            Sizes::Mixed if rng.random_ratio(1, 40) => rng.random_range(15_000..40_000),
+            Sizes::Mixed if rng.random_ratio(1, 2) => OF_64_KIB,
+            Sizes::Small if rng.random_ratio(1, 50) => OF_64_KIB,
+            Sizes::Small | Sizes::Mixed => rng.random_range(1..30),
         }
     }
 }
@@ -80,7 +116,7 @@ fn recipients(rng: &mut SmallRng, number: u64) -> Vec<String> {
 }
 
 /// The number within a message, or within the original that a report carries.
-pub(super) fn number_in(raw: &[u8]) -> Option<u64> {
+pub(crate) fn number_in(raw: &[u8]) -> Option<u64> {
     let field = format!("\r\n{NUMBER}: ");
     let at = raw
         .windows(field.len())
@@ -91,7 +127,7 @@ pub(super) fn number_in(raw: &[u8]) -> Option<u64> {
 }
 
 /// Dot-stuffed and ended, ready to be sent after 354.
-pub(super) fn as_data(raw: &[u8]) -> Vec<u8> {
+pub(crate) fn as_data(raw: &[u8]) -> Vec<u8> {
     let mut data = Vec::with_capacity(raw.len() + raw.len() / 64 + 3);
     for line in raw.split_inclusive(|octet| *octet == b'\n') {
         if line.first() == Some(&b'.') {
@@ -107,25 +143,44 @@ pub(super) fn as_data(raw: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    const PLAN: Plan = Plan {
+        seed: 7,
+        sizes: Sizes::Small,
+    };
+
     #[test]
-    fn a_message_is_a_function_of_seed_and_number() {
-        let (one, again, other) = (Message::new(7, 3), Message::new(7, 3), Message::new(8, 3));
+    fn a_message_is_a_function_of_plan_and_number() {
+        let other = Plan { seed: 8, ..PLAN };
+        let (one, again, other) = (PLAN.message(3), PLAN.message(3), other.message(3));
         assert_eq!(one.raw, again.raw);
         assert_eq!(one.recipients, again.recipients);
+        assert_eq!(one.recipients, PLAN.recipients(3));
         assert_ne!(one.raw, other.raw);
     }
 
     #[test]
     fn its_number_is_found_again() {
-        let message = Message::new(1, 4711);
+        let message = PLAN.message(4711);
         assert_eq!(number_in(&message.raw), Some(4711));
         assert_eq!(number_in(b"Subject: none\r\n\r\n"), None);
     }
 
     #[test]
+    fn mixed_messages_are_of_all_sizes() {
+        let plan = Plan {
+            sizes: Sizes::Mixed,
+            ..PLAN
+        };
+        let sizes: Vec<usize> = (0..200).map(|number| plan.message(number).raw.len()).collect();
+        for (from, to) in [(0, 2 << 10), (32 << 10, 128 << 10), (512 << 10, 2 << 20)] {
+            assert!(sizes.iter().any(|size| (from..to).contains(size)), "{from}..{to}");
+        }
+    }
+
+    #[test]
     fn recipients_differ_and_are_never_none() {
         for number in 0..2000 {
-            let mut recipients = Message::new(5, number).recipients;
+            let mut recipients = PLAN.recipients(number);
             assert!(!recipients.is_empty());
             let count = recipients.len();
             recipients.sort();

@@ -14,17 +14,21 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::message::{Message, SENDER, as_data};
+use crate::message::{Message, Plan, SENDER, as_data};
 
 /// The longest wait for one reply. A relay that is slower than this on an idle machine is a finding of its own.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest reply line read (RFC 5321 §4.5.3.1.5 allows 512).
 const MAX_LINE: u64 = 4096;
 
+/// How far something that is watched beside the flood has come, asked when a 250 has been read: the operations that a disk
+/// was asked for. Where nothing is watched it is 0.
+pub(crate) type Position = Arc<dyn Fn() -> usize + Send + Sync>;
+
 /// What all sessions of a round share.
-#[derive(Debug)]
-pub(super) struct Flood {
-    seed: u64,
+pub(crate) struct Flood {
+    plan: Plan,
+    position: Position,
     next: AtomicU64,
     stop: AtomicBool,
     acknowledged: Mutex<Vec<Acknowledged>>,
@@ -34,18 +38,21 @@ pub(super) struct Flood {
 
 /// A message that was answered with 250.
 #[derive(Clone, Debug)]
-pub(super) struct Acknowledged {
-    pub(super) number: u64,
+pub(crate) struct Acknowledged {
+    pub(crate) number: u64,
     /// The queue id of the reply.
-    pub(super) id: String,
+    pub(crate) id: String,
+    /// See [`Position`]: all that was done for it was done before.
+    pub(crate) position: usize,
 }
 
 impl Flood {
-    /// Messages are numbered from `first`.
-    pub(super) fn new(seed: u64, first: u64) -> Arc<Self> {
+    /// Messages are numbered from 0.
+    pub(crate) fn new(plan: Plan, position: Position) -> Arc<Self> {
         Arc::new(Self {
-            seed,
-            next: AtomicU64::new(first),
+            plan,
+            position,
+            next: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             acknowledged: Mutex::new(Vec::new()),
             unanswered: AtomicU64::new(0),
@@ -53,7 +60,7 @@ impl Flood {
     }
 
     /// Starts `sessions` that submit to `relay`.
-    pub(super) fn start(self: &Arc<Self>, relay: SocketAddr, sessions: usize) -> JoinSet<anyhow::Result<()>> {
+    pub(crate) fn start(self: &Arc<Self>, relay: SocketAddr, sessions: usize) -> JoinSet<anyhow::Result<()>> {
         let mut tasks = JoinSet::new();
         for _ in 0..sessions {
             tasks.spawn(self.clone().session(relay));
@@ -62,22 +69,22 @@ impl Flood {
     }
 
     /// No session begins another message.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
     /// How many were answered with 250 so far.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.acknowledged.lock().len()
     }
 
     /// All that were answered with 250.
-    pub(super) fn acknowledged(&self) -> Vec<Acknowledged> {
+    pub(crate) fn acknowledged(&self) -> Vec<Acknowledged> {
         self.acknowledged.lock().clone()
     }
 
     /// How many were cut off between their final dot and its reply.
-    pub(super) fn unanswered(&self) -> u64 {
+    pub(crate) fn unanswered(&self) -> u64 {
         self.unanswered.load(Ordering::Relaxed)
     }
 
@@ -89,9 +96,14 @@ impl Flood {
         };
         while !self.stop.load(Ordering::Relaxed) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let message = Message::new(self.seed, number);
+            let message = self.plan.message(number);
             match self.submit(&mut peer, &message).await? {
-                Some(id) => self.acknowledged.lock().push(Acknowledged { number, id }),
+                Some(id) => {
+                    let position = (self.position)();
+                    self.acknowledged
+                        .lock()
+                        .push(Acknowledged { number, id, position });
+                }
                 None => return Ok(()),
             }
         }

@@ -2,81 +2,113 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use bytes::Bytes;
+use crate::flood::Acknowledged;
+use crate::message::{Plan, SENDER, UNKNOWN, number_in};
 
-use super::flood::Acknowledged;
-use super::message::{Message, SENDER, UNKNOWN, number_in};
+/// Receivers and the relay's log don't note the same moment; so far apart they may be, in microseconds.
+const SLACK: u64 = 2_000_000;
 
-/// Receivers and the relay's log don't note the same moment; so far apart they may be, in milliseconds.
-const SLACK_MS: u64 = 2_000;
-
-/// The relay's death and its next life, in milliseconds since 1970.
+/// The relay's death and its next life, in microseconds since 1970.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kill {
-    pub(super) at: u64,
+pub(crate) struct Kill {
+    pub(crate) at: u64,
     /// When it was started again: nothing that a receiver has taken before is the next life's doing.
-    pub(super) back: u64,
+    pub(crate) back: u64,
 }
 
 /// A message as a receiver of the lab took it, for one recipient.
 #[derive(Clone, Debug)]
-pub(super) struct Arrival {
-    pub(super) recipient: String,
-    /// Without brackets; empty: the null sender.
-    pub(super) sender: String,
-    pub(super) raw: Bytes,
-    /// Milliseconds since 1970.
-    pub(super) at: u64,
+pub(crate) struct Arrival {
+    pub(crate) recipient: String,
+    /// From the null sender to the one who sends: a report on the message of this number.
+    pub(crate) report: bool,
+    /// The queue id that it tells; empty where it tells none.
+    pub(crate) id: String,
+    /// `None`: no message of the plan's.
+    pub(crate) number: Option<u64>,
+    /// A message ends with just what was sent, a report can be of anything.
+    pub(crate) intact: bool,
+    /// Microseconds since 1970.
+    pub(crate) at: u64,
+    /// See [`crate::flood::Position`]: all that is done because it has arrived is done after it.
+    pub(crate) position: usize,
+}
+
+impl Arrival {
+    /// One for each recipient. An empty sender is the null sender.
+    pub(crate) fn of(
+        plan: Plan,
+        sender: &str,
+        recipients: &[String],
+        raw: &[u8],
+        at: u64,
+        position: usize,
+    ) -> Vec<Self> {
+        let (id, number) = (received_id(raw).unwrap_or_default(), number_in(raw));
+        let arrival = |recipient: &String| {
+            let report = sender.is_empty() && recipient == SENDER;
+            Self {
+                recipient: recipient.clone(),
+                report,
+                id: id.clone(),
+                number,
+                intact: report || number.is_some_and(|number| raw.ends_with(&plan.message(number).raw)),
+                at,
+                position,
+            }
+        };
+        recipients.iter().map(arrival).collect()
+    }
 }
 
 /// A line of the relay's log that tells of a recipient.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
-    pub(super) id: String,
+pub(crate) struct Told {
+    pub(crate) id: String,
     /// Empty: of all of them.
-    pub(super) recipient: String,
+    pub(crate) recipient: String,
     /// As in the journal: delivered, deferred, bounced, in_doubt, …; and `on_the_wire`, when its transaction begins.
-    pub(super) event: String,
-    /// Milliseconds since 1970.
-    pub(super) at: u64,
+    pub(crate) event: String,
+    /// Microseconds since 1970.
+    pub(crate) at: u64,
 }
 
 /// Everything known at the end of a round.
-#[derive(Debug, Default)]
-pub(super) struct Known {
-    pub(super) seed: u64,
-    pub(super) acknowledged: Vec<Acknowledged>,
-    pub(super) arrivals: Vec<Arrival>,
-    pub(super) told: Vec<Told>,
-    pub(super) kills: Vec<Kill>,
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) plan: Plan,
+    pub(crate) acknowledged: Vec<Acknowledged>,
+    pub(crate) arrivals: Vec<Arrival>,
+    pub(crate) told: Vec<Told>,
+    pub(crate) kills: Vec<Kill>,
     /// Ids that the queue still holds.
-    pub(super) queued: BTreeSet<String>,
+    pub(crate) queued: BTreeSet<String>,
 }
 
 /// What the comparison found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Account {
-    pub(super) messages: usize,
+pub(crate) struct Account {
+    pub(crate) messages: usize,
     /// Recipients of acknowledged messages.
-    pub(super) recipients: usize,
-    pub(super) delivered: usize,
-    pub(super) bounced: usize,
-    pub(super) queued: usize,
+    pub(crate) recipients: usize,
+    pub(crate) delivered: usize,
+    pub(crate) bounced: usize,
+    pub(crate) queued: usize,
     /// Recipients without any of the three.
-    pub(super) lost: Vec<String>,
+    pub(crate) lost: Vec<String>,
     /// Messages that arrived otherwise than sent.
-    pub(super) damaged: Vec<String>,
+    pub(crate) damaged: Vec<String>,
     /// Arrivals more than one, by the window that explains them.
-    pub(super) explained: BTreeMap<&'static str, usize>,
+    pub(crate) explained: BTreeMap<&'static str, usize>,
     /// Arrivals more than one that nothing explains.
-    pub(super) unexplained: Vec<String>,
+    pub(crate) unexplained: Vec<String>,
     /// A failed recipient that was reported by more than one report, or a report on none.
-    pub(super) invented: Vec<String>,
+    pub(crate) invented: Vec<String>,
 }
 
 impl Account {
     /// Draws the balance.
-    pub(super) fn of(known: &Known) -> Self {
+    pub(crate) fn of(known: &Known) -> Self {
         let mut account = Self {
             messages: known.acknowledged.len(),
             ..Self::default()
@@ -87,30 +119,30 @@ impl Account {
         let mut copies: BTreeMap<(String, &str), Vec<u64>> = BTreeMap::new();
         let mut arrived: HashMap<(u64, &str), usize> = HashMap::new();
         for arrival in &known.arrivals {
-            let id = received_id(&arrival.raw).unwrap_or_default();
-            let Some(number) = number_in(&arrival.raw) else {
+            let (id, recipient) = (&arrival.id, arrival.recipient.as_str());
+            let Some(number) = arrival.number else {
                 account
                     .damaged
-                    .push(format!("{id} for {}: no number in it", arrival.recipient));
+                    .push(format!("{id} for {recipient}: no number in it"));
                 continue;
             };
             copies
-                .entry((id.clone(), &arrival.recipient))
+                .entry((id.clone(), recipient))
                 .or_default()
                 .push(arrival.at);
-            if arrival.sender.is_empty() && arrival.recipient == SENDER {
-                reports.entry(number).or_default().insert(id);
+            if arrival.report {
+                reports.entry(number).or_default().insert(id.clone());
                 continue;
             }
-            *arrived.entry((number, &arrival.recipient)).or_default() += 1;
-            if !arrival.raw.ends_with(&Message::new(known.seed, number).raw) {
+            *arrived.entry((number, recipient)).or_default() += 1;
+            if !arrival.intact {
                 account
                     .damaged
-                    .push(format!("{id} (message {number}) for {}", arrival.recipient));
+                    .push(format!("{id} (message {number}) for {recipient}"));
             }
         }
         for sent in &known.acknowledged {
-            for recipient in &Message::new(known.seed, sent.number).recipients {
+            for recipient in &known.plan.recipients(sent.number) {
                 account.recipients += 1;
                 if recipient != UNKNOWN && arrived.contains_key(&(sent.number, recipient.as_str())) {
                     account.delivered += 1;
@@ -126,10 +158,7 @@ impl Account {
             }
         }
         for (number, ids) in &reports {
-            let expected = Message::new(known.seed, *number)
-                .recipients
-                .iter()
-                .any(|to| to == UNKNOWN);
+            let expected = known.plan.recipients(*number).iter().any(|to| to == UNKNOWN);
             if ids.len() > 1 || !expected {
                 account
                     .invented
@@ -152,15 +181,31 @@ impl Account {
     }
 
     /// Whether every promise held.
-    pub(super) fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.lost.is_empty()
             && self.damaged.is_empty()
             && self.unexplained.is_empty()
             && self.invented.is_empty()
     }
 
+    /// The verdict in words.
+    pub(crate) fn verdict(&self) -> &'static str {
+        if self.holds() {
+            "every promise held"
+        } else {
+            "A PROMISE DID NOT HOLD"
+        }
+    }
+
+    /// What should not be.
+    pub(crate) fn findings(&self) -> impl Iterator<Item = &String> {
+        [&self.lost, &self.damaged, &self.unexplained, &self.invented]
+            .into_iter()
+            .flatten()
+    }
+
     /// Adds up rounds for the table's last line; the findings stay with their rounds.
-    pub(super) fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.messages += other.messages;
         self.recipients += other.recipients;
         self.delivered += other.delivered;
@@ -177,6 +222,22 @@ impl Account {
 }
 
 impl Known {
+    /// What was so when something watched had come to `position`, and it was so late.
+    pub(crate) fn until(&self, position: usize, at: u64) -> Self {
+        let acknowledged = self.acknowledged.iter().filter(|one| one.position <= position);
+        let arrivals = self.arrivals.iter().filter(|one| one.position <= position);
+        let told = self.told.iter().filter(|one| one.at <= at);
+        let kills = self.kills.iter().filter(|one| one.at <= at);
+        Self {
+            plan: self.plan,
+            acknowledged: acknowledged.cloned().collect(),
+            arrivals: arrivals.cloned().collect(),
+            told: told.cloned().collect(),
+            kills: kills.copied().collect(),
+            queued: BTreeSet::new(),
+        }
+    }
+
     /// The window that explains a copy at `second` after one at `first` (promise 3), or none.
     fn window(&self, id: &str, recipient: &str, first: u64, second: u64) -> Option<&'static str> {
         let told = |event: &str, from: u64, to: u64| {
@@ -188,7 +249,7 @@ impl Known {
             })
         };
         // The connection broke after the final dot and the relay wrote that down.
-        if told("in_doubt", first.saturating_sub(SLACK_MS), second + SLACK_MS) {
+        if told("in_doubt", first.saturating_sub(SLACK), second + SLACK) {
             return Some("in doubt");
         }
         // It was killed between the final dot and the settle: the log has it on the wire before the kill, and no end of it.
@@ -235,13 +296,17 @@ fn received_id(raw: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Sizes;
 
-    const SEED: u64 = 11;
+    const PLAN: Plan = Plan {
+        seed: 11,
+        sizes: Sizes::Small,
+    };
 
     /// A number whose message has exactly the one recipient wanted.
     fn number_for(wanted: impl Fn(&[String]) -> bool) -> u64 {
         (0..100_000)
-            .find(|number| wanted(&Message::new(SEED, *number).recipients))
+            .find(|number| wanted(&PLAN.recipients(*number)))
             .expect("some message has these recipients")
     }
 
@@ -251,27 +316,26 @@ mod tests {
 
     fn arrival(number: u64, id: &str, recipient: &str, at: u64) -> Arrival {
         let mut raw = format!("Received: from x by y\r\n\twith ESMTP id {id}; now\r\n").into_bytes();
-        raw.extend_from_slice(&Message::new(SEED, number).raw);
-        Arrival {
-            recipient: recipient.to_owned(),
-            sender: SENDER.to_owned(),
-            raw: raw.into(),
-            at,
-        }
+        raw.extend_from_slice(&PLAN.message(number).raw);
+        let of = Arrival::of(PLAN, SENDER, &[recipient.to_owned()], &raw, at, 0);
+        of.into_iter().next().expect("one recipient, one arrival")
     }
 
     fn known(number: u64) -> Known {
         Known {
-            seed: SEED,
+            plan: PLAN,
             acknowledged: vec![Acknowledged {
                 number,
                 id: "A".to_owned(),
+                position: 0,
             }],
+            arrivals: Vec::new(),
+            told: Vec::new(),
+            queued: BTreeSet::new(),
             kills: vec![Kill {
                 at: 5_000,
                 back: 5_300,
             }],
-            ..Known::default()
         }
     }
 
@@ -302,21 +366,21 @@ mod tests {
     #[test]
     fn what_arrived_is_delivered_and_a_changed_octet_is_seen() {
         let number = plain();
-        let to = &Message::new(SEED, number).recipients[0];
+        let to = PLAN.recipients(number).remove(0);
         let mut known = known(number);
-        known.arrivals.push(arrival(number, "A", to, 1));
+        known.arrivals.push(arrival(number, "A", &to, 1));
         assert!(Account::of(&known).holds());
-        let mut raw = known.arrivals[0].raw.to_vec();
+        let mut raw = PLAN.message(number).raw.to_vec();
         let end = raw.len() - 3;
         raw[end] ^= 1;
-        known.arrivals[0].raw = raw.into();
+        known.arrivals = Arrival::of(PLAN, SENDER, &[to], &raw, 1, 0);
         assert_eq!(Account::of(&known).damaged.len(), 1);
     }
 
     #[test]
     fn a_second_copy_needs_a_window() {
         let number = plain();
-        let to = Message::new(SEED, number).recipients[0].clone();
+        let to = PLAN.recipients(number)[0].clone();
         let mut known = known(number);
         known.arrivals = vec![arrival(number, "A", &to, 4_900), arrival(number, "A", &to, 6_000)];
         // Nothing in the log says that it was sent before.
@@ -355,7 +419,7 @@ mod tests {
     fn a_failure_is_reported_exactly_once() {
         let number = number_for(|to| to == [UNKNOWN]);
         let report = |id: &str, at| Arrival {
-            sender: String::new(),
+            report: true,
             ..arrival(number, id, SENDER, at)
         };
         let mut known = known(number);
