@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::flood::Position;
 use crate::ledger::{Arrival, Known};
 use crate::message::Plan;
-use crate::relay::{LOOK_EVERY, Relay, now};
+use crate::relay::{LOOK_EVERY, Relay};
 
 /// How long the first receiver takes for a recipient: so that there is always something on the wire.
 const SLOW: Duration = Duration::from_millis(15);
@@ -28,7 +28,8 @@ impl Receivers {
         let arrivals = Arc::new(Mutex::new(Vec::new()));
         let seen = arrivals.clone();
         let observe = move |delivery: &lab::Delivery| {
-            let at = now();
+            // When its final dot was read: what comes later may be another life's doing.
+            let at = delivery.at.0 * 1_000;
             let recipients: Vec<String> = delivery.recipients.iter().map(ToString::to_string).collect();
             let sender = delivery.mail_from.to_string();
             let of = Arrival::of(plan, &sender, &recipients, &delivery.raw, at, position());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncReadExt as _;
 
 use crate::ledger::Told;
 use crate::receivers::Receivers;
@@ -87,7 +88,7 @@ impl Relay {
         self.folder.join("log")
     }
 
-    /// Starts it, and waits until it listens. An error tells the end of its log.
+    /// Starts it, and waits until it greets: it listens before it has opened its store. An error tells the end of its log.
     pub(crate) async fn start(&mut self) -> anyhow::Result<()> {
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -110,11 +111,11 @@ impl Relay {
             .with_context(|| self.program.postrider.display().to_string())?;
         self.child = Some(child);
         let begun = Instant::now();
-        while tokio::net::TcpStream::connect(self.address).await.is_err() {
+        while !greets(self.address).await {
             ensure!(self.runs()?, "the relay does not start: {}", self.tail());
             ensure!(
                 begun.elapsed() < PATIENCE,
-                "the relay does not listen on {}: {}",
+                "the relay does not greet on {}: {}",
                 self.address,
                 self.tail()
             );
@@ -229,6 +230,17 @@ impl Drop for Relay {
             let _ = child.wait();
         }
     }
+}
+
+async fn greets(address: SocketAddr) -> bool {
+    let greeting = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        let mut code = [0; 3];
+        stream.read_exact(&mut code).await?;
+        std::io::Result::Ok(code == *b"220")
+    };
+    let greeted = tokio::time::timeout(Duration::from_secs(1), greeting).await;
+    matches!(greeted, Ok(Ok(true)))
 }
 
 /// Microseconds since 1970.
