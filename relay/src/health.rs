@@ -1,17 +1,19 @@
 //! `/metrics`, `/healthz` and `/readyz`, on an address of their own.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::metrics::{Metric, Registry};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use parking_lot::Mutex;
-use prometheus::{IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{IntGauge, IntGaugeVec, Opts, TextEncoder};
 use queue::{Queue, Status};
 
 use crate::metrics::QueueSeries;
@@ -77,6 +79,11 @@ impl Health {
     /// An operator drains the relay, or no longer does.
     pub fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// What every metric is, those without a series yet too.
+    pub fn metrics(&self) -> BTreeMap<String, Metric> {
+        self.registry.metrics()
     }
 
     /// All series as Prometheus reads them. Blocks.

@@ -1,14 +1,18 @@
 //! The queue's series, read when they are asked for. Each other part registers its own.
 
+mod registry;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use queue::store::Family;
 use queue::{AsideCause, MAX_SUSPENSIONS, Queue, ReadError, Selector, SuspensionRecord, Totals};
+
+pub use registry::{Metric, Registry};
 
 /// They are read anew no more often: a reading looks at each tenant's totals, and at queues that are suspended by domain.
 const REFRESH_EVERY: Duration = Duration::from_secs(10);

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::metrics::Registry;
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign_hashed};
@@ -14,7 +15,7 @@ use dkim_signer::{Digest, KeyError, PrivateKey, body_hash};
 use mail_core::header::{self, BadAddressList};
 use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use parking_lot::Mutex;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, exponential_buckets};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, exponential_buckets};
 use queue::{EnvelopeRecord, NewMessage, Queue, ReadError, Signature, StateRecord, UnitKey};
 use tokio::sync::{mpsc, oneshot};
 

@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::metrics::Registry;
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use parking_lot::Mutex;
-use prometheus::{Gauge, IntCounterVec, Opts, Registry};
+use prometheus::{Gauge, IntCounterVec, Opts};
 use rustls::ServerConfig;
 use tokio::sync::mpsc;
 

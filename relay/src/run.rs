@@ -3,18 +3,19 @@
 //! One current-thread runtime a core, each with listeners and a shard of its own. Committer and signers are threads beside,
 //! and the HTTP door has a small runtime of its own.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::metrics::{Metric, Registry};
 use admin_api::access::Access;
 use admin_api::server::Certificate;
 use admin_api::socket::{AdminSocket, SocketName};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use prometheus::Registry;
 use queue::{Options, Queue};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
@@ -264,6 +265,11 @@ fn word(listener: &Listener) -> &'static str {
 }
 
 impl Running {
+    /// What every metric is, those without a series yet too.
+    pub fn every_metric(&self) -> BTreeMap<String, Metric> {
+        self.health.metrics()
+    }
+
     /// The durable queue.
     pub fn queue(&self) -> &Queue {
         &self.queue

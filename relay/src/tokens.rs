@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::metrics::Registry;
 use admin_api::Caller;
 use admin_api::access::{Role, Tokens};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -16,7 +17,7 @@ use aws_lc_rs::{digest, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use parking_lot::Mutex;
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounterVec, Opts};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 

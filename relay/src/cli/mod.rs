@@ -131,6 +131,11 @@ fn load(path: &Path) -> Result<Settings, Failure> {
     config::load(path).map_err(|mistakes| Failure::Usage(mistakes.to_string()))
 }
 
+/// All commands and their options.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     // With two providers in a binary rustls would panic; there is one, and it is said which.

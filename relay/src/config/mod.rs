@@ -73,6 +73,11 @@ fn load_with_keys(path: &Path) -> (Option<Settings>, Vec<Problem>, BTreeSet<Stri
     (settings, problems, known)
 }
 
+/// What the configuration in `path` could say, by the tables that it has: lists as `[]`, names of tables as `NAME`.
+pub fn known_keys(path: &Path) -> BTreeSet<String> {
+    load_with_keys(path).2
+}
+
 /// Reads a length of time as the configuration does: `30m`, `2h`.
 pub(crate) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
     section::duration(text)

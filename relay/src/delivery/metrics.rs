@@ -1,8 +1,7 @@
 //! What the delivery side counts.
 
-use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
-};
+use crate::metrics::Registry;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, exponential_buckets};
 use queue::Fate;
 
 /// Handles of the delivery side's series; cloning shares them.

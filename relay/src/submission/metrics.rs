@@ -1,6 +1,7 @@
 //! What the submission side counts.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use crate::metrics::Registry;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
 
 /// Handles of the submission side's series; cloning shares them.
 #[derive(Clone, Debug)]

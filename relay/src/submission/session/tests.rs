@@ -62,7 +62,7 @@ impl Door {
         let queue = queue::Queue::in_memory(store.clone()).unwrap();
         let routing = Arc::new(Routing::open(settings.clone(), &queue).unwrap());
         let credentials = Credentials::open(&path("credentials.toml")).unwrap();
-        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let metrics = Metrics::new(&crate::metrics::Registry::new()).unwrap();
         let front = Front::new(
             settings,
             Some(credentials),
