@@ -36,7 +36,7 @@ impl Role {
     }
 
     /// What a request asks for. Whatever is not known to need less changes something.
-    fn needed(method: &Method, path: &str) -> Self {
+    pub(crate) fn needed(method: &Method, path: &str) -> Self {
         match *method {
             Method::GET | Method::HEAD if path.ends_with("/raw") => Self::Admin,
             Method::GET | Method::HEAD => Self::Viewer,
@@ -122,6 +122,7 @@ pub(crate) async fn by_role(request: Request, next: Next) -> Response {
         let (status, role) = (answer.status().as_u16(), role.map_or("none", Role::word));
         tracing::info!(who = %who, role, %method, path, status, "admin: request");
     }
+    answer = as_problem(answer).await;
     // No page may show the API within itself, nor keep what it said.
     for (name, value) in [
         (header::X_FRAME_OPTIONS, "DENY"),
@@ -138,6 +139,23 @@ pub(crate) async fn by_role(request: Request, next: Next) -> Response {
             .or_insert(HeaderValue::from_static(value));
     }
     answer
+}
+
+/// What a library refuses, it refuses in plain text: all errors go out as problem details.
+async fn as_problem(answer: Response) -> Response {
+    const LONGEST: usize = 4_096;
+    let status = answer.status();
+    let is_problem = answer
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind == "application/problem+json");
+    if is_problem || !(status.is_client_error() || status.is_server_error()) {
+        return answer;
+    }
+    let text = axum::body::to_bytes(answer.into_body(), LONGEST)
+        .await
+        .unwrap_or_default();
+    problem(status, &String::from_utf8_lossy(&text))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

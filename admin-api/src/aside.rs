@@ -1,11 +1,13 @@
 //! What is set aside, as JSON.
 
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::types::{RecipientState, Time};
 
 /// Which page of what is set aside.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub struct AsideQuery {
     /// [`AsideList::next`] of the page before.
@@ -15,7 +17,7 @@ pub struct AsideQuery {
 }
 
 /// A page of what is set aside.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AsideList {
     /// Messages at a destination, by id.
     pub messages: Vec<AsideMessage>,
@@ -26,7 +28,7 @@ pub struct AsideList {
 }
 
 /// A message at a destination that nobody tries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AsideMessage {
     /// Its name.
     pub id: String,
@@ -49,7 +51,7 @@ pub struct AsideMessage {
 }
 
 /// A record that no message depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AsideEntry {
     /// What it was part of: `event` is the journal, `hold` the destinations that rest.
     pub family: String,

@@ -7,6 +7,7 @@ pub mod aside;
 pub mod client;
 mod control;
 pub mod manage;
+pub mod openapi;
 pub mod operate;
 mod routes;
 pub mod server;

@@ -7,9 +7,11 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::control::{Caller, ControlError};
 use crate::routes::{failed, wrong_method};
+use crate::types::Problem;
 
 /// The relay as a whole. Calls may take a moment, and must not block the runtime.
 pub trait Manage: Send + Sync + 'static {
@@ -31,14 +33,14 @@ pub trait Manage: Send + Sync + 'static {
 }
 
 /// What a reload did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Reloaded {
     /// A line for each key that is otherwise than before, and for each file with another content.
     pub changes: Vec<String>,
 }
 
 /// The configuration in force. No secrets are in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConfigView {
     /// The configuration's file.
     pub file: String,
@@ -49,7 +51,7 @@ pub struct ConfigView {
 }
 
 /// A key of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConfigEntry {
     /// Its path, such as `listener[0].address`.
     pub key: String,
@@ -60,7 +62,7 @@ pub struct ConfigEntry {
 }
 
 /// Whether mail is taken, and what is left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DrainState {
     /// No mail is taken.
     pub draining: bool,
@@ -81,29 +83,41 @@ pub fn router<M: Manage>(manage: Arc<M>) -> Router {
         .with_state(manage)
 }
 
-async fn reload<M: Manage>(
+/// Reads the configuration anew: all of it or nothing.
+#[utoipa::path(post, path = "/v1/reload", tag = "relay", responses((status = 200, description = "What has changed.", body = Reloaded), (status = 422, description = "Every mistake; nothing has changed.", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn reload<M: Manage>(
     State(manage): State<Arc<M>>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<Reloaded>, Response> {
     manage.reload(caller).await.map(Json).map_err(failed)
 }
 
-async fn config<M: Manage>(State(manage): State<Arc<M>>) -> Result<Json<ConfigView>, Response> {
+/// Shows the configuration in force, every default spelt out.
+#[utoipa::path(get, path = "/v1/config", tag = "relay", responses((status = 200, description = "It.", body = ConfigView)))]
+pub(crate) async fn config<M: Manage>(State(manage): State<Arc<M>>) -> Result<Json<ConfigView>, Response> {
     manage.config().await.map(Json).map_err(failed)
 }
 
-async fn drain_state<M: Manage>(State(manage): State<Arc<M>>) -> Result<Json<DrainState>, Response> {
+/// Tells whether mail is taken, and what is left.
+#[utoipa::path(get, path = "/v1/drain", tag = "relay", responses((status = 200, description = "How it stands.", body = DrainState)))]
+pub(crate) async fn drain_state<M: Manage>(
+    State(manage): State<Arc<M>>,
+) -> Result<Json<DrainState>, Response> {
     manage.drain_state().await.map(Json).map_err(failed)
 }
 
-async fn drain<M: Manage>(
+/// Takes no more mail from here on.
+#[utoipa::path(post, path = "/v1/drain", tag = "relay", responses((status = 200, description = "How it stands.", body = DrainState)))]
+pub(crate) async fn drain<M: Manage>(
     State(manage): State<Arc<M>>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<DrainState>, Response> {
     manage.drain(true, caller).await.map(Json).map_err(failed)
 }
 
-async fn end_drain<M: Manage>(
+/// Takes mail again.
+#[utoipa::path(post, path = "/v1/drain/end", tag = "relay", responses((status = 200, description = "How it stands.", body = DrainState)))]
+pub(crate) async fn end_drain<M: Manage>(
     State(manage): State<Arc<M>>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<DrainState>, Response> {

@@ -1,11 +1,12 @@
 //! What changes queues and messages, as JSON.
 
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::types::{RecipientView, Time};
 
 /// Which mail is meant: that for which all that is given holds. Without anything, none, unless `all` says so.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Selector {
     /// Of this tenant.
@@ -32,7 +33,7 @@ pub struct Selector {
 }
 
 /// What is to wait, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Suspend {
     /// Which queues, those too that come to be later.
@@ -45,7 +46,7 @@ pub struct Suspend {
 }
 
 /// Which suspension ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resume {
     /// As it was suspended.
@@ -53,7 +54,7 @@ pub struct Resume {
 }
 
 /// What an operator has set to wait.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Suspension {
     /// Which queues.
     pub selector: Selector,
@@ -68,14 +69,14 @@ pub struct Suspension {
 }
 
 /// All suspensions.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SuspensionList {
     /// Those whose time is over are not among them.
     pub suspensions: Vec<Suspension>,
 }
 
 /// What mail waits for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Waits {
     /// Kind of thing.
     #[serde(rename = "for")]
@@ -87,7 +88,7 @@ pub struct Waits {
 }
 
 /// See [`Waits`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitsFor {
     /// Nothing: it is being worked on.
@@ -105,7 +106,7 @@ pub enum WaitsFor {
 }
 
 /// Which mail is to be tried at once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Retry {
     /// Which.
@@ -116,7 +117,7 @@ pub struct Retry {
 }
 
 /// Which mail is to be deleted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Delete {
     /// Which.
@@ -133,7 +134,7 @@ pub struct Delete {
 }
 
 /// What would be deleted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Preview {
     /// Queues that are meant, empty ones left out.
     pub queues: u64,
@@ -146,7 +147,7 @@ pub struct Preview {
 }
 
 /// How far an order has come.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
     /// Messages at one destination each, done and on disk.
     pub done: u64,
@@ -159,7 +160,7 @@ pub struct Progress {
 }
 
 /// The answer to [`Delete`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Deletion {
     /// Nothing was deleted yet.
@@ -169,7 +170,8 @@ pub enum Deletion {
 }
 
 /// Which messages are asked for: a selector and a place.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub struct MessagesQuery {
     /// Of this tenant.
@@ -187,7 +189,7 @@ pub struct MessagesQuery {
 }
 
 /// A page of messages that wait.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MessageList {
     /// By queue, then by due time.
     pub messages: Vec<WaitingMessage>,
@@ -196,7 +198,7 @@ pub struct MessageList {
 }
 
 /// A message at one destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WaitingMessage {
     /// Its name.
     pub id: String,

@@ -62,7 +62,9 @@ pub(crate) async fn wrong_method() -> Response {
     )
 }
 
-async fn queues<C: Control>(
+/// Lists the queues that hold mail, a page at a time.
+#[utoipa::path(get, path = "/v1/queues", tag = "queues", params(QueuesQuery), responses((status = 200, description = "A page.", body = QueueList)))]
+pub(crate) async fn queues<C: Control>(
     State(control): State<Arc<C>>,
     query: Result<Query<QueuesQuery>, QueryRejection>,
 ) -> Result<Json<QueueList>, Response> {
@@ -74,7 +76,9 @@ async fn queues<C: Control>(
     control.queues(query).await.map(Json).map_err(failed)
 }
 
-async fn queue<C: Control>(
+/// Shows one queue, and what its first message waits for.
+#[utoipa::path(get, path = "/v1/queues/{id}", tag = "queues", params(("id" = u64, Path, description = "Its number.")), responses((status = 200, description = "It.", body = QueueSummary)))]
+pub(crate) async fn queue<C: Control>(
     State(control): State<Arc<C>>,
     Path(id): Path<String>,
 ) -> Result<Json<QueueSummary>, Response> {
@@ -87,11 +91,15 @@ async fn queue<C: Control>(
     }
 }
 
-async fn holds<C: Control>(State(control): State<Arc<C>>) -> Result<Json<HoldList>, Response> {
+/// Lists the destinations that rest as a whole.
+#[utoipa::path(get, path = "/v1/holds", tag = "queues", responses((status = 200, description = "All, up to a bound.", body = HoldList)))]
+pub(crate) async fn holds<C: Control>(State(control): State<Arc<C>>) -> Result<Json<HoldList>, Response> {
     control.holds().await.map(Json).map_err(failed)
 }
 
-async fn messages<C: Control>(
+/// Lists messages that wait, a page at a time.
+#[utoipa::path(get, path = "/v1/messages", tag = "messages", params(MessagesQuery), responses((status = 200, description = "A page.", body = MessageList)))]
+pub(crate) async fn messages<C: Control>(
     State(control): State<Arc<C>>,
     query: Result<Query<MessagesQuery>, QueryRejection>,
 ) -> Result<Json<MessageList>, Response> {
@@ -106,7 +114,9 @@ async fn messages<C: Control>(
     control.messages(query).await.map(Json).map_err(failed)
 }
 
-async fn aside<C: Control>(
+/// Lists what is set aside: damaged, or parked after mistakes of the relay's.
+#[utoipa::path(get, path = "/v1/aside", tag = "messages", params(AsideQuery), responses((status = 200, description = "A page.", body = AsideList)))]
+pub(crate) async fn aside<C: Control>(
     State(control): State<Arc<C>>,
     query: Result<Query<AsideQuery>, QueryRejection>,
 ) -> Result<Json<AsideList>, Response> {
@@ -118,7 +128,9 @@ async fn aside<C: Control>(
     control.aside(query).await.map(Json).map_err(failed)
 }
 
-async fn message<C: Control>(
+/// Shows a message: each recipient's state, and what happened.
+#[utoipa::path(get, path = "/v1/messages/{id}", tag = "messages", params(("id" = String, Path, description = "The id of the 250 reply.")), responses((status = 200, description = "It.", body = MessageView)))]
+pub(crate) async fn message<C: Control>(
     State(control): State<Arc<C>>,
     Path(id): Path<String>,
 ) -> Result<Json<MessageView>, Response> {
@@ -131,7 +143,9 @@ async fn message<C: Control>(
     }
 }
 
-async fn raw<C: Control>(
+/// Gives a message as it goes out, but for its signature. Who read it stands in the log.
+#[utoipa::path(get, path = "/v1/messages/{id}/raw", tag = "messages", params(("id" = String, Path, description = "The id of the 250 reply.")), responses((status = 200, description = "Its octets.", content_type = "message/rfc822", body = [u8])))]
+pub(crate) async fn raw<C: Control>(
     State(control): State<Arc<C>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
@@ -166,11 +180,17 @@ impl hyper::body::Body for Parts {
     }
 }
 
-async fn suspensions<C: Control>(State(control): State<Arc<C>>) -> Result<Json<SuspensionList>, Response> {
+/// Lists what operators have suspended.
+#[utoipa::path(get, path = "/v1/suspensions", tag = "queues", responses((status = 200, description = "All.", body = SuspensionList)))]
+pub(crate) async fn suspensions<C: Control>(
+    State(control): State<Arc<C>>,
+) -> Result<Json<SuspensionList>, Response> {
     control.suspensions().await.map(Json).map_err(failed)
 }
 
-async fn suspend<C: Control>(
+/// Suspends queues, those too that come to be later.
+#[utoipa::path(post, path = "/v1/suspensions", tag = "queues", request_body = Suspend, responses((status = 200, description = "What holds now.", body = Suspension)))]
+pub(crate) async fn suspend<C: Control>(
     State(control): State<Arc<C>>,
     Extension(caller): Extension<Caller>,
     body: Json400<Suspend>,
@@ -182,7 +202,9 @@ async fn suspend<C: Control>(
         .map_err(failed)
 }
 
-async fn resume<C: Control>(
+/// Ends a suspension, named as it was made.
+#[utoipa::path(post, path = "/v1/suspensions/resume", tag = "queues", request_body = Resume, responses((status = 204, description = "Ended.")))]
+pub(crate) async fn resume<C: Control>(
     State(control): State<Arc<C>>,
     Extension(caller): Extension<Caller>,
     body: Json400<Resume>,
@@ -191,7 +213,9 @@ async fn resume<C: Control>(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn retry<C: Control>(
+/// Makes mail due at once, a bounded number at a time: to be asked again with `next` as `after` until there is none.
+#[utoipa::path(post, path = "/v1/retry", tag = "queues", request_body = Retry, responses((status = 200, description = "How far it came.", body = Progress)))]
+pub(crate) async fn retry<C: Control>(
     State(control): State<Arc<C>>,
     Extension(caller): Extension<Caller>,
     body: Json400<Retry>,
@@ -203,7 +227,9 @@ async fn retry<C: Control>(
         .map_err(failed)
 }
 
-async fn delete<C: Control>(
+/// Tells what would be deleted; with the preview's token deletes it, a bounded number at a time.
+#[utoipa::path(post, path = "/v1/delete", tag = "queues", request_body = Delete, responses((status = 200, description = "A preview, or how far it came.", body = Deletion)))]
+pub(crate) async fn delete<C: Control>(
     State(control): State<Arc<C>>,
     Extension(caller): Extension<Caller>,
     body: Json400<Delete>,

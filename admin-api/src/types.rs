@@ -5,9 +5,11 @@ use std::fmt;
 
 use mail_core::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::{IntoParams, ToSchema};
 
 /// A moment, written as RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.000Z`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ToSchema)]
+#[schema(value_type = String, format = DateTime, example = "2026-01-31T12:00:00.000Z")]
 pub struct Time(pub Timestamp);
 
 impl fmt::Display for Time {
@@ -35,7 +37,8 @@ impl<'de> Deserialize<'de> for Time {
 }
 
 /// Which queues are asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct QueuesQuery {
     /// Of this tenant.
@@ -54,7 +57,7 @@ pub struct QueuesQuery {
 }
 
 /// A page of queues.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QueueList {
     /// By number.
     pub queues: Vec<QueueSummary>,
@@ -63,7 +66,7 @@ pub struct QueueList {
 }
 
 /// A queue: one tenant's stream to one destination domain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct QueueSummary {
     /// Its number: given once, never again.
     pub id: u64,
@@ -97,7 +100,7 @@ pub struct QueueSummary {
 }
 
 /// All holds, up to a bound.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HoldList {
     /// By name.
     pub holds: Vec<Hold>,
@@ -106,7 +109,7 @@ pub struct HoldList {
 }
 
 /// A destination that rests as a whole: its messages' own times do not move.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Hold {
     /// `domain` or `lane`.
     pub scope: String,
@@ -123,7 +126,7 @@ pub struct Hold {
 }
 
 /// A message with all that is known of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MessageView {
     /// Its name.
     pub id: String,
@@ -162,7 +165,7 @@ pub struct MessageView {
 }
 
 /// Where a recipient stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "DESIGN's names, which say it")]
 pub enum RecipientState {
@@ -207,7 +210,7 @@ impl fmt::Display for RecipientState {
 }
 
 /// A recipient of a message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RecipientView {
     /// The address.
     pub recipient: String,
@@ -232,7 +235,7 @@ pub struct RecipientView {
 }
 
 /// An entry of the journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventView {
     /// When.
     pub at: Time,
@@ -253,7 +256,7 @@ pub struct EventView {
 }
 
 /// Problem details (RFC 9457).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// `about:blank`: the status says it all (RFC 9457 §4.2.1).
     #[serde(rename = "type")]

@@ -195,7 +195,9 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
     }
     let control = Arc::new(QueueControl::new(queue.clone(), doors_to_shards, clock));
     let manager = Arc::new(Manager::new(reloader.clone(), health.clone(), queue.clone()));
-    let routes = admin_api::router(control).merge(admin_api::manage::router(manager));
+    let routes = admin_api::router(control)
+        .merge(admin_api::manage::router(manager))
+        .merge(admin_api::openapi::router());
     let admin_name = admin.map(|AdminSocket { listener, name }| {
         doors.spawn(admin_api::server::serve_socket(listener, routes.clone()));
         name
