@@ -106,9 +106,16 @@ class Lab(Process):
     """`postrider lab --json`."""
 
     def __init__(self, *arguments):
+        self.at = {}
         super().__init__("lab", "--json", *arguments)
         self.at = json.loads(self.line())
         self.sender = self.at["sender"]
+
+    def kill(self):
+        super().kill()
+        # A lab that is killed leaves its folder.
+        if "dir" in self.at:
+            shutil.rmtree(self.at["dir"], ignore_errors=True)
 
     def tls(self):
         return ssl.create_default_context(cafile=self.at["ca"])

@@ -9,6 +9,10 @@ const server = new SMTPServer({
   size: 60 * 1024 * 1024,
   logger: false,
   disableReverseLookup: true,
+  onRcptTo({ address }, session, done) {
+    if (/^(r\d+|jürgen)@/u.test(address)) return done();
+    done(Object.assign(new Error("no such user"), { responseCode: 550 }));
+  },
   onData(stream, session, done) {
     const chunks = [];
     stream.on("data", (chunk) => chunks.push(chunk));
@@ -18,7 +22,6 @@ const server = new SMTPServer({
       const begin = octets.indexOf("X-Interop: ");
       console.log(
         JSON.stringify({
-          tls: Boolean(session.secure),
           from: session.envelope.mailFrom && session.envelope.mailFrom.address,
           to: session.envelope.rcptTo.map((to) => to.address),
           sha256: createHash("sha256").update(octets.subarray(begin)).digest("hex"),
