@@ -3,6 +3,7 @@
 mod crash;
 mod flood;
 mod ledger;
+mod marks;
 mod message;
 mod powercut;
 mod receivers;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Kill the relay with SIGKILL at random moments under load, start it again, and account for every message.
     Crash(crash::Options),
+    /// Measure what is promised, and say where it falls short: a figure a line, exit code 1 if one does.
+    Marks(marks::Options),
     /// Cut the power under a relay at random moments, start it on what the disk may hold then, and account for every message.
     Powercut(powercut::Options),
     /// Mount a disk that fails, fills up or is slow on command.
@@ -45,15 +48,18 @@ fn main() -> ExitCode {
 
 /// False where a promise did not hold.
 fn run(command: &Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Crash(options) => block_on(crash::run(options)),
+        Command::Marks(options) => marks::run(options),
+        Command::Powercut(options) => block_on(powercut::run(options)),
+        Command::Faultfs(options) => block_on(powercut::faultfs::run(options)).map(|()| true),
+    }
+}
+
+fn block_on<T>(proof: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        match command {
-            Command::Crash(options) => crash::run(options).await,
-            Command::Powercut(options) => powercut::run(options).await,
-            Command::Faultfs(options) => powercut::faultfs::run(options).await.map(|()| true),
-        }
-    })
+    runtime.block_on(proof)
 }

@@ -1,0 +1,167 @@
+//! `loadtest marks`: the figures that the project promises, each measured and held against its mark.
+//!
+//! Times are worth something on a quiet machine and in a release build; ratios are taken within one run. A group's figures of
+//! an inside come from a bench binary, those of the whole from the program, run as anyone would run it.
+
+mod program;
+mod queue;
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+/// Options of `loadtest marks`.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    group: Group,
+}
+
+#[derive(Subcommand)]
+enum Group {
+    /// The durable queue: commit, millions of messages, restarts, deletions.
+    Queue(Common),
+}
+
+/// What every group takes.
+#[derive(Args)]
+struct Common {
+    /// The program `postrider`; unless given, the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    postrider: Option<PathBuf>,
+    /// The bench binary `queue-figures`; unless given, the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    figures: Option<PathBuf>,
+    /// Where stores are made and removed again; the full size takes 12 GB. Unless given, a temporary folder.
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+    /// Sizes of the backlogs, by the promised ones. Less is a quick look, and proves nothing.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// How often each short figure is measured; the median counts.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Only figures whose names begin so.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Print a JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is promised of a figure.
+#[derive(Clone, Copy, Debug)]
+enum Mark {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Mark {
+    fn holds(self, measured: f64) -> bool {
+        match self {
+            Self::AtLeast(mark) => measured >= mark,
+            Self::AtMost(mark) => measured <= mark,
+        }
+    }
+}
+
+/// A line of the result.
+#[derive(Serialize)]
+struct Line<'a> {
+    name: &'a str,
+    measured: f64,
+    mark: f64,
+    at: &'static str,
+    unit: &'static str,
+    ok: bool,
+}
+
+/// Prints figures as they come, and remembers whether all hold.
+struct Told {
+    json: bool,
+    all_hold: bool,
+}
+
+impl Told {
+    fn figure(&mut self, name: &str, measured: f64, mark: Mark, unit: &'static str) -> anyhow::Result<()> {
+        ensure!(measured.is_finite(), "{name} was not measured");
+        let ok = mark.holds(measured);
+        self.all_hold &= ok;
+        let (at, bound) = match mark {
+            Mark::AtLeast(bound) => ("least", bound),
+            Mark::AtMost(bound) => ("most", bound),
+        };
+        if self.json {
+            let line = Line {
+                name,
+                measured,
+                mark: bound,
+                at,
+                unit,
+                ok,
+            };
+            println!("{}", serde_json::to_string(&line)?);
+        } else {
+            let verdict = if ok { "ok" } else { "SHORT" };
+            println!("{name:<44} {measured:>10.3} {unit:<9} at {at:<5} {bound:>9.3}  {verdict}");
+        }
+        Ok(())
+    }
+}
+
+/// Measures a group; false if a figure falls short.
+pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
+    let Group::Queue(common) = &options.group;
+    ensure!(
+        common.scale > 0.0 && common.runs > 0,
+        "a scale and a number of runs are more than 0"
+    );
+    let mut told = Told {
+        json: common.json,
+        all_hold: true,
+    };
+    queue::measure(common, &mut told)?;
+    Ok(told.all_hold)
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_holds_on_its_own_side_and_at_its_bound() {
+        for (mark, measured, holds) in [
+            (Mark::AtLeast(0.45), 0.45, true),
+            (Mark::AtLeast(0.45), 0.44, false),
+            (Mark::AtMost(64.0), 64.0, true),
+            (Mark::AtMost(64.0), 65.0, false),
+        ] {
+            assert_eq!(mark.holds(measured), holds, "{mark:?} {measured}");
+        }
+        let mut told = Told {
+            json: true,
+            all_hold: true,
+        };
+        told.figure("a", 1.0, Mark::AtMost(2.0), "s").unwrap();
+        assert!(told.all_hold);
+        told.figure("b", 3.0, Mark::AtMost(2.0), "s").unwrap();
+        assert!(!told.all_hold);
+        assert!(
+            told.figure("c", f64::NAN, Mark::AtMost(2.0), "s").is_err(),
+            "nothing measured holds nothing"
+        );
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(vec![9.0, 1.0, 5.0]), 5.0);
+        assert!(median(Vec::new()).is_nan());
+    }
+}

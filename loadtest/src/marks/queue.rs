@@ -1,0 +1,369 @@
+//! The marks of the durable queue.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+
+use super::program::{Program, Start};
+use super::{Common, Mark, Told, median};
+
+/// Messages of the full size, and of the small one they are compared with.
+const MANY: f64 = 5_000_000.0;
+const FEW: u64 = 5_000;
+/// Destinations of both.
+const DOMAINS: u64 = 1_000;
+/// Queues of one message each, and how many of them are due.
+const QUEUES: f64 = 500_000.0;
+const DUE: u64 = 1_000;
+/// Units deleted at a queue's head; messages deleted by an operator.
+const TOMBSTONES: f64 = 1_000_000.0;
+const DELETED: f64 = 1_000_000.0;
+/// Octets of WAL that a killed store is left with: a little below where RocksDB begins another one.
+const WAL: u64 = 90 << 20;
+/// Messages that pass through a relay before its memory is looked at.
+const PASS: u64 = 20_000;
+const MIB: f64 = 1_048_576.0;
+
+/// Values by name.
+type Values = HashMap<String, f64>;
+
+struct Bench<'a> {
+    common: &'a Common,
+    figures: PathBuf,
+    folder: PathBuf,
+}
+
+pub(super) fn measure(common: &Common, told: &mut Told) -> anyhow::Result<()> {
+    let beside = |name: &str| -> anyhow::Result<PathBuf> {
+        let path = std::env::current_exe()?.with_file_name(name);
+        ensure!(
+            path.exists(),
+            "{} is not there: build it, or say where it is",
+            path.display()
+        );
+        Ok(path)
+    };
+    let figures = common
+        .figures
+        .clone()
+        .map_or_else(|| beside("queue-figures"), Ok)?;
+    let postrider = common.postrider.clone().map_or_else(|| beside("postrider"), Ok)?;
+    let folder = match &common.folder {
+        Some(folder) => tempfile::tempdir_in(folder)?,
+        None => tempfile::tempdir()?,
+    };
+    let bench = Bench {
+        common,
+        figures,
+        folder: folder.path().to_owned(),
+    };
+    bench.commit(told)?;
+    bench.life(told)?;
+    bench.tombstones(told)?;
+    let program = Program::new(&postrider, &bench.folder)?;
+    bench.backlog(&program, told)?;
+    bench.many_queues(&program, told)?;
+    bench.deletion(&program, told)
+}
+
+impl Bench<'_> {
+    fn wants(&self, name: &str) -> bool {
+        self.common
+            .only
+            .as_deref()
+            .is_none_or(|only| name.starts_with(only) || only.starts_with(name))
+    }
+
+    fn scaled(&self, full: f64) -> u64 {
+        (full * self.common.scale).max(1_000.0) as u64
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// What the bench binary says. One that is meant to end as if it were killed may do so.
+    fn run(&self, arguments: &[String], killed: bool) -> anyhow::Result<Values> {
+        #[derive(Deserialize)]
+        struct Value {
+            name: String,
+            value: f64,
+        }
+        let output = Command::new(&self.figures)
+            .args(arguments)
+            .output()
+            .with_context(|| self.figures.display().to_string())?;
+        if output.status.success() == killed {
+            bail!(
+                "{arguments:?} ended with {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines()
+            .map(|line| {
+                let Value { name, value } = serde_json::from_str(line).context("a line of the bench")?;
+                Ok((name, value))
+            })
+            .collect()
+    }
+
+    /// Medians of several runs, each on a store of its own.
+    fn medians(&self, command: &str, arguments: &[String], runs: usize) -> anyhow::Result<Values> {
+        let mut all: HashMap<String, Vec<f64>> = HashMap::new();
+        for _ in 0..runs {
+            let store = self.path(command);
+            fs::create_dir_all(&store)?;
+            let mut whole = vec![command.to_owned(), store.display().to_string()];
+            whole.extend_from_slice(arguments);
+            for (name, value) in self.run(&whole, false)? {
+                all.entry(name).or_default().push(value);
+            }
+            fs::remove_dir_all(&store)?;
+        }
+        Ok(all.into_iter().map(|(name, of)| (name, median(of))).collect())
+    }
+
+    fn commit(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("commit") {
+            return Ok(());
+        }
+        let values = self.medians("commit", &[], self.common.runs)?;
+        let value = |name: &str| values.get(name).copied().unwrap_or(f64::NAN);
+        told.figure(
+            "commit: 64 waiting / append+fdatasync",
+            value("accept_64_ratio"),
+            Mark::AtLeast(0.45),
+            "",
+        )?;
+        told.figure(
+            "commit: over three flushes",
+            value("accept_64_flushes_ratio"),
+            Mark::AtLeast(0.40),
+            "",
+        )?;
+        told.figure(
+            "commit: one waiting, times the floor",
+            value("accept_1_ratio"),
+            Mark::AtMost(1.6),
+            "",
+        )?;
+        told.figure(
+            "commit: CPU of accept and settle",
+            value("cpu_microseconds"),
+            Mark::AtMost(60.0),
+            "us",
+        )
+    }
+
+    fn life(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("life") {
+            return Ok(());
+        }
+        let values = self.medians("life", &[], self.common.runs)?;
+        let written = values.get("written_ratio").copied().unwrap_or(f64::NAN);
+        told.figure("life: octets written / accepted", written, Mark::AtMost(1.3), "")
+    }
+
+    fn tombstones(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("tombstones") {
+            return Ok(());
+        }
+        let messages = ["--messages".to_owned(), self.scaled(TOMBSTONES).to_string()];
+        let values = self.medians("tombstones", &messages, 1)?;
+        for (name, value) in [
+            ("tombstones: next due", "next_due_first_microseconds"),
+            (
+                "tombstones: next due after a restart",
+                "next_due_restarted_microseconds",
+            ),
+        ] {
+            let micros = values.get(value).copied().unwrap_or(f64::NAN);
+            told.figure(name, micros / 1_000.0, Mark::AtMost(1.0), "ms")?;
+        }
+        Ok(())
+    }
+
+    /// Makes a store of so many messages.
+    fn fill(&self, name: &str, messages: u64, more: &[(&str, u64)], killed: bool) -> anyhow::Result<PathBuf> {
+        let store = self.path(name);
+        let mut arguments = vec!["fill".to_owned(), store.display().to_string()];
+        let all = [("messages", messages)];
+        for (name, value) in all.iter().chain(more) {
+            arguments.extend([format!("--{name}"), value.to_string()]);
+        }
+        if killed {
+            arguments.push("--abort".to_owned());
+        }
+        self.run(&arguments, killed)?;
+        Ok(store)
+    }
+
+    fn probe(&self, store: &Path) -> anyhow::Result<Values> {
+        let copy = self.path("probe");
+        let (mut accepts, mut dues) = (Vec::new(), Vec::new());
+        for _ in 0..self.common.runs {
+            copy_store(store, &copy)?;
+            let values = self.run(&["probe".to_owned(), copy.display().to_string()], false)?;
+            fs::remove_dir_all(&copy)?;
+            accepts.extend(values.get("accept_per_second"));
+            dues.extend(values.get("next_due_microseconds"));
+        }
+        let named = [("accept", median(accepts)), ("due", median(dues))];
+        Ok(named.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
+    fn backlog(&self, program: &Program, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("backlog") {
+            return Ok(());
+        }
+        let wal = [("domains", DOMAINS), ("wal", WAL)];
+        let clean = [("domains", DOMAINS)];
+        let many = self.scaled(MANY);
+        let few = self.fill("few", FEW, &wal, true)?;
+        // Large first: what is short of disk is told at once. The killed store is the clean one with a WAL behind it.
+        let big = self.fill("many", many, &clean, false)?;
+        let (empty, full) = (
+            self.probe(&self.fill("empty", DOMAINS, &clean, false)?)?,
+            self.probe(&big)?,
+        );
+        let of = |values: &Values, name: &str| values.get(name).copied().unwrap_or(f64::NAN);
+        let rate = of(&full, "accept") / of(&empty, "accept");
+        told.figure(
+            "backlog: accepts / those of an empty store",
+            rate,
+            Mark::AtLeast(0.7),
+            "",
+        )?;
+        let speed = of(&empty, "due") / of(&full, "due");
+        told.figure(
+            "backlog: next due / that of an empty store",
+            speed,
+            Mark::AtLeast(0.7),
+            "",
+        )?;
+
+        let mut starts = |store: &Path| -> anyhow::Result<f64> {
+            let mut seconds = Vec::new();
+            for _ in 0..self.common.runs {
+                let copy = self.path("start");
+                copy_store(store, &copy)?;
+                seconds.push(program.start(&copy, DOMAINS)?.until_first_delivery()?);
+                fs::remove_dir_all(&copy)?;
+            }
+            Ok(median(seconds))
+        };
+        let after_stop = starts(&big)?;
+        told.figure(
+            "backlog: first delivery after a clean stop",
+            after_stop,
+            Mark::AtMost(2.0),
+            "s",
+        )?;
+        let small = starts(&few)?;
+        let memory = |store: &Path| -> anyhow::Result<f64> {
+            let copy = self.path("memory");
+            copy_store(store, &copy)?;
+            let resident = program.start(&copy, DOMAINS)?.resident_after(PASS)?;
+            fs::remove_dir_all(&copy)?;
+            Ok(resident as f64)
+        };
+        let (with_many, with_few) = (memory(&big)?, memory(&few)?);
+        told.figure(
+            "backlog: memory over that of 5,000",
+            (with_many - with_few) / MIB,
+            Mark::AtMost(64.0),
+            "MiB",
+        )?;
+        // The same store, with a WAL as long as that of the small one.
+        self.fill("many", 1, &wal, true)?;
+        let after_kill = starts(&big)?;
+        told.figure(
+            "backlog: first delivery after kill -9",
+            after_kill,
+            Mark::AtMost(2.0),
+            "s",
+        )?;
+        told.figure(
+            "backlog: times that of 5,000",
+            after_kill / small,
+            Mark::AtMost(1.5),
+            "",
+        )?;
+        for store in [big, few, self.path("empty")] {
+            fs::remove_dir_all(store)?;
+        }
+        Ok(())
+    }
+
+    fn many_queues(&self, program: &Program, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("queues") {
+            return Ok(());
+        }
+        let queues = self.scaled(QUEUES);
+        let few = self.fill("base", DUE, &[("domains", DUE)], false)?;
+        let base = program.start(&few, DUE)?.resident_after(DUE)?;
+        fs::remove_dir_all(&few)?;
+        let many = self.fill("queues", queues, &[("domains", queues), ("due", DUE)], false)?;
+        let resident = program.start(&many, DUE)?.resident_after(DUE)?;
+        fs::remove_dir_all(&many)?;
+        let more = (resident as f64 - base as f64) / MIB;
+        told.figure(
+            "queues: memory of 500,000 over the base",
+            more,
+            Mark::AtMost(64.0),
+            "MiB",
+        )
+    }
+
+    fn deletion(&self, program: &Program, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("deletion") {
+            return Ok(());
+        }
+        let store = self.fill(
+            "deletion",
+            self.scaled(DELETED),
+            &[("domains", DOMAINS), ("due", 0)],
+            false,
+        )?;
+        let waits = program.start(&store, DOMAINS)?.accepts_while_deleting()?;
+        fs::remove_dir_all(&store)?;
+        told.figure(
+            "deletion: longest accept / usual p99",
+            waits,
+            Mark::AtMost(5.0),
+            "",
+        )
+    }
+}
+
+impl Program {
+    fn start(&self, store: &Path, domains: u64) -> anyhow::Result<Start<'_>> {
+        Start::new(self, store, domains)
+    }
+}
+
+/// A copy that shares what never changes: tables and blob files by hard links, the rest as copies.
+fn copy_store(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        let never_changes = path
+            .extension()
+            .is_some_and(|name| name == "sst" || name == "blob");
+        if entry.file_type()?.is_dir() {
+            copy_store(&path, &target)?;
+        } else if never_changes {
+            fs::hard_link(&path, &target)?;
+        } else {
+            fs::copy(&path, &target)?;
+        }
+    }
+    Ok(())
+}
