@@ -166,11 +166,13 @@ impl<'a> Start<'a> {
             let flood = Flood::start(self.submission, PAUSE).await?;
             sleep(USUAL).await;
             let mut usual = std::mem::take(&mut *flood.waits.lock());
-            let mut delete = tokio::process::Command::new(&self.program.postrider);
-            delete.args([
-                "queue", "delete", "--tenant", "load", "--yes", "--json", "--config",
-            ]);
-            let output = delete.arg(&self.config).output().await?;
+            let mut delete = Command::new(&self.program.postrider);
+            delete
+                .args([
+                    "queue", "delete", "--tenant", "load", "--yes", "--json", "--config",
+                ])
+                .arg(&self.config);
+            let output = tokio::task::spawn_blocking(move || delete.output()).await??;
             let meanwhile = std::mem::take(&mut *flood.waits.lock());
             flood.stop().await?;
             ensure!(

@@ -248,7 +248,7 @@ impl Bench<'_> {
             "",
         )?;
 
-        let mut starts = |store: &Path| -> anyhow::Result<f64> {
+        let starts = |store: &Path| -> anyhow::Result<f64> {
             let mut seconds = Vec::new();
             for _ in 0..self.common.runs {
                 let copy = self.path("start");
