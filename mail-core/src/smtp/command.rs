@@ -425,9 +425,14 @@ fn closing_bracket(text: &[u8]) -> Option<usize> {
 }
 
 fn mailbox(address: &str, detail: u16) -> Result<Mailbox, Reply> {
-    address
+    let mailbox: Mailbox = address
         .parse()
-        .map_err(|wrong: BadMailbox| Reply::new(501, 1, detail, "").with_text(wrong.to_string()))
+        .map_err(|wrong: BadMailbox| Reply::new(501, 1, detail, "").with_text(wrong.to_string()))?;
+    // A domain beyond ASCII is longer in the form in which it is sent on.
+    if !address.is_ascii() && mailbox.to_string().len() + 2 > MAX_PATH {
+        return Err(Reply::new(501, 1, detail, "address too long"));
+    }
+    Ok(mailbox)
 }
 
 fn octets(value: Option<&str>) -> Result<u64, Reply> {
