@@ -228,6 +228,10 @@ impl Queue {
             return Err(OpenError::NotItsMark { mark: synced });
         }
         let store = Arc::new(ReopenStore::new(Arc::new(RocksStore::open(&store_folder)?)));
+        // Nothing is written into a store that has lost all it had.
+        if synced > 0 && store.get(Family::Meta, keys::FORMAT)?.is_none() {
+            return Err(OpenError::NotItsMark { mark: synced });
+        }
         let name = prepare(&*store)?;
         let mark = Mark::open(&mark_file, name).map_err(failed)?;
         if let Some(mark) = mark.of_another() {
