@@ -2,6 +2,7 @@
 
 mod anew;
 mod aside;
+mod import;
 mod mend;
 mod operator;
 
@@ -89,6 +90,10 @@ pub(crate) enum Request {
     SetAside {
         unit: UnitKey,
         aside: Box<Aside>,
+        reply: Reply<()>,
+    },
+    Import {
+        batch: Arc<crate::import::Batch>,
         reply: Reply<()>,
     },
     /// A record that did not verify, and that mail can do without.
@@ -321,6 +326,11 @@ impl Committer {
             Request::SetAside { unit, aside, reply } => {
                 let (result, fate) = verdict(self.set_aside(group, unit, &aside));
                 let result = result.and_then(|there| there.then_some(()).ok_or(CommitError::Gone));
+                group.answers.push(Answer::Done(reply, result));
+                fate
+            }
+            Request::Import { batch, reply } => {
+                let (result, fate) = verdict(self.import(group, &batch));
                 group.answers.push(Answer::Done(reply, result));
                 fate
             }
@@ -658,6 +668,10 @@ impl Committer {
             route_group: unit.route_group,
             domain: unit.domain.clone(),
         };
+        self.number(group, name)
+    }
+
+    fn number(&mut self, group: &mut Group, name: QueueName) -> Result<QueueId, ReadError> {
         if let Some(&id) = self.numbers.get(&name) {
             return Ok(id);
         }

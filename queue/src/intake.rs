@@ -510,6 +510,7 @@ fn body_bytes(request: &Request) -> usize {
         | Request::Resume { .. }
         | Request::Retry { .. }
         | Request::SetAside { .. }
+        | Request::Import { .. }
         | Request::Damaged(_)
         | Request::Mend { .. }
         | Request::Abandon(_)

@@ -4,8 +4,10 @@
 //! batch, one sync, then all are answered (docs/architecture.md). Reads are short and go straight to the store.
 
 mod aside;
+mod closed;
 mod committer;
 mod groups;
+mod import;
 mod index;
 mod intake;
 pub mod keys;
@@ -18,6 +20,7 @@ mod reopen;
 pub mod rocks;
 pub mod schedule;
 pub mod store;
+pub mod stream;
 mod suspension;
 mod upload;
 
@@ -26,7 +29,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use aside::{Aside, SetAside, SetAsideRecord};
+pub use closed::{Closed, Exported, FamilyCount, Problem, Stop, Verified};
 pub use groups::GroupError;
+pub use import::{ImportError, Imported};
 pub use index::{QueuePage, Totals};
 pub use intake::{Pending, Status};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
@@ -89,6 +94,12 @@ pub enum OpenError {
         /// One of the files.
         example: String,
     },
+    /// Nothing to read.
+    #[error("there is no store in {path}")]
+    NoStore {
+        /// The folder.
+        path: String,
+    },
     /// Made by a later version.
     #[error(
         "the store has format {found}, this program knows up to {FORMAT_VERSION}: run the version that made it, or newer"
@@ -101,7 +112,7 @@ pub enum OpenError {
     #[error(
         "the store ends at group {store}, but group {mark} was synced: acknowledged mail is missing, so the store was damaged \
          or put back from an older copy. Keep a copy of the folder; bring the newest copy back, or, to go on without what is \
-         missing, delete the file `mark` in it"
+         missing, delete the file `mark` in it (docs/durability.md, Damage)"
     )]
     OlderThanMark {
         /// The last group in the store.

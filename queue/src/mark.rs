@@ -44,6 +44,17 @@ impl Mark {
             .unwrap_or(0))
     }
 
+    /// The last group known synced of this store, without changing anything; 0 for none.
+    pub(crate) fn synced(path: &Path, store: [u8; 16]) -> io::Result<u64> {
+        let file = File::open(path)?;
+        if file.metadata()?.len() < 2 * SECTOR {
+            return Ok(0);
+        }
+        let slots = [read_slot(&file, 0)?, read_slot(&file, 1)?].into_iter().flatten();
+        let ours = slots.filter(|(of, _)| *of == store).map(|(_, group)| group);
+        Ok(ours.max().unwrap_or(0))
+    }
+
     /// Opens or makes the file.
     pub(crate) fn open(path: &Path, store: [u8; 16]) -> io::Result<Self> {
         let file = OpenOptions::new()

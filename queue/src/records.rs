@@ -34,6 +34,7 @@ impl Record for Counters {}
 impl Record for GroupRecord {}
 impl Record for UploadRecord {}
 impl Record for AsideRecord {}
+impl Record for ImportRecord {}
 impl Record for DamagedRecord {}
 impl Record for TotalsRecord {}
 
@@ -186,7 +187,7 @@ pub struct Signature {
 }
 
 /// `due`: what a settle needs to know, so that it reads one key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DueRecord {
     /// For the `deadline` key.
     pub expires_at: Timestamp,
@@ -315,6 +316,13 @@ pub struct AsideRecord {
     pub due: Timestamp,
     /// What its `due` key held.
     pub was: DueRecord,
+}
+
+/// `meta`: how far a stream has been taken in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportRecord {
+    /// Messages, from the stream's beginning.
+    pub messages: u64,
 }
 
 /// `aside`: a record that does not verify, as it was found.

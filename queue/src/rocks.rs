@@ -1,5 +1,7 @@
 //! The store on RocksDB.
 
+pub(crate) mod closed;
+
 use std::path::Path;
 
 use rocksdb::{

@@ -51,7 +51,7 @@ impl Selector {
     }
 
     /// Reads what [`Selector::key`] made.
-    fn from_key(key: &[u8]) -> Option<Self> {
+    pub(crate) fn from_key(key: &[u8]) -> Option<Self> {
         let mut parts = std::str::from_utf8(key).ok()?.split('\0');
         let mut part = || Some(parts.next()?).map(|text| Some(text).filter(|text| !text.is_empty()));
         let (tenant, stream, domain, queue) = (part()?, part()?, part()?, part()?);
@@ -61,6 +61,19 @@ impl Selector {
             domain: domain.map(str::parse).transpose().ok()?,
             queue: queue.map(str::parse).transpose().ok()?.map(QueueId),
         })
+    }
+}
+
+impl SuspensionRecord {
+    /// In place of one that does not verify: what an operator wanted to wait does not go for that.
+    pub(crate) fn damaged(selector: Selector) -> Self {
+        Self {
+            selector,
+            since: Timestamp(0),
+            until: None,
+            reason: "the record of a suspension is damaged".into(),
+            by: "the relay".into(),
+        }
     }
 }
 
@@ -126,13 +139,7 @@ impl Queue {
                     (Ok(record), _) => all.push(record),
                     (Err(error), Some(selector)) => {
                         tracing::error!(%selector, %error, "suspended until it is resumed");
-                        all.push(SuspensionRecord {
-                            selector,
-                            since: Timestamp(0),
-                            until: None,
-                            reason: "the record of a suspension is damaged".into(),
-                            by: "the relay".into(),
-                        });
+                        all.push(SuspensionRecord::damaged(selector));
                     }
                     (Err(error), None) => tracing::error!(%error, "a suspension of nothing that can be read"),
                 }

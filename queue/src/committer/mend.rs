@@ -42,7 +42,8 @@ impl Failed {
             | Request::Suspend { reply, .. }
             | Request::Resume { reply, .. }
             | Request::Retry { reply, .. }
-            | Request::SetAside { reply, .. } => drop(reply.send(Err(error))),
+            | Request::SetAside { reply, .. }
+            | Request::Import { reply, .. } => drop(reply.send(Err(error))),
             Request::Abandon(_)
             | Request::Nudge
             | Request::Rest { .. }

@@ -1,0 +1,379 @@
+//! A store that nothing else has open, for reading alone: nothing on the disk changes, whatever state it is in.
+
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use rocksdb::{
+    ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions,
+};
+use rustix::fs::{FlockOperation, fcntl_lock};
+
+use super::{explain, failed};
+use crate::store::{Batch, Family, KeyValue, Store, StoreError};
+
+/// Octets of keys when they are reckoned with; what is longer is cut.
+const WIDTH: usize = 48;
+
+/// Behind every key.
+pub(crate) const END: &[u8] = &[u8::MAX; 64];
+
+/// Octets read ahead by scans, which go through all there is.
+const READ_AHEAD: usize = 2 << 20;
+
+/// See the module.
+pub(crate) struct ClosedStore {
+    /// None where nothing of it could be opened.
+    db: Option<DB>,
+    /// Made of the tables that read, for families of which nothing did.
+    rebuilt: Option<(Rebuilt, Vec<Family>)>,
+    /// Go on behind what does not read.
+    lenient: bool,
+    skipped: Mutex<Vec<Skipped>>,
+    /// As long as it is held, no relay starts with the store.
+    _lock: Option<File>,
+}
+
+/// A range of keys in which something did not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Where.
+    pub family: Family,
+    /// From this key on.
+    pub from: Vec<u8>,
+    /// Up to this one, which reads again.
+    pub to: Vec<u8>,
+    /// What RocksDB, or the disk, said.
+    pub error: String,
+}
+
+impl ClosedStore {
+    /// Opens the store in `folder`. With `lenient` it is opened though files are missing, and scans go on behind what does not
+    /// read: [`Self::skipped`] tells of it then. Of families of which nothing reads, those tables are used that do.
+    pub(crate) fn open(folder: &Path, lenient: bool) -> Result<Self, StoreError> {
+        let lock = lock(folder)?;
+        let mut store = Self {
+            db: None,
+            rebuilt: None,
+            lenient,
+            skipped: Mutex::default(),
+            _lock: lock,
+        };
+        match open(folder, lenient) {
+            Ok(db) => store.db = Some(db),
+            Err(error) if !lenient => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, "put together from the tables that read");
+                store.rebuilt = Some((Rebuilt::of(folder)?, Family::ALL.to_vec()));
+            }
+        }
+        if lenient && store.db.is_some() {
+            let lost = |family: &Family| store.is_lost(*family);
+            let lost: Vec<_> = Family::ALL.into_iter().filter(lost).collect();
+            if !lost.is_empty() {
+                tracing::error!(families = ?lost, "put together from the tables that read");
+                store.skipped.lock().extend(lost.iter().map(|family| Skipped {
+                    family: *family,
+                    from: Vec::new(),
+                    to: END.to_vec(),
+                    error: "a table does not open; others were used".into(),
+                }));
+                store.rebuilt = Some((Rebuilt::of(folder)?, lost));
+            }
+        }
+        Ok(store)
+    }
+
+    /// Whether nothing of a family reads.
+    fn is_lost(&self, of: Family) -> bool {
+        let Some((db, family)) = self.family(of) else {
+            return false;
+        };
+        !reads_at(db, family, &[], END) && *reads_again(db, family, &[], END) == *END
+    }
+
+    /// What scans have gone past.
+    pub(crate) fn skipped(&self) -> Vec<Skipped> {
+        self.skipped.lock().clone()
+    }
+
+    /// Whether a scan has gone past this key.
+    pub(crate) fn has_skipped(&self, family: Family, key: &[u8]) -> bool {
+        let skipped = self.skipped.lock();
+        skipped
+            .iter()
+            .any(|range| range.family == family && *range.from <= *key && *key < *range.to)
+    }
+
+    fn family(&self, family: Family) -> Option<(&DB, &ColumnFamily)> {
+        let rebuilt = self
+            .rebuilt
+            .as_ref()
+            .filter(|(_, families)| families.contains(&family));
+        let db = match rebuilt {
+            Some((rebuilt, _)) => rebuilt.db.as_ref()?,
+            None => self.db.as_ref()?,
+        };
+        Some((db, db.cf_handle(family.name())?))
+    }
+
+    /// Hands on what reads. Where it ends early: the key to go on from, and why.
+    fn run(
+        (db, family): (&DB, &ColumnFamily),
+        (from, to): (&[u8], &[u8]),
+        verify: bool,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool, (Vec<u8>, StoreError)> {
+        let mut next = from.to_vec();
+        let mode = IteratorMode::From(from, Direction::Forward);
+        for entry in db.iterator_cf_opt(family, reading(to, verify), mode) {
+            let (key, value) = entry.map_err(|error| (next.clone(), failed(error)))?;
+            if !each(&key, &value) {
+                return Ok(false);
+            }
+            // The least key greater than this one.
+            next.clear();
+            next.extend_from_slice(&key);
+            next.push(0);
+        }
+        Ok(true)
+    }
+}
+
+impl Store for ClosedStore {
+    fn write(&self, _batch: &Batch, _sync: bool) -> Result<(), StoreError> {
+        Err(StoreError("the store was opened for reading alone".into()))
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some((db, family)) = self.family(family) else {
+            return Ok(None);
+        };
+        match db.get_cf(family, key) {
+            // What is in a block that does not verify has a checksum of its own.
+            Err(_) if self.lenient => {
+                let mut options = ReadOptions::default();
+                options.set_verify_checksums(false);
+                db.get_cf_opt(family, key, &options).map_err(failed)
+            }
+            found => found.map_err(failed),
+        }
+    }
+
+    fn scan(
+        &self,
+        of: Family,
+        from: &[u8],
+        to: &[u8],
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let Some((db, family)) = self.family(of) else {
+            return Ok(());
+        };
+        let mut from = from.to_vec();
+        while *from < *to {
+            let (at, error) = match Self::run((db, family), (&from, to), true, each) {
+                Ok(_) => return Ok(()),
+                Err((_, error)) if !self.lenient => return Err(error),
+                Err(early) => early,
+            };
+            let again = reads_again(db, family, &at, to);
+            self.skipped.lock().push(Skipped {
+                family: of,
+                from: at.clone(),
+                to: again.clone(),
+                error: error.0,
+            });
+            // Perhaps a bit of it flipped: each record tells for itself.
+            if let Ok(false) = Self::run((db, family), (&at, &again), false, each) {
+                return Ok(());
+            }
+            from = again;
+        }
+        Ok(())
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+        let Some((db, family)) = self.family(family).filter(|_| from < to) else {
+            return Ok(None);
+        };
+        let mut options = reading(to, true);
+        options.set_iterate_lower_bound(from);
+        let last = db.iterator_cf_opt(family, options, IteratorMode::End).next();
+        let found = last.map(|entry| entry.map(|(key, value)| (key.into_vec(), value.into_vec())));
+        found.transpose().map_err(failed)
+    }
+}
+
+/// A database made anew of the tables of another that read, in a folder of its own, by links: the other stays as it is.
+struct Rebuilt {
+    /// Closed before its folder goes.
+    db: Option<DB>,
+    folder: PathBuf,
+}
+
+impl Rebuilt {
+    fn of(folder: &Path) -> Result<Self, StoreError> {
+        let told = |error: std::io::Error| StoreError(format!("{}: {error}", folder.display()));
+        let made = std::env::temp_dir().join(format!("postrider-salvage-{}", std::process::id()));
+        // What was in the log alone is written there.
+        let private = std::fs::DirBuilder::new().mode(0o700).create(&made);
+        private.map_err(|error| StoreError(format!("{}: {error}", made.display())))?;
+        let mut rebuilt = Self {
+            db: None,
+            folder: made,
+        };
+        let from = folder.canonicalize().map_err(told)?;
+        for entry in std::fs::read_dir(&from).map_err(told)? {
+            let name = entry.map_err(told)?.file_name();
+            let is_data = Path::new(&name)
+                .extension()
+                .is_some_and(|kind| kind == "sst" || kind == "blob" || kind == "log");
+            if is_data {
+                std::os::unix::fs::symlink(from.join(&name), rebuilt.folder.join(&name)).map_err(told)?;
+            }
+        }
+        DB::repair(&Options::default(), &rebuilt.folder).map_err(failed)?;
+        rebuilt.db = Some(open(&rebuilt.folder, true)?);
+        Ok(rebuilt)
+    }
+}
+
+impl Drop for Rebuilt {
+    fn drop(&mut self) {
+        drop(self.db.take());
+        // Links, and what was made of the log.
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn open(folder: &Path, lenient: bool) -> Result<DB, StoreError> {
+    let told = |error: rocksdb::Error| StoreError(explain(folder, error.as_ref()));
+    let mut options = Options::default();
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_max_open_files(super::MAX_OPEN_FILES);
+    options.set_paranoid_checks(!lenient);
+    // An older version's store has fewer families; RocksDB wants its own first one opened.
+    let families = DB::list_cf(&options, folder).map_err(told)?;
+    let families = families
+        .into_iter()
+        .map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
+    DB::open_cf_descriptors_read_only(&options, folder, families, false).map_err(told)
+}
+
+/// Whether an iterator can be put there.
+fn reads_at(db: &DB, family: &ColumnFamily, from: &[u8], to: &[u8]) -> bool {
+    let mode = IteratorMode::From(from, Direction::Forward);
+    let first = db.iterator_cf_opt(family, reading(to, true), mode).next();
+    !matches!(first, Some(Err(_)))
+}
+
+/// The first key behind `from`, where nothing reads, at which it does again, or `to`. Keys are gone through as the numbers
+/// they are, in steps twice as long each time, and then back by halves.
+fn reads_again(db: &DB, family: &ColumnFamily, from: &[u8], to: &[u8]) -> Vec<u8> {
+    let (mut bad, end) = (number(from), number(to));
+    let mut good = end;
+    for bit in 0..8 * WIDTH {
+        let Some(next) = plus(&bad, bit).filter(|next| *next < end) else {
+            break;
+        };
+        if reads_at(db, family, &next, to) {
+            good = next;
+            break;
+        }
+        bad = next;
+    }
+    loop {
+        let middle = between(&bad, &good);
+        if middle == bad {
+            break;
+        }
+        if reads_at(db, family, &middle, to) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    if good == end { to.to_vec() } else { good.to_vec() }
+}
+
+/// Takes a share of the lock that RocksDB has while it is open for writing: none is to be had then, and none for writing while
+/// this one is held. `None` where there is no such file, as in a copy, or where the disk knows no locks.
+fn lock(folder: &Path) -> Result<Option<File>, StoreError> {
+    let Ok(file) = File::open(folder.join("LOCK")) else {
+        return Ok(None);
+    };
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Err(StoreError(format!(
+            "{} is in use by another process: stop the relay first",
+            folder.display()
+        ))),
+        Err(_) => Ok(None),
+    }
+}
+
+fn reading(to: &[u8], verify: bool) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(to);
+    options.set_verify_checksums(verify);
+    options.fill_cache(false);
+    options.set_readahead_size(READ_AHEAD);
+    options
+}
+
+/// A key as a number of [`WIDTH`] octets.
+fn number(key: &[u8]) -> [u8; WIDTH] {
+    let mut number = [0; WIDTH];
+    let length = key.len().min(WIDTH);
+    number[..length].copy_from_slice(&key[..length]);
+    number
+}
+
+/// Two to the `bit` more, if that is still a number.
+fn plus(number: &[u8; WIDTH], bit: usize) -> Option<[u8; WIDTH]> {
+    let mut sum = *number;
+    let mut carry = 1u16 << (bit % 8);
+    for octet in sum[..WIDTH - bit / 8].iter_mut().rev() {
+        carry += u16::from(*octet);
+        *octet = carry as u8;
+        carry >>= 8;
+        if carry == 0 {
+            return Some(sum);
+        }
+    }
+    None
+}
+
+/// Half-way, rounded down.
+fn between(low: &[u8; WIDTH], high: &[u8; WIDTH]) -> [u8; WIDTH] {
+    let mut sum = [0u8; WIDTH];
+    let mut carry = 0u16;
+    for at in (0..WIDTH).rev() {
+        carry += u16::from(low[at]) + u16::from(high[at]);
+        sum[at] = carry as u8;
+        carry >>= 8;
+    }
+    for octet in &mut sum {
+        let bits = (carry << 8) | u16::from(*octet);
+        *octet = (bits >> 1) as u8;
+        carry = bits & 1;
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_reckoned_with_as_numbers() {
+        assert_eq!(plus(&number(&[1, 255]), 8 * (WIDTH - 2)), Some(number(&[2])));
+        assert_eq!(plus(&number(&[255]), 8 * (WIDTH - 1)), None);
+        assert_eq!(between(&number(&[1]), &number(&[2])), number(&[1, 128]));
+        assert_eq!(between(&number(&[255]), &[255; WIDTH])[0], 255);
+        let one_apart = (number(&[]), plus(&number(&[]), 0).unwrap());
+        assert_eq!(between(&one_apart.0, &one_apart.1), one_apart.0);
+    }
+}
