@@ -76,6 +76,11 @@ impl Closed {
         self.behind.as_ref()
     }
 
+    /// Why RocksDB does not open the store as it is, if it does not: what can be read was put together from its tables then.
+    pub fn refused(&self) -> Option<&StoreError> {
+        self.store.refused()
+    }
+
     /// Ranges of keys that reading has gone past so far.
     pub fn skipped(&self) -> Vec<Skipped> {
         self.store.skipped()

@@ -16,7 +16,7 @@ use crate::stream::{
     LeftOut, Reader, StreamError,
 };
 use crate::upload::Uploaded;
-use crate::{CommitError, GroupError, Queue, ReadError, Status, keys};
+use crate::{CommitError, GroupError, Queue, ReadError, keys};
 
 /// A batch ends at so many messages, or so many octets of bodies.
 const AT_ONCE: usize = 256;
@@ -268,9 +268,7 @@ impl Import<'_> {
     }
 
     async fn flush(&mut self) -> Result<(), ImportError> {
-        if let Status::Full { .. } = self.queue.status() {
-            return Err(CommitError::Full.into());
-        }
+        self.queue.intake.takes_mail()?;
         let next = Batch {
             messages: Vec::new(),
             at: self.batch.at,

@@ -20,6 +20,7 @@ use space::Space;
 
 use crate::aside::DamageCounts;
 use crate::committer::{Committer, Failed, Reply, Request, chunk_sums};
+use crate::corruption::Corruption;
 use crate::mark::Mark;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::store::Store;
@@ -52,12 +53,15 @@ pub enum Status {
     },
     /// Writes fail. Nothing is taken, nothing new is begun; what peers have been told is recorded once writing works again.
     Failing(String),
+    /// RocksDB has found a file of the store's damaged. Nothing is accepted, now or after a restart; what reads is delivered.
+    Corrupt(String),
 }
 
 /// See the module.
 pub(crate) struct Intake {
     way: Way,
     shared: Arc<Shared>,
+    corruption: Arc<Corruption>,
     patience: Duration,
     bytes: Arc<Semaphore>,
 }
@@ -132,6 +136,7 @@ impl Intake {
         mark: Mark,
         space: Space,
         heal: Box<dyn Heal>,
+        corruption: Arc<Corruption>,
         options: &Options,
     ) -> Result<Self, OpenError> {
         let committer = Committer::new(store, damage)?;
@@ -163,6 +168,7 @@ impl Intake {
                 threads: Mutex::new(threads),
             },
             shared,
+            corruption,
             patience: options.commit_patience,
             bytes,
         })
@@ -173,6 +179,7 @@ impl Intake {
         Ok(Self {
             shared: Arc::new(Shared::new(committer.group())),
             way: Way::Inline(Mutex::new(committer)),
+            corruption: Arc::default(),
             patience: Duration::MAX,
             bytes: Arc::new(Semaphore::new(WAITING_BYTES)),
         })
@@ -235,11 +242,11 @@ impl Intake {
         }
     }
 
-    fn takes_mail(&self) -> Result<(), CommitError> {
+    pub(crate) fn takes_mail(&self) -> Result<(), CommitError> {
         match self.status() {
             Status::Healthy => Ok(()),
             Status::Full { .. } => Err(CommitError::Full),
-            Status::Failing(why) => Err(CommitError::Failing(why)),
+            Status::Failing(why) | Status::Corrupt(why) => Err(CommitError::Failing(why)),
         }
     }
 
@@ -403,7 +410,11 @@ impl Intake {
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.shared.status.read().clone()
+        match (&*self.shared.status.read(), self.corruption.found()) {
+            (failing @ Status::Failing(_), _) => failing.clone(),
+            (_, Some(found)) => Status::Corrupt(found.to_owned()),
+            (status, None) => status.clone(),
+        }
     }
 
     pub(crate) fn is_failing(&self) -> bool {
@@ -479,7 +490,7 @@ impl Shared {
                 *status = Status::Healthy;
             }
             (Status::Full { .. }, true) => *status = Status::Full { free },
-            (Status::Healthy, false) | (Status::Failing(_), _) => {}
+            (Status::Healthy, false) | (Status::Failing(_) | Status::Corrupt(_), _) => {}
         }
     }
 }
@@ -645,7 +656,16 @@ pub(crate) mod tests {
         };
         let space = Space::new(Box::new(|| u64::MAX), 0, None);
         let heal = Box::new(mend::tests::NoHealing);
-        let intake = Intake::threaded(Arc::new(behind), Arc::default(), mark, space, heal, &options).unwrap();
+        let intake = Intake::threaded(
+            Arc::new(behind),
+            Arc::default(),
+            mark,
+            space,
+            heal,
+            Arc::default(),
+            &options,
+        )
+        .unwrap();
         (intake, store, entered, let_go)
     }
 

@@ -6,6 +6,7 @@
 mod aside;
 mod closed;
 mod committer;
+mod corruption;
 mod groups;
 mod import;
 mod index;
@@ -29,6 +30,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use aside::{Aside, SetAside, SetAsideRecord};
+use corruption::Corruption;
+
 pub use closed::{Closed, Exported, FamilyCount, Problem, Stop, Verified};
 pub use groups::GroupError;
 pub use import::{ImportError, Imported};
@@ -67,6 +70,16 @@ pub struct Options {
     pub min_free_bytes: u64,
     /// How long an accept may wait for its group before it is withdrawn.
     pub commit_patience: Duration,
+}
+
+/// What a configuration has that says nothing.
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            min_free_bytes: 512 << 20,
+            commit_patience: Duration::from_secs(30),
+        }
+    }
 }
 
 /// Why a store was not opened.
@@ -129,6 +142,20 @@ pub enum OpenError {
         /// The last group known synced.
         mark: u64,
     },
+}
+
+impl OpenError {
+    /// With what to do, where what is there does not verify.
+    fn or_salvage(self) -> Self {
+        match self {
+            Self::Store(error) if error.is_corruption() => Self::Store(StoreError(format!(
+                "{}. Keep a copy of the folder; what can be read of it can be put into a new store: `postrider queue export \
+                 --salvage` (docs/durability.md, Damage)",
+                error.0
+            ))),
+            error => error,
+        }
+    }
 }
 
 /// A read that did not succeed.
@@ -200,7 +227,8 @@ fn strangers(folder: &Path) -> std::io::Result<Option<String>> {
     }
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let is_ours = ["mark", "ballast", "admin.sock", "lost+found"].contains(&name.as_str());
+        let is_ours =
+            ["mark", "ballast", "admin.sock", "lost+found", corruption::FILE].contains(&name.as_str());
         if !is_ours && !name.starts_with('.') {
             return Ok(Some(name));
         }
@@ -221,6 +249,10 @@ pub struct Queue {
 impl Queue {
     /// Opens the store in `folder`, made if it is not there, and starts the committer.
     pub fn open(folder: &Path, options: &Options) -> Result<Self, OpenError> {
+        Self::open_at(folder, options).map_err(OpenError::or_salvage)
+    }
+
+    fn open_at(folder: &Path, options: &Options) -> Result<Self, OpenError> {
         let failed = |cause| OpenError::Io {
             path: folder.display().to_string(),
             cause,
@@ -238,7 +270,9 @@ impl Queue {
         if synced > 0 && !store_folder.join("CURRENT").exists() {
             return Err(OpenError::NotItsMark { mark: synced });
         }
-        let store = Arc::new(ReopenStore::new(Arc::new(RocksStore::open(&store_folder)?)));
+        let corruption = Arc::new(Corruption::open(folder).map_err(failed)?);
+        let store = RocksStore::open(&store_folder, corruption.found().is_none())?;
+        let store = Arc::new(ReopenStore::new(Arc::new(store), corruption.clone()));
         // Nothing is written into a store that has lost all it had.
         if synced > 0 && store.get(Family::Meta, keys::FORMAT)?.is_none() {
             return Err(OpenError::NotItsMark { mark: synced });
@@ -263,6 +297,7 @@ impl Queue {
             folder: folder.to_owned(),
             name,
             damage: damage.clone(),
+            corruption: corruption.clone(),
         };
         let ballast = folder.join("ballast");
         let folder = folder.to_owned();
@@ -278,6 +313,7 @@ impl Queue {
             mark,
             space,
             Box::new(heal),
+            corruption,
             options,
         )?;
         Ok(Self {

@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 
 use crate::aside::DamageCounts;
 use crate::committer::Committer;
+use crate::corruption::Corruption;
 use crate::intake::mend::Heal;
 use crate::rocks::RocksStore;
 use crate::store::{Batch, Family, KeyValue, Store, StoreError};
@@ -19,19 +20,26 @@ use crate::{OpenError, prepare, sweep};
 const PROBE: usize = 64 << 10;
 
 /// See the module. Whoever reads holds it for that read alone.
-pub(crate) struct ReopenStore(RwLock<Option<Arc<RocksStore>>>);
+pub(crate) struct ReopenStore {
+    open: RwLock<Option<Arc<RocksStore>>>,
+    corruption: Arc<Corruption>,
+}
 
 impl ReopenStore {
-    pub(crate) fn new(store: Arc<RocksStore>) -> Self {
-        Self(RwLock::new(Some(store)))
+    pub(crate) fn new(store: Arc<RocksStore>, corruption: Arc<Corruption>) -> Self {
+        Self {
+            open: RwLock::new(Some(store)),
+            corruption,
+        }
     }
 
     fn with<T>(&self, what: impl FnOnce(&RocksStore) -> Result<T, StoreError>) -> Result<T, StoreError> {
         // Recursive: a scan may read more, and must not wait for a writer that waits for the scan.
-        match &*self.0.read_recursive() {
+        let done = match &*self.open.read_recursive() {
             Some(store) => what(store),
             None => Err(StoreError("it is closed after a failure".into())),
-        }
+        };
+        done.inspect_err(|error| self.corruption.note(error))
     }
 }
 
@@ -75,6 +83,8 @@ pub(crate) struct Reopener {
     pub(crate) name: [u8; 16],
     /// Counts what does not verify.
     pub(crate) damage: Arc<DamageCounts>,
+    /// Knows whether it does not verify to RocksDB.
+    pub(crate) corruption: Arc<Corruption>,
 }
 
 impl Heal for Reopener {
@@ -84,11 +94,12 @@ impl Heal for Reopener {
             path: self.folder.display().to_string(),
             cause,
         })?;
-        let mut open = self.store.0.write();
+        let mut open = self.store.open.write();
         if let Some(store) = open.take() {
             store.quiet();
         }
-        let store = Arc::new(RocksStore::open(&self.folder.join("store"))?);
+        let compactions = self.corruption.found().is_none();
+        let store = Arc::new(RocksStore::open(&self.folder.join("store"), compactions)?);
         if prepare(&*store)? != self.name {
             return Err(OpenError::NotItsMark { mark: synced });
         }
@@ -142,14 +153,15 @@ mod tests {
         queue.close();
         drop(queue);
 
-        let store = Arc::new(RocksStore::open(&folder.path().join("store")).unwrap());
+        let store = Arc::new(RocksStore::open(&folder.path().join("store"), true).unwrap());
         let name = prepare(&*store).unwrap();
-        let store = Arc::new(ReopenStore::new(store));
+        let store = Arc::new(ReopenStore::new(store, Arc::default()));
         let mut reopener = Reopener {
             store: store.clone(),
             folder: folder.path().to_owned(),
             name,
             damage: Arc::default(),
+            corruption: Arc::default(),
         };
         let reads = || {
             [1, 2, 3].map(|number| {

@@ -30,11 +30,15 @@ pub struct RocksStore {
 }
 
 impl RocksStore {
-    /// Opens the store in `folder`, made if it is not there. Fails if another process has it open.
-    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+    /// Opens the store in `folder`, made if it is not there. Fails if another process has it open. Without `compactions` those
+    /// tables alone are read that somebody asks for: a compaction that meets a damaged one ends all writing.
+    pub fn open(folder: &Path, compactions: bool) -> Result<Self, StoreError> {
         let cache = Cache::new_lru_cache(BLOCK_CACHE);
-        let families = Family::ALL
-            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
+        let families = Family::ALL.map(|family| {
+            let mut options = family_options(family, &cache);
+            options.set_disable_auto_compactions(!compactions);
+            ColumnFamilyDescriptor::new(family.name(), options)
+        });
         let db = DB::open_cf_descriptors(&database_options(), folder, families)
             .map_err(|error| StoreError(explain(folder, error.as_ref())))?;
         Ok(Self { db })

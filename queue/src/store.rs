@@ -100,7 +100,8 @@ pub struct StoreError(pub String);
 impl StoreError {
     /// Whether RocksDB found what it reads to be damaged: a block that does not verify, or a file that is gone.
     pub fn is_corruption(&self) -> bool {
-        self.0.starts_with("Corruption: ")
+        // Where it did not open, its folder's name stands before.
+        self.0.starts_with("Corruption: ") || self.0.contains(": Corruption: ")
     }
 }
 

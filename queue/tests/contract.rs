@@ -12,7 +12,7 @@ use queue::store::{Batch, Family, MemoryStore, Store};
 fn both(check: impl Fn(&dyn Store)) {
     check(&MemoryStore::new());
     let folder = tempfile::tempdir().unwrap();
-    check(&RocksStore::open(folder.path()).unwrap());
+    check(&RocksStore::open(folder.path(), true).unwrap());
 }
 
 fn put(store: &dyn Store, family: Family, pairs: &[(&[u8], &[u8])]) {
@@ -92,8 +92,8 @@ fn scans_go_in_octet_order_within_their_bounds() {
 #[test]
 fn a_store_in_use_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let _open = RocksStore::open(folder.path()).unwrap();
-    let Err(refused) = RocksStore::open(folder.path()) else {
+    let _open = RocksStore::open(folder.path(), true).unwrap();
+    let Err(refused) = RocksStore::open(folder.path(), true) else {
         panic!("opened twice")
     };
     assert!(
@@ -140,7 +140,7 @@ proptest! {
     fn random_operations_leave_equal_contents(steps in proptest::collection::vec(step(), 1..60)) {
         let folder = tempfile::tempdir().unwrap();
         let model = MemoryStore::new();
-        let mut rocks = Some(RocksStore::open(folder.path()).unwrap());
+        let mut rocks = Some(RocksStore::open(folder.path(), true).unwrap());
         for step in steps {
             let mut batch = Batch::default();
             match step {
@@ -148,7 +148,7 @@ proptest! {
                 Step::Delete(family, key) => batch.delete(Family::ALL[family], &[key]),
                 Step::Reopen => {
                     drop(rocks.take());
-                    rocks = Some(RocksStore::open(folder.path()).unwrap());
+                    rocks = Some(RocksStore::open(folder.path(), true).unwrap());
                 }
             }
             model.write(&batch, true).unwrap();

@@ -19,7 +19,8 @@ use common::{FIRST, START, block_on, defer, end, message, settle};
 use queue::rocks::RocksStore;
 use queue::store::{Batch, Family, MemoryStore, Store};
 use queue::{
-    Aside, AsideCause, EventKind, Fate, HoldRecord, HoldScope, Queue, RouteGroup, Selector, SuspensionRecord,
+    Aside, AsideCause, Closed, EventKind, Fate, HoldRecord, HoldScope, Queue, RouteGroup, Selector,
+    SuspensionRecord,
 };
 
 const V1: &str = include_str!("fixtures/v1.txt");
@@ -205,7 +206,10 @@ fn reads(fixture: &str) {
     assert!(!store.families().contains(&Family::Body));
 
     let folder = tempfile::tempdir().unwrap();
-    load(&RocksStore::open(&folder.path().join("store")).unwrap(), fixture);
+    load(
+        &RocksStore::open(&folder.path().join("store"), true).unwrap(),
+        fixture,
+    );
     let options = queue::Options {
         min_free_bytes: 0,
         commit_patience: Duration::from_secs(60),
@@ -234,4 +238,53 @@ fn what_is_written_today_is_version_2() {
         std::fs::write(path, &written).unwrap();
     }
     assert_eq!(lines(&written), lines(V2));
+}
+
+const OPTIONS: queue::Options = queue::Options {
+    min_free_bytes: 0,
+    commit_patience: Duration::from_secs(60),
+};
+
+/// A stream of every released version is taken in for ever: this one was made of `v2.txt`. POSTRIDER_WRITE_STREAM names a file
+/// to write today's to.
+#[test]
+fn a_stream_of_version_1_is_taken_in() {
+    let folder = tempfile::tempdir().unwrap();
+    load(&RocksStore::open(&folder.path().join("store"), true).unwrap(), V2);
+    let closed = Closed::open(folder.path(), false).unwrap();
+    let mut today = Vec::new();
+    let header = ([1; 16], "0.1.0", START);
+    let exported = closed.export(&mut today, header, &mut |_| {}).unwrap();
+    drop(closed);
+    if let Some(path) = std::env::var_os("POSTRIDER_WRITE_STREAM") {
+        std::fs::write(path, format!("{}\n", hex(&today))).unwrap();
+    }
+    let fixture = unhex(include_str!("fixtures/stream-1.txt").trim_end());
+    assert!(today == fixture, "what is written today is another version");
+
+    let folder = tempfile::tempdir().unwrap();
+    let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+    let imported = block_on(queue.import(&fixture[..], START, false, &mut |_| {})).unwrap();
+    assert_eq!(imported.counts, exported.counts);
+    assert_eq!(
+        (imported.messages, imported.units, imported.suspensions),
+        (3, 4, 1)
+    );
+    let aside = queue.set_aside_units(None, 9).unwrap().0;
+    let causes: Vec<_> = aside.iter().map(|aside| aside.record.cause).collect();
+    assert_eq!(causes.len(), 2, "{causes:?}");
+    let (mut waiting, mut deferred) = (0, 0);
+    for (id, _) in queue.queues(None, 9).unwrap() {
+        for unit in queue.due(id, FIRST, 9).unwrap().0 {
+            let message = queue.message(unit.id).unwrap().unwrap();
+            assert_eq!(
+                queue.body(unit.id, &message.envelope).unwrap(),
+                &b"Subject: one\r\n\r\nhello\r\n"[..]
+            );
+            deferred += u32::from(unit.due == START + Duration::from_secs(60));
+            waiting += 1;
+        }
+    }
+    assert_eq!((waiting, deferred), (2, 1));
+    queue.close();
 }

@@ -62,7 +62,7 @@ fn held(store: &dyn Store, family: Family) -> usize {
 
 /// What is left of bodies in a folder's store: chunks, and names of uploads.
 fn left_in(folder: &Path) -> (usize, usize) {
-    let store = RocksStore::open(&folder.join("store")).unwrap();
+    let store = RocksStore::open(&folder.join("store"), true).unwrap();
     (held(&store, Family::Body), held(&store, Family::Upload))
 }
 

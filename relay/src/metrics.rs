@@ -47,6 +47,7 @@ struct Inner {
     aside: IntGaugeVec,
     damaged: IntCounterVec,
     reopened: IntCounter,
+    corrupt: IntGauge,
     /// When they were read.
     read: Mutex<Option<Instant>>,
 }
@@ -103,6 +104,11 @@ impl QueueSeries {
                 "postrider_store_reopened_total",
                 "How often the store was opened anew after writes had failed. Alert on any: the disk is failing, or was full.",
             )?,
+            corrupt: IntGauge::new(
+                "postrider_store_damaged",
+                "1 where RocksDB has found a file of the store's damaged: nothing is accepted, what reads is delivered. Alert on \
+                 it: docs/durability.md, Damage.",
+            )?,
             read: Mutex::default(),
         };
         for family in Family::ALL {
@@ -110,6 +116,7 @@ impl QueueSeries {
         }
         registry.register(Box::new(series.damaged.clone()))?;
         registry.register(Box::new(series.reopened.clone()))?;
+        registry.register(Box::new(series.corrupt.clone()))?;
         for gauge in [&series.queues, &series.holds, &series.suspensions] {
             registry.register(Box::new(gauge.clone()))?;
         }
@@ -127,6 +134,8 @@ impl QueueSeries {
             return Ok(());
         }
         *read = Some(now);
+        let corrupt = matches!(series.queue.status(), queue::Status::Corrupt(_));
+        series.corrupt.set(i64::from(corrupt));
         let reopened = series.queue.reopened();
         series
             .reopened

@@ -16,7 +16,7 @@ use admin_api::server::Certificate;
 use admin_api::socket::{AdminSocket, SocketName};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use queue::{Options, Queue};
+use queue::Queue;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 
@@ -98,10 +98,6 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         .as_ref()
         .map(std::net::TcpListener::local_addr)
         .transpose()?;
-    let options = Options {
-        min_free_bytes: settings.store.min_free_bytes,
-        commit_patience: settings.store.commit_patience,
-    };
     let admin_http = settings.admin.http.clone();
     let admin_socket = admin_http
         .as_ref()
@@ -111,7 +107,7 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         Some(files) => Some(Arc::new(ArcSwap::new(crate::tls::http_config(files)?))),
         None => None,
     };
-    let queue = Queue::open(&settings.store.path, &options)
+    let queue = Queue::open(&settings.store.path, &settings.store.options())
         .with_context(|| format!("the queue in {}", settings.store.path.display()))?;
     let doors = Builder::new_multi_thread()
         .worker_threads(1)

@@ -28,6 +28,8 @@ pub(crate) struct ClosedStore {
     db: Option<DB>,
     /// Made of the tables that read, for families of which nothing did.
     rebuilt: Option<(Rebuilt, Vec<Family>)>,
+    /// Why it did not open as it is.
+    refused: Option<StoreError>,
     /// Go on behind what does not read.
     lenient: bool,
     skipped: Mutex<Vec<Skipped>>,
@@ -56,6 +58,7 @@ impl ClosedStore {
         let mut store = Self {
             db: None,
             rebuilt: None,
+            refused: None,
             lenient,
             skipped: Mutex::default(),
             _lock: lock,
@@ -64,15 +67,14 @@ impl ClosedStore {
             Ok(db) => store.db = Some(db),
             Err(error) if !lenient => return Err(error),
             Err(error) => {
-                tracing::error!(%error, "put together from the tables that read");
                 store.rebuilt = Some((Rebuilt::of(folder)?, Family::ALL.to_vec()));
+                store.refused = Some(error);
             }
         }
         if lenient && store.db.is_some() {
             let lost = |family: &Family| store.is_lost(*family);
             let lost: Vec<_> = Family::ALL.into_iter().filter(lost).collect();
             if !lost.is_empty() {
-                tracing::error!(families = ?lost, "put together from the tables that read");
                 store.skipped.lock().extend(lost.iter().map(|family| Skipped {
                     family: *family,
                     from: Vec::new(),
@@ -91,6 +93,11 @@ impl ClosedStore {
             return false;
         };
         !reads_at(db, family, &[], END) && *reads_again(db, family, &[], END) == *END
+    }
+
+    /// Why it did not open as it is, if it did not: what reads then was put together from its tables.
+    pub(crate) fn refused(&self) -> Option<&StoreError> {
+        self.refused.as_ref()
     }
 
     /// What scans have gone past.

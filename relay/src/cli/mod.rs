@@ -9,6 +9,7 @@ mod output;
 mod queue;
 mod run;
 mod send;
+mod store;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! `postrider queue` and `postrider message`: what the running relay says through its admin API.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use admin_api::client::Client;
 use admin_api::operate::Suspension;
@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::damaged::{self, DamagedCommand};
 use super::operate::{self, Names, Which};
 use super::output::{columns, plain, print, print_json, size};
+use super::store::{self, StoreFolder};
 use super::{ConfigFile, Failure};
 use crate::delivery::client_tls::ClientTls;
 
@@ -120,6 +121,52 @@ pub(super) enum QueueCommand {
         json: bool,
         #[command(flatten)]
         api: Api,
+    },
+    /// Read all of a store that no relay has open, and tell what in it does not verify. Changes nothing.
+    #[command(after_help = "Exit code 1 where something is wrong. docs/durability.md tells what to do then.")]
+    Verify {
+        #[command(flatten)]
+        store: StoreFolder,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write all mail of a store that no relay has open, with its state, as a stream for `queue import`. Changes nothing.
+    #[command(
+        after_help = "Exit code 1 where something could not be read and is not in the stream; it is told line by line.\n\n\
+        Example, out of a damaged store into a new one:\n  \
+        postrider queue export --salvage | postrider queue import --store /var/lib/postrider-new"
+    )]
+    Export {
+        #[command(flatten)]
+        store: StoreFolder,
+        /// The stream's file, which must not be there yet; unless given, standard output.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Go on behind what does not read, and take what is there of a store that lost its end.
+        #[arg(long)]
+        salvage: bool,
+        /// Print what was done as JSON: to standard error where the stream goes to standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take mail of `queue export` into a store that no relay has open, as it was: IDs, attempts, due times, deadlines.
+    #[command(
+        after_help = "A message that is there already is passed over; a stream that was taken in half is gone on with. Run it as \
+        the user the relay runs as."
+    )]
+    Import {
+        /// The stream; unless given, standard input.
+        #[arg(value_name = "FILE")]
+        stream: Option<PathBuf>,
+        #[command(flatten)]
+        store: StoreFolder,
+        /// Mail whose smart host nobody can tell, its record being damaged, goes by MX; unless given, it waits.
+        #[arg(long)]
+        lost_by_mx: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -267,6 +314,19 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
             json,
             api,
         } => return damaged::damaged(command, limit, json, &api),
+        QueueCommand::Verify { store, json } => return store::verify(&store, json),
+        QueueCommand::Export {
+            store,
+            output,
+            salvage,
+            json,
+        } => return store::export(&store, output.as_deref(), salvage, json),
+        QueueCommand::Import {
+            stream,
+            store,
+            lost_by_mx,
+            json,
+        } => return store::import(&store, stream.as_deref(), lost_by_mx, json),
         QueueCommand::Delete {
             which,
             yes,

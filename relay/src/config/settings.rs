@@ -71,6 +71,16 @@ pub struct StoreSettings {
     pub body_cache_bytes: u64,
 }
 
+impl StoreSettings {
+    /// The bounds of the queue.
+    pub fn options(&self) -> queue::Options {
+        queue::Options {
+            min_free_bytes: self.min_free_bytes,
+            commit_patience: self.commit_patience,
+        }
+    }
+}
+
 /// A listening socket.
 #[derive(Clone, Debug)]
 pub struct Listener {

@@ -195,7 +195,7 @@ impl Front {
         match self.queue.status() {
             Status::Healthy => None,
             Status::Full { .. } => Some(Reply::new(452, 3, 1, "too little space; come back later")),
-            Status::Failing(_) => Some(Reply::new(
+            Status::Failing(_) | Status::Corrupt(_) => Some(Reply::new(
                 451,
                 3,
                 0,

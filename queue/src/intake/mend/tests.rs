@@ -121,6 +121,7 @@ fn world() -> World {
         mark,
         space,
         Box::new(heal),
+        Arc::default(),
         &options,
     )
     .unwrap();
