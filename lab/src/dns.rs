@@ -114,14 +114,15 @@ fn name(text: &str) -> Result<Name, BadName> {
 }
 
 /// A running name server.
-pub(crate) struct DnsServer {
-    pub(crate) address: SocketAddr,
+pub struct DnsServer {
+    /// Where it listens, UDP and TCP.
+    pub address: SocketAddr,
     server: Server<Authority>,
 }
 
 impl DnsServer {
     /// Binds UDP and TCP to `address`; port 0 lets the system choose one that is free for both.
-    pub(crate) async fn start(address: SocketAddr, zone: Zone) -> io::Result<Self> {
+    pub async fn start(address: SocketAddr, zone: Zone) -> io::Result<Self> {
         let (udp, tcp) = bind(address).await?;
         let address = tcp.local_addr()?;
         let mut server = Server::new(Authority::new(zone));
@@ -131,7 +132,7 @@ impl DnsServer {
     }
 
     /// Closes both sockets.
-    pub(crate) async fn stop(mut self) {
+    pub async fn stop(mut self) {
         // Its only failures are of connections that broke off.
         let _ = tokio::time::timeout(TCP_PATIENCE, self.server.shutdown_gracefully()).await;
     }

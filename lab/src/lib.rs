@@ -42,7 +42,7 @@ pub use behaviour::{
     Unknown, Utf8, Visit,
 };
 pub use ca::{Ca, CaError, Issued};
-pub use dns::{BadName, Zone};
+pub use dns::{BadName, DnsServer, Zone};
 pub use mailbox::{Delivery, Entry, Keep, Limits, Mailboxes};
 pub use receiver::{MAX_MESSAGE_BYTES, Observer};
 pub use script::{Played, Script};

@@ -3,11 +3,13 @@
 mod crash;
 mod flood;
 mod ledger;
+mod load;
 mod marks;
 mod message;
 mod powercut;
 mod receivers;
 mod relay;
+mod scenario;
 
 use std::process::ExitCode;
 
@@ -23,6 +25,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Send mail as fast as it is taken, or at a rate, and measure how it is answered.
+    Flood(load::FloodOptions),
+    /// Take mail for many domains, and find what is damaged, missing or there twice.
+    Sink(load::SinkOptions),
+    /// Play whole runs, each with a store and processes of its own: what they cost, and a verdict on loss, damage and order.
+    Scenario(scenario::Options),
     /// Kill the relay with SIGKILL at random moments under load, start it again, and account for every message.
     Crash(crash::Options),
     /// Measure what is promised, and say where it falls short: a figure a line, exit code 1 if one does.
@@ -49,6 +57,9 @@ fn main() -> ExitCode {
 /// False where a promise did not hold.
 fn run(command: &Command) -> anyhow::Result<bool> {
     match command {
+        Command::Flood(options) => load::flood(options),
+        Command::Sink(options) => load::sink(options),
+        Command::Scenario(options) => scenario::run(options),
         Command::Crash(options) => block_on(crash::run(options)),
         Command::Marks(options) => marks::run(options),
         Command::Powercut(options) => block_on(powercut::run(options)),

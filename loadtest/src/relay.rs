@@ -42,6 +42,8 @@ impl Program {
 pub(crate) struct Relay {
     program: Program,
     folder: PathBuf,
+    /// What it logs, as `RUST_LOG` says it.
+    log_level: &'static str,
     child: Option<Child>,
     pub(crate) address: SocketAddr,
 }
@@ -55,12 +57,6 @@ impl Relay {
         receivers: &Receivers,
     ) -> anyhow::Result<Self> {
         let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-        let relay = Self {
-            program: program.clone(),
-            folder: folder.to_owned(),
-            child: None,
-            address,
-        };
         let configuration = format!(
             "hostname = \"relay.second.test\"\ndrain_timeout = \"5s\"\n\
              [store]\npath = \"{store}\"\nmin_free = \"16MiB\"\n\
@@ -76,8 +72,55 @@ impl Relay {
             port = receivers.smtp_port(),
             dns = receivers.dns(),
         );
+        Self::with_configuration(
+            program,
+            folder,
+            address,
+            "info,relay::delivery::courier=debug",
+            &configuration,
+        )
+    }
+
+    /// One that listens on `address`, as `configuration` says.
+    pub(crate) fn with_configuration(
+        program: &Program,
+        folder: &Path,
+        address: SocketAddr,
+        log_level: &'static str,
+        configuration: &str,
+    ) -> anyhow::Result<Self> {
+        let relay = Self {
+            program: program.clone(),
+            folder: folder.to_owned(),
+            log_level,
+            child: None,
+            address,
+        };
         std::fs::write(relay.config(), configuration)?;
         Ok(relay)
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Runs a command of its own, with its configuration; what it prints.
+    pub(crate) async fn command(&self, words: &[&str]) -> anyhow::Result<Vec<u8>> {
+        let mut command = Command::new(&self.program.postrider);
+        command
+            .args(words)
+            .arg("--config")
+            .arg(self.config())
+            .stdin(Stdio::null());
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        ensure!(
+            output.status.success(),
+            "{}: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(output.stdout)
     }
 
     fn config(&self) -> PathBuf {
@@ -101,7 +144,7 @@ impl Relay {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            .env("RUST_LOG", "info,relay::delivery::courier=debug")
+            .env("RUST_LOG", self.log_level)
             .env_remove("POSTRIDER_SABOTAGE");
         if let Some(switch) = &self.program.sabotage {
             command.env("POSTRIDER_SABOTAGE", switch);
@@ -164,18 +207,8 @@ impl Relay {
 
     /// Whether its queues hold nothing, as it says itself.
     pub(crate) async fn is_empty(&self) -> anyhow::Result<bool> {
-        let mut command = Command::new(&self.program.postrider);
-        command
-            .args(["queue", "list", "--json", "--config"])
-            .arg(self.config())
-            .stdin(Stdio::null());
-        let output = tokio::task::spawn_blocking(move || command.output()).await??;
-        ensure!(
-            output.status.success(),
-            "queue list: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let printed = self.command(&["queue", "list", "--json"]).await?;
+        let told: serde_json::Value = serde_json::from_slice(&printed)?;
         let queues = told["queues"].as_array().context("queue list: no queues")?;
         Ok(queues.is_empty())
     }

@@ -1,0 +1,452 @@
+//! The sessions of a load: as fast as they are answered, or at a rate.
+//!
+//! At a rate, each message has a moment at which it is meant to begin, whether or not a session is free then, and its latency counts
+//! from there: what a stalled relay keeps others from sending is measured too (no coordinated omission).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use base64::Engine as _;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::letters::Letters;
+use super::record::{Rows, Sent, Zero};
+use super::wire::{PATIENCE, Peer, Reply, Stream};
+
+/// Before a session that could not connect tries again.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Failed connections in a row after which a session gives up.
+const TRIES: u32 = 100;
+
+/// How a connection is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Tls {
+    /// Not at all.
+    Off,
+    /// By STARTTLS.
+    Starttls,
+    /// From the start.
+    Implicit,
+}
+
+/// How messages are transferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Transfer {
+    /// Command by command.
+    Lockstep,
+    /// MAIL, RCPT and DATA in one write (RFC 2920), where it is offered.
+    Pipelined,
+    /// MAIL, RCPT, BDAT and the message in one write (RFC 3030).
+    Bdat,
+}
+
+/// Where to, and how.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: Tls,
+    pub(crate) connector: TlsConnector,
+    /// The name that its certificate is held against.
+    pub(crate) name: ServerName<'static>,
+    /// User and password.
+    pub(crate) login: Option<(String, String)>,
+    pub(crate) transfer: Transfer,
+}
+
+impl Target {
+    /// In clear, without a login.
+    pub(crate) fn plain(address: SocketAddr) -> anyhow::Result<Self> {
+        Ok(Self {
+            address,
+            tls: Tls::Off,
+            connector: connector()?,
+            name: ServerName::IpAddress(address.ip().into()),
+            login: None,
+            transfer: Transfer::Pipelined,
+        })
+    }
+}
+
+/// For TLS that proves nothing: a load measures, and often meets certificates made for the day.
+fn connector() -> anyhow::Result<TlsConnector> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let any = Arc::new(AnyCertificate(Arc::clone(&provider)));
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(any)
+        .with_no_client_auth();
+    Ok(Arc::new(config).into())
+}
+
+#[derive(Debug)]
+struct AnyCertificate(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &[rustls_pki_types::CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &rustls_pki_types::CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &rustls_pki_types::CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// How much, and how fast.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    pub(crate) sessions: usize,
+    /// Messages a second, all sessions together; `None`: as fast as they are answered.
+    pub(crate) rate: Option<f64>,
+    /// The load ends after so many, or after the time.
+    pub(crate) messages: u32,
+    pub(crate) time: Option<Duration>,
+    /// After so many a session says QUIT, and connects anew.
+    pub(crate) per_session: u32,
+}
+
+/// A load under way.
+pub(crate) struct Load {
+    letters: Arc<Letters>,
+    target: Target,
+    pace: Pace,
+    zero: Zero,
+    /// When it began, since the run's zero.
+    began: Duration,
+    /// Its messages' numbers begin here.
+    first: u32,
+    next: AtomicU32,
+    stop: AtomicBool,
+    pub(crate) sent: Rows<Sent>,
+    pub(crate) octets: AtomicU64,
+    pub(crate) accepted: AtomicU64,
+    /// Sessions that broke off.
+    pub(crate) broken: AtomicU64,
+}
+
+impl Load {
+    /// Of messages that are numbered from `first`.
+    pub(crate) fn new(
+        letters: Arc<Letters>,
+        target: Target,
+        pace: Pace,
+        zero: Zero,
+        first: u32,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            letters,
+            target,
+            pace,
+            zero,
+            began: zero.elapsed(),
+            first,
+            next: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
+            sent: Rows::default(),
+            octets: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+        })
+    }
+
+    /// When it began, since the run's zero.
+    pub(crate) fn began(&self) -> Duration {
+        self.began
+    }
+
+    /// No session begins another message.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Runs to its end.
+    pub(crate) async fn run(self: &Arc<Self>) -> anyhow::Result<()> {
+        let mut sessions = JoinSet::new();
+        for _ in 0..self.pace.sessions {
+            sessions.spawn(Arc::clone(self).session());
+        }
+        while let Some(ended) = sessions.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+
+    /// The next message's number, and when it is meant to begin.
+    fn ticket(&self) -> Option<(u32, Duration)> {
+        if self.stop.load(Ordering::Relaxed) || self.next.load(Ordering::Relaxed) >= self.pace.messages {
+            return None;
+        }
+        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        let meant = match self.pace.rate {
+            Some(rate) => self.began + Duration::from_secs_f64(f64::from(ticket) / rate),
+            None => self.zero.elapsed(),
+        };
+        let in_time = self
+            .pace
+            .time
+            .is_none_or(|time| meant.saturating_sub(self.began) < time);
+        (in_time && ticket < self.pace.messages).then_some((self.first + ticket, meant))
+    }
+
+    /// Connects as often as it takes. What it has a ticket for it sends, or records as not answered.
+    async fn session(self: Arc<Self>) -> anyhow::Result<()> {
+        let mut tries = 0;
+        while let Some(ticket) = self.ticket() {
+            let mut ticket = Some(ticket);
+            loop {
+                match self.visit(&mut ticket).await {
+                    Ok(()) => tries = 0,
+                    Err(Trouble::Wrong(error)) => return Err(error),
+                    Err(Trouble::Broken(error)) => {
+                        self.broken.fetch_add(1, Ordering::Relaxed);
+                        tries += 1;
+                        if tries >= TRIES {
+                            return Err(error).context(format!("{TRIES} connections in a row failed"));
+                        }
+                        sleep(AGAIN).await;
+                    }
+                }
+                if ticket.is_none() || self.stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn visit(&self, ticket: &mut Option<(u32, Duration)>) -> Result<(), Trouble> {
+        let Target {
+            address,
+            tls,
+            connector,
+            name,
+            ..
+        } = &self.target;
+        let stream = timeout(PATIENCE, TcpStream::connect(address))
+            .await
+            .map_err(io::Error::from)??;
+        stream.set_nodelay(true)?;
+        let handshake = |stream| async move {
+            let handshake = connector.connect(name.clone(), stream);
+            timeout(PATIENCE, handshake).await.map_err(io::Error::from)?
+        };
+        match tls {
+            Tls::Off => {
+                let mut peer = Peer::new(stream);
+                expect(peer.reply().await?, 220)?;
+                self.transactions(peer, ticket).await
+            }
+            Tls::Starttls => {
+                let mut peer = Peer::new(stream);
+                expect(peer.reply().await?, 220)?;
+                expect(peer.say("EHLO load.test").await?, 250)?;
+                expect(peer.say("STARTTLS").await?, 220)?;
+                let peer = Peer::new(handshake(peer.into_inner()).await?);
+                self.transactions(peer, ticket).await
+            }
+            Tls::Implicit => {
+                let mut peer = Peer::new(handshake(stream).await?);
+                expect(peer.reply().await?, 220)?;
+                self.transactions(peer, ticket).await
+            }
+        }
+    }
+
+    /// From EHLO on.
+    async fn transactions<S: Stream>(
+        &self,
+        mut peer: Peer<S>,
+        ticket: &mut Option<(u32, Duration)>,
+    ) -> Result<(), Trouble> {
+        let offers = expect(peer.say("EHLO load.test").await?, 250)?
+            .text
+            .to_ascii_uppercase();
+        let transfer = match self.target.transfer {
+            Transfer::Pipelined if !offers.contains("PIPELINING") => Transfer::Lockstep,
+            Transfer::Bdat if !offers.contains("CHUNKING") => {
+                return Err(Trouble::Wrong(anyhow::anyhow!("BDAT is not offered")));
+            }
+            transfer => transfer,
+        };
+        if let Some((user, password)) = &self.target.login {
+            let initial = base64::engine::general_purpose::STANDARD.encode(format!("\0{user}\0{password}"));
+            let reply = peer.say(&format!("AUTH PLAIN {initial}")).await?;
+            if reply.code != 235 {
+                return Err(Trouble::Wrong(anyhow::anyhow!("AUTH PLAIN: {}", reply.text)));
+            }
+        }
+        for _ in 0..self.pace.per_session {
+            let Some((number, meant)) = ticket.take().or_else(|| self.ticket()) else {
+                break;
+            };
+            let now = self.zero.elapsed();
+            if let Some(early) = meant.checked_sub(now) {
+                sleep(early).await;
+            }
+            let mut sent = Sent {
+                number,
+                code: 0,
+                meant,
+                begun: self.zero.elapsed(),
+                written: Duration::ZERO,
+                answered: Duration::ZERO,
+            };
+            let done = self.transaction(&mut peer, &mut sent, transfer).await;
+            sent.answered = self.zero.elapsed();
+            if (200..300).contains(&sent.code) {
+                self.accepted.fetch_add(1, Ordering::Relaxed);
+            }
+            self.sent.push(sent);
+            done?;
+        }
+        // The end of a session that has said all it had to.
+        let _ = peer.write(&[b"QUIT\r\n"]).await;
+        let _ = peer.code().await;
+        Ok(())
+    }
+
+    async fn transaction<S: Stream>(
+        &self,
+        peer: &mut Peer<S>,
+        sent: &mut Sent,
+        transfer: Transfer,
+    ) -> Result<(), Trouble> {
+        let letter = self.letters.letter(sent.number);
+        let mail = format!("MAIL FROM:<{}>\r\n", self.letters.sender());
+        let rcpt = format!("RCPT TO:<{}>\r\n", letter.recipient);
+        self.octets.fetch_add(letter.octets() as u64, Ordering::Relaxed);
+        if transfer == Transfer::Bdat {
+            let bdat = format!("BDAT {} LAST\r\n", letter.octets());
+            let head = [mail.as_bytes(), rcpt.as_bytes(), bdat.as_bytes()];
+            let all: Vec<&[u8]> = head.into_iter().chain(self.letters.raw(&letter)).collect();
+            peer.write(&all).await?;
+            sent.written = self.zero.elapsed();
+            let codes = [peer.code().await?, peer.code().await?, peer.code().await?];
+            sent.code = codes
+                .into_iter()
+                .find(|code| !(200..300).contains(code))
+                .unwrap_or(codes[2]);
+            return self.after(peer, sent.code).await;
+        }
+        let commands = [mail.as_bytes(), rcpt.as_bytes(), b"DATA\r\n"];
+        let mut refused = None;
+        if transfer == Transfer::Pipelined {
+            peer.write(&commands).await?;
+        }
+        for (stage, command) in commands.iter().enumerate() {
+            if transfer == Transfer::Lockstep {
+                peer.write(&[command]).await?;
+            }
+            let code = peer.code().await?;
+            match (stage, code) {
+                (0 | 1, 200..300) => {}
+                (2, 354) => {
+                    // Where the recipient was refused and DATA was taken all the same, there is nothing to send.
+                    let data: Vec<&[u8]> = match refused {
+                        None => self.letters.data(&letter).collect(),
+                        Some(_) => vec![b".\r\n"],
+                    };
+                    peer.write(&data).await?;
+                    sent.written = self.zero.elapsed();
+                    let end = peer.code().await?;
+                    sent.code = refused.unwrap_or(end);
+                    return self.after(peer, sent.code).await;
+                }
+                (_, code) => {
+                    refused = refused.or(Some(code));
+                    if transfer == Transfer::Lockstep {
+                        break;
+                    }
+                }
+            }
+        }
+        sent.written = self.zero.elapsed();
+        sent.code = refused.unwrap_or(0);
+        self.after(peer, sent.code).await
+    }
+
+    /// After a refusal the next transaction needs a clean start.
+    async fn after<S: Stream>(&self, peer: &mut Peer<S>, code: u16) -> Result<(), Trouble> {
+        match code {
+            200..300 => Ok(()),
+            421 => Err(io::Error::other("421").into()),
+            _ => expect(peer.say("RSET").await?, 250).map(drop),
+        }
+    }
+}
+
+/// Why a session ended early.
+enum Trouble {
+    /// The connection broke, or was refused; another may do better.
+    Broken(anyhow::Error),
+    /// So will every other.
+    Wrong(anyhow::Error),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
+fn expect(reply: Reply, code: u16) -> Result<Reply, Trouble> {
+    if reply.code == code {
+        Ok(reply)
+    } else {
+        Err(Trouble::Broken(anyhow::anyhow!(
+            "{} instead of {code}",
+            reply.text
+        )))
+    }
+}
+
+/// Checks what was asked for.
+pub(crate) fn check(pace: &Pace) -> anyhow::Result<()> {
+    ensure!((1..=10_000).contains(&pace.sessions), "from 1 to 10000 sessions");
+    ensure!(pace.per_session > 0, "at least one message a session");
+    ensure!(
+        (1..=super::record::MAX_MESSAGES).contains(&pace.messages),
+        "from 1 to {} messages",
+        super::record::MAX_MESSAGES
+    );
+    match pace.rate {
+        Some(rate) if !(rate.is_finite() && rate > 0.0) => bail!("a rate is more than 0"),
+        _ => Ok(()),
+    }
+}

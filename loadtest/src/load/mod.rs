@@ -1,0 +1,453 @@
+//! `loadtest flood` and `loadtest sink`: both ends of a relay, each usable alone, and what scenarios are made of.
+
+pub(crate) mod client;
+pub(crate) mod letters;
+pub(crate) mod record;
+pub(crate) mod sink;
+pub(crate) mod wire;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde::Serialize;
+
+use client::{Load, Pace, Target, Tls, Transfer};
+use letters::{Letters, Sizes, Spread};
+use record::{MAX_MESSAGES, Quantiles, Sent, Zero};
+use sink::{Manner, Sink};
+
+/// How often a progress bar and a sink's figures are drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(250);
+
+/// Options of `loadtest flood`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    loadtest flood --to 127.0.0.1:2525 --messages 10000\n  \
+    loadtest flood --to 127.0.0.1:2525 --rate 500 --time 60 --size 1KiB:5,10KiB:4,100KiB:1\n  \
+    loadtest flood --to 127.0.0.1:1587 --tls starttls --user app --password-file pw --domains 1000 --zipf 1")]
+pub(crate) struct FloodOptions {
+    /// The relay's address.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    to: SocketAddr,
+    /// Ends after so many messages.
+    #[arg(long, default_value_t = MAX_MESSAGES)]
+    messages: u32,
+    /// Ends after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    time: Option<f64>,
+    /// Connections at once.
+    #[arg(long, default_value_t = 100)]
+    sessions: usize,
+    /// Messages a second (open loop); unless given, each session sends as fast as it is answered.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Octets of a message, or sizes by weight: 1KiB:50,10KiB:40,1MiB:10.
+    #[arg(long, default_value = "10KiB")]
+    size: Sizes,
+    /// Messages go to d0.SUFFIX, d1.SUFFIX, …, so many domains.
+    #[arg(long, default_value_t = 1)]
+    domains: usize,
+    /// What these domains end in.
+    #[arg(long, default_value = "load.test")]
+    suffix: String,
+    /// Zipf's exponent: how unevenly messages are spread over domains; 0 is evenly.
+    #[arg(long, default_value_t = 0.0)]
+    zipf: f64,
+    /// MAIL FROM and From.
+    #[arg(long, default_value = "load@sender.test")]
+    from: String,
+    /// Messages of a session, after which it connects anew.
+    #[arg(long, default_value_t = 1_000_000)]
+    per_session: u32,
+    /// How messages are transferred.
+    #[arg(long, value_enum, default_value_t = Transfer::Pipelined)]
+    transfer: Transfer,
+    /// How connections are protected. Certificates are not verified.
+    #[arg(long, value_enum, default_value_t = Tls::Off)]
+    tls: Tls,
+    /// Logs in by AUTH PLAIN.
+    #[arg(long, requires = "password_file")]
+    user: Option<String>,
+    /// The password, in a file.
+    #[arg(long, value_name = "FILE", requires = "user")]
+    password_file: Option<PathBuf>,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of `loadtest sink`.
+#[derive(Args)]
+pub(crate) struct SinkOptions {
+    /// Takes mail for d0.SUFFIX, d1.SUFFIX, …, so many domains, each with an address of its own from 127.78.0.1 on.
+    #[arg(long, default_value_t = 1)]
+    domains: usize,
+    /// What these domains end in.
+    #[arg(long, default_value = "load.test")]
+    suffix: String,
+    /// Milliseconds before the reply to the final dot.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    delay: u64,
+    /// Milliseconds before anything is written: a round trip.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    round_trip: u64,
+    /// The share of recipients answered 451, from 0 to 1.
+    #[arg(long, default_value_t = 0.0)]
+    defer: f64,
+    /// The share of recipients answered 550, from 0 to 1.
+    #[arg(long, default_value_t = 0.0)]
+    refuse: f64,
+    /// Offer STARTTLS.
+    #[arg(long)]
+    tls: bool,
+    /// Threads.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a load came to.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) seconds: f64,
+    pub(crate) messages: usize,
+    pub(crate) accepted: u64,
+    pub(crate) per_second: f64,
+    pub(crate) octets: u64,
+    /// Replies other than 2xx.
+    pub(crate) refused: usize,
+    /// Messages whose connection broke.
+    pub(crate) unanswered: usize,
+    /// Connections that broke or were refused.
+    pub(crate) broken: u64,
+    /// From the intended begin to the last reply.
+    pub(crate) transaction_ms: Quantiles,
+    /// From the last octet written to the reply.
+    pub(crate) end_of_data_ms: Quantiles,
+}
+
+impl Summary {
+    pub(crate) fn of(load: &Load, sent: &[Sent]) -> Self {
+        let last = sent.iter().map(|sent| sent.answered).max().unwrap_or_default();
+        let seconds = last.saturating_sub(load.began()).as_secs_f64();
+        let accepted = || sent.iter().filter(|sent| (200..300).contains(&sent.code));
+        let unanswered = sent.iter().filter(|sent| sent.code == 0).count();
+        Self {
+            seconds,
+            messages: sent.len(),
+            accepted: accepted().count() as u64,
+            per_second: accepted().count() as f64 / seconds.max(1e-9),
+            octets: load.octets.load(Ordering::Relaxed),
+            refused: sent.len() - accepted().count() - unanswered,
+            unanswered,
+            broken: load.broken.load(Ordering::Relaxed),
+            transaction_ms: Quantiles::of(accepted().map(|sent| sent.answered.saturating_sub(sent.meant))),
+            end_of_data_ms: Quantiles::of(accepted().map(|sent| sent.answered.saturating_sub(sent.written))),
+        }
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            to,
+            "{} messages in {:.2} s, {} accepted: {:.0} a second; {} refused, {} unanswered, {} connections broken",
+            self.messages,
+            self.seconds,
+            self.accepted,
+            self.per_second,
+            self.refused,
+            self.unanswered,
+            self.broken
+        )?;
+        writeln!(
+            to,
+            "from the intended begin to the reply: {}",
+            self.transaction_ms
+        )?;
+        write!(to, "from the end of data to the reply: {}", self.end_of_data_ms)
+    }
+}
+
+/// Runs a load to its end on a runtime of its own thread, with a bar; hidden where standard error is no terminal.
+pub(crate) fn drive(load: &Arc<Load>, of: Option<u64>) -> anyhow::Result<()> {
+    let bar = of.map_or_else(ProgressBar::no_length, ProgressBar::new);
+    bar.set_style(ProgressStyle::with_template(
+        "{elapsed_precise} {wide_bar} {pos}/{len} {per_sec}",
+    )?);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let run = load.run();
+        tokio::pin!(run);
+        loop {
+            tokio::select! {
+                ended = &mut run => return ended,
+                _ = tokio::signal::ctrl_c() => load.stop(),
+                () = tokio::time::sleep(DRAW_EVERY) => bar.set_position(load.sent.count()),
+            }
+        }
+    })?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Floods; false where not everything was accepted.
+pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
+    more_descriptors()?;
+    ensure!(
+        options.time.is_some() || options.messages < MAX_MESSAGES,
+        "an end: --messages or --time"
+    );
+    let pace = Pace {
+        sessions: options.sessions,
+        rate: options.rate,
+        messages: options.messages,
+        time: options
+            .time
+            .map(Duration::try_from_secs_f64)
+            .transpose()
+            .context("--time")?,
+        per_session: options.per_session,
+    };
+    client::check(&pace)?;
+    let spread = Spread::zipf(options.domains, options.zipf, &options.suffix)?;
+    let letters = Letters::new(
+        StdRng::from_os_rng().random(),
+        &options.from,
+        options.size.clone(),
+        spread,
+    );
+    let mut target = Target::plain(options.to)?;
+    target.tls = options.tls;
+    target.transfer = options.transfer;
+    if let (Some(user), Some(file)) = (&options.user, &options.password_file) {
+        let password = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        target.login = Some((user.clone(), password.trim_end_matches(['\r', '\n']).to_owned()));
+    }
+    let load = Load::new(Arc::new(letters), target, pace, Zero::now(), 0);
+    let length = pace.time.is_none().then_some(u64::from(options.messages));
+    drive(&load, length)?;
+    let summary = Summary::of(&load, &load.sent.all());
+    if options.json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        println!("{summary}");
+    }
+    Ok(summary.accepted == summary.messages as u64)
+}
+
+/// What a sink has taken.
+#[derive(Debug, Serialize)]
+struct Taken {
+    arrived: u64,
+    octets: u64,
+    connections: u64,
+    handshakes: u64,
+    deferred: u64,
+    refused: u64,
+    unsealed: u64,
+    damaged: usize,
+    duplicates: usize,
+    /// Numbers below the highest of their load that have not arrived.
+    missing: u64,
+}
+
+impl Taken {
+    fn of(sink: &Sink) -> Self {
+        let counts = &sink.counts;
+        let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        let arrivals = sink.arrivals();
+        let mut numbers: Vec<(u64, u32)> = arrivals
+            .iter()
+            .map(|arrival| (arrival.run, arrival.number))
+            .collect();
+        numbers.sort_unstable();
+        let before = numbers.len();
+        numbers.dedup();
+        let missing = numbers
+            .chunk_by(|a, b| a.0 == b.0)
+            .filter_map(|run| run.last().map(|last| u64::from(last.1) + 1 - run.len() as u64))
+            .sum();
+        Self {
+            arrived: counts.arrivals.count(),
+            octets: read(&counts.octets),
+            connections: read(&counts.connections),
+            handshakes: read(&counts.handshakes),
+            deferred: read(&counts.deferred),
+            refused: read(&counts.refused),
+            unsealed: read(&counts.unsealed),
+            damaged: arrivals.iter().filter(|arrival| !arrival.intact).count(),
+            duplicates: before - numbers.len(),
+            missing,
+        }
+    }
+}
+
+/// Takes mail until it is interrupted; false where something was damaged or came twice.
+pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
+    more_descriptors()?;
+    ensure!(
+        (0.0..=1.0).contains(&options.defer)
+            && (0.0..=1.0).contains(&options.refuse)
+            && options.defer + options.refuse <= 1.0,
+        "shares are from 0 to 1, and at most 1 together"
+    );
+    let spread = Spread::zipf(options.domains, 0.0, &options.suffix)?;
+    let manner = Manner {
+        delay: Duration::from_millis(options.delay),
+        round_trip: Duration::from_millis(options.round_trip),
+        defer: options.defer,
+        refuse: options.refuse,
+        tls: options.tls,
+    };
+    let sink = Sink::start(manner, &spread, options.threads, Zero::now())?;
+    eprintln!(
+        "{} domains from {} to {}, on port {}; name server {}",
+        options.domains,
+        spread.name(0),
+        spread.name(options.domains - 1),
+        sink.port,
+        sink.dns
+    );
+    let bar = ProgressBar::new_spinner();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        loop {
+            tokio::select! {
+                interrupted = tokio::signal::ctrl_c() => return interrupted,
+                _ = terminate.recv() => return Ok(()),
+                () = tokio::time::sleep(DRAW_EVERY) => bar.set_message(format!("{} messages", sink.counts.arrivals.count())),
+            }
+        }
+    })?;
+    bar.finish_and_clear();
+    let taken = Taken::of(&sink);
+    if options.json {
+        println!("{}", serde_json::to_string(&taken)?);
+    } else {
+        println!("{taken:#?}");
+    }
+    Ok(taken.damaged == 0 && taken.duplicates == 0)
+}
+
+/// As many descriptors as the system lets a process have without asking.
+pub(crate) fn more_descriptors() -> anyhow::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("raising the limit of descriptors")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::record::Balance;
+    use super::*;
+
+    /// A flood straight into a sink: all arrives, once and whole, by each way to transfer it.
+    #[test]
+    fn a_flood_reaches_a_sink_whole() {
+        let zero = Zero::now();
+        let spread = Spread::zipf(3, 1.0, "load.test").unwrap();
+        let manner = Manner {
+            tls: true,
+            ..Manner::default()
+        };
+        let sink = Sink::start(manner, &spread, 2, zero).unwrap();
+        let letters = Arc::new(Letters::new(
+            9,
+            "a@sender.test",
+            "1KiB:2,300KiB:1".parse().unwrap(),
+            spread,
+        ));
+        let mut first = 0;
+        for (transfer, tls, rate) in [
+            (Transfer::Lockstep, Tls::Off, None),
+            (Transfer::Pipelined, Tls::Starttls, None),
+            (Transfer::Bdat, Tls::Off, Some(2_000.0)),
+        ] {
+            let mut target = Target::plain((sink::address(0), sink.port).into()).unwrap();
+            (target.transfer, target.tls) = (transfer, tls);
+            let pace = Pace {
+                sessions: 4,
+                rate,
+                messages: 60,
+                time: None,
+                per_session: 7,
+            };
+            let load = Load::new(Arc::clone(&letters), target, pace, zero, first);
+            drive(&load, None).unwrap();
+            first += 60;
+            let sent = load.sent.all();
+            let arrivals: Vec<_> = sink
+                .arrivals()
+                .into_iter()
+                .filter(|arrival| arrival.number >= first - 60)
+                .collect();
+            let balance = Balance::of(9, &sent, &arrivals);
+            assert!(balance.holds(), "{transfer:?}: {balance:?}");
+            assert_eq!(balance.arrived, 60, "{transfer:?}: {balance:?}");
+            let summary = Summary::of(&load, &sent);
+            assert_eq!((summary.accepted, summary.broken), (60, 0), "{summary}");
+            assert!(summary.transaction_ms.max >= summary.end_of_data_ms.p50);
+        }
+        assert!(sink.counts.handshakes.load(Ordering::Relaxed) >= 4);
+        let taken = Taken::of(&sink);
+        assert_eq!(
+            (taken.arrived, taken.missing, taken.duplicates),
+            (180, 0, 0),
+            "{taken:?}"
+        );
+    }
+
+    /// What a sink refuses is told as refused, and the session goes on.
+    #[test]
+    fn shares_are_refused() {
+        let zero = Zero::now();
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let manner = Manner {
+            defer: 0.3,
+            refuse: 0.3,
+            ..Manner::default()
+        };
+        let sink = Sink::start(manner, &spread, 1, zero).unwrap();
+        let letters = Arc::new(Letters::new(9, "a@sender.test", "1KiB".parse().unwrap(), spread));
+        for (number, transfer) in [Transfer::Lockstep, Transfer::Pipelined, Transfer::Bdat]
+            .into_iter()
+            .enumerate()
+        {
+            let mut target = Target::plain((sink::address(0), sink.port).into()).unwrap();
+            target.transfer = transfer;
+            let pace = Pace {
+                sessions: 1,
+                rate: None,
+                messages: 100,
+                time: None,
+                per_session: 1_000,
+            };
+            let load = Load::new(Arc::clone(&letters), target, pace, zero, number as u32 * 100);
+            drive(&load, None).unwrap();
+            let summary = Summary::of(&load, &load.sent.all());
+            assert!((30..80).contains(&summary.refused), "{transfer:?}: {summary}");
+            assert_eq!(
+                (summary.messages, summary.broken),
+                (100, 0),
+                "{transfer:?}: {summary}"
+            );
+        }
+    }
+}

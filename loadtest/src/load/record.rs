@@ -1,0 +1,390 @@
+//! What happened to each message of a load, and what it comes to. Pure.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+/// The most messages of a load, and of what a sink remembers: 32 octets each, both sides.
+pub(crate) const MAX_MESSAGES: u32 = 20_000_000;
+/// The longest time told apart from longer ones, in nanoseconds.
+const LONGEST: u64 = 6 * 3_600 * 1_000_000_000;
+/// How many findings are told in words.
+const TOLD: usize = 5;
+
+/// A message that was handed over, or was not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    pub(crate) number: u32,
+    /// The reply to its end, or the first one that refused it; 0: the connection broke.
+    pub(crate) code: u16,
+    /// When it was meant to be begun, when it was, when its data had been written, when it was answered; since the run's zero.
+    pub(crate) meant: Duration,
+    pub(crate) begun: Duration,
+    pub(crate) written: Duration,
+    pub(crate) answered: Duration,
+}
+
+/// A message that has arrived.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) run: u64,
+    pub(crate) number: u32,
+    pub(crate) domain: u32,
+    pub(crate) intact: bool,
+    /// Since the run's zero.
+    pub(crate) at: Duration,
+}
+
+/// A growing list that many write and that is read at the end; its length can be asked for at any time.
+pub(crate) struct Rows<T> {
+    rows: Mutex<Vec<T>>,
+    count: AtomicU64,
+}
+
+impl<T> Default for Rows<T> {
+    fn default() -> Self {
+        Self {
+            rows: Mutex::default(),
+            count: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<T: Clone> Rows<T> {
+    /// Beyond [`MAX_MESSAGES`] it is counted and not kept.
+    pub(crate) fn push(&self, row: T) {
+        let mut rows = self.rows.lock();
+        if rows.len() < MAX_MESSAGES as usize {
+            rows.push(row);
+        }
+        drop(rows);
+        self.count.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// All kept so far.
+    pub(crate) fn all(&self) -> Vec<T> {
+        self.rows.lock().clone()
+    }
+}
+
+/// Quantiles of a time, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Quantiles {
+    pub(crate) p50: f64,
+    pub(crate) p90: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+}
+
+impl Quantiles {
+    /// To three digits.
+    pub(crate) fn of(times: impl Iterator<Item = Duration>) -> Self {
+        // Its only error is about these figures: from a nanosecond to six hours.
+        let Ok(mut histogram) = Histogram::<u64>::new_with_bounds(1, LONGEST, 3) else {
+            return Self::default();
+        };
+        for time in times {
+            histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        }
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e6;
+        Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: histogram.max() as f64 / 1e6,
+        }
+    }
+}
+
+impl std::fmt::Display for Quantiles {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            p50,
+            p90,
+            p99,
+            p999,
+            max,
+        } = self;
+        write!(
+            to,
+            "p50 {p50:.2}, p90 {p90:.2}, p99 {p99:.2}, p99.9 {p999:.2}, max {max:.2} ms"
+        )
+    }
+}
+
+/// What became of what was accepted.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Balance {
+    pub(crate) accepted: u64,
+    /// Different messages that have arrived.
+    pub(crate) arrived: u64,
+    /// Accepted and not arrived.
+    pub(crate) lost: u64,
+    /// Arrived otherwise than sent, or not to be recognised.
+    pub(crate) damaged: u64,
+    /// Arrivals more than one of a message.
+    pub(crate) duplicates: u64,
+    /// Arrived without having been accepted, though answered so.
+    pub(crate) invented: u64,
+    /// The most messages to the same domain that arrived before one although they were accepted after it had been.
+    pub(crate) overtaken: u64,
+    /// Some of what should not be, in words.
+    pub(crate) findings: Vec<String>,
+}
+
+impl Balance {
+    /// Draws it for the load `run`.
+    pub(crate) fn of(run: u64, sent: &[Sent], arrivals: &[Arrival]) -> Self {
+        let mut balance = Self::default();
+        let mut by_number: HashMap<u32, (&Sent, u32)> =
+            sent.iter().map(|sent| (sent.number, (sent, 0))).collect();
+        let mut found = Vec::new();
+        for arrival in arrivals {
+            let number = arrival.number;
+            if arrival.run != run {
+                continue; // another load's, or nobody's: the sink counts those
+            }
+            if !arrival.intact {
+                balance.damaged += 1;
+                found.push(format!("message {number} is damaged"));
+            }
+            match by_number.get_mut(&number) {
+                Some((sent, copies)) => {
+                    *copies += 1;
+                    match *copies {
+                        1 => balance.arrived += 1,
+                        _ => {
+                            balance.duplicates += 1;
+                            found.push(format!("message {number} arrived {copies} times"));
+                        }
+                    }
+                    // Without an answer it may be the relay's or not.
+                    if !matches!(sent.code, 0 | 200..300) {
+                        balance.invented += 1;
+                        found.push(format!(
+                            "message {number} arrived although it was answered {}",
+                            sent.code
+                        ));
+                    }
+                }
+                None => {
+                    balance.invented += 1;
+                    found.push(format!("message {number} arrived and was never sent"));
+                }
+            }
+        }
+        for (sent, copies) in by_number.values() {
+            if (200..300).contains(&sent.code) {
+                balance.accepted += 1;
+                if *copies == 0 {
+                    balance.lost += 1;
+                    found.push(format!("message {} was accepted and did not arrive", sent.number));
+                }
+            }
+        }
+        balance.overtaken = overtaken(&by_number, run, arrivals);
+        found.sort();
+        found.truncate(TOLD);
+        balance.findings = found;
+        balance
+    }
+
+    /// Whether nothing is lost, damaged, invented or there twice.
+    pub(crate) fn holds(&self) -> bool {
+        self.lost == 0 && self.damaged == 0 && self.duplicates == 0 && self.invented == 0
+    }
+
+    pub(crate) fn words(&self) -> String {
+        let Self {
+            accepted,
+            arrived,
+            lost,
+            damaged,
+            duplicates,
+            invented,
+            overtaken,
+            ..
+        } = self;
+        format!(
+            "{accepted} accepted, {arrived} arrived, {lost} lost, {damaged} damaged, {duplicates} duplicates, \
+             {invented} invented, {overtaken} overtaken at the most"
+        )
+    }
+}
+
+/// By how many at the most a message was overtaken: they were begun after its 250 had been read, went to the same domain, and arrived
+/// before it did. Counts, for each arrival, those before it that were begun later, by a Fenwick tree over the order of beginnings.
+fn overtaken(by_number: &HashMap<u32, (&Sent, u32)>, run: u64, arrivals: &[Arrival]) -> u64 {
+    let mut domains: HashMap<u32, Vec<(Duration, &Sent)>> = HashMap::new();
+    for arrival in arrivals.iter().filter(|arrival| arrival.run == run) {
+        if let Some((sent, _)) = by_number.get(&arrival.number) {
+            domains
+                .entry(arrival.domain)
+                .or_default()
+                .push((arrival.at, sent));
+        }
+    }
+    let mut most = 0;
+    for mut domain in domains.into_values() {
+        domain.sort_by_key(|(at, _)| *at);
+        let mut begun: Vec<Duration> = domain.iter().map(|(_, sent)| sent.begun).collect();
+        begun.sort_unstable();
+        let mut tree = vec![0_u32; begun.len() + 1];
+        for (before, (_, sent)) in domain.iter().enumerate() {
+            // Of those that arrived before, all but those begun by the time this one was answered.
+            let mut at = begun.partition_point(|begun| *begun <= sent.answered);
+            let mut earlier = 0;
+            while at > 0 {
+                earlier += u64::from(tree[at]);
+                at &= at - 1;
+            }
+            most = most.max((before as u64).saturating_sub(earlier));
+            let mut at = begun.partition_point(|begun| *begun < sent.begun) + 1;
+            while at < tree.len() {
+                tree[at] += 1;
+                at += at & at.wrapping_neg();
+            }
+        }
+    }
+    most
+}
+
+/// The zero that all times of a run are told from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Zero(Instant);
+
+impl Zero {
+    pub(crate) fn now() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn elapsed(self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn sent(number: u32, begun: u64, code: u16) -> Sent {
+        Sent {
+            number,
+            code,
+            meant: ms(begun),
+            begun: ms(begun),
+            written: ms(begun),
+            answered: ms(begun + 5),
+        }
+    }
+
+    fn arrival(number: u32, at: u64) -> Arrival {
+        Arrival {
+            run: 1,
+            number,
+            domain: 0,
+            intact: true,
+            at: ms(at),
+        }
+    }
+
+    #[test]
+    fn what_arrives_once_and_whole_balances() {
+        let sent: Vec<_> = (0..10).map(|number| sent(number, 10, 250)).collect();
+        let arrivals: Vec<_> = (0..10).map(|number| arrival(number, 20)).collect();
+        let balance = Balance::of(1, &sent, &arrivals);
+        assert!(balance.holds(), "{balance:?}");
+        assert_eq!(
+            (balance.accepted, balance.arrived, balance.overtaken),
+            (10, 10, 0)
+        );
+    }
+
+    #[test]
+    fn each_fault_is_found() {
+        let sent = [
+            sent(0, 1, 250),
+            sent(1, 1, 250),
+            sent(2, 1, 250),
+            sent(3, 1, 451),
+            sent(4, 1, 0),
+        ];
+        let arrivals = [
+            arrival(0, 2),
+            arrival(0, 3),
+            Arrival {
+                intact: false,
+                ..arrival(1, 2)
+            },
+            arrival(3, 2),
+            arrival(4, 2),
+            arrival(9, 2),
+            Arrival {
+                run: 2,
+                ..arrival(0, 2)
+            },
+        ];
+        let balance = Balance::of(1, &sent, &arrivals);
+        assert!(!balance.holds());
+        assert_eq!(
+            (
+                balance.lost,
+                balance.damaged,
+                balance.duplicates,
+                balance.invented
+            ),
+            (1, 1, 1, 2)
+        );
+        assert_eq!(balance.findings.len(), 5);
+    }
+
+    #[test]
+    fn overtaking_counts_only_what_was_begun_after_the_answer() {
+        let sent: Vec<_> = (0..6)
+            .map(|number| sent(number, u64::from(number) * 10, 250))
+            .collect();
+        // Message 1 comes last: 2 to 5 are before it. Of 3, which comes after 5, that one is.
+        let arrivals: Vec<_> = [0, 2, 5, 3, 4, 1]
+            .into_iter()
+            .enumerate()
+            .map(|(at, number)| arrival(number, 100 + at as u64))
+            .collect();
+        assert_eq!(Balance::of(1, &sent, &arrivals).overtaken, 4);
+        // All at once: none was answered before another began.
+        let together: Vec<_> = (0..6).map(|number| Sent { number, ..sent[0] }).collect();
+        assert_eq!(Balance::of(1, &together, &arrivals).overtaken, 0);
+        // To other domains.
+        let apart: Vec<_> = arrivals
+            .iter()
+            .map(|arrival| Arrival {
+                domain: arrival.number,
+                ..*arrival
+            })
+            .collect();
+        assert_eq!(Balance::of(1, &sent, &apart).overtaken, 0);
+    }
+
+    #[test]
+    fn quantiles_are_in_milliseconds() {
+        let of = Quantiles::of((1..=1000).map(ms));
+        assert!(
+            (of.p50 - 500.0).abs() < 1.0 && (of.p99 - 990.0).abs() < 2.0 && of.max >= 999.0,
+            "{of}"
+        );
+        assert_eq!(Quantiles::of(std::iter::empty()).max, 0.0);
+    }
+}

@@ -1,0 +1,507 @@
+//! An SMTP server of many domains that takes mail at next to no cost, behaves as it is told, and remembers what came.
+//!
+//! Each thread has a runtime and listeners of its own; the kernel spreads connections over them. Domains are `d0.SUFFIX` and so
+//! on, each with an address of its own in 127.78.0.0/16 and records in a name server beside, so that a relay finds them as it would
+//! find anybody.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use bytes::{Buf as _, BytesMut};
+use lab::{DnsServer, Zone};
+use mail_core::smtp::data::Decoder;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::letters::{Seal, Spread, seal};
+use super::record::{Arrival, Rows, Zero};
+use super::wire::Stream;
+
+/// The first domain's address; another net than the lab's.
+const FIRST: Ipv4Addr = Ipv4Addr::new(127, 78, 0, 1);
+/// Silence after which a connection is closed.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Octets read at once.
+const READ: usize = 64 << 10;
+/// The longest command line.
+const MAX_LINE: usize = 4 << 10;
+/// Messages of more octets are refused.
+const MAX_MESSAGE: u64 = 128 << 20;
+/// Connections that a listener has waiting.
+const BACKLOG: u32 = 1024;
+/// Ports tried until one is free on all addresses.
+const PORT_TRIES: usize = 16;
+
+/// How a sink behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct Manner {
+    /// Before the reply to the final dot.
+    pub(crate) delay: Duration,
+    /// Before anything is written: a round trip to somewhere far.
+    pub(crate) round_trip: Duration,
+    /// The shares of recipients that are answered 451 and 550.
+    pub(crate) defer: f64,
+    pub(crate) refuse: f64,
+    /// Offers STARTTLS.
+    pub(crate) tls: bool,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            delay: Duration::ZERO,
+            round_trip: Duration::ZERO,
+            defer: 0.0,
+            refuse: 0.0,
+            tls: false,
+        }
+    }
+}
+
+/// What has come.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) arrivals: Rows<Arrival>,
+    pub(crate) octets: AtomicU64,
+    pub(crate) connections: AtomicU64,
+    pub(crate) handshakes: AtomicU64,
+    pub(crate) deferred: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    /// Messages with a DKIM-Signature field on top of the seal, and messages that came over TLS.
+    pub(crate) signed: AtomicU64,
+    pub(crate) under_tls: AtomicU64,
+    /// Messages without a seal: nothing can be said of them.
+    pub(crate) unsealed: AtomicU64,
+}
+
+/// A running sink; stops when dropped.
+pub(crate) struct Sink {
+    /// One port, on the address of each domain.
+    pub(crate) port: u16,
+    pub(crate) dns: SocketAddr,
+    pub(crate) counts: Arc<Counts>,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    manner: Manner,
+    counts: Arc<Counts>,
+    zero: Zero,
+    acceptor: TlsAcceptor,
+    /// A thread's own draws begin here.
+    seed: AtomicU64,
+}
+
+impl Sink {
+    /// For the domains of `spread`, with a certificate of the moment. When it returns, all sockets are open.
+    pub(crate) fn start(manner: Manner, spread: &Spread, threads: usize, zero: Zero) -> anyhow::Result<Self> {
+        ensure!((1..=64).contains(&threads), "from 1 to 64 threads");
+        let folder = tempfile::tempdir()?;
+        let ca = lab::Ca::create(&folder.path().join("ca.pem"))?;
+        let (stop, stopped) = watch::channel(false);
+        let counts = Arc::<Counts>::default();
+        let shared = Arc::new(Shared {
+            manner,
+            counts: Arc::clone(&counts),
+            zero,
+            acceptor: ca.issue(&["mx.load.test"])?.server_config().into(),
+            seed: AtomicU64::new(1),
+        });
+        let zone = zone(spread)?;
+        let mut sink = Self {
+            port: 0,
+            dns: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            counts,
+            stop,
+            threads: Vec::new(),
+        };
+        let runtimes = (0..threads)
+            .map(|_| tokio::runtime::Builder::new_current_thread().enable_all().build())
+            .collect::<io::Result<Vec<_>>>()?;
+        let mut port = 0;
+        let mut all = Vec::new();
+        for runtime in &runtimes {
+            let listeners = runtime.block_on(async { bind(spread.domains(), port) })?;
+            port = listeners.first().context("no domain")?.local_addr()?.port();
+            all.push(listeners);
+        }
+        sink.port = port;
+        let mut dns = None;
+        for (runtime, listeners) in runtimes.into_iter().zip(all) {
+            let server = match &dns {
+                None => {
+                    let server = runtime.block_on(DnsServer::start(sink.dns, zone.clone()))?;
+                    dns = Some(server.address);
+                    Some(server)
+                }
+                Some(_) => None,
+            };
+            let (shared, mut stopped) = (Arc::clone(&shared), stopped.clone());
+            let thread = std::thread::Builder::new().name("sink".into()).spawn(move || {
+                runtime.block_on(async move {
+                    for listener in listeners {
+                        tokio::spawn(listen(listener, Arc::clone(&shared)));
+                    }
+                    // An error: nobody is there to stop it any more.
+                    let _ = stopped.wait_for(|stop| *stop).await;
+                    drop(server);
+                });
+            })?;
+            sink.threads.push(thread);
+        }
+        sink.dns = dns.context("no name server")?;
+        Ok(sink)
+    }
+
+    /// All that has come and is kept.
+    pub(crate) fn arrivals(&self) -> Vec<Arrival> {
+        self.counts.arrivals.all()
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let _ = self.stop.send(true);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Where the domain of this number is.
+pub(crate) fn address(domain: usize) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(FIRST) + u32::try_from(domain).unwrap_or(0))
+}
+
+fn zone(spread: &Spread) -> anyhow::Result<Zone> {
+    let zone = Zone::default();
+    for domain in 0..spread.domains() {
+        let name = spread.name(domain);
+        let host = format!("mx.{name}");
+        zone.mx(&name, 10, &host)?;
+        zone.address(&host, IpAddr::V4(address(domain)))?;
+    }
+    Ok(zone)
+}
+
+/// Listeners on all addresses with one port, which others may share.
+fn bind(domains: usize, port: u16) -> anyhow::Result<Vec<TcpListener>> {
+    let mut last = None;
+    for _ in 0..if port == 0 { PORT_TRIES } else { 1 } {
+        let mut port = port;
+        let bound: io::Result<Vec<_>> = (0..domains)
+            .map(|domain| {
+                let socket = TcpSocket::new_v4()?;
+                socket.set_reuseport(true)?;
+                socket.set_reuseaddr(true)?;
+                socket.bind((address(domain), port).into())?;
+                port = socket.local_addr()?.port();
+                socket.listen(BACKLOG)
+            })
+            .collect();
+        match bound {
+            Ok(listeners) => return Ok(listeners),
+            Err(error) => last = Some(error),
+        }
+    }
+    let last = last.map_or_else(|| anyhow::anyhow!("no port"), Into::into);
+    Err(last.context(format!("listening on {domains} addresses from {FIRST} on")))
+}
+
+async fn listen(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                shared.counts.connections.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(connection(stream, Arc::clone(&shared)));
+            }
+            // Out of descriptors, or a peer that left again.
+            Err(_) => sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    let _ = stream.set_nodelay(true);
+    let seed = shared.seed.fetch_add(1, Ordering::Relaxed);
+    let mut rng = SmallRng::seed_from_u64(seed);
+    // A connection that ends otherwise than by QUIT is the peer's business.
+    let session = Session::new(&shared, &mut rng, false);
+    if let Ok(Some(stream)) = session.run(stream, true).await {
+        let handshake = timeout(PATIENCE, shared.acceptor.accept(stream));
+        if let Ok(Ok(stream)) = handshake.await {
+            shared.counts.handshakes.fetch_add(1, Ordering::Relaxed);
+            let session = Session::new(&shared, &mut rng, true);
+            let _ = session.run(stream, false).await;
+        }
+    }
+}
+
+struct Session<'a> {
+    shared: &'a Shared,
+    rng: &'a mut SmallRng,
+    offers_tls: bool,
+    is_tls: bool,
+    out: Vec<u8>,
+    has_sender: bool,
+    recipients: u32,
+    /// The last recipient's domain.
+    domain: u32,
+    size: Option<u64>,
+    chunks: Vec<u8>,
+}
+
+enum Next {
+    Command,
+    Data,
+    /// So many octets, the last of the message or not.
+    Chunk(usize, bool),
+    Tls,
+    Quit,
+}
+
+impl<'a> Session<'a> {
+    fn new(shared: &'a Shared, rng: &'a mut SmallRng, is_tls: bool) -> Self {
+        Self {
+            shared,
+            rng,
+            offers_tls: shared.manner.tls && !is_tls,
+            is_tls,
+            out: Vec::new(),
+            has_sender: false,
+            recipients: 0,
+            domain: 0,
+            size: None,
+            chunks: Vec::new(),
+        }
+    }
+
+    /// To its end, or to STARTTLS: then the connection comes back.
+    async fn run<S: Stream>(mut self, mut stream: S, greets: bool) -> io::Result<Option<S>> {
+        let mut input = BytesMut::with_capacity(READ);
+        if greets {
+            self.out.extend_from_slice(b"220 mx.load.test ESMTP\r\n");
+        }
+        loop {
+            // All that is there is answered by one write.
+            let Some(end) = memchr::memchr(b'\n', &input) else {
+                if input.len() > MAX_LINE {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                self.read(&mut stream, &mut input).await?;
+                continue;
+            };
+            let line = input.split_to(end + 1);
+            match self.command(line.trim_ascii_end()) {
+                Next::Command => {}
+                Next::Data => {
+                    let mut decoder = Decoder::new(MAX_MESSAGE, self.size);
+                    loop {
+                        let taken = decoder.decode(&input);
+                        input.advance(taken);
+                        if decoder.is_at_end() {
+                            break;
+                        }
+                        self.read(&mut stream, &mut input).await?;
+                    }
+                    match decoder.finish() {
+                        Ok(data) => self.take(&mut stream, &data.octets).await?,
+                        Err(fault) => {
+                            let reply = format!("554 5.6.0 {fault}\r\n");
+                            self.out.extend_from_slice(reply.as_bytes());
+                        }
+                    }
+                    self.reset();
+                }
+                Next::Chunk(octets, last) => {
+                    let mut left = octets;
+                    while left > 0 {
+                        if input.is_empty() {
+                            self.read(&mut stream, &mut input).await?;
+                        }
+                        let taken = left.min(input.len());
+                        self.chunks.extend_from_slice(&input.split_to(taken));
+                        left -= taken;
+                    }
+                    if self.recipients == 0 {
+                        self.out.extend_from_slice(b"503 5.5.1 no recipient\r\n");
+                    } else if last {
+                        let message = std::mem::take(&mut self.chunks);
+                        self.take(&mut stream, &message).await?;
+                        self.reset();
+                    } else {
+                        self.out.extend_from_slice(b"250 2.0.0 go on\r\n");
+                    }
+                }
+                Next::Tls => {
+                    self.flush(&mut stream).await?;
+                    return Ok(Some(stream));
+                }
+                Next::Quit => {
+                    self.flush(&mut stream).await?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    async fn read<S: Stream>(&mut self, stream: &mut S, input: &mut BytesMut) -> io::Result<()> {
+        self.flush(stream).await?;
+        input.reserve(READ);
+        match timeout(PATIENCE, stream.read_buf(input)).await?? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn flush<S: Stream>(&mut self, stream: &mut S) -> io::Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        if !self.shared.manner.round_trip.is_zero() {
+            sleep(self.shared.manner.round_trip).await;
+        }
+        timeout(PATIENCE, stream.write_all(&self.out)).await??;
+        self.out.clear();
+        timeout(PATIENCE, stream.flush()).await?
+    }
+
+    fn reset(&mut self) {
+        self.has_sender = false;
+        self.recipients = 0;
+        self.size = None;
+        self.chunks.clear();
+    }
+
+    fn command(&mut self, line: &[u8]) -> Next {
+        let verb = line.split(|octet| *octet == b' ').next().unwrap_or_default();
+        let (reply, next): (&[u8], Next) = match verb.to_ascii_uppercase().as_slice() {
+            b"EHLO" | b"HELO" => {
+                self.reset();
+                self.out
+                    .extend_from_slice(b"250-mx.load.test\r\n250-PIPELINING\r\n250-SIZE\r\n");
+                if self.offers_tls {
+                    self.out.extend_from_slice(b"250-STARTTLS\r\n");
+                }
+                (
+                    b"250-CHUNKING\r\n250-ENHANCEDSTATUSCODES\r\n250-SMTPUTF8\r\n250 8BITMIME\r\n",
+                    Next::Command,
+                )
+            }
+            b"STARTTLS" if self.offers_tls => (b"220 2.0.0 go ahead\r\n", Next::Tls),
+            b"MAIL" => {
+                self.reset();
+                self.has_sender = true;
+                let text = String::from_utf8_lossy(line).to_ascii_uppercase();
+                self.size = text
+                    .split(' ')
+                    .find_map(|word| word.strip_prefix("SIZE=")?.parse().ok());
+                (b"250 2.1.0 OK\r\n", Next::Command)
+            }
+            b"RCPT" if self.has_sender => (self.recipient(line), Next::Command),
+            b"DATA" if self.recipients > 0 => (b"354 go ahead\r\n", Next::Data),
+            b"BDAT" => {
+                let text = String::from_utf8_lossy(line).to_ascii_uppercase();
+                let mut words = text.split(' ').skip(1);
+                let octets = words.next().and_then(|word| word.parse().ok());
+                match octets.filter(|octets| *octets as u64 <= MAX_MESSAGE) {
+                    Some(octets) => (b"", Next::Chunk(octets, words.next() == Some("LAST"))),
+                    None => (b"501 5.5.4 BDAT takes a number\r\n", Next::Quit),
+                }
+            }
+            b"RSET" => {
+                self.reset();
+                (b"250 2.0.0 OK\r\n", Next::Command)
+            }
+            b"NOOP" => (b"250 2.0.0 OK\r\n", Next::Command),
+            b"QUIT" => (b"221 2.0.0 bye\r\n", Next::Quit),
+            b"RCPT" | b"DATA" => (b"503 5.5.1 not now\r\n", Next::Command),
+            _ => (b"500 5.5.1 not known\r\n", Next::Command),
+        };
+        self.out.extend_from_slice(reply);
+        next
+    }
+
+    fn recipient(&mut self, line: &[u8]) -> &'static [u8] {
+        let Manner { defer, refuse, .. } = self.shared.manner;
+        if defer + refuse > 0.0 {
+            let at: f64 = self.rng.random();
+            if at < defer {
+                self.shared.counts.deferred.fetch_add(1, Ordering::Relaxed);
+                return b"451 4.3.0 come again\r\n";
+            }
+            if at < defer + refuse {
+                self.shared.counts.refused.fetch_add(1, Ordering::Relaxed);
+                return b"550 5.1.1 nobody\r\n";
+            }
+        }
+        self.recipients += 1;
+        self.domain = domain_of(line);
+        b"250 2.1.5 OK\r\n"
+    }
+
+    /// After the delay, a message for all recipients counts once.
+    async fn take<S: Stream>(&mut self, stream: &mut S, message: &[u8]) -> io::Result<()> {
+        let (run, number, intact) = match seal(message) {
+            Seal::Intact { run, number } => (run, number, true),
+            Seal::Damaged { run, number } => (run, number, false),
+            Seal::None => {
+                self.shared.counts.unsealed.fetch_add(1, Ordering::Relaxed);
+                self.out.extend_from_slice(b"250 2.0.0 taken\r\n");
+                return Ok(());
+            }
+        };
+        if !self.shared.manner.delay.is_zero() {
+            self.flush(stream).await?;
+            sleep(self.shared.manner.delay).await;
+        }
+        let counts = &self.shared.counts;
+        counts.octets.fetch_add(message.len() as u64, Ordering::Relaxed);
+        if is_signed(message) {
+            counts.signed.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.is_tls {
+            counts.under_tls.fetch_add(1, Ordering::Relaxed);
+        }
+        counts.arrivals.push(Arrival {
+            run,
+            number,
+            domain: self.domain,
+            intact,
+            at: self.shared.zero.elapsed(),
+        });
+        self.out.extend_from_slice(b"250 2.0.0 taken\r\n");
+        Ok(())
+    }
+}
+
+/// Whether the fields that were put on top have a signature among them.
+fn is_signed(message: &[u8]) -> bool {
+    let mut fields = message.split(|octet| *octet == b'\n');
+    fields
+        .by_ref()
+        .take_while(|line| !line.starts_with(b"X-Load:"))
+        .any(|line| line.starts_with(b"DKIM-Signature:"))
+}
+
+/// The number in `…@d17.SUFFIX`; of other domains all that have none are one.
+fn domain_of(line: &[u8]) -> u32 {
+    let digits = memchr::memmem::find(line, b"@d").map(|at| &line[at + 2..]);
+    digits
+        .unwrap_or_default()
+        .iter()
+        .take_while(|octet| octet.is_ascii_digit())
+        .take(9)
+        .fold(0, |number, digit| number * 10 + u32::from(digit - b'0'))
+}
