@@ -31,6 +31,8 @@ enum Command {
     Sink(load::SinkOptions),
     /// Play whole runs, each with a store and processes of its own: what they cost, and a verdict on loss, damage and order.
     Scenario(scenario::Options),
+    /// Play the scenario `relay` through other relays too, by turns, and print how they compare.
+    Compare(scenario::CompareOptions),
     /// Kill the relay with SIGKILL at random moments under load, start it again, and account for every message.
     Crash(crash::Options),
     /// Measure what is promised, and say where it falls short: a figure a line, exit code 1 if one does.
@@ -60,6 +62,7 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Flood(options) => load::flood(options),
         Command::Sink(options) => load::sink(options),
         Command::Scenario(options) => scenario::run(options),
+        Command::Compare(options) => scenario::compare(options),
         Command::Crash(options) => block_on(crash::run(options)),
         Command::Marks(options) => marks::run(options),
         Command::Powercut(options) => block_on(powercut::run(options)),

@@ -265,7 +265,7 @@ impl Drop for Relay {
     }
 }
 
-async fn greets(address: SocketAddr) -> bool {
+pub(crate) async fn greets(address: SocketAddr) -> bool {
     let greeting = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         let mut code = [0; 3];

@@ -1,10 +1,14 @@
 //! `loadtest scenario`: whole runs that anyone can repeat. Each has a store, a relay and a sink of its own; first a warm-up that drains,
 //! then a set number of messages, measured from the first command until the last has arrived; at the end the balance.
 
+mod compare;
+mod peer;
 mod run;
 mod usage;
 
 use std::path::PathBuf;
+
+pub(crate) use compare::{CompareOptions, compare};
 
 use anyhow::ensure;
 use clap::{Args, ValueEnum};
@@ -24,6 +28,13 @@ pub(crate) struct Options {
     /// Which, one after the other.
     #[arg(required = true, value_enum)]
     names: Vec<Name>,
+    #[command(flatten)]
+    play: Play,
+}
+
+/// How scenarios are played.
+#[derive(Args)]
+pub(crate) struct Play {
     /// The program `postrider`; unless given, the one beside this program.
     #[arg(long, value_name = "FILE")]
     postrider: Option<PathBuf>,
@@ -51,6 +62,15 @@ pub(crate) struct Options {
     /// Print a JSON object a scenario.
     #[arg(long)]
     json: bool,
+}
+
+impl Play {
+    fn postrider(&self) -> anyhow::Result<PathBuf> {
+        Ok(match &self.postrider {
+            Some(postrider) => postrider.clone(),
+            None => std::env::current_exe()?.with_file_name("postrider"),
+        })
+    }
 }
 
 /// A scenario.
@@ -157,6 +177,10 @@ impl Report {
         self.balance.holds() && self.findings.is_empty()
     }
 
+    fn findings(&self) -> impl Iterator<Item = &String> {
+        self.balance.findings.iter().chain(&self.findings)
+    }
+
     fn print(&self) {
         println!(
             "{}: {} messages in {:.2} s: {:.0} a second, {:.3} CPU-seconds for 1,000, {:.0} MiB at the most, written ÷ accepted {:.2}",
@@ -172,7 +196,7 @@ impl Report {
         println!("  reply to arrival:      {}", self.reply_to_arrival_ms);
         println!("  begin to arrival:      {}", self.begin_to_arrival_ms);
         println!("  {}", self.balance.words());
-        for finding in self.balance.findings.iter().chain(&self.findings) {
+        for finding in self.findings() {
             println!("  found: {finding}");
         }
         let verdict = if self.holds() {
@@ -187,18 +211,7 @@ impl Report {
 /// Plays them; false where one does not hold.
 pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     more_descriptors()?;
-    ensure!(
-        (1..=10_000).contains(&options.sessions),
-        "from 1 to 10000 sessions"
-    );
-    ensure!(
-        (1..=1_000).contains(&options.connections),
-        "from 1 to 1000 connections"
-    );
-    let postrider = match &options.postrider {
-        Some(postrider) => postrider.clone(),
-        None => std::env::current_exe()?.with_file_name("postrider"),
-    };
+    let postrider = options.play.postrider()?;
     let mut all_hold = true;
     for name in &options.names {
         let names = match name {
@@ -206,9 +219,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
             one => std::slice::from_ref(one),
         };
         for name in names {
-            let report = run::play(&plan(*name, options)?, &postrider, options.folder.as_deref())?;
+            let report = run::play(
+                &plan(*name, &options.play)?,
+                &postrider,
+                None,
+                options.play.folder.as_deref(),
+            )?;
             all_hold &= report.holds();
-            if options.json {
+            if options.play.json {
                 println!("{}", serde_json::to_string(&report)?);
             } else {
                 report.print();
@@ -218,7 +236,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     Ok(all_hold)
 }
 
-fn plan(name: Name, options: &Options) -> anyhow::Result<Plan> {
+fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
+    ensure!(
+        (1..=10_000).contains(&options.sessions),
+        "from 1 to 10000 sessions"
+    );
+    ensure!(
+        (1..=1_000).contains(&options.connections),
+        "from 1 to 1000 connections"
+    );
     let own = if options.smoke { 400 } else { name.messages() };
     let messages = options.messages.unwrap_or(own);
     ensure!(

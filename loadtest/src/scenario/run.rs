@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::runtime::Runtime;
 
+use super::peer::Peer;
 use super::usage::{Memory, Usage};
 use super::{Name, Plan, Report};
 use crate::load::client::{Load, Pace, Target, Tls};
 use crate::load::letters::{Letters, Spread};
 use crate::load::record::{Balance, Quantiles, Sent, Zero};
-use crate::load::sink::{Manner, Sink};
+use crate::load::sink::{self, Manner, Sink};
 use crate::load::{Summary, drive};
 use crate::relay::{Program, Relay};
 
@@ -27,25 +28,68 @@ const STILL: Duration = Duration::from_secs(30);
 /// How often what has arrived is counted.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
+/// The relay that is measured.
+enum Subject {
+    Postrider(Relay),
+    Peer(Peer),
+}
+
+impl Subject {
+    fn pid(&self) -> anyhow::Result<u32> {
+        match self {
+            Self::Postrider(relay) => relay.pid().context("no process"),
+            Self::Peer(peer) => Ok(peer.pid()),
+        }
+    }
+
+    fn runs(&mut self) -> anyhow::Result<bool> {
+        match self {
+            Self::Postrider(relay) => relay.runs(),
+            Self::Peer(peer) => peer.runs(),
+        }
+    }
+
+    fn tail(&self) -> String {
+        match self {
+            Self::Postrider(relay) => relay.tail(),
+            Self::Peer(peer) => peer.tail(),
+        }
+    }
+
+    /// Runs a command that only postrider has.
+    async fn command(&self, words: &[&str]) -> anyhow::Result<()> {
+        match self {
+            Self::Postrider(relay) => relay.command(words).await.map(drop),
+            Self::Peer(_) => anyhow::bail!("this scenario is postrider's own"),
+        }
+    }
+}
+
 struct Stage<'a> {
     plan: &'a Plan,
     runtime: Runtime,
     zero: Zero,
     sink: Sink,
-    relay: Relay,
+    subject: Subject,
     letters: Arc<Letters>,
     target: Target,
     sent: Vec<Sent>,
 }
 
-pub(super) fn play(plan: &Plan, postrider: &Path, folder: Option<&Path>) -> anyhow::Result<Report> {
+/// Through `peer` where there is one, else through `postrider`.
+pub(super) fn play(
+    plan: &Plan,
+    postrider: &Path,
+    peer: Option<&Path>,
+    folder: Option<&Path>,
+) -> anyhow::Result<Report> {
     let folder = match folder {
         Some(folder) => tempfile::tempdir_in(folder),
         None => tempfile::tempdir(),
     }
     .context("a folder for the scenario")?;
-    let mut stage = Stage::set(plan, postrider, folder.path())?;
-    let pid = stage.relay.pid().context("no process")?;
+    let mut stage = Stage::set(plan, postrider, peer, folder.path())?;
+    let pid = stage.subject.pid()?;
     let memory = Memory::watch(pid)?;
 
     stage.load(plan.warm_up, 0)?;
@@ -53,7 +97,7 @@ pub(super) fn play(plan: &Plan, postrider: &Path, folder: Option<&Path>) -> anyh
     let suspended = plan.name == Name::Accept;
     if suspended {
         let suspend = ["queue", "suspend", "--all", "--reason", "the scenario accept"];
-        stage.runtime.block_on(stage.relay.command(&suspend))?;
+        stage.runtime.block_on(stage.subject.command(&suspend))?;
     }
 
     let before = Usage::of(pid)?;
@@ -65,7 +109,7 @@ pub(super) fn play(plan: &Plan, postrider: &Path, folder: Option<&Path>) -> anyh
     let end = stage.zero.elapsed();
     if suspended {
         let resume = ["queue", "resume", "--all"];
-        stage.runtime.block_on(stage.relay.command(&resume))?;
+        stage.runtime.block_on(stage.subject.command(&resume))?;
         stage.until_arrived()?;
     }
     stage.report(&load, before, after, end, &memory)
@@ -73,7 +117,7 @@ pub(super) fn play(plan: &Plan, postrider: &Path, folder: Option<&Path>) -> anyh
 
 impl<'a> Stage<'a> {
     /// Starts sink and relay.
-    fn set(plan: &'a Plan, postrider: &Path, folder: &Path) -> anyhow::Result<Self> {
+    fn set(plan: &'a Plan, postrider: &Path, peer: Option<&Path>, folder: &Path) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -86,13 +130,23 @@ impl<'a> Stage<'a> {
         };
         let sink = Sink::start(manner, &spread, plan.sink_threads, zero)?;
         let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-        let program = Program {
-            postrider: postrider.to_owned(),
-            sabotage: None,
+        let subject = match peer {
+            None => {
+                let program = Program {
+                    postrider: postrider.to_owned(),
+                    sabotage: None,
+                };
+                let configuration = configuration(plan, postrider, folder, address, &sink)?;
+                let mut relay = Relay::with_configuration(&program, folder, address, "info", &configuration)?;
+                runtime.block_on(relay.start())?;
+                Subject::Postrider(relay)
+            }
+            Some(peer) => {
+                let next = SocketAddr::from((sink::address(0), sink.port));
+                let started = Peer::start(peer, folder, address, next, plan.connections);
+                Subject::Peer(runtime.block_on(started)?)
+            }
         };
-        let configuration = configuration(plan, postrider, folder, address, &sink)?;
-        let mut relay = Relay::with_configuration(&program, folder, address, "info", &configuration)?;
-        runtime.block_on(relay.start())?;
         let mut target = Target::plain(address)?;
         if tls {
             target.tls = Tls::Starttls;
@@ -102,7 +156,7 @@ impl<'a> Stage<'a> {
             runtime,
             zero,
             sink,
-            relay,
+            subject,
             letters: Arc::new(Letters::new(RUN, SENDER, plan.size.clone(), spread)),
             target,
             sent: Vec::new(),
@@ -125,7 +179,7 @@ impl<'a> Stage<'a> {
             self.zero,
             first,
         );
-        drive(&load, Some(messages.into())).with_context(|| self.relay.tail())?;
+        drive(&load, Some(messages.into())).with_context(|| self.subject.tail())?;
         self.sent.extend(load.sent.all());
         Ok(load)
     }
@@ -140,9 +194,9 @@ impl<'a> Stage<'a> {
         let mut last = (0, Instant::now());
         while last.0 < accepted && last.1.elapsed() < STILL {
             ensure!(
-                self.relay.runs()?,
+                self.subject.runs()?,
                 "the relay ended by itself: {}",
-                self.relay.tail()
+                self.subject.tail()
             );
             std::thread::sleep(LOOK_EVERY);
             let arrived = self.sink.counts.arrivals.count();
@@ -163,16 +217,18 @@ impl<'a> Stage<'a> {
     ) -> anyhow::Result<Report> {
         let peak = memory.peak();
         let mut findings = Vec::new();
-        // What is in the queue still would come a second time, or too late to be counted.
-        let begun = Instant::now();
-        while !self.runtime.block_on(self.relay.is_empty())? {
-            if begun.elapsed() > STILL {
-                findings.push("the queue is not empty although all has arrived".to_owned());
-                break;
+        if let Subject::Postrider(relay) = &mut self.subject {
+            // What is in the queue still would come a second time, or too late to be counted.
+            let begun = Instant::now();
+            while !self.runtime.block_on(relay.is_empty())? {
+                if begun.elapsed() > STILL {
+                    findings.push("the queue is not empty although all has arrived".to_owned());
+                    break;
+                }
             }
-        }
-        if let Err(error) = self.runtime.block_on(self.relay.stop()) {
-            findings.push(error.to_string());
+            if let Err(error) = self.runtime.block_on(relay.stop()) {
+                findings.push(error.to_string());
+            }
         }
         let unsealed = self.sink.counts.unsealed.load(Ordering::Relaxed);
         if unsealed > 0 {
