@@ -110,6 +110,7 @@ pub fn open(folder: &Path) -> Queue {
     let options = Options {
         min_free_bytes: 0,
         commit_patience: Duration::from_secs(600),
+        limits: queue::Limits::NONE,
     };
     Queue::open(folder, &options).expect("a queue")
 }

@@ -26,6 +26,7 @@ use crate::records::{
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::suspension::Selector;
 use crate::upload::{self, Abandoned, Leftover};
+use crate::usage::{Amount, Reserved, Usage};
 use crate::{CommitError, DeadlineKey, ReadError};
 
 /// Queues whose record and number are kept in memory, some 300 octets each; all are forgotten when there are more.
@@ -39,6 +40,7 @@ pub(crate) enum Request {
     Accept {
         message: Arc<NewMessage>,
         chunks: Vec<u32>,
+        reserved: Option<Reserved>,
         reply: Reply<Accepted>,
     },
     /// A part of a message to come; not synced by itself.
@@ -139,6 +141,7 @@ pub(crate) struct Committer {
     store: Arc<dyn Store>,
     counters: Counters,
     damage: Arc<DamageCounts>,
+    usage: Arc<Usage>,
     numbers: HashMap<QueueName, QueueId>,
     queues: HashMap<QueueId, CachedQueue>,
     /// What waits of each tenant's stream, by its key.
@@ -165,16 +168,26 @@ struct Group {
     answers: Vec<Answer>,
     /// It holds more than chunks of messages to come.
     synced: bool,
+    /// Queues in which it changes how much waits.
+    changed: Vec<(Arc<str>, Amount, Amount)>,
+    /// Room for what it takes in, until that is counted.
+    reserved: Vec<Reserved>,
 }
 
 impl Committer {
     /// On a store whose `meta` is in place.
-    pub(crate) fn new(store: Arc<dyn Store>, damage: Arc<DamageCounts>) -> Result<Self, ReadError> {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        damage: Arc<DamageCounts>,
+        usage: Arc<Usage>,
+    ) -> Result<Self, ReadError> {
         let counters = read_counters(&*store)?;
+        usage.load(index::totals(&*store));
         Ok(Self {
             store,
             counters,
             damage,
+            usage,
             numbers: HashMap::new(),
             queues: HashMap::new(),
             totals: HashMap::new(),
@@ -217,6 +230,8 @@ impl Committer {
         if !group.batch.is_empty() {
             self.store.write(&group.batch, is_synced(group))?;
         }
+        self.usage.change(group.changed.drain(..));
+        group.reserved.clear();
         Ok(())
     }
 
@@ -252,8 +267,10 @@ impl Committer {
             Request::Accept {
                 message,
                 chunks,
+                reserved,
                 reply,
             } => {
+                group.reserved.extend(reserved);
                 let accepted = self
                     .place(group, &message)
                     .and_then(|units| self.accept(group, &message, units, chunks));
@@ -378,7 +395,7 @@ impl Committer {
                 recipients: unit.recipients.clone(),
             })
             .collect();
-        let bytes = message.prefix.len() as u64 + message.body_bytes();
+        let bytes = message.bytes();
         let due = DueRecord {
             expires_at: message.expires_at,
             bytes,
@@ -623,6 +640,10 @@ impl Committer {
             let before = std::mem::replace(&mut queue.counted, counts);
             if before != counts {
                 let name = (queue.record.name.tenant.clone(), queue.record.name.stream.clone());
+                let amount = |(messages, bytes)| Amount { messages, bytes };
+                group
+                    .changed
+                    .push((name.0.clone(), amount(before), amount(counts)));
                 if !self.totals.contains_key(&name) {
                     let total = index::read_totals(&*self.store, &keys::totals(&name.0, &name.1))?;
                     self.totals.insert(name.clone(), total);

@@ -217,19 +217,29 @@ impl Queue {
     /// What waits of each tenant's stream; streams that once had something are among them. As many records as there are
     /// streams of tenants, however much waits.
     pub fn totals(&self) -> Result<Vec<Totals>, ReadError> {
-        let parse = |key: &[u8]| {
-            let (tenant, stream) = keys::parse_totals(key)?;
-            Some((tenant.to_owned(), stream.to_owned()))
-        };
-        let (from, to) = ([keys::TOTALS], [keys::TOTALS + 1]);
-        let page = self.page(Family::Queues, &from, &to, usize::MAX, parse)?;
-        let totals = page.into_iter().map(|((tenant, stream), total)| Totals {
-            tenant,
-            stream,
-            total,
-        });
-        Ok(totals.collect())
+        totals(&*self.store)
     }
+}
+
+/// See [`Queue::totals`]. Those that do not verify are left out until the next start, which counts them anew.
+pub(crate) fn totals(store: &dyn Store) -> Result<Vec<Totals>, ReadError> {
+    let mut totals = Vec::new();
+    store.scan(
+        Family::Queues,
+        &[keys::TOTALS],
+        &[keys::TOTALS + 1],
+        &mut |key, value| {
+            if let (Some((tenant, stream)), Ok(total)) = (keys::parse_totals(key), decode(value)) {
+                totals.push(Totals {
+                    tenant: tenant.to_owned(),
+                    stream: stream.to_owned(),
+                    total,
+                });
+            }
+            true
+        },
+    )?;
+    Ok(totals)
 }
 
 /// A stream's totals as the committer takes them up. What does not verify counts from nothing, until the next start.

@@ -25,6 +25,7 @@ use crate::mark::Mark;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::store::Store;
 use crate::upload::{Abandoned, Leftover};
+use crate::usage::{Amount, Limit, Reserved, Usage};
 use crate::{CommitError, OpenError, Options};
 
 /// Requests that wait for the committer, some 300 octets each beside their bodies. Full means that the disk is the slow part:
@@ -55,6 +56,8 @@ pub enum Status {
     Failing(String),
     /// RocksDB has found a file of the store's damaged. Nothing is accepted, now or after a restart; what reads is delivered.
     Corrupt(String),
+    /// As much waits as may. Nothing is accepted until less does.
+    Over(Limit),
 }
 
 /// See the module.
@@ -62,6 +65,7 @@ pub(crate) struct Intake {
     way: Way,
     shared: Arc<Shared>,
     corruption: Arc<Corruption>,
+    usage: Arc<Usage>,
     patience: Duration,
     bytes: Arc<Semaphore>,
 }
@@ -71,7 +75,7 @@ enum Way {
         requests: Mutex<Option<mpsc::Sender<Entry>>>,
         threads: Mutex<Vec<JoinHandle<()>>>,
     },
-    Inline(Mutex<Committer>),
+    Inline(Box<Mutex<Committer>>),
 }
 
 struct Shared {
@@ -139,7 +143,9 @@ impl Intake {
         corruption: Arc<Corruption>,
         options: &Options,
     ) -> Result<Self, OpenError> {
-        let committer = Committer::new(store, damage)?;
+        let usage = Arc::<Usage>::default();
+        usage.limit(options.limits.clone());
+        let committer = Committer::new(store, damage, usage.clone())?;
         let shared = Arc::new(Shared::new(committer.group()));
         shared.look_at_space(&space);
         let (requests, waiting) = mpsc::channel(WAITING);
@@ -169,17 +175,20 @@ impl Intake {
             },
             shared,
             corruption,
+            usage,
             patience: options.commit_patience,
             bytes,
         })
     }
 
     pub(crate) fn inline(store: Arc<dyn Store>, damage: Arc<DamageCounts>) -> Result<Self, OpenError> {
-        let committer = Committer::new(store, damage)?;
+        let usage = Arc::<Usage>::default();
+        let committer = Committer::new(store, damage, usage.clone())?;
         Ok(Self {
             shared: Arc::new(Shared::new(committer.group())),
-            way: Way::Inline(Mutex::new(committer)),
+            way: Way::Inline(Box::new(Mutex::new(committer))),
             corruption: Arc::default(),
+            usage,
             patience: Duration::MAX,
             bytes: Arc::new(Semaphore::new(WAITING_BYTES)),
         })
@@ -194,11 +203,13 @@ impl Intake {
         }
         self.takes_mail()?;
         let bytes = message.body.len();
+        let reserved = self.reserve(&message)?;
         let chunks = chunk_sums(&message);
         let (reply, answer) = oneshot::channel();
         let request = Request::Accept {
             message,
             chunks,
+            reserved: Some(reserved),
             reply,
         };
         #[cfg(feature = "sabotage")]
@@ -242,10 +253,27 @@ impl Intake {
         }
     }
 
+    /// Room for a message as it will be counted.
+    fn reserve(&self, message: &NewMessage) -> Result<Reserved, CommitError> {
+        let messages = message.units.len() as u64;
+        let amount = Amount {
+            messages,
+            bytes: message.bytes().saturating_mul(messages),
+        };
+        self.usage
+            .reserve(&message.tenant, amount)
+            .map_err(CommitError::Over)
+    }
+
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
     pub(crate) fn takes_mail(&self) -> Result<(), CommitError> {
         match self.status() {
             Status::Healthy => Ok(()),
             Status::Full { .. } => Err(CommitError::Full),
+            Status::Over(limit) => Err(CommitError::Over(limit)),
             Status::Failing(why) | Status::Corrupt(why) => Err(CommitError::Failing(why)),
         }
     }
@@ -413,6 +441,7 @@ impl Intake {
         match (&*self.shared.status.read(), self.corruption.found()) {
             (failing @ Status::Failing(_), _) => failing.clone(),
             (_, Some(found)) => Status::Corrupt(found.to_owned()),
+            (Status::Healthy, None) => self.usage.full().map_or(Status::Healthy, Status::Over),
             (status, None) => status.clone(),
         }
     }
@@ -490,7 +519,7 @@ impl Shared {
                 *status = Status::Healthy;
             }
             (Status::Full { .. }, true) => *status = Status::Full { free },
-            (Status::Healthy, false) | (Status::Failing(_) | Status::Corrupt(_), _) => {}
+            (Status::Healthy, false) | (Status::Failing(_) | Status::Corrupt(_) | Status::Over(_), _) => {}
         }
     }
 }
@@ -653,6 +682,7 @@ pub(crate) mod tests {
         let options = Options {
             min_free_bytes: 0,
             commit_patience: PATIENCE,
+            limits: crate::Limits::NONE,
         };
         let space = Space::new(Box::new(|| u64::MAX), 0, None);
         let heal = Box::new(mend::tests::NoHealing);

@@ -24,6 +24,7 @@ pub mod store;
 pub mod stream;
 mod suspension;
 mod upload;
+mod usage;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ pub use records::{
 pub use schedule::Backoff;
 pub use suspension::{MAX_SUSPENSIONS, Selector, suspension};
 pub use upload::{Upload, Uploaded};
+pub use usage::{Limit, Limits};
 
 use aside::DamageCounts;
 use bytes::Bytes;
@@ -70,6 +72,8 @@ pub struct Options {
     pub min_free_bytes: u64,
     /// How long an accept may wait for its group before it is withdrawn.
     pub commit_patience: Duration,
+    /// How much may wait.
+    pub limits: Limits,
 }
 
 /// What a configuration has that says nothing.
@@ -78,6 +82,7 @@ impl Default for Options {
         Self {
             min_free_bytes: 512 << 20,
             commit_patience: Duration::from_secs(30),
+            limits: Limits::NONE,
         }
     }
 }
@@ -203,6 +208,9 @@ pub enum CommitError {
     /// Too little free space.
     #[error("too little free space for new mail")]
     Full,
+    /// So much waits already.
+    #[error("{0}")]
+    Over(Limit),
     /// The store does not take writes.
     #[error("the store does not take writes: {0}")]
     Failing(String),
@@ -337,6 +345,21 @@ impl Queue {
             groups: Arc::default(),
             damage,
         })
+    }
+
+    /// Takes new limits. What waits already stays, though it be more.
+    pub fn set_limits(&self, limits: Limits) {
+        self.intake.usage().limit(limits);
+    }
+
+    /// The limit that a tenant's message of so many octets, to one domain, would exceed, and is refused for.
+    pub fn over_limit(&self, tenant: &Arc<str>, bytes: u64) -> Option<Limit> {
+        self.intake.usage().over(tenant, bytes)
+    }
+
+    /// How much of the limits is used: the greater part of both; 0 where there are none.
+    pub fn used(&self) -> f64 {
+        self.intake.usage().ratio()
     }
 
     /// Keeps a message. Answered once it is on disk.

@@ -58,6 +58,11 @@ impl NewMessage {
         self.body.len() as u64 + self.rest.as_ref().map_or(0, Uploaded::bytes)
     }
 
+    /// Octets as they are kept, and sent but for signatures.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.prefix.len() as u64 + self.body_bytes()
+    }
+
     /// Whether its sender asked to hear of a delay of some recipient of this unit (RFC 3461 §4.1).
     pub(crate) fn wants_notice(&self, unit: u16) -> bool {
         let asked = |recipient: &Recipient| matches!(recipient.notify, Some(Notify::On { delay: true, .. }));

@@ -103,7 +103,7 @@ impl Heal for Reopener {
         if prepare(&*store)? != self.name {
             return Err(OpenError::NotItsMark { mark: synced });
         }
-        let mut committer = Committer::new(store.clone(), self.damage.clone())?;
+        let mut committer = Committer::new(store.clone(), self.damage.clone(), Arc::default())?;
         if committer.group() < synced {
             return Err(OpenError::OlderThanMark {
                 store: committer.group(),
@@ -145,6 +145,7 @@ mod tests {
         let options = Options {
             min_free_bytes: 0,
             commit_patience: std::time::Duration::from_secs(60),
+            limits: crate::Limits::NONE,
         };
         let queue = Queue::open(folder.path(), &options).unwrap();
         for number in 1..=3 {

@@ -25,6 +25,7 @@ use queue::{
 const OPTIONS: Options = Options {
     min_free_bytes: 0,
     commit_patience: Duration::from_secs(60),
+    limits: queue::Limits::NONE,
 };
 
 const LATE: Timestamp = Timestamp(START.0 + 90 * 86_400_000);

@@ -19,6 +19,7 @@ const MESSAGES: u64 = 40;
 const OPTIONS: Options = Options {
     min_free_bytes: 0,
     commit_patience: Duration::from_secs(60),
+    limits: queue::Limits::NONE,
 };
 
 /// A closed queue whose messages are in tables and blob files.

@@ -213,6 +213,7 @@ fn reads(fixture: &str) {
     let options = queue::Options {
         min_free_bytes: 0,
         commit_patience: Duration::from_secs(60),
+        limits: queue::Limits::NONE,
     };
     let queue = Queue::open(folder.path(), &options).unwrap();
     look(&queue);
@@ -243,6 +244,7 @@ fn what_is_written_today_is_version_2() {
 const OPTIONS: queue::Options = queue::Options {
     min_free_bytes: 0,
     commit_patience: Duration::from_secs(60),
+    limits: queue::Limits::NONE,
 };
 
 /// A stream of every released version is taken in for ever: this one was made of `v2.txt`. POSTRIDER_WRITE_STREAM names a file

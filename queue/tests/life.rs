@@ -21,6 +21,7 @@ use queue::{
 const OPTIONS: Options = Options {
     min_free_bytes: 0,
     commit_patience: Duration::from_secs(60),
+    limits: queue::Limits::NONE,
 };
 
 fn kinds(queue: &Queue) -> Vec<EventKind> {

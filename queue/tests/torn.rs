@@ -18,6 +18,7 @@ use queue::{OpenError, Options, Queue};
 const OPTIONS: Options = Options {
     min_free_bytes: 0,
     commit_patience: Duration::from_secs(60),
+    limits: queue::Limits::NONE,
 };
 
 /// Messages acknowledged, each in a group of its own.

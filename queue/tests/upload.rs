@@ -21,6 +21,7 @@ use queue::{CommitError, Fate, NewMessage, Options, Queue, ReadError, Upload, Up
 const OPTIONS: Options = Options {
     min_free_bytes: 0,
     commit_patience: Duration::from_secs(60),
+    limits: queue::Limits::NONE,
 };
 
 /// The chunk with this number, differing from all others.

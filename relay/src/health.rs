@@ -106,6 +106,7 @@ impl Health {
             Status::Healthy => None,
             Status::Full { free } => Some(format!("disk full: {free} bytes free")),
             Status::Failing(why) => Some(format!("store failing: {why}")),
+            Status::Over(limit) => Some(format!("queue full: {limit}")),
             Status::Corrupt(what) => Some(format!("store damaged: {what}")),
         }
     }

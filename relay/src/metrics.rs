@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use queue::store::Family;
 use queue::{AsideCause, MAX_SUSPENSIONS, Queue, ReadError, Selector, SuspensionRecord, Totals};
 
@@ -48,6 +48,7 @@ struct Inner {
     damaged: IntCounterVec,
     reopened: IntCounter,
     corrupt: IntGauge,
+    used: Gauge,
     /// When they were read.
     read: Mutex<Option<Instant>>,
 }
@@ -109,6 +110,11 @@ impl QueueSeries {
                 "1 where RocksDB has found a file of the store's damaged: nothing is accepted, what reads is delivered. Alert on \
                  it: docs/durability.md, Damage.",
             )?,
+            used: Gauge::new(
+                "postrider_queue_used_ratio",
+                "How much of store.max_messages or store.max_bytes waits, whichever is nearer: 1 is full, and mail is refused \
+                 (452) until it is below 0.95. 0 without limits. Alert above 0.8.",
+            )?,
             read: Mutex::default(),
         };
         for family in Family::ALL {
@@ -117,6 +123,7 @@ impl QueueSeries {
         registry.register(Box::new(series.damaged.clone()))?;
         registry.register(Box::new(series.reopened.clone()))?;
         registry.register(Box::new(series.corrupt.clone()))?;
+        registry.register(Box::new(series.used.clone()))?;
         for gauge in [&series.queues, &series.holds, &series.suspensions] {
             registry.register(Box::new(gauge.clone()))?;
         }
@@ -136,6 +143,7 @@ impl QueueSeries {
         *read = Some(now);
         let corrupt = matches!(series.queue.status(), queue::Status::Corrupt(_));
         series.corrupt.set(i64::from(corrupt));
+        series.used.set(series.queue.used());
         let reopened = series.queue.reopened();
         series
             .reopened

@@ -434,6 +434,7 @@ impl State {
             tls: tls.clone(),
             reconnect,
         };
+        front.queue.set_limits(settings.queue_limits());
         self.parts.preparer.sign_with(signer);
         let (done, took) = std::sync::mpsc::channel();
         for worker in &self.parts.workers {

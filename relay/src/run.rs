@@ -107,7 +107,7 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         Some(files) => Some(Arc::new(ArcSwap::new(crate::tls::http_config(files)?))),
         None => None,
     };
-    let queue = Queue::open(&settings.store.path, &settings.store.options())
+    let queue = Queue::open(&settings.store.path, &settings.queue_options())
         .with_context(|| format!("the queue in {}", settings.store.path.display()))?;
     let doors = Builder::new_multi_thread()
         .worker_threads(1)

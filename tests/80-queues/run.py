@@ -1,6 +1,7 @@
 """Queues at work, from the command line: suspended over a crash, resumed, retried, deleted; messages listed and read."""
 
 import json
+import smtplib
 
 from lib import RelayTest, get, main, wait_for
 
@@ -99,6 +100,62 @@ class Queues(RelayTest):
         self.assertEqual(self.command("queue", "delete")[0], 2, "all of it is deleted by --all alone")
         self.told("queue", "delete", "--all", "--yes")
         self.assertEqual(self.command("message", "raw", sent[0])[0], 1)
+        self.assertEqual(relay.stop(), 0)
+
+    def configure(self, old, new):
+        with open(self.config, encoding="utf-8") as config:
+            text = config.read()
+        self.assertIn(old, text)
+        with open(self.config, "w", encoding="utf-8") as config:
+            config.write(text.replace(old, new))
+
+    def mail_reply(self, size=""):
+        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
+            client.ehlo()
+            return client.mail(self.lab.sender, [size] if size else [])
+
+    def readiness(self):
+        status, body = get(f"127.0.0.1:{self.metrics}", "/readyz")
+        return status, body.decode().strip()
+
+    def test_a_full_queue_refuses_and_goes_on_delivering(self):
+        self.configure("[store]\n", '[store]\nmax_messages = 6\nmax_bytes = "1MiB"\n')
+        relay = self.start()
+        sender = self.lab.sender.split("@")[1]
+        for domain in ("ok.test", "reject.test", sender):
+            self.told("queue", "suspend", "--domain", domain, "--reason", "a test")
+        before = len(self.lab.mailbox(self.lab.sender))
+        for _ in range(5):
+            self.submit("full@ok.test")
+        # Too large for what is left, by its own word.
+        self.assertEqual(self.mail_reply("SIZE=1048000")[0], 452)
+        self.assertEqual(self.mail_reply("SIZE=1000")[0], 250)
+        # Its report takes the place of what it tells of, though the queue be full.
+        self.submit("nobody@reject.test")
+        code, text = self.mail_reply()
+        self.assertEqual((code, text[:5]), (452, b"4.3.1"))
+        self.assertEqual(self.readiness(), (503, "queue full: 7 messages wait, and 6 may"))
+        metrics = get(f"127.0.0.1:{self.metrics}", "/metrics")[1]
+        self.assertIn(b"postrider_queue_used_ratio 1\n", metrics)
+        self.told("queue", "resume", "--domain", "reject.test")
+        wait_for(lambda: any(one["domain"] == sender for one in self.told("queue", "list")["queues"]), "the report waits")
+        self.assertEqual(self.readiness()[0], 503, "as much waits as before")
+        self.told("queue", "resume", "--domain", "ok.test")
+        self.assertEqual(len(self.lab.arrived("full@ok.test", 5)), 5)
+        wait_for(lambda: self.readiness()[0] == 200, "there is room")
+        self.told("queue", "resume", "--domain", sender)
+        self.lab.arrived(self.lab.sender, before + 1)
+        self.submit("again@second.test")
+        full = [line for line in relay.logged().splitlines() if "the queue is full" in line]
+        self.assertEqual(len(full), 1, "told once")
+        # A tenant's share is taken by a reload.
+        self.configure("[tenants.t]\n", "[tenants.t]\nqueue_share = 0.5\n")
+        self.told("reload")
+        self.told("queue", "suspend", "--all", "--reason", "a test")
+        for _ in range(3):
+            self.submit("share@ok.test")
+        self.assertEqual(self.mail_reply()[0], 452)
+        self.assertEqual(self.readiness()[0], 200)
         self.assertEqual(relay.stop(), 0)
 
 

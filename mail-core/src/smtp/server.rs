@@ -183,6 +183,8 @@ pub mod replies {
     pub const TOO_MANY_RECIPIENTS: Reply = Reply::new(452, 5, 3, "too many recipients");
     /// To MAIL and to data over a limit (RFC 1870 §6).
     pub const TOO_BIG: Reply = Reply::new(552, 3, 4, "message too big");
+    /// The queue holds all it may.
+    pub const TOO_MUCH_WAITS: Reply = Reply::new(452, 3, 1, "too much mail waits; come back later");
 }
 
 /// Commands a client may say without a message kept (CASES §3, floods): many times what a pool's NOOPs and a list of

@@ -3,6 +3,7 @@
 use mail_core::MessageId;
 
 use super::{Answer, Committer, Failed, Group, Request, read, read_counters};
+use crate::index;
 use crate::keys;
 use crate::message::{Accepted, Settle, Settled};
 use crate::names::UnitKey;
@@ -170,6 +171,8 @@ impl Committer {
             Ok(counters) => self.counters = counters,
             Err(error) => return Err(failed(error, kept)),
         }
+        // What the failed group wrote after all was not counted.
+        self.usage.load(index::totals(&*self.store));
         let mut unwritten = Vec::with_capacity(kept.len());
         let mut kept = kept.into_iter();
         while let Some(request) = kept.next() {

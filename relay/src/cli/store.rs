@@ -12,7 +12,6 @@ use serde_json::json;
 use super::output::{columns, plain, print, print_json, size};
 use super::queue::block_on;
 use super::{ConfigFile, Failure};
-use crate::config::Settings;
 use crate::world::{Clock, Random};
 
 /// Octets of a stream held back for one write or read.
@@ -37,8 +36,9 @@ impl StoreFolder {
         if let Some(folder) = &self.store {
             return Ok((folder.clone(), Options::default()));
         }
-        let Settings { store, .. } = self.config.load()?;
-        Ok((store.path.clone(), store.options()))
+        let settings = self.config.load()?;
+        let options = settings.queue_options();
+        Ok((settings.store.path, options))
     }
 
     fn open(&self, salvage: bool) -> Result<(PathBuf, Closed), Failure> {

@@ -56,7 +56,10 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     );
     let delivery = delivery(check, &mut top, name, expire_after)?;
     let streams = &delivery.streams;
-    let tenants = tenants(&mut top);
+    let has_limits = store
+        .as_ref()
+        .is_none_or(|store| store.max_messages.is_some() || store.max_bytes.is_some());
+    let tenants = tenants(&mut top, has_limits);
     check_credentials(check, &credentials, &tenants, streams);
     let metrics = optional_address(top.section("metrics"), "address");
     let listeners = listeners(check, &mut top, &tenants, streams, metrics);
@@ -117,6 +120,8 @@ fn store(mut section: Section<'_>) -> Option<StoreSettings> {
     let store = StoreSettings {
         path: path.map(|spot| spot.value).unwrap_or_default(),
         min_free_bytes: section.size_or("min_free", 0..=u64::MAX / 2, 512 * MIB),
+        max_messages: section.optional_integer("max_messages", 1..=i64::MAX as u64),
+        max_bytes: section.size("max_bytes", 1..=u64::MAX / 2),
         expire_after: section.duration("expire_after", MS..=EVER, 5 * DAY),
         commit_patience: section.duration("commit_patience", MS..=HOUR, Duration::from_secs(30)),
         body_cache_bytes: section.size_or("body_cache", 0..=u64::MAX / 2, 64 * MIB),
@@ -125,7 +130,7 @@ fn store(mut section: Section<'_>) -> Option<StoreSettings> {
     (!store.path.as_os_str().is_empty()).then_some(store)
 }
 
-fn tenants(top: &mut Section<'_>) -> BTreeMap<Arc<str>, Tenant> {
+fn tenants(top: &mut Section<'_>, has_limits: bool) -> BTreeMap<Arc<str>, Tenant> {
     let mut tenants = BTreeMap::new();
     for (name, mut section) in top.named("tenants") {
         let is_empty = section.is_empty_list("senders");
@@ -163,7 +168,14 @@ fn tenants(top: &mut Section<'_>) -> BTreeMap<Arc<str>, Tenant> {
                 .map(|spot| spot.value)
                 .collect(),
             archive: section.parsed::<Mailbox>("archive").map(|spot| spot.value),
+            queue_share: section.number("queue_share", 0.001..=1.0),
         };
+        if tenant.queue_share.is_some() && !has_limits {
+            section.problem(
+                "queue_share",
+                "is a part of store.max_messages and store.max_bytes; set one of them",
+            );
+        }
         section.end();
         tenants.insert(name.into(), tenant);
     }

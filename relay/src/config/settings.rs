@@ -63,6 +63,10 @@ pub struct StoreSettings {
     pub path: PathBuf,
     /// Below this much free space on the store's file system nothing is accepted (452 4.3.1).
     pub min_free_bytes: u64,
+    /// So many messages may wait, each once for each of its destination domains; beyond, 452 4.3.1.
+    pub max_messages: Option<u64>,
+    /// So many octets may wait, counted likewise.
+    pub max_bytes: Option<u64>,
     /// How long a message may stay in the queue before it expires (RFC 5321 §4.5.4.1: 4–5 days).
     pub expire_after: Duration,
     /// How long a request may wait for its commit group before it is withdrawn (451 4.3.2).
@@ -71,12 +75,23 @@ pub struct StoreSettings {
     pub body_cache_bytes: u64,
 }
 
-impl StoreSettings {
+impl Settings {
     /// The bounds of the queue.
-    pub fn options(&self) -> queue::Options {
+    pub fn queue_options(&self) -> queue::Options {
         queue::Options {
-            min_free_bytes: self.min_free_bytes,
-            commit_patience: self.commit_patience,
+            min_free_bytes: self.store.min_free_bytes,
+            commit_patience: self.store.commit_patience,
+            limits: self.queue_limits(),
+        }
+    }
+
+    /// How much may wait.
+    pub fn queue_limits(&self) -> queue::Limits {
+        let share = |(name, tenant): (&Arc<str>, &Tenant)| Some((name.clone(), tenant.queue_share?));
+        queue::Limits {
+            messages: self.store.max_messages.unwrap_or(u64::MAX),
+            bytes: self.store.max_bytes.unwrap_or(u64::MAX),
+            shares: self.tenants.iter().filter_map(share).collect(),
         }
     }
 }
@@ -171,6 +186,8 @@ pub struct Tenant {
     pub header_fields: Vec<OwnField>,
     /// Who gets a copy of each message, beside its recipients.
     pub archive: Option<Mailbox>,
+    /// The part of `store.max_messages` and `store.max_bytes` that may be theirs, above 0 and up to 1.
+    pub queue_share: Option<f64>,
 }
 
 /// An entry of a tenant's `senders`, or of another list of addresses.

@@ -89,6 +89,7 @@ mod tests {
             rates: Default::default(),
             header_fields: Vec::new(),
             archive: None,
+            queue_share: None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use mail_core::smtp::server::replies;
 use mail_core::{Mailbox, Reply};
 use parking_lot::Mutex;
 use queue::{Queue, Status};
@@ -195,6 +196,7 @@ impl Front {
         match self.queue.status() {
             Status::Healthy => None,
             Status::Full { .. } => Some(Reply::new(452, 3, 1, "too little space; come back later")),
+            Status::Over(_) => Some(replies::TOO_MUCH_WAITS),
             Status::Failing(_) | Status::Corrupt(_) => Some(Reply::new(
                 451,
                 3,

@@ -422,6 +422,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         if from.size.is_some_and(|size| size > self.max_message_bytes()) {
             return replies::TOO_BIG;
         }
+        if let Some(tenant) = &self.tenant
+            && self
+                .service
+                .front
+                .queue
+                .over_limit(tenant, from.size.unwrap_or(0))
+                .is_some()
+        {
+            return replies::TOO_MUCH_WAITS;
+        }
         match admission::sender(tenant, &from.reverse_path) {
             Some(reply) => {
                 tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %from.reverse_path, %reply, "refused");
@@ -694,6 +704,7 @@ fn refusal(error: &CommitError) -> Reply {
     match error {
         CommitError::Withdrawn => Reply::new(451, 3, 2, "too busy; come back later"),
         CommitError::Full => Reply::new(452, 3, 1, "too little space; come back later"),
+        CommitError::Over(_) => replies::TOO_MUCH_WAITS,
         CommitError::Failing(_) | CommitError::Damaged(_) | CommitError::Gone | CommitError::OtherUpload => {
             Reply::new(451, 3, 0, "the queue does not take mail; come back later")
         }

@@ -78,7 +78,8 @@ impl Heal for Healing {
         }
         self.store.mood.store(WORKS, Ordering::SeqCst);
         let store: Arc<dyn Store> = Arc::new(self.store.clone());
-        let taken_out = Committer::new(store.clone(), Arc::default())?.take_out(unanswered)?;
+        let taken_out =
+            Committer::new(store.clone(), Arc::default(), Arc::default())?.take_out(unanswered)?;
         sweep(&*store)?;
         Ok(taken_out)
     }
@@ -111,6 +112,7 @@ fn world() -> World {
     let options = Options {
         min_free_bytes: 0,
         commit_patience: PATIENCE,
+        limits: crate::Limits::NONE,
     };
     let mark = Mark::open(&folder.path().join("mark"), [7; 16]).unwrap();
     let space = Space::new(Box::new(|| u64::MAX), 0, None);
