@@ -116,7 +116,8 @@ fn a_start_reads_no_messages_and_no_queues() {
         store.reads();
         Queue::in_memory(store.clone()).unwrap();
         let reads = store.reads();
-        assert!(reads <= 2 * TENANTS + 10, "{reads} reads");
+        // The totals of their streams, to see whether they verify, and to know what waits.
+        assert!(reads <= 4 * TENANTS + 10, "{reads} reads");
     });
 }
 

@@ -145,13 +145,16 @@ fn plot(path: &Path, points: &[Point]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// A line's name and colour, and its points.
+type Line<'a> = (&'a str, RGBColor, Vec<(f64, f64)>);
+
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
 fn panel(
     area: &Area<'_>,
     title: &str,
     range: std::ops::Range<f64>,
-    lines: &[(&str, RGBColor, Vec<(f64, f64)>)],
+    lines: &[Line<'_>],
 ) -> Result<(), Box<dyn Error>> {
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 16))
