@@ -38,7 +38,7 @@ pub struct Unit {
 }
 
 /// A place in the deadline index, to go on from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeadlineKey([u8; 32]);
 
 impl DeadlineKey {

@@ -255,6 +255,8 @@ pub struct Shard {
     /// Lanes that may have an idle connection; none that has one is missing.
     idle: BTreeSet<LaneId>,
     pub(super) draining: bool,
+    /// When it began.
+    started: Timestamp,
     pub(super) effects: Vec<Effect>,
 }
 
@@ -306,6 +308,7 @@ impl Shard {
             starved: Default::default(),
             idle: BTreeSet::new(),
             draining: false,
+            started: now,
             effects: Vec::new(),
         }
     }

@@ -19,6 +19,10 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// So often a scan begins at the beginning: a note on a queue may have been lost, a unit may have been on the wire.
 const WHOLE_EVERY: Duration = Duration::from_secs(15);
 
+/// For so long after a start nothing expires that was overdue already: all of it is due, and is tried once more first. Else mail would
+/// be returned that nobody tried, because the relay was not running, or because the clock was set ahead meanwhile.
+const GRACE: Duration = Duration::from_secs(3_600);
+
 /// How far the indexes were gone through.
 #[derive(Default)]
 pub(super) struct Scans {
@@ -135,7 +139,10 @@ impl Shard {
         if room == 0 || crate::sabotage::is_on("no-expiry") {
             return;
         }
-        let (place, after) = (self.place.clone(), self.scans.deadlines.begin(now));
+        let (place, mut after) = (self.place.clone(), self.scans.deadlines.begin(now));
+        if now < self.started + GRACE {
+            after = after.max(Some(DeadlineKey::before(self.started)));
+        }
         let at_home = |queue| place.home_elsewhere(queue).is_none();
         let Some((units, more)) = self.read(now, |queue| queue.expired(now, after, room, at_home)) else {
             return;
@@ -409,6 +416,35 @@ mod tests {
             }
         }
         assert_eq!(seen.len() as u64, count);
+    }
+
+    /// CASES: the clock three days ahead after a start; or a relay that was away for so long.
+    #[tokio::test]
+    async fn what_expired_while_nobody_ran_is_left_an_hour_to_be_tried_in() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        fill(&queue, 3, |number| format!("d{number}.test")).await;
+        queue.suspend(suspended()).await.unwrap();
+        let start = START + Duration::from_secs(90 * 86_400);
+        let mut shard = shard(&queue);
+        shard.started = start;
+        let mut endings = |seconds: u64| {
+            shard.tick(start + SECOND * u32::try_from(seconds).unwrap());
+            let effects = shard.take_effects();
+            let ended = |effect: &&Effect| {
+                matches!(
+                    effect,
+                    Effect::End {
+                        ending: Ending::Expired(_),
+                        ..
+                    }
+                )
+            };
+            effects.iter().filter(ended).count()
+        };
+        for seconds in [0, 1, 20, 600, 3_599] {
+            assert_eq!(endings(seconds), 0, "{seconds}");
+        }
+        assert_eq!(endings(3_620), 3);
     }
 
     #[tokio::test]
