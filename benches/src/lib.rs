@@ -167,7 +167,7 @@ pub fn cpu() -> Duration {
 }
 
 /// Octets this process handed to the kernel to be written so far. What the kernel says it wrote counts a whole folio for each page
-/// touched in it, up to 64 KiB for the end of a log at each sync, though its blocks alone go to the disk (Linux 6.16 and later, ext4).
+/// touched in it, up to 64 KiB for the end of a log at each sync, though its blocks alone go to the disk (Linux 6.18, ext4).
 pub fn written() -> u64 {
     let io = fs::read_to_string("/proc/self/io").unwrap_or_default();
     let line = io.lines().find_map(|line| line.strip_prefix("wchar:"));
