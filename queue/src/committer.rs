@@ -21,7 +21,7 @@ use crate::message::{Accepted, NewMessage, NewUnit, Settle, Settled};
 use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
 use crate::records::{
     Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, Record, StateRecord,
-    SuspensionRecord, TotalsRecord, UnitRecord, Waiting, decode, encode, seal, unseal,
+    SuspensionRecord, TotalsRecord, UnitRecord, Waiting, decode, unseal,
 };
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::suspension::Selector;
@@ -148,7 +148,6 @@ pub(crate) struct Committer {
     totals: HashMap<(Arc<str>, Arc<str>), TotalsRecord>,
     /// Queues whose record this group writes.
     touched: Vec<QueueId>,
-    buffer: Vec<u8>,
 }
 
 struct CachedQueue {
@@ -192,7 +191,6 @@ impl Committer {
             queues: HashMap::new(),
             totals: HashMap::new(),
             touched: Vec::new(),
-            buffer: Vec::new(),
         })
     }
 
@@ -255,7 +253,7 @@ impl Committer {
                 octets,
                 reply,
             } => {
-                upload::put(&mut group.batch, of.id(), number, octets, &mut self.buffer);
+                upload::put(&mut group.batch, of.id(), number, octets);
                 group.answers.push(Answer::Done(reply, Ok(())));
                 Ok(())
             }
@@ -305,7 +303,7 @@ impl Committer {
                     tag: None,
                     metadata: Vec::new(),
                 };
-                self.put(group, Family::Hold, &keys::hold(&scope), &record);
+                group.batch.put_record(Family::Hold, &keys::hold(&scope), &record);
                 self.journal(group, &event);
                 Ok(())
             }
@@ -404,13 +402,13 @@ impl Committer {
             tried: false,
         };
         for unit in &units {
-            self.put(group, Family::Due, &keys::due(unit), &due);
+            group.batch.put_record(Family::Due, &keys::due(unit), &due);
             let deadline = keys::deadline(message.expires_at, unit.queue, unit.id);
-            let number = seal(&unit.unit.to_be_bytes());
-            group.batch.put(Family::Deadline, &deadline, number.clone());
+            let number = unit.unit.to_be_bytes();
+            group.batch.put_sealed(Family::Deadline, &deadline, &number);
             if message.wants_notice(unit.unit) {
                 let notice = keys::deadline(message.received_at, unit.queue, unit.id);
-                group.batch.put(Family::Notice, &notice, number);
+                group.batch.put_sealed(Family::Notice, &notice, &number);
             }
             let queue = self.queue_mut(group, unit.queue)?;
             queue.record.count += 1;
@@ -419,10 +417,9 @@ impl Committer {
             lower_wake(group, queue, unit.queue, unit.due);
         }
         if units.len() > 1 {
-            let open = seal(&(units.len() as u16).to_be_bytes());
-            group
-                .batch
-                .put(Family::State, &keys::open_units(message.id), open);
+            let open = (units.len() as u16).to_be_bytes();
+            let key = keys::open_units(message.id);
+            group.batch.put_sealed(Family::State, &key, &open);
         }
         match &message.rest {
             Some(rest) => {
@@ -475,7 +472,9 @@ impl Committer {
             cause: message.cause,
             units: unit_records,
         };
-        self.put(group, Family::Envelope, message.id.as_bytes(), &envelope);
+        group
+            .batch
+            .put_record(Family::Envelope, message.id.as_bytes(), &envelope);
         self.journal(group, &event);
         Ok(Accepted {
             id: message.id,
@@ -523,13 +522,15 @@ impl Committer {
                     signature: again.signature.clone(),
                     delay_told: again.delay_told,
                 };
-                self.put(group, Family::State, &keys::state(unit.id, unit.unit), &state);
+                group
+                    .batch
+                    .put_record(Family::State, &keys::state(unit.id, unit.unit), &state);
                 let due = DueRecord { tried: true, ..due };
                 if let Some(aside) = aside {
                     // It was told of, or tried by hand; that doesn't bring it back.
                     self.keep_aside(group, &moved, due, aside);
                 } else {
-                    self.put(group, Family::Due, &keys::due(&moved), &due);
+                    group.batch.put_record(Family::Due, &keys::due(&moved), &due);
                     // The same time again would be deleted by the claim's own key, were it not put after it.
                     group.gone.remove(&moved);
                     let queue = self.queue_mut(group, unit.queue)?;
@@ -582,8 +583,8 @@ impl Committer {
             let open = self.open_units(group, unit.id)?.saturating_sub(1);
             group.open_units.insert(unit.id, open);
             if open > 0 {
-                let open = seal(&open.to_be_bytes());
-                group.batch.put(Family::State, &keys::open_units(unit.id), open);
+                let key = keys::open_units(unit.id);
+                group.batch.put_sealed(Family::State, &key, &open.to_be_bytes());
                 return Ok(());
             }
             group.batch.delete(Family::State, &keys::open_units(unit.id));
@@ -610,7 +611,7 @@ impl Committer {
             group.batch.delete(Family::Queues, &keys::catalogue(wake, id));
             group
                 .batch
-                .put(Family::Queues, &keys::catalogue(to, id), Bytes::new());
+                .put_copy(Family::Queues, &keys::catalogue(to, id), &[]);
             self.queue_mut(group, id)?.record.wake = Some(to);
         }
         Ok(())
@@ -634,8 +635,9 @@ impl Committer {
                     .min()
                     .unwrap_or(Timestamp::MAX);
             }
-            let value = Bytes::copy_from_slice(encode(&queue.record, &mut self.buffer));
-            group.batch.put(Family::Queues, &keys::record(id), value);
+            group
+                .batch
+                .put_record(Family::Queues, &keys::record(id), &queue.record);
             let counts = (queue.record.count, queue.record.bytes);
             let before = std::mem::replace(&mut queue.counted, counts);
             if before != counts {
@@ -656,10 +658,8 @@ impl Committer {
         }
         for name in changed {
             if let Some(total) = self.totals.get(&name) {
-                let value = Bytes::copy_from_slice(encode(total, &mut self.buffer));
-                group
-                    .batch
-                    .put(Family::Queues, &keys::totals(&name.0, &name.1), value);
+                let key = keys::totals(&name.0, &name.1);
+                group.batch.put_record(Family::Queues, &key, total);
             }
         }
         // The mark is told of groups that were synced.
@@ -667,8 +667,9 @@ impl Committer {
             return Ok(());
         }
         self.counters.group += 1;
-        let counters = self.counters.clone();
-        self.put(group, Family::Meta, keys::COUNTERS, &counters);
+        group
+            .batch
+            .put_record(Family::Meta, keys::COUNTERS, &self.counters);
         if self.queues.len() > CACHED_QUEUES {
             self.queues.clear();
             self.numbers.clear();
@@ -709,7 +710,7 @@ impl Committer {
             None => {
                 let id = QueueId(self.counters.next_queue);
                 self.counters.next_queue += 1;
-                group.batch.put(Family::Queues, &key, seal(&id.0.to_be_bytes()));
+                group.batch.put_sealed(Family::Queues, &key, &id.0.to_be_bytes());
                 index::add(&mut group.batch, id, &name);
                 let record = QueueRecord {
                     name: name.clone(),
@@ -840,15 +841,7 @@ impl Committer {
     fn journal(&mut self, group: &mut Group, event: &Event) {
         let key = keys::event(self.counters.next_event);
         self.counters.next_event += 1;
-        self.put(group, Family::Event, &key, event);
-    }
-
-    fn put(&mut self, group: &mut Group, family: Family, key: &[u8], record: &impl Record) {
-        group.batch.put(
-            family,
-            key,
-            Bytes::copy_from_slice(encode(record, &mut self.buffer)),
-        );
+        group.batch.put_record(Family::Event, &key, event);
     }
 }
 
@@ -915,10 +908,9 @@ fn first_due(
 fn added_due(batch: &Batch, queue: QueueId) -> Option<Timestamp> {
     let added = batch
         .writes()
-        .iter()
         .filter(|write| write.family == Family::Due && write.value.is_some());
     added
-        .filter_map(|write| keys::parse_due(&write.key))
+        .filter_map(|write| keys::parse_due(write.key))
         .filter(|unit| unit.queue == queue)
         .map(|unit| unit.due)
         .min()
@@ -944,7 +936,7 @@ fn lower_wake(group: &mut Group, queue: &mut CachedQueue, id: QueueId, due: Time
     }
     group
         .batch
-        .put(Family::Queues, &keys::catalogue(due, id), Bytes::new());
+        .put_copy(Family::Queues, &keys::catalogue(due, id), &[]);
     queue.record.wake = Some(due);
 }
 

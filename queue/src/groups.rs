@@ -3,7 +3,7 @@
 //! They are written here and nowhere else, one short batch each, beside the committer: none of its keys is touched.
 
 use crate::names::RouteGroup;
-use crate::records::{GroupRecord, decode, encode};
+use crate::records::{GroupRecord, decode};
 use crate::store::{Batch, Family};
 use crate::{Queue, ReadError, keys};
 
@@ -27,7 +27,6 @@ impl Queue {
         let mut batch = Batch::default();
         let mut numbers = Vec::with_capacity(names.len());
         let mut fresh: Vec<(RouteGroup, &str)> = Vec::new();
-        let mut buffer = Vec::new();
         for &name in names {
             let of_known = known.iter().find(|(_, has)| has == name).map(|(group, _)| *group);
             let of_fresh = || {
@@ -44,8 +43,8 @@ impl Queue {
             let record = GroupRecord {
                 name: name.to_owned(),
             };
-            let value = encode(&record, &mut buffer).to_vec();
-            batch.put(Family::Queues, &keys::route_group(RouteGroup(last)), value);
+            let key = keys::route_group(RouteGroup(last));
+            batch.put_record(Family::Queues, &key, &record);
             fresh.push((RouteGroup(last), name));
             numbers.push(RouteGroup(last));
         }

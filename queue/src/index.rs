@@ -5,12 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
 use crate::committer::read;
 use crate::keys::{self, IndexedBy};
 use crate::names::{QueueId, QueueName};
-use crate::records::{QueueRecord, TotalsRecord, decode, encode};
+use crate::records::{QueueRecord, TotalsRecord, decode};
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::suspension::Selector;
 use crate::{Queue, ReadError};
@@ -50,7 +48,7 @@ pub(crate) fn add(batch: &mut Batch, id: QueueId, name: &QueueName) {
         (IndexedBy::Stream, &*name.stream),
         (IndexedBy::Domain, name.domain.as_str()),
     ] {
-        batch.put(Family::Queues, &keys::index(by, name, id), Bytes::new());
+        batch.put_copy(Family::Queues, &keys::index(by, name, id), &[]);
     }
 }
 
@@ -110,15 +108,10 @@ fn rebuild(store: &dyn Store, old_totals: &[Vec<u8>]) -> Result<(), StoreError> 
     for key in old_totals {
         batch.delete(Family::Queues, key);
     }
-    let mut buffer = Vec::new();
     for (key, total) in totals {
-        batch.put(Family::Queues, &key, encode(&total, &mut buffer).to_vec());
+        batch.put_record(Family::Queues, &key, &total);
     }
-    batch.put(
-        Family::Meta,
-        keys::INDEX,
-        Bytes::copy_from_slice(&VERSION.to_be_bytes()),
-    );
+    batch.put_copy(Family::Meta, keys::INDEX, &VERSION.to_be_bytes());
     store.write(&batch, true)
 }
 

@@ -454,6 +454,10 @@ impl Intake {
         self.shared.reopened.load(Ordering::Acquire)
     }
 
+    pub(crate) fn synced(&self) -> u64 {
+        self.shared.synced.load(Ordering::Acquire)
+    }
+
     pub(crate) fn close(&self) {
         if let Way::Thread { requests, threads } = &self.way {
             *requests.lock() = None;

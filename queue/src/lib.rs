@@ -420,6 +420,11 @@ impl Queue {
         self.intake.reopened()
     }
 
+    /// The number of the group last synced: how many there were since the store was made.
+    pub fn groups(&self) -> u64 {
+        self.intake.synced()
+    }
+
     /// Commits what is waiting and stops. Later requests are refused; blocks until the disk has it all.
     pub fn close(&self) {
         self.intake.close();

@@ -46,13 +46,18 @@ pub struct Damaged(pub &'static str);
 /// Writes a record into `buffer`, whose contents are replaced.
 pub fn encode<'a, R: Record>(record: &R, buffer: &'a mut Vec<u8>) -> &'a [u8] {
     buffer.clear();
+    append(record, buffer);
+    buffer
+}
+
+/// Writes a record behind what `buffer` holds.
+pub fn append<R: Record>(record: &R, buffer: &mut Vec<u8>) {
+    let begin = buffer.len();
     buffer.push(R::VERSION);
     // Postcard fails only on sequences of unknown length and on full buffers; records have neither.
-    let mut out = postcard::to_extend(record, std::mem::take(buffer)).unwrap_or_default();
-    let crc = crc32c::crc32c(&out);
-    out.extend_from_slice(&crc.to_le_bytes());
-    *buffer = out;
-    buffer
+    *buffer = postcard::to_extend(record, std::mem::take(buffer)).unwrap_or_default();
+    let crc = crc32c::crc32c(buffer.get(begin..).unwrap_or_default());
+    buffer.extend_from_slice(&crc.to_le_bytes());
 }
 
 /// Reads a record.
@@ -70,9 +75,10 @@ pub fn decode<R: Record>(octets: &[u8]) -> Result<R, Damaged> {
     read.map_err(|_| Damaged("shape"))
 }
 
-/// A value that is a mere number, with its checksum behind it.
-pub fn seal(octets: &[u8]) -> Bytes {
-    [octets, &crc32c::crc32c(octets).to_le_bytes()].concat().into()
+/// Writes a value that is a mere number, and its checksum, behind what `buffer` holds.
+pub fn seal(number: &[u8], buffer: &mut Vec<u8>) {
+    buffer.extend_from_slice(number);
+    buffer.extend_from_slice(&crc32c::crc32c(number).to_le_bytes());
 }
 
 /// Reads what [`seal`] made, or the bare octets that were written before there were seals: lengths tell which.

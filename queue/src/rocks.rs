@@ -24,6 +24,9 @@ const BLOB_FROM: u64 = 4 << 10;
 /// Tables and blob files open at once.
 const MAX_OPEN_FILES: i32 = 256;
 
+/// Octets that a write takes in RocksDB's batch beside key and value: a tag, a family and two lengths, as varints.
+const WRITE_OVERHEAD: usize = 16;
+
 /// See the module.
 pub struct RocksStore {
     db: DB,
@@ -109,12 +112,18 @@ impl Store for RocksStore {
     }
 
     fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
-        let mut writes = WriteBatch::with_capacity_bytes(batch.size() + 32 * batch.writes().len());
+        let mut writes = WriteBatch::with_capacity_bytes(batch.size() + WRITE_OVERHEAD * batch.len());
+        // Asked for by name once for each batch: a group writes to a family hundreds of times.
+        let mut handles = [None; Family::ALL.len()];
         for write in batch.writes() {
-            let family = self.family(write.family)?;
-            match &write.value {
-                Some(value) => writes.put_cf(family, &write.key, value),
-                None => writes.delete_cf(family, &write.key),
+            let handle = &mut handles[write.family as usize];
+            let family = match *handle {
+                Some(family) => family,
+                None => *handle.insert(self.family(write.family)?),
+            };
+            match write.value {
+                Some(value) => writes.put_cf(family, write.key, value),
+                None => writes.delete_cf(family, write.key),
             }
         }
         let mut options = WriteOptions::default();

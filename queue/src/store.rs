@@ -3,10 +3,13 @@
 //! [`MemoryStore`] is the model; [`crate::rocks::RocksStore`] is what runs. One contract suite holds for both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+
+use crate::records::{Record, append, seal};
 
 /// The key families, a RocksDB column family each. What the keys and records look like stands in [`crate::keys`] and
 /// [`crate::records`].
@@ -106,53 +109,109 @@ impl StoreError {
 }
 
 /// Writes that become visible together, and durable together if written with `sync`. Later ones win over earlier ones.
+///
+/// Keys and small values lie one behind the other in one buffer: a message is some fifteen of them, and an allocation for each
+/// would cost as much as encoding them.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    writes: Vec<Write>,
-    size: usize,
+    octets: Vec<u8>,
+    writes: Vec<Place>,
+    /// Octets of values that are shared.
+    shared: usize,
+}
+
+/// Where the parts of one write are.
+#[derive(Clone, Debug)]
+struct Place {
+    family: Family,
+    key: Range<usize>,
+    value: Value,
+}
+
+#[derive(Clone, Debug)]
+enum Value {
+    Gone,
+    Own(Range<usize>),
+    Shared(Bytes),
 }
 
 /// One write of a [`Batch`].
-#[derive(Clone, Debug)]
-pub struct Write {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Write<'a> {
     /// Where.
     pub family: Family,
     /// Which key.
-    pub key: Vec<u8>,
+    pub key: &'a [u8],
     /// The new value; `None` removes the key.
-    pub value: Option<Bytes>,
+    pub value: Option<&'a [u8]>,
 }
 
 impl Batch {
     /// Sets a key. `value` is shared, not copied.
     pub fn put(&mut self, family: Family, key: &[u8], value: impl Into<Bytes>) {
         let value = value.into();
-        self.size += key.len() + value.len();
-        self.writes.push(Write {
-            family,
-            key: key.to_vec(),
-            value: Some(value),
-        });
+        self.shared += value.len();
+        self.push(family, key, |_| Value::Shared(value));
+    }
+
+    /// Sets a key to a copy of `value`.
+    pub fn put_copy(&mut self, family: Family, key: &[u8], value: &[u8]) {
+        self.own(family, key, |octets| octets.extend_from_slice(value));
+    }
+
+    /// Sets a key to a record.
+    pub fn put_record(&mut self, family: Family, key: &[u8], record: &impl Record) {
+        self.own(family, key, |octets| append(record, octets));
+    }
+
+    /// Sets a key to a mere number, with its checksum behind it.
+    pub fn put_sealed(&mut self, family: Family, key: &[u8], number: &[u8]) {
+        self.own(family, key, |octets| seal(number, octets));
     }
 
     /// Removes a key; one that is not there is no error.
     pub fn delete(&mut self, family: Family, key: &[u8]) {
-        self.size += key.len();
-        self.writes.push(Write {
-            family,
-            key: key.to_vec(),
-            value: None,
+        self.push(family, key, |_| Value::Gone);
+    }
+
+    /// Sets a key to what `append` puts behind the octets there are.
+    fn own(&mut self, family: Family, key: &[u8], append: impl FnOnce(&mut Vec<u8>)) {
+        self.push(family, key, |octets| {
+            let begin = octets.len();
+            append(octets);
+            Value::Own(begin..octets.len())
         });
     }
 
+    fn push(&mut self, family: Family, key: &[u8], value: impl FnOnce(&mut Vec<u8>) -> Value) {
+        let begin = self.octets.len();
+        self.octets.extend_from_slice(key);
+        let key = begin..self.octets.len();
+        let value = value(&mut self.octets);
+        self.writes.push(Place { family, key, value });
+    }
+
     /// The writes, in order.
-    pub fn writes(&self) -> &[Write] {
-        &self.writes
+    pub fn writes(&self) -> impl Iterator<Item = Write<'_>> {
+        self.writes.iter().map(|place| Write {
+            family: place.family,
+            key: &self.octets[place.key.clone()],
+            value: match &place.value {
+                Value::Gone => None,
+                Value::Own(at) => Some(&self.octets[at.clone()]),
+                Value::Shared(value) => Some(value),
+            },
+        })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.writes.len()
     }
 
     /// Octets of all keys and values.
     pub fn size(&self) -> usize {
-        self.size
+        self.octets.len() + self.shared
     }
 
     /// Nothing to write.
@@ -290,13 +349,13 @@ impl Store for MemoryStore {
             return Err(StoreError("the disk is set to fail".into()));
         }
         for write in batch.writes() {
-            let key = (write.family, write.key.clone());
-            let before = match &write.value {
+            let key = (write.family, write.key.to_vec());
+            let before = match write.value {
                 Some(value) => shared.now.insert(key.clone(), value.to_vec()),
                 None => shared.now.remove(&key),
             };
             if let Some(counted) = &mut shared.counted {
-                match &write.value {
+                match write.value {
                     Some(_) => drop(counted.gone.remove(&key)),
                     None if before.is_some() => drop(counted.gone.insert(key.clone())),
                     None => {}

@@ -13,7 +13,7 @@ use mail_core::MessageId;
 
 use crate::intake::Intake;
 use crate::keys;
-use crate::records::{UploadRecord, decode, encode};
+use crate::records::{UploadRecord, decode};
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::{CommitError, Queue};
 
@@ -168,13 +168,9 @@ pub(crate) struct Abandoned {
 }
 
 /// Adds a chunk to a batch, and its name to the `upload` key.
-pub(crate) fn put(batch: &mut Batch, id: MessageId, number: u32, chunk: Bytes, buffer: &mut Vec<u8>) {
+pub(crate) fn put(batch: &mut Batch, id: MessageId, number: u32, chunk: Bytes) {
     let record = UploadRecord { chunks: number };
-    batch.put(
-        Family::Upload,
-        id.as_bytes(),
-        Bytes::copy_from_slice(encode(&record, buffer)),
-    );
+    batch.put_record(Family::Upload, id.as_bytes(), &record);
     batch.put(Family::Body, &keys::body(id, number), chunk);
 }
 

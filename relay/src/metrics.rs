@@ -46,6 +46,7 @@ struct Inner {
     suspended: IntGaugeVec,
     aside: IntGaugeVec,
     damaged: IntCounterVec,
+    groups: IntCounter,
     reopened: IntCounter,
     corrupt: IntGauge,
     used: Gauge,
@@ -101,6 +102,11 @@ impl QueueSeries {
                 ),
                 &["family"],
             )?,
+            groups: IntCounter::new(
+                "postrider_store_groups_total",
+                "Groups of requests committed since the store was made, each with one sync: by postrider_messages_accepted_total \
+                 it tells how many messages share a sync.",
+            )?,
             reopened: IntCounter::new(
                 "postrider_store_reopened_total",
                 "How often the store was opened anew after writes had failed. Alert on any: the disk is failing, or was full.",
@@ -121,6 +127,7 @@ impl QueueSeries {
             series.damaged.with_label_values(&[family.name()]);
         }
         registry.register(Box::new(series.damaged.clone()))?;
+        registry.register(Box::new(series.groups.clone()))?;
         registry.register(Box::new(series.reopened.clone()))?;
         registry.register(Box::new(series.corrupt.clone()))?;
         registry.register(Box::new(series.used.clone()))?;
@@ -144,10 +151,12 @@ impl QueueSeries {
         let corrupt = matches!(series.queue.status(), queue::Status::Corrupt(_));
         series.corrupt.set(i64::from(corrupt));
         series.used.set(series.queue.used());
-        let reopened = series.queue.reopened();
-        series
-            .reopened
-            .inc_by(reopened.saturating_sub(series.reopened.get()));
+        for (counter, now) in [
+            (&series.groups, series.queue.groups()),
+            (&series.reopened, series.queue.reopened()),
+        ] {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
         let mut suspensions = series.queue.suspensions(MAX_SUSPENSIONS)?;
         suspensions.retain(|record| record.until.is_none_or(|until| until > clock));
         let (mut queues, mut tenants) = (0, BTreeMap::<String, [u64; 3]>::new());
@@ -274,6 +283,7 @@ mod tests {
         for line in [
             "postrider_queues 2\n",
             "postrider_queue_messages{tenant=\"acme\"} 2\n",
+            "postrider_store_groups_total 3\n",
             "postrider_holds 0\n",
             "postrider_suspensions 1\n",
             "postrider_set_aside_messages{cause=\"damaged\"} 0\n",

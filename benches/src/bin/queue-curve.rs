@@ -9,10 +9,6 @@ use std::time::{Duration, Instant};
 use benches::{Shape, open, runtime};
 use clap::Parser;
 use plotters::prelude::*;
-use queue::keys;
-use queue::records::{Counters, decode};
-use queue::rocks::RocksStore;
-use queue::store::{Family, Store};
 use tokio::task::JoinSet;
 
 /// Group size and latency of durable accepts against load
@@ -93,25 +89,17 @@ fn measure(folder: &Path, shape: &Shape, waiting: usize, messages: u64) -> Resul
     })?;
     let elapsed = begun.elapsed();
     queue.close();
+    let groups = queue.groups();
     drop(queue);
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     Ok(Point {
         waiting,
         per_second: messages as f64 / elapsed.as_secs_f64(),
-        group: messages as f64 / groups(folder)? as f64,
+        group: messages as f64 / groups as f64,
         median: at(0.5),
         p99: at(0.99),
     })
-}
-
-/// How many groups a closed store has seen.
-fn groups(folder: &Path) -> Result<u64, Box<dyn Error>> {
-    let store = RocksStore::open(&folder.join("store"), true)?;
-    let counters = store
-        .get(Family::Meta, keys::COUNTERS)?
-        .ok_or("a store without counters")?;
-    Ok(decode::<Counters>(&counters)?.group)
 }
 
 /// Two panels with the load in common, all axes by powers.

@@ -152,19 +152,26 @@ fn commit(folder: &Path, messages: u64) {
     let shape = Shape::new(10 << 10, 100);
     let queue = open(&folder.join("queue"));
     let mut file = File::create(folder.join("floor")).expect("a file");
-    let octets = shape.body.repeat(WAITING);
-    // Slices in turn, so that what else the machine does falls on both.
-    let slice = 10 * WAITING as u64;
+    // Slices in turn, so that what else the machine does falls on both. With so many waiting, a group is what came in while the
+    // one before was synced, half of them and fewer: the bare appends are of as many octets as the slice's groups had.
+    let slice = 20 * WAITING as u64;
     let run = |file: &mut File, from: u64, count: u64| {
         let (mut ours, mut floors, mut slices, mut left) = (0.0, 0.0, 0.0, Vec::new());
-        let mut next = from;
+        let (mut next, groups) = (from, queue.groups());
         while next < from + count {
-            floors += floor(file, &octets, slice / WAITING as u64) / WAITING as f64;
+            let before = queue.groups();
             let (seconds, units) = accepts(&queue, &shape, next..next + slice, WAITING);
+            let groups = queue.groups() - before;
             ours += seconds;
             left.extend(units);
+            let octets = shape.body.repeat((slice / groups.max(1)) as usize);
+            floors += floor(file, &octets, groups) * groups as f64 / slice as f64;
             (next, slices) = (next + slice, slices + 1.0);
         }
+        say(
+            "group_messages",
+            (next - from) as f64 / (queue.groups() - groups) as f64,
+        );
         (ours / slices, floors / slices, left)
     };
     // In the memtables: of 128 MiB, fewer than 12,000 messages of 10 KiB.

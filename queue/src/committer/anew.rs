@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use bytes::Bytes;
 use mail_core::{MessageId, Timestamp};
 
 use super::{Committer, Group, read};
@@ -33,8 +32,7 @@ impl Committer {
         })?;
         tracing::error!(error = %damage, queue = found.map(|id| id.0), "a queue's entry in the directory is made anew");
         if let Some(id) = found {
-            let number = crate::records::seal(&id.0.to_be_bytes());
-            group.batch.put(Family::Queues, key, number);
+            group.batch.put_sealed(Family::Queues, key, &id.0.to_be_bytes());
         }
         Ok(found)
     }
@@ -92,11 +90,7 @@ pub(super) fn queue(
     })?;
     if record.low_water < Timestamp::MAX {
         record.wake = Some(record.low_water);
-        batch.put(
-            Family::Queues,
-            &keys::catalogue(record.low_water, id),
-            Bytes::new(),
-        );
+        batch.put_copy(Family::Queues, &keys::catalogue(record.low_water, id), &[]);
     }
     tracing::error!(error = %damage, queue = %id, count = record.count, "a queue's record is made anew");
     Ok(record)

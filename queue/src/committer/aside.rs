@@ -119,7 +119,9 @@ impl Committer {
             due: unit.due,
             was,
         };
-        self.put(group, Family::Aside, &keys::aside(unit.id, unit.unit), &record);
+        group
+            .batch
+            .put_record(Family::Aside, &keys::aside(unit.id, unit.unit), &record);
         if name.is_some() {
             let queue = self.queue_mut(group, unit.queue)?;
             queue.deletions += 1;
@@ -156,7 +158,9 @@ impl Committer {
             was,
             ..aside
         };
-        self.put(group, Family::Aside, &keys::aside(moved.id, moved.unit), &record);
+        group
+            .batch
+            .put_record(Family::Aside, &keys::aside(moved.id, moved.unit), &record);
     }
 
     /// Puts a unit that was set aside among the others again, due at its new time.
@@ -168,7 +172,7 @@ impl Committer {
     ) -> Result<(), ReadError> {
         let key = keys::aside(moved.id, moved.unit);
         group.batch.delete(Family::Aside, &key);
-        self.put(group, Family::Due, &keys::due(moved), due);
+        group.batch.put_record(Family::Due, &keys::due(moved), due);
         let queue = self.queue_mut(group, moved.queue)?;
         queue.record.aside = queue.record.aside.saturating_sub(1);
         queue.record.low_water = queue.record.low_water.min(moved.due);
@@ -218,7 +222,7 @@ impl Committer {
             octets: octets.into(),
         };
         let key = keys::aside_record(met.family, &met.key);
-        self.put(group, Family::Aside, &key, &record);
+        group.batch.put_record(Family::Aside, &key, &record);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use crate::ReadError;
 use crate::import::{Batch, Importing};
 use crate::keys;
 use crate::names::{QueueId, UnitKey};
-use crate::records::{AsideRecord, DueRecord, Event, EventKind, ImportRecord, seal};
+use crate::records::{AsideRecord, DueRecord, Event, EventKind, ImportRecord};
 use crate::store::Family;
 
 impl Committer {
@@ -29,7 +29,7 @@ impl Committer {
         }
         let (key, messages) = &batch.mark;
         let record = ImportRecord { messages: *messages };
-        self.put(group, Family::Meta, key, &record);
+        group.batch.put_record(Family::Meta, key, &record);
         Ok(())
     }
 
@@ -73,14 +73,16 @@ impl Committer {
                 tried: state.is_some(),
             };
             if let Some(state) = state {
-                self.put(group, Family::State, &keys::state(message.id, unit.number), state);
+                group
+                    .batch
+                    .put_record(Family::State, &keys::state(message.id, unit.number), state);
             }
-            let number = seal(&unit.number.to_be_bytes());
+            let number = unit.number.to_be_bytes();
             let deadline = keys::deadline(envelope.expires_at, queue, message.id);
-            group.batch.put(Family::Deadline, &deadline, number.clone());
+            group.batch.put_sealed(Family::Deadline, &deadline, &number);
             if unit.notice {
                 let notice = keys::deadline(envelope.received_at, queue, message.id);
-                group.batch.put(Family::Notice, &notice, number);
+                group.batch.put_sealed(Family::Notice, &notice, &number);
             }
             match &unit.aside {
                 Some((since, cause, why)) => {
@@ -92,9 +94,11 @@ impl Committer {
                         due: unit.due,
                         was: due,
                     };
-                    self.put(group, Family::Aside, &keys::aside(key.id, key.unit), &record);
+                    group
+                        .batch
+                        .put_record(Family::Aside, &keys::aside(key.id, key.unit), &record);
                 }
-                None => self.put(group, Family::Due, &keys::due(&key), &due),
+                None => group.batch.put_record(Family::Due, &keys::due(&key), &due),
             }
             let aside = unit.aside.is_some();
             let queue = self.queue_mut(group, queue)?;
@@ -107,10 +111,9 @@ impl Committer {
             }
         }
         if envelope.units.len() > 1 {
-            let open = seal(&(message.units.len() as u16).to_be_bytes());
-            group
-                .batch
-                .put(Family::State, &keys::open_units(message.id), open);
+            let open = (message.units.len() as u16).to_be_bytes();
+            let key = keys::open_units(message.id);
+            group.batch.put_sealed(Family::State, &key, &open);
         }
         if let Some(first) = &message.first {
             group
@@ -134,7 +137,9 @@ impl Committer {
             tag: envelope.tag.clone(),
             metadata: envelope.metadata.clone(),
         };
-        self.put(group, Family::Envelope, message.id.as_bytes(), &envelope);
+        group
+            .batch
+            .put_record(Family::Envelope, message.id.as_bytes(), &envelope);
         self.journal(group, &event);
         Ok(())
     }

@@ -12,7 +12,9 @@ use crate::suspension::Selector;
 
 impl Committer {
     pub(super) fn suspend(&mut self, group: &mut Group, record: &SuspensionRecord) {
-        self.put(group, Family::Suspension, &record.selector.key(), record);
+        group
+            .batch
+            .put_record(Family::Suspension, &record.selector.key(), record);
         let until = record
             .until
             .map_or(String::new(), |until| format!(" until {} ms", until.0));
@@ -80,7 +82,9 @@ impl Committer {
         group.gone.insert(unit);
         group.batch.delete(Family::Due, &keys::due(&unit));
         let state = StateRecord { due, ..state };
-        self.put(group, Family::State, &keys::state(unit.id, unit.unit), &state);
+        group
+            .batch
+            .put_record(Family::State, &keys::state(unit.id, unit.unit), &state);
         let record = DueRecord {
             tried: true,
             ..record
@@ -88,7 +92,7 @@ impl Committer {
         if aside.is_some() {
             self.restore(group, &moved, &record)?;
         } else {
-            self.put(group, Family::Due, &keys::due(&moved), &record);
+            group.batch.put_record(Family::Due, &keys::due(&moved), &record);
             group.gone.remove(&moved);
             let queue = self.queue_mut(group, unit.queue)?;
             queue.deletions += 1;
