@@ -1,7 +1,8 @@
 //! What a message needs before it goes on the wire, done off the reactor: it is read from the queue and signed.
 //!
-//! Reading blocks and signing takes half a millisecond, so plain threads do both. Their channel is bounded: where it is
-//! full, whoever wants a message waits, and deliveries go no faster than signatures are made.
+//! Reading blocks and an RSA signature takes half a millisecond, so plain threads do both. Their channel is bounded: where it is
+//! full, whoever wants a message waits, and deliveries go no faster than signatures are made. What needs neither is done where it
+//! is asked for: to hand it to a thread and back would cost more than the work.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::metrics::Registry;
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign_hashed};
-use dkim_signer::{Digest, KeyError, PrivateKey, body_hash};
+use dkim_signer::{Algorithm, Digest, KeyError, PrivateKey, body_hash};
 use mail_core::header::{self, BadAddressList};
 use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use parking_lot::Mutex;
@@ -29,6 +30,10 @@ pub use large::{Reader, Rest};
 
 /// Jobs that wait for a thread, about 100 B each. Full means that signing is the slow part: the caller waits.
 pub const WAITING_JOBS: usize = 64;
+
+/// Messages in memory up to this size are prepared where they are asked for, unless an RSA key signs them. Looking for 8-bit
+/// octets, hashing and an Ed25519 signature take some 60 µs at this size; two changes of thread under load take as long.
+const AT_ONCE: usize = 64 << 10;
 
 /// A message ready for the wire.
 #[derive(Clone, Debug)]
@@ -205,14 +210,9 @@ impl Metrics {
 /// A handle on the threads; cloning shares them. They end when the last handle is gone.
 #[derive(Clone)]
 pub struct Preparer {
-    mode: Mode,
-    signer: Arc<ArcSwap<Signer>>,
-}
-
-#[derive(Clone)]
-enum Mode {
-    Threads(mpsc::Sender<Job>),
-    Inline(Arc<Worker>),
+    worker: Arc<Worker>,
+    /// To the threads; none where all is done on the caller's.
+    jobs: Option<mpsc::Sender<Job>>,
 }
 
 enum Job {
@@ -252,12 +252,7 @@ impl Preparer {
     ) -> std::io::Result<Self> {
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS);
         let waiting = Arc::new(Mutex::new(waiting));
-        let signer = Arc::new(ArcSwap::new(signer));
-        let worker = Arc::new(Worker {
-            queue,
-            signer: signer.clone(),
-            metrics,
-        });
+        let worker = Arc::new(Worker::new(queue, signer, metrics));
         // Needs no bound of its own: each delivery connection waits for one message at the most.
         let (large, waiting_large) = std::sync::mpsc::channel();
         for number in 0..threads.max(1) {
@@ -266,32 +261,27 @@ impl Preparer {
                 .name(format!("prepare-{number}"))
                 .spawn(move || worker.run(&waiting, &large))?;
         }
+        let of_large = worker.clone();
         std::thread::Builder::new()
             .name("prepare-large".into())
-            .spawn(move || waiting_large.iter().for_each(|job| worker.work(job)))?;
+            .spawn(move || waiting_large.iter().for_each(|job| of_large.work(job)))?;
         Ok(Self {
-            mode: Mode::Threads(jobs),
-            signer,
+            worker,
+            jobs: Some(jobs),
         })
     }
 
     /// Works on the caller's thread, for simulations and tests.
     pub fn inline(queue: Queue, signer: Arc<Signer>, metrics: Metrics) -> Self {
-        let signer = Arc::new(ArcSwap::new(signer));
-        let worker = Worker {
-            queue,
-            signer: signer.clone(),
-            metrics,
-        };
         Self {
-            mode: Mode::Inline(Arc::new(worker)),
-            signer,
+            worker: Arc::new(Worker::new(queue, signer, metrics)),
+            jobs: None,
         }
     }
 
     /// Signs with other keys from the next message on.
     pub fn sign_with(&self, signer: Signer) {
-        self.signer.store(Arc::new(signer));
+        self.worker.signer.store(Arc::new(signer));
     }
 
     /// Reads the unit's message, unless it is still in memory as `message`, and what earlier attempts left of the unit, and
@@ -303,9 +293,11 @@ impl Preparer {
         message: Option<Arc<NewMessage>>,
         now: Timestamp,
     ) -> Result<Prepared, PrepareError> {
-        match &self.mode {
-            Mode::Inline(worker) => worker.prepare_safely(unit, message, now),
-            Mode::Threads(jobs) => {
+        let at_once = message
+            .as_ref()
+            .is_some_and(|message| self.worker.is_soon_done(message));
+        match &self.jobs {
+            Some(jobs) if !at_once => {
                 let (answer, answered) = oneshot::channel();
                 let job = Job::Prepare {
                     unit,
@@ -316,6 +308,7 @@ impl Preparer {
                 jobs.send(job).await.map_err(|_| PrepareError::Stopping)?;
                 answered.await.map_err(|_| PrepareError::Stopping)?
             }
+            _ => self.worker.prepare_safely(unit, message, now),
         }
     }
 
@@ -327,9 +320,9 @@ impl Preparer {
         prepared: Prepared,
         now: Timestamp,
     ) -> Result<Prepared, PrepareError> {
-        match &self.mode {
-            Mode::Inline(worker) => Ok(worker.seven_bit_safely(id, prepared, now)),
-            Mode::Threads(jobs) => {
+        match &self.jobs {
+            None => Ok(self.worker.seven_bit_safely(id, prepared, now)),
+            Some(jobs) => {
                 let (answer, answered) = oneshot::channel();
                 let job = Job::SevenBit {
                     id,
@@ -346,11 +339,31 @@ impl Preparer {
 
 struct Worker {
     queue: Queue,
-    signer: Arc<ArcSwap<Signer>>,
+    signer: ArcSwap<Signer>,
     metrics: Metrics,
 }
 
 impl Worker {
+    fn new(queue: Queue, signer: Arc<Signer>, metrics: Metrics) -> Self {
+        Self {
+            queue,
+            signer: ArcSwap::new(signer),
+            metrics,
+        }
+    }
+
+    /// Whether a message is at hand, small, and signed by no RSA key.
+    fn is_soon_done(&self, message: &NewMessage) -> bool {
+        if message.rest.is_some() || message.body.len() > AT_ONCE {
+            return false;
+        }
+        let signer = self.signer.load();
+        let is_quick = |key: &DomainKey| key.key.algorithm() == Algorithm::Ed25519Sha256;
+        signer.keys().all(is_quick)
+            || from_domain(header::split(&message.body).0)
+                .is_ok_and(|domain| signer.keys_for(&domain).iter().all(is_quick))
+    }
+
     fn run(&self, waiting: &Mutex<mpsc::Receiver<Job>>, large: &std::sync::mpsc::Sender<Job>) {
         loop {
             // One thread waits for the next job, the others for its place.
@@ -462,22 +475,23 @@ impl Worker {
     }
 
     fn ready(&self, unit: UnitKey, message: Loaded, now: Timestamp) -> Result<Prepared, PrepareError> {
-        let (message, body) = match message {
+        let (message, body, state) = match message {
             Loaded::Record(id, envelope) if envelope.chunks.len() > 1 => {
                 let state = self.queue.state(id, unit.unit)?;
                 return self.ready_large((id, envelope), state, now);
             }
             Loaded::Memory(message) => {
                 let body = message.body.clone();
-                (Loaded::Memory(message), body)
+                // It is in memory from its accept to its first claim, so nothing has become of it yet.
+                (Loaded::Memory(message), body, None)
             }
             Loaded::Record(id, envelope) => {
                 let body = self.queue.body(id, &envelope)?;
-                (Loaded::Record(id, envelope), body)
+                let state = self.queue.state(id, unit.unit)?;
+                (Loaded::Record(id, envelope), body, state)
             }
         };
         let body = sabotaged(body);
-        let state = self.queue.state(unit.id, unit.unit)?;
         let kept = state.as_ref().and_then(|state| state.signature.as_ref());
         let prefix = message.prefix();
         let signature = self.whole_signature(unit.id, prefix, (AS_SENT, &body), kept, now);

@@ -9,7 +9,7 @@ use mail_core::{MessageId, header};
 use queue::{EnvelopeRecord, Queue, ReadError, StateRecord};
 use tokio::sync::oneshot;
 
-use super::{AS_SENT, Job, Loaded, Mode, PrepareError, Prepared, Preparer, Worker, head};
+use super::{AS_SENT, Job, Loaded, PrepareError, Prepared, Preparer, Worker, head};
 use crate::seven_bit::{self, Stays};
 
 /// What follows [`Prepared::body`] of a large message: chunks in the queue.
@@ -68,9 +68,9 @@ impl Reader {
 
     /// Chunk `number`, from 0, verified; `None` behind the last. Waits as [`Preparer::prepare`] does.
     pub async fn chunk(&self, number: u32) -> Result<Option<Bytes>, PrepareError> {
-        match &self.preparer.mode {
-            Mode::Inline(worker) => Ok(self.rest.read(&worker.queue, number)?),
-            Mode::Threads(jobs) => {
+        match &self.preparer.jobs {
+            None => Ok(self.rest.read(&self.preparer.worker.queue, number)?),
+            Some(jobs) => {
                 let (answer, answered) = oneshot::channel();
                 let rest = self.rest.clone();
                 let job = Job::Chunk { rest, number, answer };
