@@ -61,6 +61,11 @@ impl<T> Agenda<T> {
         }
     }
 
+    /// Whether there is nothing to do and nothing under way, nor anything in the store.
+    pub fn is_empty(&self) -> bool {
+        self.is_complete() && self.ready.is_empty() && self.claimed.is_empty()
+    }
+
     /// Whether nothing in the store is unknown.
     pub fn is_complete(&self) -> bool {
         self.frontier == Frontier::End
@@ -100,6 +105,20 @@ impl<T> Agenda<T> {
         {
             self.frontier = Frontier::Before(last);
         }
+    }
+
+    /// Lets `rider` ride along with a unit that was read from the store; false where it is not among those that are ready.
+    pub fn attach(&mut self, place: Place, rider: Option<&T>) -> bool
+    where
+        T: Clone,
+    {
+        let Some(seat) = self.ready.get_mut(&place) else {
+            return false;
+        };
+        if seat.is_none() {
+            *seat = rider.cloned();
+        }
+        true
     }
 
     /// Claims the first unit, if it is due.

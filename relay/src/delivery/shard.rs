@@ -3,6 +3,7 @@
 //! Nothing here waits. Each method takes in one thing that happened, and leaves in [`Shard::take_effects`] what is to be
 //! done about it. Reads of the store are short: a page of a queue's due index, a queue's record.
 
+mod linger;
 mod operator;
 mod scan;
 
@@ -146,6 +147,8 @@ pub(super) struct Active {
     /// An operator wants it tried whatever its lane rests for.
     hurry: bool,
     timer: Option<Timestamp>,
+    /// Since when it is empty; it is in [`Shard`]'s `lingering` then.
+    empty_since: Option<Timestamp>,
 }
 
 /// What a lane waits for, beside its own limits.
@@ -226,6 +229,8 @@ pub struct Shard {
     pub(super) backoff: Backoff,
     random: Random,
     pub(super) active: HashMap<QueueId, Active>,
+    /// Queues in memory that are empty, the longest so first.
+    lingering: BTreeSet<(Timestamp, QueueId)>,
     /// Queues of this home that another shard works on.
     lent: HashMap<QueueId, usize>,
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
@@ -290,6 +295,7 @@ impl Shard {
             routing,
             random,
             active: HashMap::new(),
+            lingering: BTreeSet::new(),
             lent: HashMap::new(),
             resting: HashMap::new(),
             resting_count: 0,
@@ -383,6 +389,7 @@ impl Shard {
             match elsewhere {
                 Some(shard) => self.tell(shard, Word::Accepted(accepted.of(*unit))),
                 None if self.activate(unit.queue, now) => {
+                    self.fill(unit.queue, now);
                     self.note(unit, accepted.message.as_ref(), now);
                     self.look_at(unit.queue, now);
                 }
@@ -608,6 +615,7 @@ impl Shard {
         if self.draining {
             return false;
         }
+        self.make_memory(now);
         let Some(info) = self.read(now, |queue| queue.info(id)).flatten() else {
             return false;
         };
@@ -621,6 +629,7 @@ impl Shard {
             leaves_for: None,
             hurry: false,
             timer: None,
+            empty_since: None,
         };
         self.active.insert(id, fresh);
         self.parked.remove(&id);
@@ -643,11 +652,12 @@ impl Shard {
     /// Notes a unit that came into the store, or moved there. It may have been seen by a read of the index before it is
     /// told of here, worked on and settled, so the store is asked whether it is still there.
     fn note(&mut self, unit: &UnitKey, message: Option<&Arc<Kept>>, now: Timestamp) {
-        let is_new = self
-            .active
-            .get(&unit.queue)
-            .is_some_and(|active| active.agenda.is_new(place(unit)));
-        if is_new
+        let Some(active) = self.active.get_mut(&unit.queue) else {
+            return;
+        };
+        // Read from the index already, and not claimed yet: it is there.
+        if !active.agenda.attach(place(unit), message)
+            && active.agenda.is_new(place(unit))
             && self.read(now, |queue| queue.is_due(unit)) == Some(true)
             && let Some(active) = self.active.get_mut(&unit.queue)
         {
@@ -664,9 +674,15 @@ impl Shard {
         let Some(active) = self.active.get(&id) else {
             return;
         };
+        if active.agenda.is_empty() {
+            return self.linger(id, now);
+        }
+        self.stir(id);
+        let Some(active) = self.active.get(&id) else {
+            return;
+        };
         match active.agenda.earliest() {
             None if active.agenda.claims() > 0 => {}
-            None if active.agenda.is_complete() => self.unload(id, None, now),
             // The store did not answer; the catalogue brings the queue back.
             None => self.unload(id, None, now),
             Some(due) if due > now + HORIZON && active.agenda.claims() == 0 => {
@@ -924,6 +940,7 @@ impl Shard {
 
     /// Takes a queue out of memory. `rest`: it is in the catalogue, and wakes at its first due time, or later if it is told.
     fn unload(&mut self, id: QueueId, rest: Option<Rests>, now: Timestamp) {
+        self.stir(id);
         let Some(active) = self.active.remove(&id) else {
             return;
         };
@@ -946,7 +963,7 @@ impl Shard {
     }
 
     fn has_memory(&self) -> bool {
-        self.active.len() < self.most()
+        self.active.len() - self.lingering.len() < self.most()
     }
 
     /// Queues that this shard may have in memory.

@@ -99,6 +99,7 @@ impl Shard {
         if self.queue.is_failing() {
             return;
         }
+        self.forget_lingering(now);
         self.wake_queues(now);
         self.expire(now);
         self.tell_of_delays(now);
@@ -268,7 +269,7 @@ impl Shard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use mail_core::MessageId;
@@ -362,7 +363,7 @@ mod tests {
         assert_eq!(ended, count, "without a second scan");
     }
 
-    fn expired(unit: UnitKey) -> Settle {
+    pub(in crate::delivery::shard) fn expired(unit: UnitKey) -> Settle {
         Settle {
             unit,
             at: unit.due,
