@@ -11,6 +11,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use mail_core::Timestamp;
 use queue::{QueueId, SuspensionRecord, UnitKey};
@@ -140,8 +141,8 @@ pub enum Word {
     Expired(UnitKey),
     /// The sender of a unit wants to hear that it is late, whose queue was lent to the receiver.
     Delayed(UnitKey),
-    /// All connections are taken: close one that is idle.
-    MakeRoom,
+    /// All connections are taken: close one that has been idle for so long.
+    MakeRoom(Duration),
     /// An operator's order.
     Order(Order),
     /// An operator wants this queue tried at once, whatever it rests for. The sender goes with the word.

@@ -132,6 +132,15 @@ pub enum Hosts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
+/// A connection that waits for its next job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Idle {
+    /// Since when.
+    pub since: Timestamp,
+    /// Which.
+    pub connection: ConnectionId,
+}
+
 /// Why a lane rests, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rest {
@@ -159,7 +168,7 @@ pub struct Lane {
     /// Active queues whose mail goes this way.
     pub queues: usize,
     /// Connections that wait for a unit, the one used last at the end.
-    pub idle: Vec<ConnectionId>,
+    pub idle: Vec<Idle>,
     /// All connections, idle ones too.
     pub open: usize,
     /// Set by failures to connect, cleared by the first transaction that gets through.

@@ -12,7 +12,7 @@ use crate::routing::{Routing, Way as Direction};
 
 use super::lane::{ConnectionId, Hosts, Plan, Rule};
 use super::route::Route;
-use super::shard::{Effect, Shard, Way, not_configured};
+use super::shard::{Shard, Way, not_configured};
 use super::smart_host;
 
 impl Shard {
@@ -32,11 +32,7 @@ impl Shard {
         }
         if reconnect {
             self.outdated = ConnectionId(self.last_connection);
-            let idle = self
-                .lanes
-                .iter_mut()
-                .flat_map(|(_, lane)| std::mem::take(&mut lane.idle));
-            self.effects.extend(idle.map(Effect::Close).collect::<Vec<_>>());
+            self.close_all_idle();
         }
         self.lift_mended(&before, now);
         self.renew_lanes(now);

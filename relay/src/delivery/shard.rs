@@ -3,6 +3,7 @@
 //! Nothing here waits. Each method takes in one thing that happened, and leaves in [`Shard::take_effects`] what is to be
 //! done about it. Reads of the store are short: a page of a queue's due index, a queue's record.
 
+mod idle;
 mod linger;
 mod operator;
 mod scan;
@@ -25,7 +26,7 @@ use crate::world::{DnsError, Random, log_time};
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
 use super::exchange::{Accepted, Order, Place, Word};
-use super::lane::{ConnectionId, Lane, LaneKey, Plan, Rest};
+use super::lane::{ConnectionId, Idle, Lane, LaneKey, Plan, Rest};
 use super::limiter::Grant;
 use super::route::Route;
 
@@ -257,8 +258,8 @@ pub struct Shard {
     scans: scan::Scans,
     /// Lanes that would open a connection once another closes, and those that would end a unit once another has ended.
     starved: [Starved; 2],
-    /// Lanes that may have an idle connection; none that has one is missing.
-    idle: BTreeSet<LaneId>,
+    /// All idle connections, the longest so first.
+    idle: BTreeSet<(Idle, LaneId)>,
     pub(super) draining: bool,
     /// When it began.
     started: Timestamp,
@@ -332,12 +333,7 @@ impl Shard {
     /// Starts nothing new from here on.
     pub fn drain(&mut self) {
         self.draining = true;
-        let idle: Vec<_> = self
-            .lanes
-            .iter_mut()
-            .flat_map(|(_, lane)| std::mem::take(&mut lane.idle))
-            .collect();
-        self.effects.extend(idle.into_iter().map(Effect::Close));
+        self.close_all_idle();
     }
 
     /// Nothing is on the wire, and no outcome waits to be recorded.
@@ -366,7 +362,7 @@ impl Shard {
             }
             Word::Delayed(unit) => self.find_delayed(unit, now),
             Word::Wake(id) => self.wake(id, now),
-            Word::MakeRoom => drop(self.close_an_idle_one()),
+            Word::MakeRoom(idle_for) => drop(self.close_an_idle_one(idle_for, now)),
             Word::Order(order) => self.order(order, now),
             Word::Hurry(id, heard) => self.hurry(id, heard, now),
             Word::Why(unit, say) => self.why(&unit, &say, now),
@@ -506,24 +502,20 @@ impl Shard {
         if connection <= self.outdated || self.lanes.get(lane).is_some_and(too_many) {
             return self.effects.push(Effect::Close(connection));
         }
-        if let Some(at) = self.lanes.get_mut(lane) {
-            at.idle.push(connection);
-            self.idle.insert(lane);
-        }
         if self.draining {
-            self.close_idle(lane);
-        } else {
-            self.pump(lane, now);
+            return self.effects.push(Effect::Close(connection));
         }
+        self.keep_idle(lane, connection, now);
+        self.pump(lane, now);
     }
 
     /// A connection is gone, idle or not.
     pub fn connection_closed(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
         self.connections -= 1;
         self.place.disconnect();
+        self.forget_idle(lane, connection);
         if let Some(at) = self.lanes.get_mut(lane) {
             at.open -= 1;
-            at.idle.retain(|&idle| idle != connection);
         }
         self.pump(lane, now);
         self.feed_starved(now);
@@ -1042,7 +1034,7 @@ impl Shard {
                         message,
                     };
                     self.lanes[lane].turn.served();
-                    self.send(lane, job);
+                    self.send(lane, job, now);
                 }
                 None => self.lanes[lane].limiter.refund(),
             }
@@ -1088,32 +1080,7 @@ impl Shard {
         if self.place.may_connect(self.settings.max_connections) {
             return true;
         }
-        self.wait_for_connection(lane);
-        false
-    }
-
-    /// All connections are taken: an idle one of another lane makes room, and this lane is asked again when it is closed.
-    fn wait_for_connection(&mut self, lane: LaneId) {
-        self.starved[For::Connection as usize].push(lane);
-        self.make_room();
-    }
-
-    fn make_room(&mut self) {
-        if !self.close_an_idle_one() {
-            for shard in self.place.others() {
-                self.tell(shard, Word::MakeRoom);
-            }
-        }
-    }
-
-    fn close_an_idle_one(&mut self) -> bool {
-        while let Some(&lane) = self.idle.first() {
-            if let Some(idle) = self.lanes.get_mut(lane).and_then(|lane| lane.idle.pop()) {
-                self.effects.push(Effect::Close(idle));
-                return true;
-            }
-            self.idle.pop_first();
-        }
+        self.wait_for_connection(lane, now);
         false
     }
 
@@ -1131,7 +1098,7 @@ impl Shard {
                     Some(lane) => {
                         self.starved[what as usize].unpop(lane);
                         if matches!(what, For::Connection) {
-                            self.make_room();
+                            self.make_room(now);
                         }
                         break;
                     }
@@ -1141,7 +1108,10 @@ impl Shard {
         }
     }
 
-    fn send(&mut self, lane: LaneId, job: Job) {
+    fn send(&mut self, lane: LaneId, job: Job, now: Timestamp) {
+        if let Some(connection) = self.take_idle(lane) {
+            return self.effects.push(Effect::Send { connection, job });
+        }
         let at = &mut self.lanes[lane];
         if let Plan::End(ending) = &*at.plan {
             let ending = ending.clone();
@@ -1152,16 +1122,13 @@ impl Shard {
                 ending,
             });
         }
-        if let Some(connection) = at.idle.pop() {
-            return self.effects.push(Effect::Send { connection, job });
-        }
         if !self.place.connect(self.settings.max_connections) {
             // Another shard was faster.
             at.limiter.refund();
             if let Some(active) = self.active.get_mut(&job.unit.queue) {
                 active.agenda.unclaim(place(&job.unit));
             }
-            return self.wait_for_connection(lane);
+            return self.wait_for_connection(lane, now);
         }
         at.open += 1;
         self.connections += 1;
@@ -1186,12 +1153,6 @@ impl Shard {
         let scope = HoldScope::Lane(self.lanes[lane].key.scope());
         for id in waiting {
             self.hold_back(id, &scope, until, now);
-        }
-    }
-
-    fn close_idle(&mut self, lane: LaneId) {
-        if let Some(at) = self.lanes.get_mut(lane) {
-            self.effects.extend(at.idle.drain(..).map(Effect::Close));
         }
     }
 
