@@ -192,6 +192,12 @@ const CASES: &[(&str, &[Fate], &str, u64)] = &[
     ("size-zero", &[Delivered], "250", 1),
     ("size-small", &[Bounced], "5.3.4", 1),
     ("limits-rcptmax-3", &[Delivered; 7], "250", 1),
+    (
+        "limits-mailmax-1",
+        &[Delivered, Delivered, Deferred],
+        "before this recipient's turn",
+        1,
+    ),
     ("starttls", &[Delivered], "250", 1),
     ("starttls-injected-replies", &[Delivered], "250", 1),
     ("extra-reply-before-starttls", &[Rests], "out of turn", 1),
