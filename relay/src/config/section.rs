@@ -50,7 +50,13 @@ impl<'a> Check<'a> {
 
     /// A path, made absolute by the folder of the file that names it.
     pub fn path(&self, spot: &Spot<String>) -> PathBuf {
-        self.files.folder(spot.at).join(&spot.value)
+        self.absolute(spot.at, &spot.value)
+    }
+
+    /// The folder may be named from where the program was started; a reload names it from the root, and has to find the same.
+    fn absolute(&self, at: At, path: &str) -> PathBuf {
+        let path = self.files.folder(at).join(path);
+        std::path::absolute(&path).unwrap_or(path)
     }
 }
 
@@ -246,7 +252,7 @@ impl<'a> Section<'a> {
 
     /// A path that is meant where the key is absent, beside the file of the table.
     pub fn default_file(&self, key: &str, name: &str) -> Spot<PathBuf> {
-        let value = self.check.files.folder(self.at).join(name);
+        let value = self.check.absolute(self.at, name);
         self.note_default(key, quoted(&value.to_string_lossy()));
         Spot {
             value,

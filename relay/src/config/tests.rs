@@ -179,6 +179,26 @@ fn files_are_merged_and_a_key_set_twice_is_told_with_both_places() {
     assert!(told.contains("postrider.toml:2:12"), "{told}");
 }
 
+/// `postrider run --config postrider.toml`, and then a reload, which names the file from the root.
+#[test]
+fn from_where_the_file_is_named_makes_no_difference() {
+    let text = "hostname = \"a.example\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\n\
+        kind = \"trusted\"\naddress = \"127.0.0.1:25\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n\
+        [admin]\naddress = \"127.0.0.1:8081\"\n";
+    let (_folder, path) = write("postrider.toml", text);
+    let here = std::env::current_dir().unwrap();
+    let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    let relative = up.join(path.strip_prefix("/").unwrap());
+    let (from_here, from_root) = (load(&relative).unwrap(), load(&path).unwrap());
+    // The same but for the way there.
+    let same = |path: &std::path::Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    assert!(from_here.store.path.is_absolute());
+    let again = load(from_here.effective.file()).unwrap();
+    let changes = from_here.effective.changes(&again.effective);
+    assert!(changes.is_empty(), "{changes:?}");
+    assert_eq!(same(from_here.effective.file()), same(from_root.effective.file()));
+}
+
 #[test]
 fn two_keys_that_would_sign_alike_are_told() {
     let text = "hostname = \"a.example\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\n\
