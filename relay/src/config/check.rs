@@ -569,8 +569,15 @@ impl std::str::FromStr for LogLevel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // Any other word by itself is taken for a part of the program, of which all is logged, and of the rest nothing.
+        let ends_with_level = |directive: &str| {
+            let level = directive.rsplit('=').next().unwrap_or_default().trim();
+            ["off", "error", "warn", "info", "debug", "trace"]
+                .iter()
+                .any(|known| level.eq_ignore_ascii_case(known))
+        };
         match crate::logging::filter(text) {
-            Ok(_) if !text.trim().is_empty() => Ok(Self(text.into())),
+            Ok(_) if text.split(',').all(ends_with_level) => Ok(Self(text.into())),
             _ => Err(
                 "is no log level; write such as \"info\", \"warn\", \"info,relay::delivery=debug\"".into(),
             ),
@@ -786,7 +793,11 @@ impl std::str::FromStr for SenderPattern {
         if text == "*" {
             return Ok(Self::Any);
         }
-        if text.contains('@') {
+        if let Some((local, domain)) = text.rsplit_once('@') {
+            if local.contains('*') {
+                let text = format!("for all addresses of a domain write \"{domain}\" alone");
+                return Err(text);
+            }
             return text
                 .parse()
                 .map(Self::Mailbox)
