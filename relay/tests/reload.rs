@@ -176,6 +176,23 @@ fn a_session_goes_on_under_the_new_configuration() {
 }
 
 #[test]
+fn ehlo_tells_the_limits_of_the_tenant_that_is_known() {
+    let small = "[tenants.small]\nsenders = [\"*\"]\nmax_message = \"1MiB\"\nmax_recipients = 200\n";
+    let listener = LISTENER.replace("tenant = \"t\"", "tenant = \"small\"");
+    let relay = Relay::start(&format!("{listener}{small}"));
+    let mut client = relay.client();
+    let mut offers = vec![client.say("EHLO client.test")];
+    while offers.last().is_some_and(|line| line.starts_with("250-")) {
+        offers.push(client.reply());
+    }
+    assert!(offers.contains(&"250-SIZE 1048576".to_owned()), "{offers:?}");
+    assert!(
+        offers.contains(&"250-LIMITS RCPTMAX=200".to_owned()),
+        "{offers:?}"
+    );
+}
+
+#[test]
 fn a_failed_reload_changes_nothing_and_tells_every_mistake() {
     let relay = Relay::start(LISTENER);
     let mut client = relay.client();

@@ -168,16 +168,16 @@ pub(super) fn service(
             (false, Some(tenant.clone()), mail_core::smtp::server::Auth::None)
         }
     };
+    // What EHLO tells (RFC 1870, RFC 9422): a tenant's own limits, where it is known by then.
+    let rules = tenant.as_ref().and_then(|name: &Arc<str>| front.tenant(name));
+    let most = &settings.submission;
+    let own_bytes = rules.and_then(|tenant| tenant.max_message_bytes);
+    let own_recipients = rules.and_then(|tenant| tenant.max_recipients);
     let config = mail_core::smtp::server::Config {
         hostname: settings.hostname.to_string(),
         postmaster: settings.postmaster.clone(),
-        max_message_bytes: settings.submission.max_message_bytes,
-        // What EHLO tells (RFC 9422): a tenant's own limit, where it is known by then.
-        max_recipients: tenant
-            .as_ref()
-            .and_then(|name: &Arc<str>| front.tenant(name)?.max_recipients)
-            .unwrap_or(usize::MAX)
-            .min(settings.submission.max_recipients),
+        max_message_bytes: own_bytes.unwrap_or(u64::MAX).min(most.max_message_bytes),
+        max_recipients: own_recipients.unwrap_or(usize::MAX).min(most.max_recipients),
         max_errors: settings.submission.max_errors,
         starttls: tls.is_some() && !implicit_tls,
         auth,
