@@ -27,6 +27,7 @@ use crate::control::manage::Manager;
 use crate::credentials::Credentials;
 use crate::delivery::client_tls::ClientTls;
 use crate::delivery::exchange;
+use crate::delivery::resolver::RealNet;
 use crate::health::{self, Health};
 use crate::prepare::{self, Preparer};
 use crate::reload::{self, Reloader, Served};
@@ -114,6 +115,12 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         .thread_name("http")
         .enable_all()
         .build()?;
+    {
+        let _entered = doors.enter();
+        // Each worker makes its own. One without, as where /etc/resolv.conf names no server yet, would take mail and deliver none.
+        RealNet::new(&settings.dns, settings.delivery.timeouts.dns)
+            .context("the DNS can't be asked: neither dns.servers nor /etc/resolv.conf names a server")?;
+    }
     // After the store, whose lock keeps a second process out, and in whose folder it is by default.
     let admin = {
         let _entered = doors.enter();

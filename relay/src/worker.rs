@@ -104,7 +104,9 @@ impl Worker {
         );
         tasks.spawn_local(async move {
             if let Err(error) = delivering.await {
+                // It would take mail for ever, and deliver none.
                 tracing::error!(error = format!("{error:#}"), "delivery could not start");
+                std::process::abort();
             }
         });
         loop {
@@ -176,9 +178,11 @@ impl Worker {
     }
 }
 
-/// What the network is made of.
-fn dns(settings: &Settings) -> (DnsSettings, std::time::Duration) {
-    (settings.dns.clone(), settings.delivery.timeouts.dns)
+/// What the network is made of; the last is what the system says, where that counts.
+fn dns(settings: &Settings) -> (DnsSettings, std::time::Duration, Option<String>) {
+    let of_system = settings.dns.servers.is_empty();
+    let system = of_system.then(|| std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    (settings.dns.clone(), settings.delivery.timeouts.dns, system)
 }
 
 async fn deliver(

@@ -166,5 +166,20 @@ class Full(Disk):
         self.assertEqual(relay.stop(), 0)
 
 
+class Beginning(RelayTest):
+    def test_without_a_name_server_it_does_not_only_seem_to_run(self):
+        """An empty /etc/resolv.conf, as there may be one while a machine starts."""
+        with open(self.config, encoding="utf-8") as config:
+            text = config.read()
+        with open(self.config, "w", encoding="utf-8") as config:
+            config.write(text.replace(f'[dns]\nservers = ["{self.lab.at["dns"]}"]\n', ""))
+        command = 'mount --bind /dev/null /etc/resolv.conf && exec "$POSTRIDER" run --config "$0"'
+        run = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", command, self.config], capture_output=True, text=True, timeout=60
+        )
+        self.assertEqual(run.returncode, 1, run.stderr)
+        self.assertIn("neither dns.servers nor /etc/resolv.conf names a server", run.stderr)
+
+
 if __name__ == "__main__":
     main()
