@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::metrics::Registry;
 use arc_swap::ArcSwap;
@@ -18,7 +18,8 @@ use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath,
 use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, exponential_buckets};
 use queue::{EnvelopeRecord, NewMessage, Queue, ReadError, Signature, StateRecord, UnitKey};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::config::settings::DkimKey;
 use crate::report::Original;
@@ -34,6 +35,13 @@ pub const WAITING_JOBS: usize = 64;
 /// Messages in memory up to this size are prepared where they are asked for, unless an RSA key signs them. Looking for 8-bit
 /// octets, hashing and an Ed25519 signature take some 60 µs at this size; two changes of thread under load take as long.
 const AT_ONCE: usize = 64 << 10;
+
+/// What large messages in 7-bit take in memory, all together, in KiB: four of the largest. However many hosts take nothing else,
+/// and however slowly they read, it isn't more.
+const CONVERTED_KIB: usize = 256 << 10;
+
+/// How long a large message waits for room among them; the peer is waiting, too.
+const ROOM_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A message ready for the wire.
 #[derive(Clone, Debug)]
@@ -56,6 +64,8 @@ pub struct Prepared {
     pub utf8_header: bool,
     /// The signatures in `head`, for [`queue::Again`]; `None` where no key signs for the sender.
     pub signature: Option<Signature>,
+    /// Its place among the large messages in 7-bit, for as long as it is in memory.
+    pub room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// A message as it was found.
@@ -150,6 +160,9 @@ pub enum PrepareError {
     /// The relay is stopping.
     #[error("the relay is stopping")]
     Stopping,
+    /// So many large messages are being sent in 7-bit that there is no memory for another one.
+    #[error("too many large messages are being sent in 7-bit; this one waits")]
+    Crowded,
 }
 
 /// What signing counts.
@@ -213,6 +226,8 @@ pub struct Preparer {
     worker: Arc<Worker>,
     /// To the threads; none where all is done on the caller's.
     jobs: Option<mpsc::Sender<Job>>,
+    /// KiB that large messages in 7-bit may still take.
+    converted: Arc<Semaphore>,
 }
 
 enum Job {
@@ -268,6 +283,7 @@ impl Preparer {
         Ok(Self {
             worker,
             jobs: Some(jobs),
+            converted: Arc::new(Semaphore::new(CONVERTED_KIB)),
         })
     }
 
@@ -276,6 +292,7 @@ impl Preparer {
         Self {
             worker: Arc::new(Worker::new(queue, signer, metrics)),
             jobs: None,
+            converted: Arc::new(Semaphore::new(CONVERTED_KIB)),
         }
     }
 
@@ -313,13 +330,19 @@ impl Preparer {
     }
 
     /// The message in 7-bit and signed as such, for a host without 8BITMIME (RFC 6152 §3); as it was where it can't be
-    /// said in 7-bit. Waits as [`Preparer::prepare`] does.
+    /// said in 7-bit. Waits as [`Preparer::prepare`] does; a large one first waits for room, and is [`PrepareError::Crowded`] if
+    /// there is none for a minute.
     pub async fn seven_bit(
         &self,
         id: MessageId,
-        prepared: Prepared,
+        mut prepared: Prepared,
         now: Timestamp,
     ) -> Result<Prepared, PrepareError> {
+        if let Some(kib) = large::converted_kib(&prepared) {
+            let room = timeout(ROOM_PATIENCE, self.converted.clone().acquire_many_owned(kib));
+            let room = room.await.map_err(|_| PrepareError::Crowded)?;
+            prepared.room = room.ok().map(Arc::new);
+        }
         match &self.jobs {
             None => Ok(self.worker.seven_bit_safely(id, prepared, now)),
             Some(jobs) => {
@@ -505,6 +528,7 @@ impl Worker {
             body,
             rest: None,
             signature,
+            room: None,
         })
     }
 

@@ -111,7 +111,7 @@ fn entity(octets: &[u8], place: Place, depth: usize, out: &mut Vec<u8>) -> Resul
         }
         ("message", _) => Err(Stays::Type),
         (main, _) => {
-            let encoding = if main == "text" && is_mostly_ascii(body) {
+            let encoding = if main == "text" && is_mostly_plain(body) {
                 "quoted-printable"
             } else {
                 "base64"
@@ -127,10 +127,11 @@ fn entity(octets: &[u8], place: Place, depth: usize, out: &mut Vec<u8>) -> Resul
     }
 }
 
-/// Quoted-printable makes three octets of one that is not ASCII, base64 four of any three.
-fn is_mostly_ascii(text: &[u8]) -> bool {
-    let beyond = text.iter().filter(|octet| !octet.is_ascii()).count();
-    beyond < text.len() / 6
+/// Quoted-printable makes three octets of one that it encodes, base64 four of any three.
+fn is_mostly_plain(text: &[u8]) -> bool {
+    let is_plain = |octet: u8| octet != b'=' && (octet.is_ascii_graphic() || b" \t\r\n".contains(&octet));
+    let encoded = text.iter().filter(|octet| !is_plain(**octet)).count();
+    encoded <= text.len() / 6
 }
 
 fn read(headers: &[u8]) -> Result<Content<'_>, Stays> {

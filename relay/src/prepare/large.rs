@@ -144,6 +144,7 @@ impl Worker {
             message: Loaded::Record(id, envelope),
             state,
             signature,
+            room: None,
         })
     }
 
@@ -158,6 +159,16 @@ impl Worker {
         rest.each(&self.queue, |chunk| whole.extend_from_slice(chunk))?;
         Ok(seven_bit::convert(&whole)?)
     }
+}
+
+/// What a large message takes in 7-bit at the most, in KiB; `None` where it won't be converted.
+pub(super) fn converted_kib(prepared: &Prepared) -> Option<u32> {
+    let bytes = prepared.body.len() as u64 + prepared.rest.as_ref()?.bytes;
+    // Base64 makes 78 octets of 57; quoted-printable up to two of one, where all lines end in blanks.
+    let most = bytes.div_ceil(512);
+    u32::try_from(most)
+        .ok()
+        .filter(|_| bytes <= seven_bit::MAX_CONVERTED as u64)
 }
 
 /// Why a message stays as it is.

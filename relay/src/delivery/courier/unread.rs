@@ -25,6 +25,10 @@ impl<N: Net> Courier<N> {
     /// it is set aside, so that neither it comes up again and again nor anything wrong is sent.
     pub(super) async fn not_prepared(self: &Rc<Self>, job: &Job, error: &PrepareError) {
         let unit = job.unit;
+        if matches!(error, PrepareError::Crowded) {
+            tracing::warn!(id = %unit.id, "put off: too many large messages are being sent in 7-bit");
+            return self.later(unit);
+        }
         let damage = match error {
             PrepareError::Read(error) if error.is_damage() => Some(error.clone()),
             // Without an envelope there is nothing to send: it has ended, or its envelope is lost.
@@ -39,7 +43,7 @@ impl<N: Net> Courier<N> {
             }
             (None, PrepareError::Gone) => Settled::Gone,
             (None, PrepareError::Stopping) => Settled::Untouched,
-            (None, PrepareError::Read(_)) => return self.later(unit),
+            (None, PrepareError::Read(_) | PrepareError::Crowded) => return self.later(unit),
             (None, PrepareError::Panicked) => return self.stumbled(unit).await,
         };
         self.tell(Event::Settled(unit, settled));
@@ -76,7 +80,7 @@ impl<N: Net> Courier<N> {
         let can_end = match error {
             PrepareError::Read(error) => error.is_damage(),
             PrepareError::Panicked => true,
-            PrepareError::Gone | PrepareError::Stopping => false,
+            PrepareError::Gone | PrepareError::Stopping | PrepareError::Crowded => false,
         };
         if !can_end || matches!(ending, Ending::Delayed(_)) {
             return self.not_prepared(job, error).await;
@@ -150,6 +154,7 @@ impl<N: Net> Courier<N> {
             eight_bit: false,
             utf8_header: false,
             signature: None,
+            room: None,
         };
         Ok((known, Some(prepared)))
     }

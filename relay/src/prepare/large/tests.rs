@@ -135,6 +135,47 @@ async fn a_large_message_is_converted_unless_it_is_too_large_for_that() {
     assert!(same.rest.is_some() && same.eight_bit);
 }
 
+/// However many hosts take 7-bit alone, and however slowly they read.
+#[tokio::test(start_paused = true)]
+async fn large_messages_in_seven_bits_have_a_bound_all_together() {
+    let world = World::new();
+    let head = "MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n";
+    let text = head.to_owned() + &"gr\u{fc}n\r\n".repeat(1_000);
+    let units = accepted(&world, text.as_bytes(), &[head.len()]).await;
+    let preparer = world.preparer(&[]);
+    let prepared = preparer.prepare(units[0], None, NOW).await.unwrap();
+    let all = preparer.converted.available_permits();
+    let convert = || preparer.seven_bit(units[0].id, prepared.clone(), NOW);
+    let converted = convert().await.unwrap();
+    let left = preparer.converted.available_permits();
+    assert!(converted.body.len() <= (all - left) * 1_024, "{all} {left}");
+
+    let others = preparer.converted.clone().acquire_many_owned(left as u32).await;
+    let begun = tokio::time::Instant::now();
+    assert!(matches!(convert().await, Err(PrepareError::Crowded)));
+    assert!(begun.elapsed() >= crate::prepare::ROOM_PATIENCE);
+    // The first one has been sent.
+    drop(converted);
+    let converted = convert().await.unwrap();
+    drop((converted, others));
+    assert_eq!(preparer.converted.available_permits(), all);
+    // A small one is in memory as a whole anyway.
+    let small = message(&text);
+    let unit = UnitKey {
+        id: small.id,
+        ..units[0]
+    };
+    let small = preparer.prepare(unit, Some(small), NOW).await.unwrap();
+    assert!(
+        preparer
+            .seven_bit(unit.id, small, NOW)
+            .await
+            .unwrap()
+            .room
+            .is_none()
+    );
+}
+
 #[tokio::test]
 async fn threads_prepare_large_and_small_messages() {
     let world = World::new();
