@@ -26,7 +26,7 @@ use crate::types::{HoldList, MessageView, Problem, QueueList, QueueSummary, Queu
 /// Queues in one answer at the most; some 400 octets each.
 pub const MAX_PAGE: usize = 1_000;
 
-/// Messages in one answer at the most; some 500 octets a recipient, 100,000 of which a message may have.
+/// Messages in one answer at the most; fewer where they have many recipients, each of which takes some 500 octets.
 pub const MAX_MESSAGES: usize = 200;
 
 type Json400<T> = Result<Json<T>, JsonRejection>;

@@ -689,7 +689,8 @@ pub(crate) mod tests {
             domain: Some("not a domain".into()),
             ..QueuesQuery::default()
         };
-        assert!(matches!(control.queues(wrong).await, Err(ControlError::Wrong(_))));
+        let told = control.queues(wrong).await.unwrap_err().to_string();
+        assert!(told.starts_with("\"not a domain\" is no domain: "), "{told}");
         let mut query = QueuesQuery {
             limit: Some(2),
             ..QueuesQuery::default()
@@ -711,6 +712,34 @@ pub(crate) mod tests {
         assert_eq!(held, [false, false, true, false, false]);
         let holds = control.holds().await.unwrap();
         assert_eq!((holds.holds[0].name.as_str(), holds.more), ("c.test", false));
+    }
+
+    /// A message may have 100,000 recipients.
+    #[tokio::test]
+    async fn a_page_of_messages_ends_where_it_names_many_recipients() {
+        let (queue, control) = control();
+        for number in 0..10 {
+            accept(&queue, number, &["a.test", "b.test"]).await;
+        }
+        let mut query = MessagesQuery::default();
+        let mut seen = Vec::new();
+        loop {
+            let page = control.messages(query.clone()).await.unwrap();
+            let named: usize = page.messages.iter().map(|message| message.recipients.len()).sum();
+            assert!(named <= 6, "two of each: {named}");
+            seen.extend(
+                page.messages
+                    .into_iter()
+                    .map(|message| (message.id, message.domain)),
+            );
+            query.after = page.next;
+            if query.after.is_none() {
+                break;
+            }
+        }
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 20, "each once");
     }
 
     #[tokio::test]
