@@ -50,6 +50,13 @@ pub struct Credential {
     pub stream: Option<Arc<str>>,
 }
 
+/// What a session is logged in by: a credential as it was then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    credential: Credential,
+    verifier: Verifier,
+}
+
 /// Too many logins wait to be hashed. Nothing is said about this one; it may come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
@@ -163,6 +170,21 @@ impl Credentials {
         (entry.verifier == *verifier).then(|| entry.credential.clone())
     }
 
+    /// By what a session of this user is logged in.
+    pub fn proof(&self, user: &str) -> Option<Proof> {
+        let known = self.0.known.load();
+        known.by_name.get(user).map(|entry| Proof {
+            credential: entry.credential.clone(),
+            verifier: entry.verifier.clone(),
+        })
+    }
+
+    /// Whether that would still log in: neither removed since, nor given another password, tenant or stream.
+    pub async fn stands(&self, proof: &Proof) -> bool {
+        self.look().await;
+        self.proof(&proof.credential.name).as_ref() == Some(proof)
+    }
+
     /// Looks at the file now, whenever it was looked at last. Blocks.
     pub fn look_now(&self) {
         let now = Instant::now();
@@ -171,7 +193,10 @@ impl Credentials {
     }
 
     async fn look(&self) {
-        if self.0.look.lock().next <= Instant::now() {
+        // Whoever is at it already does it for all; a file system that hangs holds up nobody else.
+        let look = self.0.look.try_lock();
+        let is_due = look.is_some_and(|look| look.next <= Instant::now());
+        if is_due {
             let this = self.clone();
             // It tells of its own mistakes.
             let _ = tokio::task::spawn_blocking(move || this.0.look(Instant::now())).await;

@@ -43,7 +43,7 @@ pub(super) enum Command {
         #[command(flatten)]
         which: Which,
     },
-    /// Remove a credential.
+    /// Remove a credential. Sessions that are logged in by it end before their next message, a second later at most.
     Remove {
         /// The user name.
         name: String,

@@ -26,6 +26,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::settings::Tenant;
+use crate::credentials::Proof;
 use crate::delivery::courier::Kept;
 use crate::delivery::exchange::Doors;
 use crate::rewrite;
@@ -114,6 +115,7 @@ pub(super) struct Shell<S> {
     /// For whom the client speaks, and by which credential.
     tenant: Option<Arc<str>>,
     credential: Option<Arc<str>>,
+    proof: Option<Proof>,
     /// In which stream the credential's mail is, where it says so.
     stream: Option<Arc<str>>,
     tls: Option<String>,
@@ -158,6 +160,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             large: None,
             chunks: None,
             credential: None,
+            proof: None,
             stream: None,
             tls: None,
             leaf: None,
@@ -368,7 +371,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 message,
             } => self.scram(mechanism, first, message.expose()).await,
             Question::Mail(from) => match self.renewed() {
-                Ok(()) => self.mail(&from),
+                Ok(()) if self.is_still_known().await => self.mail(&from),
+                Ok(()) => Reply::new(421, 7, 0, "your login is no longer valid"),
                 Err(reply) => reply,
             },
             Question::Rcpt(recipient) => self.rcpt(session, &recipient),

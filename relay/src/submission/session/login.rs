@@ -134,9 +134,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         }
         front.logins.succeeded(&found.name);
         self.count_login("ok");
+        self.proof = front
+            .credentials
+            .as_ref()
+            .and_then(|credentials| credentials.proof(&found.name));
         (self.tenant, self.credential) = (Some(found.tenant), Some(found.name));
         self.stream = found.stream;
         replies::LOGGED_IN
+    }
+
+    /// Whether what the session is logged in by, if it is, would still log in: who has taken a password away wants no more
+    /// mail of whoever has it.
+    pub(super) async fn is_still_known(&self) -> bool {
+        let Some(proof) = &self.proof else { return true };
+        let stands = match &self.service.front.credentials {
+            Some(credentials) => credentials.stands(proof).await,
+            None => false,
+        };
+        if !stands {
+            let user = self.credential.as_deref();
+            tracing::info!(client = %self.client, user, "its credential was removed or changed: the session ends");
+        }
+        stands
     }
 
     /// The answer to a failed login, held back the longer the more have failed (CASES row 39). The same for all reasons.

@@ -26,7 +26,7 @@ mod xclient;
 
 /// A relay's front door in a folder of its own, with one user, `ada`.
 struct Door {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     front: Arc<Front>,
     store: MemoryStore,
     password: String,
@@ -80,7 +80,7 @@ impl Door {
             stop: watch::channel(false).0,
             _seats: seats,
             doors,
-            _folder: folder,
+            folder,
         }
     }
 
@@ -330,6 +330,41 @@ async fn failed_logins_are_slowed_and_end_the_session() {
         assert!(begun.elapsed() < Duration::from_millis(250));
         let failed = door.front.metrics.logins.with_label_values(&["failed"]).get();
         assert_eq!(failed, 5);
+    })
+    .await;
+}
+
+/// Who takes a password away wants no more mail of those who have it, nor an hour of it over a session that they keep.
+#[tokio::test(start_paused = true)]
+async fn a_credential_that_is_removed_or_changed_ends_its_sessions() {
+    let door = Door::new("");
+    let credentials = door.folder.path().join("credentials.toml");
+    let look = || door.front.credentials.as_ref().unwrap().look_now();
+    local(async {
+        let mut client = door.logged_in().await;
+        for line in ["MAIL FROM:<a@c.test>", "RSET"] {
+            assert!(client.say(line).await.starts_with("250 "));
+        }
+        // Another one comes: this one is what it was.
+        file::add(&credentials, "bob", "t", None, None).unwrap();
+        look();
+        assert!(client.say("MAIL FROM:<a@c.test>").await.starts_with("250 "));
+        // A transaction that has begun goes on.
+        file::remove(&credentials, "ada").unwrap();
+        let password = file::add(&credentials, "ada", "t", None, None).unwrap();
+        look();
+        assert!(client.say("RCPT TO:<b@d.test>").await.starts_with("250 "));
+        assert!(client.say("RSET").await.starts_with("250 "));
+        assert_eq!(
+            client.say("MAIL FROM:<a@c.test>").await,
+            "421 4.7.0 your login is no longer valid"
+        );
+        assert_eq!(client.hear().await, "");
+
+        let mut client = door.logged_in_with(&password).await;
+        file::remove(&credentials, "ada").unwrap();
+        look();
+        assert!(client.say("MAIL FROM:<a@c.test>").await.starts_with("421 4.7.0 "));
     })
     .await;
 }

@@ -44,7 +44,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         tracing::info!(peer = %self.client, %client, login = found.as_ref().map(|found| &*found.name), "XCLIENT");
         self.client = client;
         (self.tenant, self.credential, self.stream) = (self.service.tenant.clone(), None, None);
-        (self.scram, self.failed_logins) = (None, 0);
+        (self.proof, self.scram, self.failed_logins) = (None, None, 0);
         match found {
             Some(found) => match self.logged_in(found).await {
                 reply if reply.is_positive() => replies::GO,

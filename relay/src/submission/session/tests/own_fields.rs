@@ -13,7 +13,7 @@ impl Door {
         self.logged_in_with(&self.password).await
     }
 
-    async fn logged_in_with(&self, password: &str) -> Client<Secured> {
+    pub(super) async fn logged_in_with(&self, password: &str) -> Client<Secured> {
         let mut client = self.secure(&[&version::TLS13]).await;
         let plain = BASE64.encode(format!("\0ada\0{password}"));
         let reply = client.say(&format!("AUTH PLAIN {plain}")).await;
@@ -118,14 +118,14 @@ async fn fields_that_are_not_listed_are_taken_off_unread() {
 async fn a_stream_is_the_fields_then_the_credentials_then_the_listeners() {
     let own = "[[stream]]\nname = \"news\"\nexpire_after = \"2h\"\n";
     let door = Door::with(ALL, "stream = \"bulk\"\n", own);
-    let path = door._folder.path().join("credentials.toml");
-    file::remove(&path, "ada").unwrap();
-    let password = file::add(&path, "ada", "t", Some("news"), None).unwrap();
+    let path = door.folder.path().join("credentials.toml");
     local(async {
         let mut client = door.logged_in().await;
         assert!(client.hand_over("\r\nhello").await.starts_with("250 "));
         assert_eq!(&*door.last().0.stream, "bulk");
 
+        file::remove(&path, "ada").unwrap();
+        let password = file::add(&path, "ada", "t", Some("news"), None).unwrap();
         door.front.credentials.as_ref().unwrap().look_now();
         let mut client = door.logged_in_with(&password).await;
         assert!(client.hand_over("\r\nhello").await.starts_with("250 "));
