@@ -37,8 +37,8 @@ pub enum Security {
 
 /// A server, and who we are to it.
 pub struct Server<'a> {
-    /// Where it is.
-    pub address: SocketAddr,
+    /// Where it is: the first of these that answers.
+    pub addresses: Vec<SocketAddr>,
     /// What its certificate has to say.
     pub name: ServerName<'static>,
     /// How much TLS.
@@ -65,8 +65,7 @@ enum Wire {
 impl Client {
     /// Connects, negotiates TLS and logs in, as far as the server is to have it.
     pub fn open(server: &Server<'_>, ehlo: Domain) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect_timeout(&server.address, PATIENCE)
-            .with_context(|| format!("no connection to {}", server.address))?;
+        let stream = connect(&server.addresses)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
@@ -197,7 +196,41 @@ impl Client {
     }
 }
 
+/// A name may have an address of IPv6, while the server listens on that of IPv4 alone.
+fn connect(addresses: &[SocketAddr]) -> anyhow::Result<TcpStream> {
+    let mut failures = Vec::new();
+    for address in addresses {
+        match TcpStream::connect_timeout(address, PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failures.push(format!("no connection to {address}: {error}")),
+        }
+    }
+    bail!("{}", failures.join("; "))
+}
+
 /// The id by which a Postrider keeps a message: the last words of its reply.
 pub fn queue_id(reply: &Reply) -> Option<MessageId> {
     reply.text.strip_prefix("queued as ")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn the_first_address_that_answers_is_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        // Bound and given back: nobody listens.
+        let nobody = TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap();
+        let stream = connect(&[nobody, there]).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), there);
+        let told = connect(&[nobody]).unwrap_err().to_string();
+        assert!(
+            told.starts_with(&format!("no connection to {nobody}: ")),
+            "{told}"
+        );
+    }
 }

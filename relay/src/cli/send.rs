@@ -94,9 +94,9 @@ impl From<Tls> for Security {
     }
 }
 
-/// Where it goes: an address, the name to verify, and the encryption unless told otherwise.
+/// Where it goes: addresses, the name to verify, and the encryption unless told otherwise.
 struct Target {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     name: String,
     security: Security,
 }
@@ -108,7 +108,7 @@ pub(super) fn run(command: Send) -> Result<(), Failure> {
     let (from, raw) = command.message(&raw)?;
     let name = command.tls_name.clone().unwrap_or(target.name);
     let server = Server {
-        address: target.address,
+        addresses: target.addresses,
         name: ServerName::try_from(name.clone())
             .map_err(|_| Failure::Usage(format!("{name:?} is no name that a certificate could say")))?,
         security: command.tls.map_or(target.security, Security::from),
@@ -118,7 +118,7 @@ pub(super) fn run(command: Send) -> Result<(), Failure> {
     let recipients: Vec<_> = command.to.iter().cloned().map(Recipient::new).collect();
     let sent = Client::open(&server, greeting_name(&from)?)
         .and_then(|mut client| client.send(&from, &recipients, &raw))
-        .with_context(|| format!("the message was not handed over to {}", target.address))?;
+        .with_context(|| format!("the message was not handed over to {name}"))?;
     command.tell(&sent)?;
     let refused = sent
         .iter()
@@ -160,7 +160,7 @@ impl Send {
             })
         })?;
         Ok(Target {
-            address: reachable(listener.address),
+            addresses: vec![reachable(listener.address)],
             name: settings.hostname.to_string(),
             security: match listener.kind {
                 ListenerKind::Submission(_) => Security::StartTls,
@@ -172,13 +172,15 @@ impl Send {
 
     fn resolved(&self, server: &str) -> anyhow::Result<Target> {
         let (host, port) = split_port(server)?;
-        let address = (host, port)
+        let addresses: Vec<_> = (host, port)
             .to_socket_addrs()
             .with_context(|| format!("{host} can't be found"))?
-            .next()
-            .with_context(|| format!("{host} has no address"))?;
+            .collect();
+        if addresses.is_empty() {
+            bail!("{host} has no address");
+        }
         Ok(Target {
-            address,
+            addresses,
             name: host.to_owned(),
             security: match port {
                 SUBMISSIONS => Security::Implicit,

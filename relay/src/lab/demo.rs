@@ -138,7 +138,7 @@ async fn submit(
     let (username, password) = (access.username, access.password.clone());
     let handed_over = tokio::task::spawn_blocking(move || {
         let server = Server {
-            address: submission,
+            addresses: vec![submission],
             name: ServerName::IpAddress(submission.ip().into()),
             security: Security::StartTls,
             ca: Some(&ca),
