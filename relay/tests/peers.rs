@@ -204,6 +204,8 @@ const CASES: &[(&str, &[Fate], &str, u64)] = &[
     ("starttls-refused-for-now", &[Delivered], "250", 1),
     ("broken-tls", &[Delivered], "250", 2),
     ("silent-in-handshake", &[Delivered], "250", 2),
+    ("closes-at-starttls", &[Delivered], "250", 2),
+    ("silent-at-starttls", &[Delivered], "250", 2),
     ("leaves-tls", &[InDoubt], "after the final dot", 1),
     ("tls-from-the-start", &[Rests], "", 1),
 ];

@@ -351,8 +351,14 @@ impl<N: Net> Opener<'_, N> {
         }
         loop {
             let stage = session.stage();
-            let lost =
-                |cause: Broken| Why::Failed(EnhancedCode(4, 4, 2), format!("{cause} at {}", stage.name()));
+            let lost = |cause: Broken| {
+                let told = format!("{cause} at {}", stage.name());
+                match stage {
+                    // As good as a handshake that failed: whoever can't do TLS, or is kept from it, may take mail in clear.
+                    Stage::StartTls => Why::Handshake(told),
+                    _ => Why::Failed(EnhancedCode(4, 4, 2), told),
+                }
+            };
             let reply = connection.read_reply(stage).await.map_err(lost)?;
             let mut action;
             (session, action) = session.step(reply);
