@@ -108,8 +108,6 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         Some(files) => Some(Arc::new(ArcSwap::new(crate::tls::http_config(files)?))),
         None => None,
     };
-    let queue = Queue::open(&settings.store.path, &settings.queue_options())
-        .with_context(|| format!("the queue in {}", settings.store.path.display()))?;
     let doors = Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("http")
@@ -121,6 +119,9 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         RealNet::new(&settings.dns, settings.delivery.timeouts.dns)
             .context("the DNS can't be asked: neither dns.servers nor /etc/resolv.conf names a server")?;
     }
+    let queue = Queue::open(&settings.store.path, &settings.queue_options())
+        .with_context(|| format!("the queue in {}", settings.store.path.display()))?;
+    let mut opened = Opened(Some(queue.clone()));
     // After the store, whose lock keeps a second process out, and in whose folder it is by default.
     let admin = {
         let _entered = doors.enter();
@@ -224,6 +225,7 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
     for (kind, address) in &addresses {
         tracing::info!(kind, %address, "listening");
     }
+    opened.0 = None;
     Ok(Running {
         listeners: addresses,
         metrics: metrics_address,
@@ -237,6 +239,24 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         doors,
         reloader,
     })
+}
+
+/// The queue of a relay that is being started: closed where that fails.
+struct Opened(Option<Queue>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(queue) = self.0.take() {
+            close_for_good(&queue);
+        }
+    }
+}
+
+/// Threads that outlive this hold the store too. Whichever let go of it last would run RocksDB's destructor while the process
+/// runs those of its globals, and free twice; so nobody is last. All is on disk.
+fn close_for_good(queue: &Queue) {
+    queue.close();
+    std::mem::forget(queue.clone());
 }
 
 async fn serve_admin(
@@ -302,10 +322,7 @@ impl Running {
             std::thread::sleep(Duration::from_millis(10));
         }
         let quiet = self.workers.iter().all(JoinHandle::is_finished);
-        self.queue.close();
-        // Threads that outlive this hold the store too. Whichever let go of it last would run RocksDB's destructor while the
-        // process runs those of its globals, and free twice; so nobody is last. All is on disk.
-        std::mem::forget(self.queue.clone());
+        close_for_good(&self.queue);
         self.doors.shutdown_background();
         if quiet {
             tracing::info!("stopped");

@@ -97,6 +97,21 @@ fn a_relay_that_does_not_run_is_1_in_one_line() {
     assert_eq!(err.matches("os error 2").count(), 1, "{err}");
 }
 
+/// What fails once the store is open ends as all else does, and not now and then by a signal.
+#[test]
+fn a_start_that_fails_is_1() {
+    let (folder, config) = folder();
+    let more = "[dns]\nservers = [\"127.0.0.1:1\"]\n[admin]\nsocket = \"absent/admin.sock\"\n";
+    std::fs::write(&config, format!("{CONFIG}{more}")).unwrap();
+    for _ in 0..10 {
+        let output = postrider(&config, &["run"]).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{}: {err}", output.status);
+        assert!(err.contains("the admin API's socket: "), "{err}");
+    }
+    assert!(folder.path().join("queue").exists());
+}
+
 #[test]
 fn credentials_are_added_listed_and_removed() {
     let (folder, config) = folder();
