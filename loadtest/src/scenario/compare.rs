@@ -1,50 +1,103 @@
-//! `loadtest compare`: the same scenario through this relay and through others, by turns, so that what else the machine does meets all.
+//! `loadtest compare`: the same scenarios through this relay and through others, by turns, so that what else the machine does meets all.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 use serde::Serialize;
 
-use super::{Name, Report, plan, run};
+use super::trace::Calls;
+use super::{Name, Plan, Report, plan, run};
+
+/// Messages of the run that tells whether each is synced: a session of its own, one after the other.
+const ALONE: u32 = 40;
+/// Of so many syncs a message there, one more is rounded down.
+const SYNCED: f64 = 0.95;
 
 /// Options of `loadtest compare`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     loadtest compare --peer scripts/peers/postfix --messages 10000\n  \
-    loadtest compare --peer scripts/peers/postfix --runs 5 --size 1KiB --json")]
+    loadtest compare relay accept relay-dkim --peer scripts/peers/postfix --peer scripts/peers/exim --runs 5 --json")]
 pub(crate) struct CompareOptions {
+    /// Which, one after the other: relay, accept, relay-dkim.
+    #[arg(default_value = "relay", value_parser = comparable)]
+    names: Vec<Name>,
     #[command(flatten)]
     play: super::Play,
-    /// An executable that starts the other relay, told by FOLDER, LISTEN, NEXT and CONNECTIONS in its environment; may be there several times.
+    /// An executable that is the other relay, as docs/performance.md tells; may be there several times.
     #[arg(long, value_name = "FILE", required = true)]
     peer: Vec<PathBuf>,
     /// Rounds, in each of which every relay has a turn; medians count.
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Messages of the runs under strace, after all others, in which syncs and writes are counted and nothing is timed; 0: no such runs.
+    #[arg(long, value_name = "MESSAGES", default_value_t = 500)]
+    traced: u32,
+}
+
+/// A scenario that others can play.
+fn comparable(name: &str) -> Result<Name, String> {
+    match Name::from_str(name, false)? {
+        name @ (Name::Relay | Name::Accept | Name::RelayDkim) => Ok(name),
+        name => Err(format!(
+            "no other relay plays {name}: relay, accept and relay-dkim are compared"
+        )),
+    }
+}
+
+/// What a relay asks of the disk, as counted under strace.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Disk {
+    /// For each message where one comes after the other, and is kept.
+    syncs_per_message_alone: f64,
+    /// For each message of the scenario, all its sessions at once.
+    syncs_per_message: f64,
+    /// Octets written to files by octets of messages, in the scenario.
+    file_octets_by_accepted: f64,
+    /// Some of it may have gone unseen, through io_uring.
+    may_be_more: bool,
+}
+
+impl Disk {
+    fn syncs_each(&self) -> bool {
+        self.syncs_per_message_alone >= SYNCED || self.may_be_more
+    }
 }
 
 /// A relay's medians.
 #[derive(Debug, Serialize)]
 struct Row {
+    scenario: Name,
     relay: String,
     per_second: f64,
     cpu_seconds_per_1000: f64,
     peak_memory_mib: f64,
     written_by_accepted: f64,
     reply_to_arrival_p50_ms: f64,
+    /// Of one run under strace.
+    #[serde(flatten)]
+    disk: Option<Disk>,
+    /// Whether each message was synced; `None`: not looked at.
+    syncs_each_message: Option<bool>,
+    /// Nothing was lost, damaged or doubled.
+    holds: bool,
 }
 
 impl Row {
-    fn of(relay: String, reports: &[Report]) -> Self {
+    fn of(scenario: Name, relay: String, reports: &[Report], disk: Option<Disk>) -> Self {
         let median = |of: fn(&Report) -> f64| crate::marks::median(reports.iter().map(of).collect());
         Self {
+            scenario,
             relay,
             per_second: median(|report| report.per_second),
             cpu_seconds_per_1000: median(|report| report.cpu_seconds_per_1000),
             peak_memory_mib: median(|report| report.peak_memory_mib),
             written_by_accepted: median(|report| report.written_by_accepted),
             reply_to_arrival_p50_ms: median(|report| report.reply_to_arrival_ms.p50),
+            disk,
+            syncs_each_message: disk.as_ref().map(Disk::syncs_each),
+            holds: reports.iter().all(Report::holds),
         }
     }
 }
@@ -53,20 +106,41 @@ impl Row {
 pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
     crate::load::more_descriptors()?;
     ensure!((1..=100).contains(&options.runs), "from 1 to 100 runs");
+    let mut all_hold = true;
+    for (number, name) in options.names.iter().enumerate() {
+        let rows = through_each(*name, options)?;
+        all_hold &= rows.iter().all(|row| row.holds);
+        if options.play.json {
+            for row in &rows {
+                println!("{}", serde_json::to_string(row)?);
+            }
+        } else {
+            if number > 0 {
+                println!();
+            }
+            print(*name, &rows, options);
+        }
+    }
+    Ok(all_hold)
+}
+
+fn through_each(scenario: Name, options: &CompareOptions) -> anyhow::Result<Vec<Row>> {
     let play = &options.play;
-    let plan = plan(Name::Relay, play)?;
+    let plan = plan(scenario, play)?;
     let postrider = play.postrider()?;
     let relays: Vec<Option<&Path>> = std::iter::once(None)
         .chain(options.peer.iter().map(|peer| Some(peer.as_path())))
         .collect();
+    let through = |plan: &Plan, relay: Option<&Path>| {
+        run::play(plan, &postrider, relay, play.folder.as_deref())
+            .with_context(|| format!("{}, {}", plan.name, name(relay)))
+    };
     let mut reports: Vec<Vec<Report>> = relays.iter().map(|_| Vec::new()).collect();
-    let mut all_hold = true;
     for round in 0..options.runs {
         for (relay, reports) in relays.iter().zip(&mut reports) {
-            let report = run::play(&plan, &postrider, *relay, play.folder.as_deref())
-                .with_context(|| format!("round {round}, {}", name(*relay)))?;
+            let report = through(&plan, *relay)?;
             eprintln!(
-                "round {round}: {:<12} {:>8.0}/s {:>8.3} CPU-s for 1,000; {}",
+                "{scenario}, round {round}: {:<12} {:>8.0}/s {:>8.3} CPU-s for 1,000; {}",
                 name(*relay),
                 report.per_second,
                 report.cpu_seconds_per_1000,
@@ -75,48 +149,116 @@ pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
             for finding in report.findings() {
                 eprintln!("  found: {finding}");
             }
-            // Promises of order are this relay's own; none other has made them.
-            all_hold &= match relay {
-                None => report.holds(),
-                Some(_) => report.balance.holds(),
-            };
             reports.push(report);
         }
     }
-    let rows: Vec<Row> = relays
-        .iter()
-        .zip(&reports)
-        .map(|(relay, reports)| Row::of(name(*relay), reports))
-        .collect();
-    if play.json {
-        for row in &rows {
-            println!("{}", serde_json::to_string(row)?);
-        }
-        return Ok(all_hold);
+    let mut rows = Vec::new();
+    for (relay, reports) in relays.iter().zip(&reports) {
+        let disk = match options.traced {
+            0 => None,
+            messages => Some(traced(&plan, messages, |plan| through(plan, *relay))?),
+        };
+        rows.push(Row::of(scenario, name(*relay), reports, disk));
     }
+    Ok(rows)
+}
+
+/// Under strace, first one message after the other, kept, so that delivery's syncs are not taken for theirs; then the scenario.
+fn traced(
+    plan: &Plan,
+    messages: u32,
+    through: impl Fn(&Plan) -> anyhow::Result<Report>,
+) -> anyhow::Result<Disk> {
+    let folder = tempfile::tempdir()?;
+    let calls = |plan: Plan| {
+        let file = folder.path().join("trace");
+        let plan = Plan {
+            trace: Some(file.clone()),
+            ..plan
+        };
+        let report = through(&plan).context("under strace; --traced 0 goes without")?;
+        for finding in report.findings() {
+            eprintln!("  found under strace: {finding}");
+        }
+        let calls = Calls::read(&file, report.between)?;
+        anyhow::Ok((calls, f64::from(plan.messages), report.accept.octets as f64))
+    };
+    let (alone, alone_messages, _) = calls(Plan {
+        name: Name::Accept,
+        messages: ALONE,
+        warm_up: 2,
+        sessions: 1,
+        ..plan.clone()
+    })?;
+    let (all, messages, octets) = calls(Plan {
+        messages,
+        // One for each session: what is set up for a first message is set up by then.
+        warm_up: u32::try_from(plan.sessions)?,
+        ..plan.clone()
+    })?;
+    Ok(Disk {
+        syncs_per_message_alone: alone.syncs as f64 / alone_messages,
+        syncs_per_message: all.syncs as f64 / messages,
+        file_octets_by_accepted: all.written as f64 / octets.max(1.0),
+        may_be_more: alone.unseen || all.unseen,
+    })
+}
+
+fn print(scenario: Name, rows: &[Row], options: &CompareOptions) {
     println!(
-        "{:<14} {:>10} {:>8} {:>13} {:>8} {:>8} {:>10} {:>12}",
-        "relay", "messages/s", "ratio", "CPU-s/1,000", "ratio", "MiB", "written", "250→in, ms"
+        "{:<14} {:>10} {:>8} {:>11} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12}",
+        scenario.to_string(),
+        "messages/s",
+        "ratio",
+        "CPU-s/1,000",
+        "ratio",
+        "peak MiB",
+        "written",
+        "files",
+        "syncs",
+        "250→in, ms"
     );
-    let own = &rows[0];
-    for row in &rows {
+    let Some(own) = rows.first() else { return };
+    for row in rows {
+        let marked = match row.syncs_each_message {
+            Some(false) => format!("{} *", row.relay),
+            _ => row.relay.clone(),
+        };
+        let (files, syncs) = row.disk.map_or_else(
+            || ("-".to_owned(), "-".to_owned()),
+            |disk| {
+                let more = if disk.may_be_more { "+" } else { "" };
+                (
+                    format!("{:.2}{more}", disk.file_octets_by_accepted),
+                    format!("{:.2}{more}", disk.syncs_per_message),
+                )
+            },
+        );
         println!(
-            "{:<14} {:>10.0} {:>8.2} {:>13.3} {:>8.3} {:>8.0} {:>10.2} {:>12.1}",
-            row.relay,
+            "{marked:<14} {:>10.0} {:>8.2} {:>11.3} {:>8.3} {:>8.0} {:>8.2} {files:>8} {syncs:>8} {:>12.1}{}",
             row.per_second,
             own.per_second / row.per_second,
             row.cpu_seconds_per_1000,
             own.cpu_seconds_per_1000 / row.cpu_seconds_per_1000,
             row.peak_memory_mib,
             row.written_by_accepted,
-            row.reply_to_arrival_p50_ms
+            row.reply_to_arrival_p50_ms,
+            if row.holds { "" } else { "  DOES NOT HOLD" },
         );
     }
     println!(
-        "ratio: postrider's figure by this relay's; medians of {}",
+        "ratio: postrider's figure by this relay's; medians of {}; written: octets that the kernel counts, by octets of messages",
         options.runs
     );
-    Ok(all_hold)
+    if options.traced > 0 {
+        println!(
+            "files: octets written to files, by octets of messages, and syncs for each message: of a run of {} apart, under strace",
+            options.traced
+        );
+    }
+    if rows.iter().any(|row| row.syncs_each_message == Some(false)) {
+        println!("* DOES NOT SYNC each message before it says 250: a power cut loses mail that it has taken");
+    }
 }
 
 fn name(relay: Option<&Path>) -> String {
@@ -124,4 +266,40 @@ fn name(relay: Option<&Path>) -> String {
         || "postrider".to_owned(),
         |name| name.to_string_lossy().into_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_others_play_are_compared() {
+        assert_eq!(comparable("relay-dkim"), Ok(Name::RelayDkim));
+        assert!(comparable("relay-tls").unwrap_err().contains("relay-tls"));
+        assert!(comparable("all").is_err());
+        assert!(comparable("nothing").is_err());
+    }
+
+    #[test]
+    fn who_syncs_less_than_once_a_message_is_marked() {
+        let disk = Disk {
+            syncs_per_message_alone: 0.5,
+            syncs_per_message: 0.1,
+            file_octets_by_accepted: 1.0,
+            may_be_more: false,
+        };
+        assert!(!disk.syncs_each());
+        // Many sessions share a sync; one alone can't.
+        let alone = Disk {
+            syncs_per_message_alone: 1.0,
+            ..disk
+        };
+        assert!(alone.syncs_each());
+        // What can't be seen is held against nobody.
+        let unseen = Disk {
+            may_be_more: true,
+            ..disk
+        };
+        assert!(unseen.syncs_each());
+    }
 }

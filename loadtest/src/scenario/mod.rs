@@ -2,11 +2,14 @@
 //! then a set number of messages, measured from the first command until the last has arrived; at the end the balance.
 
 mod compare;
+mod group;
 mod peer;
 mod run;
+mod trace;
 mod usage;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub(crate) use compare::{CompareOptions, compare};
 
@@ -146,6 +149,8 @@ pub(crate) struct Plan {
     sessions: usize,
     connections: usize,
     sink_threads: usize,
+    /// Where the relay's system calls are written down; it is slow then.
+    trace: Option<PathBuf>,
 }
 
 /// What it came to.
@@ -170,6 +175,9 @@ pub(crate) struct Report {
     balance: Balance,
     /// What else should not be.
     findings: Vec<String>,
+    /// When it was measured, since 1970.
+    #[serde(skip)]
+    between: (Duration, Duration),
 }
 
 impl Report {
@@ -267,6 +275,7 @@ fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
         sessions: options.sessions,
         connections: options.connections,
         sink_threads: options.sink_threads,
+        trace: None,
     })
 }
 

@@ -1,7 +1,9 @@
 //! Another relay in the same scenario. A peer is an executable file that is told by its environment what to be: `FOLDER` to keep all it
-//! has in, `LISTEN` and `NEXT` (address:port) to take mail on and to hand it to, `CONNECTIONS` at the most. It runs in the foreground, and ends
-//! with SIGTERM.
+//! has in, `LISTEN` and `NEXT` (address:port) to take mail on and to hand it to, `CONNECTIONS` at the most, and the `SCENARIO`. It runs in
+//! the foreground, and ends with SIGTERM. In `accept` it keeps all mail until the same file is run with the word `release`; in `relay-dkim` it
+//! signs for sender.test as s1 with the RSA key in the file `DKIM_KEY`.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -11,39 +13,79 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::Name;
+use super::group::Group;
 use crate::relay::{LOOK_EVERY, PATIENCE, greets};
 
-/// A running one, in a process group of its own, which ends with it.
+/// What a peer is told.
+pub(super) struct Part<'a> {
+    pub(super) scenario: Name,
+    pub(super) listen: SocketAddr,
+    pub(super) next: SocketAddr,
+    pub(super) connections: usize,
+    /// What it signs with.
+    pub(super) key: Option<&'a Path>,
+}
+
+impl Part<'_> {
+    fn environment(&self, folder: &Path) -> Vec<(&'static str, OsString)> {
+        let key = self.key.map(|key| ("DKIM_KEY", key.into()));
+        [
+            ("FOLDER", folder.into()),
+            ("LISTEN", self.listen.to_string().into()),
+            ("NEXT", self.next.to_string().into()),
+            ("CONNECTIONS", self.connections.to_string().into()),
+            ("SCENARIO", self.scenario.to_string().into()),
+        ]
+        .into_iter()
+        .chain(key)
+        .collect()
+    }
+}
+
+/// A running one, in a process group and, where it can be had, a control group of its own, which end with it.
 pub(super) struct Peer {
     child: Child,
+    program: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
     log: PathBuf,
+    release: Option<Child>,
+    group: Option<Group>,
 }
 
 impl Peer {
     /// Starts it, and waits until it greets.
-    pub(super) async fn start(
-        program: &Path,
-        folder: &Path,
-        listen: SocketAddr,
-        next: SocketAddr,
-        connections: usize,
-    ) -> anyhow::Result<Self> {
+    pub(super) async fn start(program: &Path, folder: &Path, part: &Part<'_>) -> anyhow::Result<Self> {
         let log = folder.join("out");
         let out = std::fs::File::create(&log)?;
-        let child = Command::new(program)
-            .env("FOLDER", folder)
-            .env("LISTEN", listen.to_string())
-            .env("NEXT", next.to_string())
-            .env("CONNECTIONS", connections.to_string())
+        // Where it may be run from is its own business.
+        let program = std::path::absolute(program)?;
+        let environment = part.environment(folder);
+        let child = Command::new(&program)
+            .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
             .process_group(0)
             .spawn()
             .with_context(|| program.display().to_string())?;
-        let mut peer = Self { child, log };
+        let mut peer = Self {
+            child,
+            program,
+            environment,
+            log,
+            release: None,
+            group: None,
+        };
+        // It has not come to start anything yet.
+        match Group::around(peer.pid()) {
+            Ok(group) => peer.group = Some(group),
+            Err(error) => eprintln!(
+                "no control group ({error:#}): what its children cost counts where they live or are waited for, and no others"
+            ),
+        }
         let begun = Instant::now();
-        while !greets(listen).await {
+        while !greets(part.listen).await {
             ensure!(peer.runs()?, "the peer does not start: {}", peer.tail());
             ensure!(
                 begun.elapsed() < PATIENCE,
@@ -61,6 +103,25 @@ impl Peer {
 
     pub(super) fn runs(&mut self) -> anyhow::Result<bool> {
         Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Lets it hand on what it has kept, and doesn't wait for that.
+    pub(super) fn release(&mut self) -> anyhow::Result<()> {
+        let out = std::fs::OpenOptions::new().append(true).open(&self.log)?;
+        let child = Command::new(&self.program)
+            .arg("release")
+            .envs(self.environment.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(i32::try_from(self.child.id())?)
+            .spawn()
+            .with_context(|| self.program.display().to_string())?;
+        if let Some(group) = &self.group {
+            group.take(child.id())?;
+        }
+        self.release = Some(child);
+        Ok(())
     }
 
     /// The last lines it has said.
@@ -89,6 +150,11 @@ impl Drop for Peer {
                 self.signal(Signal::KILL);
             }
         }
+        drop(self.group.take());
+        if let Some(release) = &mut self.release {
+            let _ = release.kill();
+            let _ = release.wait();
+        }
         let _ = self.child.wait();
     }
 }
@@ -105,15 +171,23 @@ mod tests {
         let program = folder.path().join("peer");
         std::fs::write(
             &program,
-            "#!/bin/sh\necho \"no $NEXT over $CONNECTIONS\"; exit 3\n",
+            "#!/bin/sh\necho \"no $NEXT over $CONNECTIONS for $SCENARIO\"; exit 3\n",
         )
         .unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let nobody = ([127, 0, 0, 1], 1).into();
-        let next = ([127, 78, 0, 1], 25).into();
-        let started = Peer::start(&program, folder.path(), nobody, next, 7).await;
+        let part = Part {
+            scenario: Name::RelayDkim,
+            listen: ([127, 0, 0, 1], 1).into(),
+            next: ([127, 78, 0, 1], 25).into(),
+            connections: 7,
+            key: None,
+        };
+        let started = Peer::start(&program, folder.path(), &part).await;
         let error = started.err().unwrap().to_string();
-        assert!(error.contains("no 127.78.0.1:25 over 7"), "{error}");
+        assert!(
+            error.contains("no 127.78.0.1:25 over 7 for relay-dkim"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
@@ -127,7 +201,11 @@ mod tests {
         let group = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
         let peer = Peer {
             child,
+            program: "sh".into(),
+            environment: Vec::new(),
             log: folder.path().join("out"),
+            release: None,
+            group: None,
         };
         drop(peer);
         // Orphans that have ended stay until init has looked at them.

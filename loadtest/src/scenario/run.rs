@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::runtime::Runtime;
 
-use super::peer::Peer;
+use super::peer::{Part, Peer};
+use super::trace::Tracer;
 use super::usage::{Memory, Usage};
 use super::{Name, Plan, Report};
 use crate::load::client::{Load, Pace, Target, Tls};
@@ -56,11 +57,21 @@ impl Subject {
         }
     }
 
-    /// Runs a command that only postrider has.
-    async fn command(&self, words: &[&str]) -> anyhow::Result<()> {
+    /// Keeps mail from going out; a peer does so from its start on, where the scenario wants it.
+    async fn hold(&self) -> anyhow::Result<()> {
         match self {
-            Self::Postrider(relay) => relay.command(words).await.map(drop),
-            Self::Peer(_) => anyhow::bail!("this scenario is postrider's own"),
+            Self::Postrider(relay) => {
+                let suspend = ["queue", "suspend", "--all", "--reason", "the scenario accept"];
+                relay.command(&suspend).await.map(drop)
+            }
+            Self::Peer(_) => Ok(()),
+        }
+    }
+
+    async fn release(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Postrider(relay) => relay.command(&["queue", "resume", "--all"]).await.map(drop),
+            Self::Peer(peer) => peer.release(),
         }
     }
 }
@@ -91,13 +102,16 @@ pub(super) fn play(
     let mut stage = Stage::set(plan, postrider, peer, folder.path())?;
     let pid = stage.subject.pid()?;
     let memory = Memory::watch(pid)?;
+    let tracer = plan.trace.as_deref().map(|file| Tracer::attach(pid, file));
+    let _tracer = tracer.transpose()?;
 
-    stage.load(plan.warm_up, 0)?;
-    stage.until_arrived()?;
     let suspended = plan.name == Name::Accept;
+    stage.load(plan.warm_up, 0)?;
+    if !(suspended && peer.is_some()) {
+        stage.until_arrived()?;
+    }
     if suspended {
-        let suspend = ["queue", "suspend", "--all", "--reason", "the scenario accept"];
-        stage.runtime.block_on(stage.subject.command(&suspend))?;
+        stage.runtime.block_on(stage.subject.hold())?;
     }
 
     let before = Usage::of(pid)?;
@@ -108,8 +122,7 @@ pub(super) fn play(
     let after = Usage::of(pid)?;
     let end = stage.zero.elapsed();
     if suspended {
-        let resume = ["queue", "resume", "--all"];
-        stage.runtime.block_on(stage.subject.command(&resume))?;
+        stage.runtime.block_on(stage.subject.release())?;
         stage.until_arrived()?;
     }
     stage.report(&load, before, after, end, &memory)
@@ -142,9 +155,18 @@ impl<'a> Stage<'a> {
                 Subject::Postrider(relay)
             }
             Some(peer) => {
-                let next = SocketAddr::from((sink::address(0), sink.port));
-                let started = Peer::start(peer, folder, address, next, plan.connections);
-                Subject::Peer(runtime.block_on(started)?)
+                let key = match plan.name.signs() {
+                    Some(algorithm) => Some(dkim_key(postrider, folder, algorithm)?),
+                    None => None,
+                };
+                let part = Part {
+                    scenario: plan.name,
+                    listen: address,
+                    next: SocketAddr::from((sink::address(0), sink.port)),
+                    connections: plan.connections,
+                    key: key.as_deref(),
+                };
+                Subject::Peer(runtime.block_on(Peer::start(peer, folder, &part))?)
             }
         };
         let mut target = Target::plain(address)?;
@@ -261,7 +283,8 @@ impl<'a> Stage<'a> {
         let balance = Balance::of(RUN, &self.sent, &arrivals);
         // Mail to one domain leaves as it came in, give or take what is between: each session's, and each connection's, message.
         let between = 50 * (self.plan.sessions + self.plan.connections) as u64;
-        if balance.overtaken > between {
+        // Promises of order are this relay's own; none other has made them.
+        if balance.overtaken > between && matches!(self.subject, Subject::Postrider(_)) {
             findings.push(format!(
                 "a message was overtaken by {}, more than {between}",
                 balance.overtaken
@@ -306,8 +329,25 @@ impl<'a> Stage<'a> {
             accept,
             balance,
             findings,
+            between: (before.at, after.at),
         })
     }
+}
+
+/// Makes a key.
+fn dkim_key(postrider: &Path, folder: &Path, algorithm: &str) -> anyhow::Result<PathBuf> {
+    let key = folder.join("dkim.pem");
+    let keygen = std::process::Command::new(postrider)
+        .args(["dkim", "keygen", "sender.test", "--algorithm", algorithm, "--out"])
+        .arg(&key)
+        .output()
+        .with_context(|| postrider.display().to_string())?;
+    ensure!(
+        keygen.status.success(),
+        "dkim keygen: {}",
+        String::from_utf8_lossy(&keygen.stderr)
+    );
+    Ok(key)
 }
 
 /// The relay's: what anyone would have, but for a port and a name server of the sink's, and limits that let the load in.
@@ -336,17 +376,7 @@ fn configuration(
         dns = sink.dns,
     );
     if let Some(algorithm) = plan.name.signs() {
-        let key = folder.join("dkim.pem");
-        let keygen = std::process::Command::new(postrider)
-            .args(["dkim", "keygen", "sender.test", "--algorithm", algorithm, "--out"])
-            .arg(&key)
-            .output()
-            .with_context(|| postrider.display().to_string())?;
-        ensure!(
-            keygen.status.success(),
-            "dkim keygen: {}",
-            String::from_utf8_lossy(&keygen.stderr)
-        );
+        dkim_key(postrider, folder, algorithm)?;
         text.push_str("[[dkim]]\ndomain = \"sender.test\"\nselector = \"s1\"\nkey = \"dkim.pem\"\n");
     }
     text.push_str(&format!(

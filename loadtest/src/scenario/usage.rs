@@ -1,13 +1,15 @@
-//! What a program costs: it and all that it has started, read from /proc.
+//! What a program costs: it and all that it has started, read from /proc, and from its control group where it has one.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+
+use super::group;
 
 /// Ticks of a CPU second in /proc: fixed on x86-64 and aarch64, whatever the kernel's own.
 const TICKS: f64 = 100.0;
@@ -17,22 +19,36 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Since the program's start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
-    /// User and system, of all threads, and of children that have ended and been waited for.
+    /// User and system, of all threads, and of children that have ended: in a control group all, else those that were waited for.
     pub(crate) cpu_seconds: f64,
-    /// Octets that it caused to be written to disks.
+    /// Octets that it caused to be written to disks; children that have ended count where they were waited for.
     pub(crate) written: u64,
+    /// When this was so, since 1970.
+    pub(crate) at: Duration,
 }
 
 impl Usage {
     /// Of the process and its descendants that live.
     pub(crate) fn of(root: u32) -> anyhow::Result<Self> {
-        let mut usage = Self::default();
+        let mut usage = Self {
+            at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            ..Self::default()
+        };
         for (pid, ticks) in family(root).context("reading /proc")? {
             usage.cpu_seconds += ticks as f64 / TICKS;
             usage.written += field(&format!("/proc/{pid}/io"), "write_bytes:").unwrap_or(0);
         }
+        if let Some(of_all) = group::around(root).and_then(|group| group::usage(&group)) {
+            usage.cpu_seconds = of_all;
+        }
         Ok(usage)
     }
+}
+
+/// The process, its living descendants, and who else is in its control group.
+pub(super) fn members(root: u32) -> anyhow::Result<Vec<u32>> {
+    let family = family(root).context("reading /proc")?;
+    Ok(family.into_iter().map(|(pid, _)| pid).collect())
 }
 
 /// The process and its living descendants, each with its ticks.
@@ -50,7 +66,10 @@ fn family(root: u32) -> std::io::Result<Vec<(u32, u64)>> {
             all.insert(pid, (parent, ticks));
         }
     }
+    // Daemons leave their parents.
+    let group = group::around(root).and_then(|group| group::members(&group));
     let mut members = HashSet::from([root]);
+    members.extend(group.unwrap_or_default());
     loop {
         let before = members.len();
         for (pid, (parent, _)) in &all {
