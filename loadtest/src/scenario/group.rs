@@ -29,8 +29,8 @@ impl Group {
             .join(format!("{PREFIX}{pid}"));
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
         let group = Self { folder };
-        group.take(pid)?;
         ensure!(usage(&group.folder).is_some(), "cpu.stat tells no usage");
+        group.take(pid)?;
         Ok(group)
     }
 
