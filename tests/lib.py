@@ -55,12 +55,13 @@ def get(address, path):
 class Process:
     """A child that ends with us, whatever happens."""
 
-    def __init__(self, *arguments, env=None, restore_signals=True):
+    def __init__(self, *arguments, env=None, restore_signals=True, within=()):
+        """`within`: a command that execs what is put behind it."""
         self.dir = tempfile.mkdtemp(prefix="postrider-test-")
         self.log = os.path.join(self.dir, "stderr")
         with open(self.log, "wb") as log:
             self.child = subprocess.Popen(
-                [POSTRIDER, *arguments],
+                [*within, POSTRIDER, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -270,6 +271,11 @@ class LabTest(unittest.TestCase):
         cls.lab.kill()
         if code != 0:
             raise AssertionError(f"the lab ended with {code}")
+
+
+def loadtest():
+    """The program of that name."""
+    return os.environ.get("LOADTEST") or sys.exit("LOADTEST must name the program `loadtest`")
 
 
 def free_port():

@@ -95,7 +95,7 @@ async fn round(options: &Options, seed: u64, number: usize) -> anyhow::Result<Op
         &receivers,
     )?;
     relay.start().await?;
-    let flood = Flood::new(plan, nothing_watched);
+    let flood = Flood::new(plan, nothing_watched, false);
     let mut sessions = flood.start(relay.address, SESSIONS);
     let enough = ACKNOWLEDGED + rng.random_range(0..400);
     let begun = Instant::now();

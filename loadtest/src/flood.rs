@@ -18,6 +18,8 @@ use crate::message::{Message, Plan, SENDER, as_data};
 
 /// The longest wait for one reply. A relay that is slower than this on an idle machine is a finding of its own.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a client waits that was told to come back.
+const LATER: Duration = Duration::from_millis(50);
 /// The longest reply line read (RFC 5321 §4.5.3.1.5 allows 512).
 const MAX_LINE: u64 = 4096;
 
@@ -32,6 +34,10 @@ pub(crate) struct Flood {
     next: AtomicU64,
     stop: AtomicBool,
     acknowledged: Mutex<Vec<Acknowledged>>,
+    /// The relay may say "come back later": its disk fails now and then.
+    may_refuse: bool,
+    /// How often it did.
+    refused: AtomicU64,
     /// Submitted up to the final dot without a reply: the relay may have them or not.
     unanswered: AtomicU64,
 }
@@ -48,8 +54,10 @@ pub(crate) struct Acknowledged {
 
 impl Flood {
     /// Messages are numbered from 0.
-    pub(crate) fn new(plan: Plan, position: Position) -> Arc<Self> {
+    pub(crate) fn new(plan: Plan, position: Position, may_refuse: bool) -> Arc<Self> {
         Arc::new(Self {
+            may_refuse,
+            refused: AtomicU64::new(0),
             plan,
             position,
             next: AtomicU64::new(0),
@@ -63,9 +71,14 @@ impl Flood {
     pub(crate) fn start(self: &Arc<Self>, relay: SocketAddr, sessions: usize) -> JoinSet<anyhow::Result<()>> {
         let mut tasks = JoinSet::new();
         for _ in 0..sessions {
-            tasks.spawn(self.clone().session(relay));
+            self.start_one(relay, &mut tasks);
         }
         tasks
+    }
+
+    /// Starts one more.
+    pub(crate) fn start_one(self: &Arc<Self>, relay: SocketAddr, among: &mut JoinSet<anyhow::Result<()>>) {
+        among.spawn(self.clone().session(relay));
     }
 
     /// No session begins another message.
@@ -88,6 +101,11 @@ impl Flood {
         self.unanswered.load(Ordering::Relaxed)
     }
 
+    /// How many were answered with 4yz.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// Submits until stopped. A broken connection ends it quietly: that is the point of the exercise. An answer that a relay
     /// in good health does not give is an error.
     async fn session(self: Arc<Self>, relay: SocketAddr) -> anyhow::Result<()> {
@@ -98,29 +116,34 @@ impl Flood {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let message = self.plan.message(number);
             match self.submit(&mut peer, &message).await? {
-                Some(id) => {
+                Answer::Kept(id) => {
                     let position = (self.position)();
                     self.acknowledged
                         .lock()
                         .push(Acknowledged { number, id, position });
                 }
-                None => return Ok(()),
+                Answer::Later => {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(LATER).await;
+                }
+                Answer::Broken => return Ok(()),
             }
         }
         let _ = peer.write.write_all(b"QUIT\r\n").await;
         Ok(())
     }
 
-    /// One transaction, pipelined (RFC 2920); the queue id, or `None` where the connection broke.
-    async fn submit(&self, peer: &mut Peer, message: &Message) -> anyhow::Result<Option<String>> {
+    /// One transaction, pipelined (RFC 2920).
+    async fn submit(&self, peer: &mut Peer, message: &Message) -> anyhow::Result<Answer> {
         let mut group = format!("MAIL FROM:<{SENDER}>\r\n");
         for recipient in &message.recipients {
             group.push_str(&format!("RCPT TO:<{recipient}>\r\n"));
         }
         group.push_str("DATA\r\n");
         if peer.write.write_all(group.as_bytes()).await.is_err() {
-            return Ok(None);
+            return Ok(Answer::Broken);
         }
+        let mut later = false;
         for stage in 0..message.recipients.len() + 2 {
             let expected = if stage == message.recipients.len() + 1 {
                 354
@@ -128,29 +151,47 @@ impl Flood {
                 250
             };
             match peer.reply().await {
+                Ok((354, _)) if later => return Ok(Answer::Broken), // Not all are to have it.
                 Ok((code, _)) if code == expected => {}
+                Ok((400..=499, _)) if self.may_refuse => later = true,
+                // What comes behind a refusal is out of order.
+                Ok((503 | 554, _)) if later => {}
                 Ok((code, text)) => bail!("message {}: {code} {text} at stage {stage}", message.number),
-                Err(_) => return Ok(None),
+                Err(_) => return Ok(Answer::Broken),
             }
+        }
+        if later {
+            return Ok(Answer::Later);
         }
         let data = as_data(&message.raw);
         if peer.write.write_all(&data).await.is_err() {
-            return Ok(None); // no final dot left us whole
+            return Ok(Answer::Broken); // no final dot left us whole
         }
         match peer.reply().await {
             Ok((250, text)) => {
                 let id = text
                     .strip_prefix("2.0.0 queued as ")
                     .with_context(|| format!("a final reply without an id: {text}"))?;
-                Ok(Some(id.trim_end().to_owned()))
+                Ok(Answer::Kept(id.trim_end().to_owned()))
             }
+            Ok((400..=499, _)) if self.may_refuse => Ok(Answer::Later),
             Ok((code, text)) => bail!("message {}: {code} {text} after the final dot", message.number),
             Err(_) => {
                 self.unanswered.fetch_add(1, Ordering::Relaxed);
-                Ok(None)
+                Ok(Answer::Broken)
             }
         }
     }
+}
+
+/// What became of a transaction.
+enum Answer {
+    /// With the queue id.
+    Kept(String),
+    /// The relay does not take it now.
+    Later,
+    /// The connection broke, or is of no use any more.
+    Broken,
 }
 
 /// A connection to the relay.

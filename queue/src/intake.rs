@@ -265,6 +265,10 @@ impl Intake {
             .map_err(CommitError::Over)
     }
 
+    pub(crate) fn is_inline(&self) -> bool {
+        matches!(self.way, Way::Inline(_))
+    }
+
     pub(crate) fn usage(&self) -> &Usage {
         &self.usage
     }

@@ -11,8 +11,10 @@ mod groups;
 mod import;
 mod index;
 mod intake;
+mod journal;
 pub mod keys;
 mod mark;
+pub mod memory;
 mod message;
 mod names;
 mod read;
@@ -38,6 +40,7 @@ pub use groups::GroupError;
 pub use import::{ImportError, Imported};
 pub use index::{QueuePage, Totals};
 pub use intake::{Pending, Status};
+pub use journal::{Extent, Retention};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
 pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
 pub use read::{DeadlineKey, Message, Overdue, Unit};
@@ -45,6 +48,7 @@ pub use records::{
     AsideCause, AsideRecord, DamagedRecord, EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin,
     QueueRecord, Signature, StateRecord, SuspensionRecord, TotalsRecord, Waiting,
 };
+pub use rocks::descriptors;
 pub use schedule::Backoff;
 pub use suspension::{MAX_SUSPENSIONS, Selector, suspension};
 pub use upload::{Upload, Uploaded};
@@ -266,6 +270,7 @@ impl Queue {
             cause,
         };
         make_folder(folder).map_err(failed)?;
+        sync_names(folder).map_err(failed)?;
         if let Some(example) = strangers(folder).map_err(failed)? {
             return Err(OpenError::NotAStore {
                 path: folder.display().to_string(),
@@ -287,6 +292,10 @@ impl Queue {
         }
         let name = prepare(&*store)?;
         let mark = Mark::open(&mark_file, name).map_err(failed)?;
+        // The names of store and mark: a program that made them may have been killed before it got here.
+        std::fs::File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed)?;
         if let Some(mark) = mark.of_another() {
             return Err(OpenError::NotItsMark { mark });
         }
@@ -345,6 +354,11 @@ impl Queue {
             groups: Arc::default(),
             damage,
         })
+    }
+
+    /// Whether it is one of [`Self::in_memory`], whose users must not leave the order of things to other threads either.
+    pub fn is_inline(&self) -> bool {
+        self.intake.is_inline()
     }
 
     /// Takes new limits. What waits already stays, though it be more.
@@ -449,20 +463,32 @@ fn sweep(store: &dyn Store) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Makes the folder if it is not there, so that a power cut does not take it away again, with all that is in it.
+/// Makes the folder, and those it is in, where they are not there.
 fn make_folder(folder: &Path) -> std::io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
+    std::fs::create_dir_all(folder)
+}
+
+/// Has the folder's own name, and those of the folders it is in, outlive a power cut. Whoever made them may have been killed before
+/// that, so it is done with each start; where nothing has changed it costs next to nothing.
+fn sync_names(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let folder = folder.canonicalize()?;
+    for (child, parent) in folder.ancestors().zip(folder.ancestors().skip(1)) {
+        if child.metadata()?.dev() != parent.metadata()?.dev() {
+            // What something is mounted on is nobody's to lose.
+            break;
+        }
+        match std::fs::File::open(parent).and_then(|parent| parent.sync_all()) {
+            // It may be let through and not read; its whole file system is synced instead.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Ok(rustix::fs::syncfs(std::fs::File::open(child)?)?);
+            }
+            // Where folders can't be synced, the file system has another way of keeping names.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => break,
+            done => done?,
+        }
     }
-    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        make_folder(parent)?;
-    }
-    match std::fs::create_dir(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-    std::fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    Ok(())
 }
 
 /// Names an empty store, checks the version of any other, and makes it ours: an older program must not take the records we

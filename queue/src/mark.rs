@@ -55,7 +55,7 @@ impl Mark {
         Ok(ours.max().unwrap_or(0))
     }
 
-    /// Opens or makes the file.
+    /// Opens or makes the file. Its name is for the caller to sync.
     pub(crate) fn open(path: &Path, store: [u8; 16]) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -66,9 +66,6 @@ impl Mark {
         if file.metadata()?.len() < 2 * SECTOR {
             file.write_all_at(&[0; 2 * SECTOR as usize], 0)?;
             file.sync_all()?;
-            if let Some(folder) = path.parent() {
-                File::open(folder)?.sync_all()?;
-            }
         }
         let read = [read_slot(&file, 0)?, read_slot(&file, 1)?];
         let slots = read.map(|slot| slot.filter(|(of, _)| *of == store).map(|(_, group)| group));

@@ -387,7 +387,7 @@ impl Queue {
     }
 
     /// The number of the first event not older than `at`, less a margin for events written a little out of order.
-    fn first_event_at(&self, at: Timestamp, last: u64) -> Result<u64, ReadError> {
+    pub(crate) fn first_event_at(&self, at: Timestamp, last: u64) -> Result<u64, ReadError> {
         let at = Timestamp(at.0.saturating_sub(60_000));
         let (mut low, mut high) = (0, last);
         while low < high {

@@ -66,6 +66,10 @@ impl Store for ReopenStore {
         self.with(|store| store.last(family, from, to))
     }
 
+    fn reclaim(&self, family: Family, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
+        self.with(|store| store.reclaim(family, from, to))
+    }
+
     fn quiet(&self) {
         let _ = self.with(|store| {
             store.quiet();

@@ -21,8 +21,35 @@ const BLOCK_CACHE: usize = 32 << 20;
 /// Bodies from this size on go to blob files, which compaction does not rewrite.
 const BLOB_FROM: u64 = 4 << 10;
 
-/// Tables and blob files open at once.
-const MAX_OPEN_FILES: i32 = 256;
+/// Tables and blob files open at once, where the process may open many.
+const MAX_OPEN_FILES: usize = 256;
+
+/// Logs, locks, the manifest, files that are just written, and the queue's own.
+const OTHER_FILES: usize = 32;
+
+/// `wanted` octets, or an eighth of what memory the process may have: buffers are there twice while they are written to tables, and
+/// the bodies that the relay keeps, its sessions and the kernel's page cache want their part.
+fn within_memory(wanted: usize) -> usize {
+    let limit =
+        crate::memory::limit().map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    wanted.min(limit / 8).max(8 << 20)
+}
+
+/// Descriptors that a store may use of a process's `limit`.
+pub fn descriptors(limit: usize) -> usize {
+    open_files(limit) + OTHER_FILES
+}
+
+/// A table is opened anew where too few may be open, which costs a few reads.
+fn open_files(limit: usize) -> usize {
+    MAX_OPEN_FILES.min(limit / 4)
+}
+
+fn max_open_files() -> i32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    i32::try_from(open_files(limit)).unwrap_or(i32::MAX)
+}
 
 /// Octets that a write takes in RocksDB's batch beside key and value: a tag, a family and two lengths, as varints.
 const WRITE_OVERHEAD: usize = 16;
@@ -36,7 +63,7 @@ impl RocksStore {
     /// Opens the store in `folder`, made if it is not there. Fails if another process has it open. Without `compactions` those
     /// tables alone are read that somebody asks for: a compaction that meets a damaged one ends all writing.
     pub fn open(folder: &Path, compactions: bool) -> Result<Self, StoreError> {
-        let cache = Cache::new_lru_cache(BLOCK_CACHE);
+        let cache = Cache::new_lru_cache(within_memory(BLOCK_CACHE));
         let families = Family::ALL.map(|family| {
             let mut options = family_options(family, &cache);
             options.set_disable_auto_compactions(!compactions);
@@ -70,15 +97,16 @@ fn database_options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    options.set_db_write_buffer_size(WRITE_BUFFERS);
-    options.set_max_total_wal_size(WRITE_BUFFERS as u64 + (64 << 20));
+    let buffers = within_memory(WRITE_BUFFERS);
+    options.set_db_write_buffer_size(buffers);
+    options.set_max_total_wal_size(buffers as u64 + (64 << 20));
     // Overwriting old WALs saves the file system's journal a commit for each sync: three times faster on a busy disk.
     // It needs point-in-time recovery, which stops at the first bad record; the mark file tells if that was too early.
     options.set_recycle_log_file_num(4);
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     // With several families, one flushed alone may outrun a WAL that a power cut shortens; RocksDB would not open that.
     options.set_atomic_flush(true);
-    options.set_max_open_files(MAX_OPEN_FILES);
+    options.set_max_open_files(max_open_files());
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(4 << 20);
@@ -96,7 +124,7 @@ fn family_options(family: Family, cache: &Cache) -> Options {
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(DBCompressionType::Lz4);
     // The limit for all families together decides when to flush.
-    options.set_write_buffer_size(WRITE_BUFFERS);
+    options.set_write_buffer_size(within_memory(WRITE_BUFFERS));
     if family == Family::Body {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(BLOB_FROM);
@@ -113,6 +141,9 @@ impl Store for RocksStore {
 
     fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
         let mut writes = WriteBatch::with_capacity_bytes(batch.size() + WRITE_OVERHEAD * batch.len());
+        for range in batch.ranges() {
+            writes.delete_range_cf(self.family(range.family)?, &range.from, &range.to);
+        }
         // Asked for by name once for each batch: a group writes to a family hundreds of times.
         let mut handles = [None; Family::ALL.len()];
         for write in batch.writes() {
@@ -129,6 +160,13 @@ impl Store for RocksStore {
         let mut options = WriteOptions::default();
         options.set_sync(sync);
         self.db.write_opt(writes, &options).map_err(failed)
+    }
+
+    fn reclaim(&self, family: Family, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
+        // Tables that hold nothing else are removed as they are.
+        self.db
+            .delete_file_in_range_cf(self.family(family)?, from, to)
+            .map_err(failed)
     }
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -28,10 +28,15 @@ impl Backoff {
         Duration::try_from_secs_f64(grown * spread.max(0.0)).unwrap_or(self.cap)
     }
 
-    /// A due time as read from the store, made no later than the schedule could have set it: the clock may have stood days
-    /// ahead when it was written.
+    /// No wait is longer.
+    pub fn longest(&self) -> Duration {
+        self.cap.mul_f64(1.0 + self.jitter)
+    }
+
+    /// A due time as read from the store. One that is later than any wait could have set it was written while the clock was
+    /// ahead: it is due now.
     pub fn clamp(&self, due: Timestamp, now: Timestamp) -> Timestamp {
-        due.min(now + self.cap.mul_f64(1.0 + self.jitter))
+        if due > now + self.longest() { now } else { due }
     }
 }
 
@@ -74,9 +79,8 @@ mod tests {
             POLICY.clamp(now + Duration::from_secs(60), now),
             now + Duration::from_secs(60)
         );
-        assert_eq!(
-            POLICY.clamp(now + Duration::from_secs(86_400), now),
-            now + Duration::from_secs(3960)
-        );
+        let longest = now + Duration::from_secs(3960);
+        assert_eq!(POLICY.clamp(longest, now), longest);
+        assert_eq!(POLICY.clamp(longest + Duration::from_millis(1), now), now);
     }
 }

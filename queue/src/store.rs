@@ -114,9 +114,10 @@ impl StoreError {
 /// would cost as much as encoding them.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
+    ranges: Vec<KeyRange>,
     octets: Vec<u8>,
     writes: Vec<Place>,
-    /// Octets of values that are shared.
+    /// Octets of values that are shared, and of ranges.
     shared: usize,
 }
 
@@ -133,6 +134,17 @@ enum Value {
     Gone,
     Own(Range<usize>),
     Shared(Bytes),
+}
+
+/// Keys of `from..to` that a [`Batch`] removes.
+#[derive(Clone, Debug)]
+pub struct KeyRange {
+    /// Where.
+    pub family: Family,
+    /// The first key.
+    pub from: Vec<u8>,
+    /// Behind the last one.
+    pub to: Vec<u8>,
 }
 
 /// One write of a [`Batch`].
@@ -191,6 +203,21 @@ impl Batch {
         self.writes.push(Place { family, key, value });
     }
 
+    /// Removes all keys of `from..to`, before anything else of the batch is written.
+    pub fn delete_range(&mut self, family: Family, from: &[u8], to: &[u8]) {
+        self.shared += from.len() + to.len();
+        self.ranges.push(KeyRange {
+            family,
+            from: from.to_vec(),
+            to: to.to_vec(),
+        });
+    }
+
+    /// The ranges to be removed.
+    pub fn ranges(&self) -> &[KeyRange] {
+        &self.ranges
+    }
+
     /// The writes, in order.
     pub fn writes(&self) -> impl Iterator<Item = Write<'_>> {
         self.writes.iter().map(|place| Write {
@@ -216,7 +243,7 @@ impl Batch {
 
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty()
+        self.writes.is_empty() && self.ranges.is_empty()
     }
 }
 
@@ -237,6 +264,11 @@ pub trait Store: Send + Sync + 'static {
         to: &[u8],
         each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError>;
+
+    /// Gives back the space of keys of `from..to`, all of which have been removed, as far as that costs nothing.
+    fn reclaim(&self, _family: Family, _from: &[u8], _to: &[u8]) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Ends whatever the store does in the background; nothing is written afterwards.
     fn quiet(&self) {}
@@ -262,7 +294,18 @@ struct Shared {
     /// Keys written since the last sync, with what they held then.
     unsynced: BTreeMap<(Family, Vec<u8>), Option<Vec<u8>>>,
     failing: bool,
+    syncs_failing: bool,
     counted: Option<Counted>,
+    recorded: Option<Vec<Recorded>>,
+}
+
+/// A batch as [`MemoryStore::recorded`] gives it.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// What was written.
+    pub batch: Batch,
+    /// Whether it was synced, and all before it.
+    pub synced: bool,
 }
 
 /// What reads cost, as far as a model can tell.
@@ -294,6 +337,19 @@ impl MemoryStore {
         store
     }
 
+    /// Empty, and keeps every batch that is written: see [`Self::recorded`].
+    pub fn recording() -> Self {
+        let store = Self::default();
+        store.shared.lock().recorded = Some(Vec::new());
+        store
+    }
+
+    /// The batches written since the last call, in order; of one whose sync failed too, which is there all the same.
+    pub fn recorded(&self) -> Vec<Recorded> {
+        let mut shared = self.shared.lock();
+        shared.recorded.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// Keys read since the last call: each value asked for, each key come by, deleted ones too.
     pub fn reads(&self) -> u64 {
         let mut shared = self.shared.lock();
@@ -316,6 +372,7 @@ impl MemoryStore {
         Self {
             shared: Arc::new(Mutex::new(Shared {
                 now: left,
+                recorded: shared.recorded.as_ref().map(|_| Vec::new()),
                 ..Shared::default()
             })),
         }
@@ -324,6 +381,11 @@ impl MemoryStore {
     /// From here on every write fails, or none does.
     pub fn set_failing(&self, failing: bool) {
         self.shared.lock().failing = failing;
+    }
+
+    /// From here on every sync fails, or none does. What was written is there, until a power cut takes it away.
+    pub fn set_syncs_failing(&self, failing: bool) {
+        self.shared.lock().syncs_failing = failing;
     }
 
     /// Everything, for comparisons.
@@ -348,6 +410,17 @@ impl Store for MemoryStore {
         if shared.failing {
             return Err(StoreError("the disk is set to fail".into()));
         }
+        for range in batch.ranges() {
+            let within = (range.family, range.from.clone())..(range.family, range.to.clone());
+            let keys: Vec<_> = match range.from < range.to {
+                true => shared.now.range(within).map(|(key, _)| key.clone()).collect(),
+                false => Vec::new(),
+            };
+            for key in keys {
+                let before = shared.now.remove(&key);
+                shared.unsynced.entry(key).or_insert(before);
+            }
+        }
         for write in batch.writes() {
             let key = (write.family, write.key.to_vec());
             let before = match write.value {
@@ -362,6 +435,16 @@ impl Store for MemoryStore {
                 }
             }
             shared.unsynced.entry(key).or_insert(before);
+        }
+        let fails = sync && shared.syncs_failing;
+        if let Some(recorded) = &mut shared.recorded {
+            recorded.push(Recorded {
+                batch: batch.clone(),
+                synced: sync && !fails,
+            });
+        }
+        if fails {
+            return Err(StoreError("a sync is set to fail".into()));
         }
         if sync {
             shared.unsynced.clear();

@@ -62,6 +62,26 @@ fn later_writes_of_a_batch_win() {
 }
 
 #[test]
+fn a_range_goes_whole_and_before_the_batchs_own_writes() {
+    both(|store| {
+        let keys: Vec<[u8; 1]> = (0..9).map(|number| [number]).collect();
+        let pairs: Vec<(&[u8], &[u8])> = keys.iter().map(|key| (&key[..], &b"1"[..])).collect();
+        put(store, Family::Event, &pairs);
+        put(store, Family::Due, &pairs);
+        let mut batch = Batch::default();
+        batch.put(Family::Event, &[3], b"2".to_vec());
+        batch.delete_range(Family::Event, &[1], &[6]);
+        assert!(!batch.is_empty());
+        store.write(&batch, true).unwrap();
+        store.reclaim(Family::Event, &[1], &[3]).unwrap();
+        let left = scan(store, Family::Event, &[], &[9], 99);
+        assert_eq!(left, [[0], [3], [6], [7], [8]]);
+        assert_eq!(store.get(Family::Event, &[3]).unwrap(), Some(b"2".to_vec()));
+        assert_eq!(scan(store, Family::Due, &[], &[9], 99).len(), 9);
+    });
+}
+
+#[test]
 fn scans_go_in_octet_order_within_their_bounds() {
     both(|store| {
         put(
@@ -109,8 +129,9 @@ fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
     let mut batch = Batch::default();
     batch.put(Family::Due, b"changed", b"2".to_vec());
     batch.put(Family::Due, b"new", b"3".to_vec());
-    batch.delete(Family::Due, b"kept");
+    batch.delete_range(Family::Due, b"k", b"l");
     store.write(&batch, false).unwrap();
+    assert_eq!(store.get(Family::Due, b"kept").unwrap(), None);
     let left = store.cut_power();
     assert_eq!(left.get(Family::Due, b"kept").unwrap(), Some(b"1".to_vec()));
     assert_eq!(left.get(Family::Due, b"changed").unwrap(), Some(b"1".to_vec()));
@@ -119,6 +140,7 @@ fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
 
 #[derive(Clone, Debug)]
 enum Step {
+    Range(usize, u8, u8),
     Put(usize, u8, Vec<u8>),
     Delete(usize, u8),
     Reopen,
@@ -128,7 +150,8 @@ fn step() -> impl Strategy<Value = Step> {
     let family = 0..Family::ALL.len();
     prop_oneof![
         8 => (family.clone(), any::<u8>(), proptest::collection::vec(any::<u8>(), 0..64)).prop_map(|(family, key, value)| Step::Put(family, key, value)),
-        4 => (family, any::<u8>()).prop_map(|(family, key)| Step::Delete(family, key)),
+        4 => (family.clone(), any::<u8>()).prop_map(|(family, key)| Step::Delete(family, key)),
+        1 => (family, any::<u8>(), any::<u8>()).prop_map(|(family, from, to)| Step::Range(family, from, to)),
         1 => Just(Step::Reopen),
     ]
 }
@@ -146,6 +169,11 @@ proptest! {
             match step {
                 Step::Put(family, key, value) => batch.put(Family::ALL[family], &[key], value),
                 Step::Delete(family, key) => batch.delete(Family::ALL[family], &[key]),
+                Step::Range(family, from, to) => {
+                    let (from, to) = (from.min(to), from.max(to));
+                    batch.delete_range(Family::ALL[family], &[from], &[to]);
+                    batch.put(Family::ALL[family], &[from, 1], vec![to]);
+                }
                 Step::Reopen => {
                     drop(rocks.take());
                     rocks = Some(RocksStore::open(folder.path(), true).unwrap());

@@ -110,6 +110,10 @@ impl Reader {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) | Err(_) => return Err(ControlError::Busy),
         };
+        if self.queue.is_inline() {
+            // Of a simulation: what comes first is told by its seed alone.
+            return read(&self.queue).map_err(|error| ControlError::Store(error.to_string()));
+        }
         let queue = self.queue.clone();
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;

@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod credentials;
 pub mod delivery;
+mod descriptors;
 pub mod dkim_cli;
 pub mod health;
 pub mod lab;

@@ -48,6 +48,7 @@ struct Inner {
     damaged: IntCounterVec,
     groups: IntCounter,
     reopened: IntCounter,
+    journal: IntGauge,
     corrupt: IntGauge,
     used: Gauge,
     /// When they were read.
@@ -107,6 +108,10 @@ impl QueueSeries {
                 "Groups of requests committed since the store was made, each with one sync: by postrider_messages_accepted_total \
                  it tells how many messages share a sync.",
             )?,
+            journal: IntGauge::new(
+                "postrider_journal_entries",
+                "Entries of the journal: what became of each recipient, some 200 octets each. See store.journal_entries.",
+            )?,
             reopened: IntCounter::new(
                 "postrider_store_reopened_total",
                 "How often the store was opened anew after writes had failed. Alert on any: the disk is failing, or was full.",
@@ -129,6 +134,7 @@ impl QueueSeries {
         registry.register(Box::new(series.damaged.clone()))?;
         registry.register(Box::new(series.groups.clone()))?;
         registry.register(Box::new(series.reopened.clone()))?;
+        registry.register(Box::new(series.journal.clone()))?;
         registry.register(Box::new(series.corrupt.clone()))?;
         registry.register(Box::new(series.used.clone()))?;
         for gauge in [&series.queues, &series.holds, &series.suspensions] {
@@ -157,6 +163,8 @@ impl QueueSeries {
         ] {
             counter.inc_by(now.saturating_sub(counter.get()));
         }
+        let entries = series.queue.journal()?.entries();
+        series.journal.set(i64::try_from(entries).unwrap_or(i64::MAX));
         let mut suspensions = series.queue.suspensions(MAX_SUSPENSIONS)?;
         suspensions.retain(|record| record.until.is_none_or(|until| until > clock));
         let (mut queues, mut tenants) = (0, BTreeMap::<String, [u64; 3]>::new());

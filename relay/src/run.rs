@@ -39,6 +39,9 @@ use crate::worker::{Change, Delivery, Worker};
 use crate::world::Clock;
 use crate::{delivery, submission};
 
+/// How often the oldest of the journal is forgotten.
+const JOURNAL_EVERY: Duration = Duration::from_secs(600);
+
 /// A relay that runs.
 pub struct Running {
     /// Where clients come in: kind, as in the configuration, and address.
@@ -59,7 +62,9 @@ pub struct Running {
 }
 
 /// Starts a relay; it takes mail when this returns.
-pub fn start(settings: Settings) -> anyhow::Result<Running> {
+pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
+    crate::descriptors::fit(&mut settings);
+    fit_memory(&mut settings);
     let settings = Arc::new(settings);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let registry = Registry::new();
@@ -194,6 +199,12 @@ pub fn start(settings: Settings) -> anyhow::Result<Running> {
         metrics: reload::Metrics::new(&registry)?,
     }));
     doors.spawn(look_at_files(reloader.clone()));
+    let retired = prometheus::IntCounter::new(
+        "postrider_journal_retired_total",
+        "Entries of the journal that were forgotten, being old or too many.",
+    )?;
+    registry.register(Box::new(retired.clone()))?;
+    doors.spawn(keep_journal(reloader.clone(), queue.clone(), retired));
     if let Some(listener) = metrics {
         doors.spawn(health::serve(listener, health.clone()));
     }
@@ -259,6 +270,22 @@ fn close_for_good(queue: &Queue) {
     std::mem::forget(queue.clone());
 }
 
+/// Where the process may have little memory (a container's limit), bodies take no more than an eighth of it. The store's buffers do
+/// likewise.
+fn fit_memory(settings: &mut Settings) {
+    let cache = &mut settings.store.body_cache_bytes;
+    if let Some(limit) = queue::memory::limit()
+        && *cache > limit / 8
+    {
+        *cache = limit / 8;
+        tracing::info!(
+            memory = limit,
+            body_cache = *cache,
+            "memory is limited: fewer bodies are kept in it"
+        );
+    }
+}
+
 async fn serve_admin(
     socket: std::net::TcpListener,
     certificate: Option<Certificate>,
@@ -268,6 +295,20 @@ async fn serve_admin(
     match tokio::net::TcpListener::from_std(socket) {
         Ok(listener) => admin_api::server::serve_tcp(listener, certificate, access, routes).await,
         Err(error) => tracing::error!(%error, "the admin API can't be served over TCP"),
+    }
+}
+
+/// Has the oldest of the journal forgotten.
+async fn keep_journal(reloader: Arc<Reloader>, queue: Queue, retired: prometheus::IntCounter) {
+    loop {
+        tokio::time::sleep(JOURNAL_EVERY).await;
+        let (keep, queue) = (reloader.settings().store.journal, queue.clone());
+        let now = Clock::system().now();
+        match tokio::task::spawn_blocking(move || queue.retire_events(keep, now)).await {
+            Ok(Ok(count)) => retired.inc_by(count),
+            Ok(Err(error)) => tracing::error!(%error, "the journal can't be shortened"),
+            Err(error) => tracing::error!(%error, "the journal can't be shortened"),
+        }
     }
 }
 

@@ -34,6 +34,8 @@ use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
+#[path = "simulation/clock.rs"]
+mod clock;
 #[path = "simulation/damage.rs"]
 mod damage;
 #[path = "simulation/operator.rs"]

@@ -5,10 +5,13 @@ import os
 import resource
 import signal
 import smtplib
+import socket
 import subprocess
+import threading
+import time
 import unittest
 
-from lib import Process, RelayTest, get, main, message, queue_id, wait_for
+from lib import Process, RelayTest, get, loadtest, main, message, queue_id, wait_for
 
 MIB = 1 << 20
 
@@ -179,6 +182,139 @@ class Beginning(RelayTest):
         )
         self.assertEqual(run.returncode, 1, run.stderr)
         self.assertIn("neither dns.servers nor /etc/resolv.conf names a server", run.stderr)
+
+
+class Faulty(Disk):
+    """A file system that fails and dawdles on command: `loadtest faultfs`."""
+
+    def setUp(self):
+        super().setUp()
+        self.disk, self.control = os.path.join(self.dir, "disk"), os.path.join(self.dir, "control")
+        os.mkdir(self.disk)
+        log = open(os.path.join(self.dir, "faultfs"), "wb")
+        self.addCleanup(log.close)
+        served = subprocess.Popen([loadtest(), "faultfs", "--mount", self.disk, "--control", self.control], stdout=log, stderr=log)
+        self.addCleanup(self.unmount, served)
+        wait_for(lambda: os.path.ismount(self.disk), "the file system")
+        # The admin socket stays where commands look for it: a socket is no file of this file system's.
+        os.mkdir(os.path.join(self.dir, "queue"))
+        self.replace('path = "queue"\n', f'path = "{self.disk}/deep/queue"\n')
+        self.replace("[dns]\n", f'[admin]\nsocket = "{self.dir}/queue/admin.sock"\n[dns]\n')
+
+    def replace(self, old, new):
+        with open(self.config, encoding="utf-8") as config:
+            text = config.read()
+        self.assertIn(old, text)
+        with open(self.config, "w", encoding="utf-8") as config:
+            config.write(text.replace(old, new, 1))
+
+    @staticmethod
+    def unmount(served):
+        served.terminate()
+        served.wait(30)
+
+    def order(self, text):
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(self.control)
+            control.sendall(text.encode() + b"\n")
+            answer = control.makefile().readline()
+        self.assertTrue(answer.startswith("ok"), answer)
+
+    def metric(self, line):
+        text = get(f"127.0.0.1:{self.metrics}", "/metrics")[1].decode()
+        return next((float(found.split()[-1]) for found in text.splitlines() if found.startswith(line + " ")), None)
+
+    def test_each_way_to_fail_is_told_and_mended(self):
+        relay = self.start()
+        failures = ["fail sync EIO of .log", "fail write EIO of .log", "fail change EROFS", "fail write ENOSPC"]
+        for number, failure in enumerate(failures, 1):
+            self.submit(f"before{number}@greylist.test")
+            self.order(failure)
+            code, text = wait_for(
+                lambda: (lambda told: told if told[0] != 250 else None)(self.refused(f"lost{number}@ok.test")), failure
+            )
+            self.assertEqual(code // 10, 45, (failure, text))
+            self.order("heal")
+            wait_for(lambda: self.readiness()[0] == 200, f"ready by itself after {failure}")
+            self.submit(f"after{number}@ok.test")
+            self.lab.arrived(f"after{number}@ok.test")
+            self.lab.arrived(f"before{number}@greylist.test")
+            self.assertEqual(len(self.lab.mailbox(f"before{number}@greylist.test")), 1, failure)
+            self.assertIsNone(relay.child.poll())
+        self.assertEqual(self.metric("postrider_store_reopened_total"), len(failures))
+        self.assertEqual(relay.stop(), 0)
+
+    def test_names_are_synced_by_each_start(self):
+        """Whoever made the store's folder may have been killed before its name was synced."""
+        self.assertEqual(self.start().stop(), 0)
+        for folder in ("deep", "queue"):
+            self.order(f"fail sync EIO of {folder}")
+            code, told = self.run_once()
+            self.assertEqual(code, 1, told)
+            self.assertIn("Input/output error", told)
+            self.order("heal")
+        self.assertEqual(self.start().stop(), 0)
+
+    def run_once(self):
+        relay = Process("run", "--config", self.config)
+        self.addCleanup(relay.kill)
+        return relay.child.wait(60), relay.logged()
+
+    def flood(self, name, clients, each):
+        """So many messages by so many clients at once: (code, enhanced code, seconds) of each final reply, by recipient."""
+        told, lock = {}, threading.Lock()
+
+        def client(number):
+            for message_number in range(each):
+                recipient = f"{name}{number}n{message_number}@ok.test"
+                begun = time.monotonic()
+                code, text = self.refused(recipient)
+                with lock:
+                    told[recipient] = (code, text[:5], time.monotonic() - begun)
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return told
+
+    def resident(self, relay):
+        with open(f"/proc/{relay.child.pid}/status", encoding="ascii") as status:
+            return int(next(line for line in status if line.startswith("VmRSS:")).split()[1]) * 1024
+
+    def test_a_slow_disk_makes_answers_late_and_nothing_else(self):
+        relay = self.start()
+        self.submit("quick@ok.test")
+        before = self.resident(relay)
+        self.order("delay sync 200")
+        told = self.flood("late", clients=40, each=5)
+        self.assertEqual({code for code, _, _ in told.values()}, {250})
+        self.assertGreaterEqual(min(seconds for _, _, seconds in told.values()), 0.2)
+        # One sync for each message would take 40 s.
+        self.assertLess(max(seconds for _, _, seconds in told.values()), 10)
+        self.assertLess(self.resident(relay) - before, 48 * MIB)
+        self.assertEqual(self.readiness()[0], 200)
+        for recipient in told:
+            self.lab.arrived(recipient)
+        self.order("heal")
+        self.assertEqual(relay.stop(), 0)
+
+    def test_who_would_wait_too_long_is_told_to_come_back(self):
+        self.replace("min_free = ", 'commit_patience = "20ms"\nmin_free = ')
+        relay = self.start()
+        self.order("delay sync 200")
+        told = self.flood("patient", clients=30, each=6)
+        kinds = {(code, enhanced) for code, enhanced, _ in told.values()}
+        self.assertEqual(kinds, {(250, "2.0.0"), (451, "4.3.2")})
+        self.order("heal")
+        for recipient, (code, _, _) in told.items():
+            if code == 250:
+                self.lab.arrived(recipient)
+        wait_for(lambda: self.told("queue", "list")["queues"] == [], "an empty queue")
+        for recipient, (code, _, _) in told.items():
+            self.assertEqual(len(self.lab.mailbox(recipient)), int(code == 250), recipient)
+        self.assertEqual(relay.stop(), 0)
 
 
 if __name__ == "__main__":

@@ -159,14 +159,21 @@ impl Disk {
             | Op::Resize { ino, .. }
             | Op::Allocate { ino, .. }
             | Op::Punch { ino, .. }
-            | Op::Sync { ino } => self.name_of(*ino),
+            | Op::Sync { ino }
+            | Op::FailedSync { ino } => self.name_of(*ino),
         };
         let asked = match &op {
             Op::Make { .. } | Op::Remove { .. } | Op::Rename { .. } => Asked::Name,
-            Op::Sync { .. } => {
+            Op::Sync { ino } | Op::FailedSync { ino } => {
+                let failed = Op::FailedSync { ino: *ino };
                 // A sync covers what came before it, and not what comes while it takes its time.
                 let (delay, result) = self.shared.faults.lock().ask(Asked::Sync, &name);
-                let done = result.and_then(|()| self.shared.state.lock().apply(op));
+                let mut state = self.shared.state.lock();
+                let done = match result {
+                    Ok(()) => state.apply(op),
+                    Err(error) => state.apply(failed).and(Err(error)),
+                };
+                drop(state);
                 std::thread::sleep(delay);
                 return done.map_err(code);
             }

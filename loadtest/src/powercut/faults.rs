@@ -174,6 +174,11 @@ impl Faults {
         (delay, result)
     }
 
+    /// How often it failed.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed
+    }
+
     /// Counts as a JSON object's members.
     pub(crate) fn stats(&self) -> String {
         let [read, write, sync, name] = self.asked;

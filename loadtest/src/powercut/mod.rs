@@ -39,7 +39,7 @@ const CAPACITY: u64 = 8 << 30;
 pub(crate) struct Options {
     #[command(flatten)]
     program: Program,
-    /// How many times the relay runs under load.
+    /// How many times the relay runs under load. In every other run its disk fails now and then, and the relay goes on by itself.
     #[arg(long, default_value_t = 1)]
     runs: usize,
     /// How many cuts of each run.
@@ -102,7 +102,8 @@ async fn one_run(options: &Options, seed: u64, number: usize) -> anyhow::Result<
         sizes: Sizes::Mixed,
     };
     let begun = Instant::now();
-    let recording = Recording::make(&options.program, plan, options.write << 20).await?;
+    let fails = number % 2 == 1;
+    let recording = Recording::make(&options.program, plan, options.write << 20, fails).await?;
     println!("run {number}: {recording}, {} s", begun.elapsed().as_secs());
     println!(
         "{:>5} {:>9} {:>8} {:>7} {:>7} {:>7} {:>7} {:>5} {:>8} {:>11}  duplicates by cause",

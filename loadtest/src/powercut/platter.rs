@@ -6,6 +6,8 @@
 //!   to a page without an earlier one. Its size is any that it had since;
 //! - of the names in a folder any of the changes, but never one without an earlier one to the same name.
 //!
+//! What a *failed* sync was to cover is lost with the power, whatever is synced afterwards, unless its page is written again.
+//!
 //! That is less than the file systems in use promise: they keep changes to names in order, and sync a new file's name with it.
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,6 +22,9 @@ use super::volume::{Content, Ino, Inode, Kind, Op, PAGE, ROOT, Volume, pages};
 struct OnDisk {
     durable: Content,
     since: Vec<Op>,
+    /// After a failed sync, the octets as a program reads them, but for `since`. Those that are not durable stay so until their
+    /// page is written again.
+    read: Option<Content>,
 }
 
 /// See the module.
@@ -75,8 +80,11 @@ impl Platter {
                 }
                 Kind::File => {
                     let durable = inode.content.clone();
-                    let since = Vec::new();
-                    platter.files.insert(ino, OnDisk { durable, since });
+                    let on_disk = OnDisk {
+                        durable,
+                        ..OnDisk::default()
+                    };
+                    platter.files.insert(ino, on_disk);
                 }
                 Kind::Socket => {}
             }
@@ -121,9 +129,15 @@ impl Platter {
             }
             Op::Sync { ino } => {
                 if let Some(file) = self.files.get_mut(ino) {
-                    for op in std::mem::take(&mut file.since) {
-                        change(&mut file.durable, &op);
-                    }
+                    file.sync();
+                }
+            }
+            // Of a folder: its names may be found or not, as before.
+            Op::FailedSync { ino } => {
+                if let Some(file) = self.files.get_mut(ino) {
+                    let mut read = file.read.take().unwrap_or_else(|| file.durable.clone());
+                    file.since.drain(..).for_each(|op| change(&mut read, &op));
+                    file.read = Some(read);
                 }
             }
         }
@@ -213,9 +227,31 @@ impl OnDisk {
         self.sizes().last().copied().unwrap_or_default()
     }
 
+    fn sync(&mut self) {
+        let Some(read) = &mut self.read else {
+            for op in std::mem::take(&mut self.since) {
+                change(&mut self.durable, &op);
+            }
+            return;
+        };
+        let longest = self.since.iter().map(end_of).max().unwrap_or_default();
+        let longest = longest.max(read.size()).max(self.durable.size());
+        let mut touched = BTreeSet::new();
+        for op in std::mem::take(&mut self.since) {
+            touched.extend(pages_of(&op, longest));
+            change(read, &op);
+        }
+        self.durable.resize(u64::MAX);
+        for number in touched {
+            self.durable.set_page(number, read.page(number).cloned());
+        }
+        self.durable.resize(read.size());
+    }
+
     /// The durable size, and what it was after each change.
     fn sizes(&self) -> Vec<u64> {
         let mut sizes = vec![self.durable.size()];
+        sizes.extend(self.read.as_ref().map(Content::size));
         for op in &self.since {
             let last = sizes.last().copied().unwrap_or_default();
             match op {
@@ -232,7 +268,15 @@ impl OnDisk {
         match Left::draw(rng) {
             _ if self.since.is_empty() => {}
             Left::Nothing => {}
-            Left::All => self.since.iter().for_each(|op| change(&mut content, op)),
+            Left::All => {
+                let mut file = Self {
+                    durable: content,
+                    since: self.since.clone(),
+                    read: self.read.clone(),
+                };
+                file.sync();
+                content = file.durable;
+            }
             Left::Some => self.cut_pages(&mut content, rng),
         }
         content
@@ -242,14 +286,7 @@ impl OnDisk {
     fn cut_pages(&self, content: &mut Content, rng: &mut SmallRng) {
         let mut changes: HashMap<u64, Vec<&Op>> = HashMap::new();
         for op in &self.since {
-            let (from, to) = match op {
-                Op::Write { offset, octets, .. } => (*offset, offset + octets.len() as u64),
-                Op::Punch { offset, length, .. } => (*offset, offset.saturating_add(*length)),
-                // All behind the new end, as far as there is anything.
-                Op::Resize { size, .. } => (*size, self.longest()),
-                _ => continue,
-            };
-            for (number, _) in pages(from, to) {
+            for number in pages_of(op, self.longest()) {
                 changes.entry(number).or_default().push(op);
             }
         }
@@ -265,7 +302,12 @@ impl OnDisk {
             let begin = number * PAGE as u64;
             let mut alone = Content::default();
             alone.resize(u64::MAX);
-            alone.set_page(0, content.page(number).cloned());
+            let before = match (&self.read, kept) {
+                // With what a failed sync left of it, once it is written again.
+                (Some(read), 1..) => read.page(number),
+                _ => content.page(number),
+            };
+            alone.set_page(0, before.cloned());
             for op in &ops[..kept] {
                 match op {
                     Op::Write { offset, octets, .. } => {
@@ -296,6 +338,26 @@ impl OnDisk {
 
     fn longest(&self) -> u64 {
         self.sizes().into_iter().max().unwrap_or_default()
+    }
+}
+
+/// Pages that a change is about, in a file that is no longer than `longest`.
+fn pages_of(op: &Op, longest: u64) -> Vec<u64> {
+    let (from, to) = match op {
+        Op::Write { offset, .. } | Op::Punch { offset, .. } => (*offset, end_of(op)),
+        // All behind the new end, as far as there is anything.
+        Op::Resize { size, .. } => (*size, longest),
+        _ => return Vec::new(),
+    };
+    pages(from, to).map(|(number, _)| number).collect()
+}
+
+/// Where what is written or punched ends.
+fn end_of(op: &Op) -> u64 {
+    match op {
+        Op::Write { offset, octets, .. } => offset + octets.len() as u64,
+        Op::Punch { offset, length, .. } => offset.saturating_add(*length),
+        _ => 0,
     }
 }
 
@@ -473,6 +535,35 @@ mod tests {
             after_cuts(&ops, |volume| read(volume, "a")),
             BTreeSet::from([None])
         );
+    }
+
+    #[test]
+    fn what_a_failed_sync_left_is_lost_unless_it_is_written_again() {
+        let mut ops = vec![
+            make("a", 2),
+            write(2, 0, &[b'0'; 8192]),
+            Op::Sync { ino: 2 },
+            Op::Sync { ino: ROOT },
+            write(2, 0, &[b'1'; 8192]),
+            Op::FailedSync { ino: 2 },
+        ];
+        let found = |ops: &[Op]| {
+            after_cuts(ops, |volume| {
+                let octets = read(volume, "a").expect("the name is durable");
+                assert_eq!(octets.len(), 8192);
+                (octets[0], octets[20], octets[4096])
+            })
+        };
+        let nothing = BTreeSet::from([(b'0', b'0', b'0')]);
+        assert_eq!(found(&ops), nothing);
+        ops.push(Op::Sync { ino: 2 });
+        assert_eq!(found(&ops), nothing, "a later sync proves nothing");
+        // The page goes with what it holds by now, and alone.
+        ops.push(write(2, 10, &[b'2'; 20]));
+        let written = (b'1', b'2', b'0');
+        assert_eq!(found(&ops), BTreeSet::from([(b'0', b'0', b'0'), written]));
+        ops.push(Op::Sync { ino: 2 });
+        assert_eq!(found(&ops), BTreeSet::from([written]));
     }
 
     #[test]

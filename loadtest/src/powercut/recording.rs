@@ -23,6 +23,14 @@ use crate::relay::{LOOK_EVERY, Program, Relay, now};
 const SESSIONS: usize = 20;
 /// How long a run may take.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// What the disk does wrong in each life of a run in which it fails, each once: a sync, a write, a sync of all that is tried for a
+/// while.
+const FAILURES: [&str; 4] = [
+    "fail sync EIO of .log times 1",
+    "fail write ENOSPC of .log times 1",
+    "fail sync EIO of .log times 1",
+    "fail sync EIO times 5",
+];
 /// How long a disk may be in use after its program has ended.
 const UNMOUNT: Duration = Duration::from_secs(10);
 
@@ -31,26 +39,26 @@ pub(crate) struct Recording {
     pub(crate) log: Vec<Logged>,
     /// All that was acknowledged, arrived and told during the run.
     pub(crate) known: Known,
+    /// Messages that the relay did not take while its disk failed.
+    refused: u64,
 }
 
 impl Recording {
-    /// Floods a relay on an empty disk until so much has been written, with a kill -9 after half of it.
-    pub(crate) async fn make(program: &Program, plan: Plan, bytes: u64) -> anyhow::Result<Self> {
+    /// Floods a relay on an empty disk until so much has been written, with a kill -9 after half of it. Where the disk `fails` now and
+    /// then, the relay goes on by itself.
+    pub(crate) async fn make(program: &Program, plan: Plan, bytes: u64, fails: bool) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let mount = folder.path().join("disk");
         std::fs::create_dir(&mount)?;
         let disk = Disk::new(Volume::new(), CAPACITY, true);
         // As on a disk: while a sync takes its time more is written, and the next group gathers.
-        if let Order::Rule(slow) = Order::read("delay sync 1").map_err(anyhow::Error::msg)? {
-            disk.faults(|faults| faults.add(slow))
-                .map_err(anyhow::Error::msg)?;
-        }
+        obey(&disk, "delay sync 1")?;
         let mounted = disk.mount(&mount)?;
         let counting = disk.clone();
         let position: crate::flood::Position = Arc::new(move || counting.position());
         let receivers = Receivers::start(plan, position.clone()).await?;
         let mut relay = Relay::new(program, folder.path(), &mount.join("queue"), &receivers)?;
-        let flood = Flood::new(plan, position);
+        let flood = Flood::new(plan, position, fails);
         let begun = Instant::now();
         let mut kills = Vec::new();
         for life in 1..=2 {
@@ -59,7 +67,23 @@ impl Recording {
                 *back = now();
             }
             let mut sessions = flood.start(relay.address, SESSIONS);
+            // Spread over the life, the last one close to its end.
+            let begin = disk.logged_bytes();
+            let span = (bytes * life / 2).saturating_sub(begin);
+            let mut failures = FAILURES.iter().filter(|_| fails).zip(1..).peekable();
             while disk.logged_bytes() < bytes * life / 2 {
+                if let Some(&(failure, number)) = failures.peek()
+                    && disk.logged_bytes() > begin + span * number / (FAILURES.len() as u64 + 1)
+                {
+                    failures.next();
+                    obey(&disk, failure)?;
+                }
+                // One whose connection is of no use any more makes another.
+                while let Some(ended) = sessions.try_join_next() {
+                    ended??;
+                    flood.start_one(relay.address, &mut sessions);
+                }
+
                 ensure!(
                     begun.elapsed() < PATIENCE,
                     "{} messages and {} MiB in {PATIENCE:?}: not enough",
@@ -75,6 +99,13 @@ impl Recording {
                 ended??;
             }
         }
+        if fails {
+            let failed = disk.faults(|faults| faults.failed());
+            ensure!(
+                failed >= FAILURES.len() as u64 * 2,
+                "the disk failed {failed} times: too few"
+            );
+        }
         let known = Known {
             plan,
             acknowledged: flood.acknowledged(),
@@ -87,6 +118,7 @@ impl Recording {
         unmount(mounted).await?;
         Ok(Self {
             log: disk.take_log(),
+            refused: flood.refused(),
             known,
         })
     }
@@ -118,6 +150,13 @@ pub(crate) fn time(log: &[Logged], position: usize) -> u64 {
     log.get(position).map_or_else(now, |logged| logged.at)
 }
 
+fn obey(disk: &Disk, order: &str) -> anyhow::Result<()> {
+    match Order::read(order).map_err(anyhow::Error::msg)? {
+        Order::Rule(rule) => disk.faults(|faults| faults.add(rule)).map_err(anyhow::Error::msg),
+        other => anyhow::bail!("{other:?} is no rule"),
+    }
+}
+
 /// A killed program's files are closed a moment later.
 pub(crate) async fn unmount(mounted: Mounted) -> anyhow::Result<()> {
     tokio::time::timeout(UNMOUNT, tokio::task::spawn_blocking(|| mounted.unmount()))
@@ -134,6 +173,10 @@ impl fmt::Display for Recording {
         let logs = count(&|op| matches!(op, Op::Make { name, .. } if is_log(name)));
         let recycled = count(&|op| matches!(op, Op::Rename { from, to, .. } if is_log(from) && is_log(to)));
         let syncs = count(&|op| matches!(op, Op::Sync { .. }));
+        let failed = count(&|op| matches!(op, Op::FailedSync { .. }));
+        if failed > 0 {
+            write!(f, "{failed} syncs failed, {} messages refused, ", self.refused)?;
+        }
         write!(
             f,
             "{} messages acknowledged, {} operations, {syncs} syncs, {tables} tables and {logs} logs begun, {recycled} logs recycled",

@@ -62,6 +62,11 @@ pub(crate) enum Op {
     Sync {
         ino: Ino,
     },
+    /// It was to outlive one, and the disk said no. What is written to this file by then never comes to be durable by itself: the
+    /// kernel holds it for written, and a later sync says nothing of it.
+    FailedSync {
+        ino: Ino,
+    },
 }
 
 /// What a name stands for.
@@ -314,7 +319,7 @@ impl Volume {
                 grow,
             } => self.change(*ino, |file| file.allocate(*offset, *length, *grow))?,
             Op::Punch { ino, offset, length } => self.change(*ino, |file| file.punch(*offset, *length))?,
-            Op::Sync { ino } => drop(self.inode(*ino)?),
+            Op::Sync { ino } | Op::FailedSync { ino } => drop(self.inode(*ino)?),
         }
         Ok(())
     }

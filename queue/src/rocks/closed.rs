@@ -259,7 +259,7 @@ fn open(folder: &Path, lenient: bool) -> Result<DB, StoreError> {
     let told = |error: rocksdb::Error| StoreError(explain(folder, error.as_ref()));
     let mut options = Options::default();
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    options.set_max_open_files(super::MAX_OPEN_FILES);
+    options.set_max_open_files(super::max_open_files());
     options.set_paranoid_checks(!lenient);
     // An older version's store has fewer families; RocksDB wants its own first one opened.
     let families = DB::list_cf(&options, folder).map_err(told)?;

@@ -125,6 +125,10 @@ fn store(mut section: Section<'_>) -> Option<StoreSettings> {
         expire_after: section.duration("expire_after", MS..=EVER, 5 * DAY),
         commit_patience: section.duration("commit_patience", MS..=HOUR, Duration::from_secs(30)),
         body_cache_bytes: section.size_or("body_cache", 0..=u64::MAX / 2, 64 * MIB),
+        journal: queue::Retention {
+            age: section.duration("journal_age", MS..=EVER, 30 * DAY),
+            entries: section.integer("journal_entries", 1_000..=i64::MAX as u64, 10_000_000),
+        },
     };
     section.end();
     (!store.path.as_os_str().is_empty()).then_some(store)

@@ -73,6 +73,8 @@ pub struct StoreSettings {
     pub commit_patience: Duration,
     /// Bodies kept in memory between accept and delivery, in bytes.
     pub body_cache_bytes: u64,
+    /// How much of the journal is kept.
+    pub journal: queue::Retention,
 }
 
 impl Settings {

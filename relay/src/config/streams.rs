@@ -29,6 +29,11 @@ pub struct Stream {
 pub struct Streams(Vec<Stream>);
 
 impl Streams {
+    /// All of them.
+    pub fn all(&self) -> &[Stream] {
+        &self.0
+    }
+
     /// The stream of this name.
     pub fn get(&self, name: &str) -> Option<&Stream> {
         self.0.iter().find(|stream| *stream.name == *name)

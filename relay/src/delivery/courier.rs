@@ -413,12 +413,13 @@ impl<N: Net> Courier<N> {
             self.tell(Event::Free(lane, id));
             let idle = self.parts.settings.delivery.timeouts.idle;
             tokio::select! {
+                biased;
                 next = jobs.recv() => match next {
                     Some(next) => job = next,
                     None => break,
                 },
-                () = tokio::time::sleep(idle) => break,
                 () = connection.hangs_up() => break,
+                () = tokio::time::sleep(idle) => break,
             }
         }
         connection.quit().await;

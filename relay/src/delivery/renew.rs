@@ -36,8 +36,7 @@ impl Shard {
         }
         self.lift_mended(&before, now);
         self.renew_lanes(now);
-        let queues: Vec<_> = self.active.keys().copied().collect();
-        for id in queues {
+        for id in self.active_in_order() {
             self.find_way_anew(id, now);
         }
         // Limits may be wider.
@@ -118,7 +117,7 @@ impl Shard {
                 lane.rest = None;
             }
             for scope in [not_configured(&scope), scope].map(HoldScope::Lane) {
-                if self.rest(&scope).is_some() {
+                if self.rest(&scope, now).is_some() {
                     self.queue.lift(scope.clone());
                 }
                 // First of all: whoever is woken asks.

@@ -1,14 +1,15 @@
 //! A shard: the owner of queues and of the lanes they go through. It decides; [`super::courier`] does.
 //!
 //! Nothing here waits. Each method takes in one thing that happened, and leaves in [`Shard::take_effects`] what is to be
-//! done about it. Reads of the store are short: a page of a queue's due index, a queue's record.
+//! done about it. Reads of the store are short: a page of a queue's due index, a queue's record. What follows from what never
+//! hangs on the order of a hash map, so that a simulation goes by its seed alone.
 
 mod idle;
 mod linger;
 mod operator;
 mod scan;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,9 @@ const SITE_TTL: Duration = Duration::from_secs(300);
 
 /// A site that seems to have changed is asked again after this long, since one answer is not believed.
 const SITE_DOUBT: Duration = Duration::from_secs(15);
+
+/// A moment that another shard wrote down may be so much later than the one in which it is read.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 /// After the store failed to answer a read.
 const READ_AGAIN: Duration = Duration::from_secs(5);
@@ -235,12 +239,12 @@ pub struct Shard {
     /// Queues of this home that another shard works on.
     lent: HashMap<QueueId, usize>,
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
-    resting: HashMap<HoldScope, HashSet<QueueId>>,
+    resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
     resting_count: usize,
     /// What operators have suspended, [`queue::MAX_SUSPENSIONS`] at the most.
     suspended: Arc<[SuspensionRecord]>,
     /// Queues that left memory because they are suspended, [`MAX_RESTING`] at the most.
-    parked: HashSet<QueueId>,
+    parked: BTreeSet<QueueId>,
     pub(super) lanes: Slab<Lane>,
     lane_of: HashMap<LaneKey, LaneId>,
     lookups: HashMap<Domain, Lookup>,
@@ -288,7 +292,7 @@ impl Shard {
         });
         Self {
             suspended: suspended.into(),
-            parked: HashSet::new(),
+            parked: BTreeSet::new(),
             queue,
             place,
             backoff: super::backoff(&settings.retry),
@@ -298,7 +302,7 @@ impl Shard {
             active: HashMap::new(),
             lingering: BTreeSet::new(),
             lent: HashMap::new(),
-            resting: HashMap::new(),
+            resting: BTreeMap::new(),
             resting_count: 0,
             lanes: Slab::new(),
             lane_of: HashMap::new(),
@@ -476,7 +480,7 @@ impl Shard {
             }
             Err(error) => {
                 let scope = HoldScope::Domain(domain.clone());
-                let failures = self.rest(&scope).map_or(0, |rest| rest.failures) + 1;
+                let failures = self.rest(&scope, now).map_or(0, |rest| rest.failures) + 1;
                 let until = now + self.wait(failures);
                 tracing::warn!(%domain, %error, failures, until = %log_time(until), "deferred: destination not found");
                 let cause = format!("4.4.3 {error}");
@@ -673,7 +677,7 @@ impl Shard {
         let Some(active) = self.active.get(&id) else {
             return;
         };
-        match active.agenda.earliest() {
+        match self.first_due(active, now) {
             None if active.agenda.claims() > 0 => {}
             // The store did not answer; the catalogue brings the queue back.
             None => self.unload(id, None, now),
@@ -691,6 +695,26 @@ impl Shard {
             }
             Some(_) => self.go_ahead(id, now),
         }
+    }
+
+    /// When the first unit of a queue is due. The store may tell of times that no wait of ours reaches: the clock was ahead when
+    /// they were written, and has been put right before the relay started. Such a unit is due now.
+    fn first_due(&self, active: &Active, now: Timestamp) -> Option<Timestamp> {
+        let due = active.agenda.earliest()?;
+        if due <= now {
+            return Some(due);
+        }
+        let stream = self.settings.streams.get(&active.name.stream);
+        let retry = stream.map_or(&self.settings.retry, |stream| &stream.retry);
+        Some(crate::delivery::backoff(retry).clamp(due, now))
+    }
+
+    /// How much later than now a queue may be to wake: the longest wait of all, or longer than any park.
+    pub(super) fn longest_sleep(&self) -> Duration {
+        let streams = self.settings.streams.all().iter().map(|stream| &stream.retry);
+        let all = streams.chain([&self.settings.retry]);
+        let longest = all.map(|retry| crate::delivery::backoff(retry).longest()).max();
+        longest.unwrap_or_default().max(2 * operator::LONGEST_PARK)
     }
 
     /// Reads on in the due index where the window runs low.
@@ -758,7 +782,7 @@ impl Shard {
         };
         let scope = HoldScope::Domain(domain.clone());
         if active.way == Way::Unknown
-            && let Some(rest) = self.rest(&scope).filter(|rest| rest.until > now)
+            && let Some(rest) = self.rest(&scope, now).filter(|rest| rest.until > now)
         {
             return self.hold_back(id, &scope, rest.until, now);
         }
@@ -788,7 +812,7 @@ impl Shard {
     /// The queue's next hop is no longer configured. It waits: whatever another way may be, this mail was not meant for it.
     fn wait_for_way(&mut self, id: QueueId, name: &str, now: Timestamp) {
         let scope = HoldScope::Lane(not_configured(name));
-        let until = match self.rest(&scope).filter(|rest| rest.until > now) {
+        let until = match self.rest(&scope, now).filter(|rest| rest.until > now) {
             Some(rest) => rest.until,
             None => {
                 let until = now + LONGEST_REST;
@@ -901,7 +925,7 @@ impl Shard {
             self.lanes[lane].renew(&rule, now);
             return lane;
         }
-        let rest = self.rest(&HoldScope::Lane(key.scope()));
+        let rest = self.rest(&HoldScope::Lane(key.scope()), now);
         let lane = self.lanes.insert(Lane::new(key.clone(), plan, &rule, rest, now));
         self.lane_of.insert(key, lane);
         lane
@@ -952,6 +976,13 @@ impl Shard {
             self.leave_lane(id, lane);
         }
         self.give_back(id);
+    }
+
+    /// All queues in memory, by number.
+    pub(super) fn active_in_order(&self) -> Vec<QueueId> {
+        let mut active: Vec<_> = self.active.keys().copied().collect();
+        active.sort_unstable();
+        active
     }
 
     fn has_memory(&self) -> bool {
@@ -1017,11 +1048,9 @@ impl Shard {
             if let Grant::NotBefore { at, .. } = self.lanes[lane].limiter.reserve(now) {
                 return self.set_lane_timer(lane, at);
             }
-            match self
-                .active
-                .get_mut(&id)
-                .and_then(|active| active.agenda.claim(now))
-            {
+            // It is due, whatever its key says: see `first_due`.
+            let first = |active: &mut Active| active.agenda.claim(Timestamp::MAX);
+            match self.active.get_mut(&id).and_then(first) {
                 Some((place, message)) => {
                     let (due, message_id, unit) = place;
                     let job = Job {
@@ -1046,7 +1075,8 @@ impl Shard {
         loop {
             let id = self.lanes.get(lane)?.turn.front()?;
             self.fill(id, now);
-            let due = self.active.get(&id).and_then(|active| active.agenda.earliest());
+            let active = self.active.get(&id);
+            let due = active.and_then(|active| self.first_due(active, now));
             if due.is_some_and(|due| due <= now) {
                 return Some(id);
             }
@@ -1156,9 +1186,12 @@ impl Shard {
         }
     }
 
-    pub(super) fn rest(&self, scope: &HoldScope) -> Option<Rest> {
+    pub(super) fn rest(&self, scope: &HoldScope, now: Timestamp) -> Option<Rest> {
         let lifted = self.lifted.get(scope);
-        let stands = |hold: &HoldRecord| lifted.is_none_or(|&lifted| hold.since > lifted);
+        // One that begins later than now was written while the clock was ahead: what its end is worth, nobody knows.
+        let stands = |hold: &HoldRecord| {
+            lifted.is_none_or(|&lifted| hold.since > lifted) && hold.since <= now + CLOCKS_DIFFER
+        };
         match self.queue.held(scope) {
             Ok(hold) => hold.filter(stands).map(|hold| Rest {
                 failures: hold.failures,
@@ -1174,7 +1207,7 @@ impl Shard {
 
     /// Ends a rest: all that waited for it is due as it was before.
     pub(super) fn lift(&mut self, scope: &HoldScope, now: Timestamp) {
-        if self.rest(scope).is_some() {
+        if self.rest(scope, now).is_some() {
             self.queue.lift(scope.clone());
         }
         let woken = self.resting.remove(scope).unwrap_or_default();

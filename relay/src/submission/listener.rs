@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
@@ -56,7 +56,13 @@ struct Gate {
     service: Rc<Service>,
     /// Who has to begin with a PROXY header.
     proxies: Vec<IpNet>,
+    /// Room for clients that are told why they are turned away.
+    away: Arc<Semaphore>,
 }
+
+/// Clients that are turned away with words, at once on a listener's worker; the next ones are hung up on without. Each holds a
+/// descriptor for as long as it takes to write a line, or not to.
+const AWAY: usize = 16;
 
 /// The certificate that a listener shows.
 pub fn certificate(listener: &Listener) -> anyhow::Result<Option<Arc<ServerConfig>>> {
@@ -219,7 +225,7 @@ fn take(gate: &Rc<Gate>, stream: TcpStream, peer: SocketAddr, sessions: &mut tok
     if sessions.len() >= gate.service.front.settings.submission.max_connections {
         gate.count("full");
         tracing::warn!(proxy = %peer, "turned away: too many connections");
-        drop(spawn_local(turn_away(stream, FULL)));
+        gate.turn_away(stream, FULL);
         return;
     }
     let gate = gate.clone();
@@ -268,7 +274,17 @@ impl Gate {
         Rc::new(Self {
             service: Rc::new(service(listener, tls.clone(), front, random, doors, stop)),
             proxies: listener.proxies.clone(),
+            away: Arc::new(Semaphore::new(AWAY)),
         })
+    }
+
+    fn turn_away(&self, stream: TcpStream, reply: Reply) {
+        if let Ok(room) = self.away.clone().try_acquire_owned() {
+            drop(spawn_local(async move {
+                turn_away(stream, reply).await;
+                drop(room);
+            }));
+        }
     }
 
     fn count(&self, result: &str) {
@@ -282,7 +298,7 @@ impl Gate {
             self.count("foreign");
             tracing::info!(%client, "turned away: not of a trusted network");
             let words = Reply::new(554, 7, 1, "this server is not for you");
-            drop(spawn_local(turn_away(stream, words)));
+            self.turn_away(stream, words);
             return;
         }
         match self.service.front.enter(client) {
@@ -295,7 +311,7 @@ impl Gate {
             Err(reply) => {
                 self.count("full");
                 tracing::warn!(%client, %reply, "turned away");
-                drop(spawn_local(turn_away(stream, reply)));
+                self.turn_away(stream, reply);
             }
         }
     }

@@ -1,23 +1,22 @@
 //! An operator who suspends, resumes, retries and deletes at random.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use admin_api::operate::{Delete, Deletion, Progress, Resume, Retry, Selector, Suspend};
-use admin_api::{Caller, Control as _, Time};
+use admin_api::{Caller, Control as _, ControlError, Time};
 use relay::control::QueueControl;
 use relay::world::{Clock, Random};
 use tokio::time::{Instant, sleep};
 
 use super::MINUTE;
-use super::world::DOMAINS;
+use super::world::{DOMAINS, World};
 
 /// What is on the wire when a suspension begins may take so long.
 const FINISHES: Duration = Duration::from_secs(15 * 60);
 
 /// What was suspended, and when.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Suspended {
     selector: Selector,
     from: Instant,
@@ -43,8 +42,7 @@ pub struct Operator {
     pub control: QueueControl,
     pub random: Random,
     pub clock: Clock,
-    pub suspensions: Rc<RefCell<Vec<Suspended>>>,
-    pub seed: u64,
+    pub world: Rc<World>,
 }
 
 fn me() -> Caller {
@@ -52,14 +50,21 @@ fn me() -> Caller {
 }
 
 impl Operator {
-    /// Waits, then does something.
+    /// Waits, then does something. Nothing of it can be done where the disk fails.
     pub async fn act(&self) {
         sleep(Duration::from_secs(self.random.below(1_200) as u64)).await;
-        match self.random.below(10) {
+        let done = match self.random.below(10) {
             0..=2 => self.suspend().await,
             3..=4 => self.resume().await,
             5..=7 => self.retry().await,
             _ => self.delete().await,
+        };
+        if let Err(error) = done {
+            let text = format!("operator: {error:?}");
+            match self.world.is_failing() {
+                true => self.world.note(text),
+                false => self.world.wrong(text),
+            }
         }
     }
 
@@ -76,7 +81,7 @@ impl Operator {
         selector
     }
 
-    async fn suspend(&self) {
+    async fn suspend(&self) -> Result<(), ControlError> {
         let selector = self.selector();
         let span = (self.random.below(2) == 0).then(|| MINUTE * (1 + self.random.below(90) as u32));
         let (from, now) = (Instant::now(), self.clock.now());
@@ -85,62 +90,70 @@ impl Operator {
             until: span.map(|span| Time(now + span)),
             reason: "chance".into(),
         };
+        self.world
+            .note(format!("operator: suspend {} for {span:?}", name(&selector)));
         self.ends(&selector, from);
-        self.control.suspend(suspend, me()).await.unwrap();
-        self.suspensions.borrow_mut().push(Suspended {
+        self.control.suspend(suspend, me()).await?;
+        self.world.suspensions.borrow_mut().push(Suspended {
             selector,
             from: Instant::now(),
             until: span.map(|span| from + span),
             resumed: None,
         });
+        Ok(())
     }
 
-    async fn resume(&self) {
-        let all = self.control.suspensions().await.unwrap().suspensions;
-        if let Some(one) = all.get(self.random.below(all.len())) {
-            self.resume_one(&one.selector).await;
+    async fn resume(&self) -> Result<(), ControlError> {
+        let all = self.control.suspensions().await?.suspensions;
+        match all.get(self.random.below(all.len())) {
+            Some(one) => self.resume_one(&one.selector).await,
+            None => Ok(()),
         }
     }
 
-    pub async fn resume_all(&self) {
-        for one in self.control.suspensions().await.unwrap().suspensions {
-            self.resume_one(&one.selector).await;
+    pub async fn resume_all(&self) -> Result<(), ControlError> {
+        for one in self.control.suspensions().await?.suspensions {
+            self.resume_one(&one.selector).await?;
         }
+        Ok(())
     }
 
-    async fn resume_one(&self, selector: &Selector) {
+    async fn resume_one(&self, selector: &Selector) -> Result<(), ControlError> {
+        self.world.note(format!("operator: resume {}", name(selector)));
         self.ends(selector, Instant::now());
         let resume = Resume {
             selector: selector.clone(),
         };
-        self.control.resume(resume, me()).await.unwrap();
+        self.control.resume(resume, me()).await
     }
 
     /// A suspension of this selector is over, or another takes its place.
     fn ends(&self, selector: &Selector, now: Instant) {
-        for suspended in self.suspensions.borrow_mut().iter_mut() {
+        for suspended in self.world.suspensions.borrow_mut().iter_mut() {
             if suspended.selector == *selector && suspended.resumed.is_none() {
                 suspended.resumed = Some(now);
             }
         }
     }
 
-    async fn retry(&self) {
+    async fn retry(&self) -> Result<(), ControlError> {
         let mut retry = Retry {
             selector: self.selector(),
             after: None,
         };
+        self.world
+            .note(format!("operator: retry {}", name(&retry.selector)));
         loop {
-            let progress = self.control.retry(retry.clone(), me()).await.unwrap();
+            let progress = self.control.retry(retry.clone(), me()).await?;
             self.proper(&progress);
             retry.after = progress.next;
             if retry.after.is_none() {
-                return;
+                return Ok(());
             }
         }
     }
 
-    async fn delete(&self) {
+    async fn delete(&self) -> Result<(), ControlError> {
         let mut delete = Delete {
             selector: Selector {
                 all: false,
@@ -151,8 +164,10 @@ impl Operator {
             token: None,
             after: None,
         };
+        self.world
+            .note(format!("operator: delete {}", name(&delete.selector)));
         loop {
-            match self.control.delete(delete.clone(), me()).await.unwrap() {
+            match self.control.delete(delete.clone(), me()).await? {
                 Deletion::Preview(preview) => {
                     assert!(delete.token.is_none());
                     delete.token = Some(preview.token);
@@ -161,7 +176,7 @@ impl Operator {
                     self.proper(&progress);
                     delete.after = progress.next;
                     if delete.after.is_none() {
-                        return;
+                        return Ok(());
                     }
                 }
             }
@@ -169,6 +184,14 @@ impl Operator {
     }
 
     fn proper(&self, progress: &Progress) {
-        assert_eq!(progress.failed, 0, "seed {}", self.seed);
+        if progress.failed > 0 && !self.world.is_failing() {
+            self.world.wrong(format!("an order failed: {progress:?}"));
+        }
     }
+}
+
+fn name(selector: &Selector) -> String {
+    let Selector { tenant, domain, .. } = selector;
+    let part = |name: &Option<String>| name.clone().unwrap_or_else(|| "*".to_owned());
+    format!("{} to {}", part(tenant), part(domain))
 }

@@ -1,7 +1,6 @@
 //! The Internet of a run: name servers and mail hosts whose moods a seed decides, and what they have seen.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -16,6 +15,10 @@ use tokio::io::{
 };
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
+
+use super::books::Books;
+use super::operator::Suspended;
+use super::{A_MINUTE, CONNECTIONS, MINUTE};
 
 /// Hosts by site: whatever goes to the hosts of one entry shares a lane.
 pub const SITES: [&[usize]; 6] = [&[0, 1], &[2], &[3, 4], &[5], &[DEAD], &[REPORTS]];
@@ -39,25 +42,73 @@ pub struct World {
     pub calm: Cell<bool>,
     /// The mail of d2.test goes to another host from now on.
     pub moved: Cell<bool>,
-    /// When a recipient's mail was taken.
-    pub taken: RefCell<HashMap<String, Vec<Instant>>>,
+    /// What must hold, and whether it did.
+    pub books: RefCell<Books>,
+    /// What the operator has suspended.
+    pub suspensions: RefCell<Vec<Suspended>>,
+    /// Since when the disk of this life fails.
+    pub failing_from: Cell<Option<Instant>>,
     /// When a MAIL came, by site.
-    pub mails: RefCell<[Vec<Instant>; SITES.len()]>,
+    mails: RefCell<[Vec<Instant>; SITES.len()]>,
     open: RefCell<[usize; SITES.len()]>,
-    /// The most connections there were at once, by site.
-    pub most_open: RefCell<[usize; SITES.len()]>,
 }
 
 impl World {
-    pub fn new(random: Random) -> Self {
+    pub fn new(random: Random, books: Books) -> Self {
         Self {
             random,
+            books: RefCell::new(books),
+            suspensions: RefCell::default(),
+            failing_from: Cell::default(),
             calm: Cell::default(),
             moved: Cell::default(),
-            taken: RefCell::default(),
             mails: RefCell::default(),
             open: RefCell::default(),
-            most_open: RefCell::default(),
+        }
+    }
+
+    /// Writes down a step.
+    pub fn note(&self, what: impl AsRef<str>) {
+        self.books.borrow_mut().note(what);
+    }
+
+    /// Something that must not be: the run ends at its next look. A panic would be lost with its task.
+    pub fn wrong(&self, what: impl AsRef<str>) {
+        self.books.borrow_mut().wrong(what);
+    }
+
+    pub fn is_failing(&self) -> bool {
+        self.failing_from.get().is_some()
+    }
+
+    /// The site is begun another transaction.
+    fn mail(&self, site: usize) {
+        let mut all = self.mails.borrow_mut();
+        let mails = &mut all[site];
+        let now = Instant::now();
+        mails.push(now);
+        // A token may be spent a little later than it was drawn, by as many as there are connections.
+        let most = A_MINUTE + 2 * CONNECTIONS;
+        if mails.len() > most && now - mails[mails.len() - 1 - most] < MINUTE {
+            self.wrong(format!("site {site}: too fast"));
+        }
+    }
+
+    /// The host keeps a message.
+    fn keep(&self, number: usize, to: &mut Vec<String>, octets: &[u8]) {
+        let mut books = self.books.borrow_mut();
+        for recipient in to.drain(..) {
+            books.note(format!("h{number}: keeps it for {recipient}"));
+            books.takes(&recipient, octets);
+            let Some(letter) = books.letters.get(&recipient) else {
+                continue;
+            };
+            let now = Instant::now();
+            let mut suspensions = self.suspensions.borrow().clone();
+            suspensions.retain(|one| one.held(&letter.tenant, &recipient, now));
+            if let Some(one) = suspensions.first() {
+                books.wrong(format!("{recipient} was taken though {one:?}"));
+            }
         }
     }
 
@@ -88,8 +139,10 @@ impl Counted {
             open[site] += 1;
             open[site]
         };
-        let before = world.most_open.borrow()[site];
-        world.most_open.borrow_mut()[site] = before.max(now);
+        world.note(format!("site {site}: connection, {now} open"));
+        if now > CONNECTIONS {
+            world.wrong(format!("{now} connections to site {site}"));
+        }
         Self { pipe, world, site }
     }
 }
@@ -141,7 +194,9 @@ impl Net for SimNet {
 
     async fn mx(&self, domain: &Domain) -> Result<MxAnswer, DnsError> {
         let world = &self.0;
-        if world.trouble(20) {
+        let fails = world.trouble(20);
+        world.note(format!("dns: {domain}, fails: {fails}"));
+        if fails {
             return Err(DnsError {
                 question: format!("{domain} MX"),
                 cause: "SERVFAIL".into(),
@@ -207,7 +262,11 @@ fn step(world: &World, number: usize, refusals: &[&'static str]) -> Step {
 }
 
 async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Result<()> {
-    let mut peer = BufReader::new(stream);
+    let mut peer = Peer {
+        world,
+        number,
+        stream: BufReader::new(stream),
+    };
     match step(world, number, &["421 busy", "554 not here", "450 what"]) {
         Step::Go => say(&mut peer, "220 hello").await?,
         Step::Say(words) => say(&mut peer, words).await?,
@@ -216,14 +275,14 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
     }
     let (mut open, mut to) = (false, Vec::new());
     loop {
-        let mut line = String::new();
-        if peer.read_line(&mut line).await? == 0 {
+        let Some(line) = peer.line().await? else {
             return Ok(());
-        }
+        };
+        world.note(format!("h{number} < {}", line.trim_end()));
         let verb = line.get(..4).unwrap_or_default();
         let refusals: &[&str] = match verb {
             "MAIL" => {
-                world.mails.borrow_mut()[site(number)].push(Instant::now());
+                world.mail(site(number));
                 (open, to) = (false, Vec::new());
                 &["421 later", "451 4.3.0 later"]
             }
@@ -258,25 +317,33 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
             }
             "DATA" => {
                 say(&mut peer, "354 go").await?;
-                while line != ".\r\n" {
-                    line.clear();
-                    if peer.read_line(&mut line).await? == 0 {
+                let mut octets = String::new();
+                loop {
+                    let Some(line) = peer.line().await? else {
                         return Ok(());
+                    };
+                    if line == ".\r\n" {
+                        break;
                     }
+                    octets.push_str(line.strip_prefix('.').unwrap_or(&line));
                 }
+                let octets = octets.as_bytes();
                 match step(world, number, &["451 4.3.0 later", "554 5.6.0 spam"]) {
                     Step::Say(words) => {
                         say(&mut peer, words).await?;
                         continue;
                     }
                     // It keeps the message all the same: nobody can tell.
-                    Step::HangUp => return keep(world, &mut to),
+                    Step::HangUp => {
+                        world.keep(number, &mut to, octets);
+                        return Ok(());
+                    }
                     Step::Silence => {
-                        keep(world, &mut to)?;
+                        world.keep(number, &mut to, octets);
                         return silence().await;
                     }
                     Step::Go => {
-                        keep(world, &mut to)?;
+                        world.keep(number, &mut to, octets);
                         say(&mut peer, "250 kept").await?;
                     }
                 }
@@ -292,19 +359,30 @@ fn path(line: &str) -> String {
     path.split('>').next().unwrap_or_default().to_owned()
 }
 
-fn keep(world: &World, to: &mut Vec<String>) -> io::Result<()> {
-    let mut taken = world.taken.borrow_mut();
-    for recipient in to.drain(..) {
-        taken.entry(recipient).or_default().push(Instant::now());
-    }
-    Ok(())
-}
-
 async fn silence() -> io::Result<()> {
     sleep(Duration::from_secs(86_400)).await;
     Ok(())
 }
 
-async fn say(peer: &mut BufReader<DuplexStream>, words: &str) -> io::Result<()> {
-    peer.get_mut().write_all(format!("{words}\r\n").as_bytes()).await
+/// A host's end of a connection.
+struct Peer<'a> {
+    world: &'a World,
+    number: usize,
+    stream: BufReader<DuplexStream>,
+}
+
+impl Peer<'_> {
+    async fn line(&mut self) -> io::Result<Option<String>> {
+        let mut line = String::new();
+        let read = self.stream.read_line(&mut line).await?;
+        Ok((read > 0).then_some(line))
+    }
+}
+
+async fn say(peer: &mut Peer<'_>, words: &str) -> io::Result<()> {
+    peer.world.note(format!("h{} > {words:?}", peer.number));
+    peer.stream
+        .get_mut()
+        .write_all(format!("{words}\r\n").as_bytes())
+        .await
 }

@@ -18,11 +18,14 @@ use super::{Courier, Event, load};
 impl<N: Net> Courier<N> {
     /// Carries an order out, and tells the shard and whoever gave it.
     pub(super) async fn order(&self, order: &Order) {
-        let unit = order.unit;
+        let (unit, now) = (order.unit, self.parts.clock.now());
         let (settled, done) = match &order.what {
             &Ordered::Retry { ref by, due } => match self.parts.queue.state(unit.id, unit.unit) {
                 // It was tried after the operator had asked for it, and put off again.
-                Ok(Some(state)) if state.last_attempt >= due => (Settled::Untouched, Done::Gone),
+                // An attempt later than now was made while the clock was ahead, and says nothing.
+                Ok(Some(state)) if (due..=now).contains(&state.last_attempt) => {
+                    (Settled::Untouched, Done::Gone)
+                }
                 Ok(_) => {
                     let result = self.parts.queue.retry(unit, due, by).await;
                     told(unit, result.map(|()| Settled::Due(due)))

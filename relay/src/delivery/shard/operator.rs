@@ -1,6 +1,6 @@
 //! What operators do to a shard's queues: suspend them, hurry them, end or move single units.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{Active, Effect, MAX_RESTING, Rests, Shard, Way};
 
 /// A suspended queue is looked at again after this long, or a little more, so that all are not looked at together. Whoever ends
 /// the suspension wakes it; a crash in between may not.
-const LONGEST_PARK: Duration = Duration::from_secs(3_600);
+pub(super) const LONGEST_PARK: Duration = Duration::from_secs(3_600);
 
 impl Shard {
     /// Takes in all suspensions there are now. What they no longer hold is looked at; what they hold leaves its turn at
@@ -29,8 +29,7 @@ impl Shard {
                 None => self.wake(id, now),
             }
         }
-        let active: Vec<_> = self.active.keys().copied().collect();
-        for id in active {
+        for id in self.active_in_order() {
             if !self.park(id, now) {
                 self.look_at(id, now);
             }
@@ -71,7 +70,7 @@ impl Shard {
             return None;
         }
         let Way::Lane(lane) = active.way else {
-            let rest = self.rest(&HoldScope::Domain(active.name.domain.clone()));
+            let rest = self.rest(&HoldScope::Domain(active.name.domain.clone()), now);
             return Some(rest.and_then(|rest| rests(rest, now)).unwrap_or(Waits::Turn));
         };
         let lane = self.lanes.get(lane)?;
@@ -100,9 +99,9 @@ impl Shard {
         if unit.due > now {
             return None;
         }
-        let resting = |(_, queues): &(_, &HashSet<_>)| queues.contains(&unit.queue);
+        let resting = |(_, queues): &(_, &BTreeSet<_>)| queues.contains(&unit.queue);
         let (scope, _) = self.resting.iter().find(resting)?;
-        rests(self.rest(scope)?, now)
+        rests(self.rest(scope, now)?, now)
     }
 
     /// Takes a suspended queue out of its turn, and out of memory as soon as nothing of it is claimed. False where it isn't

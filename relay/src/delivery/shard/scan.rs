@@ -27,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(3_600);
 #[derive(Default)]
 pub(super) struct Scans {
     catalogue: Progress<(Timestamp, QueueId)>,
+    /// Through its far end.
+    far: Progress<(Timestamp, QueueId)>,
     deadlines: Progress<DeadlineKey>,
     notices: Progress<DeadlineKey>,
 }
@@ -101,6 +103,7 @@ impl Shard {
         }
         self.forget_lingering(now);
         self.wake_queues(now);
+        self.wake_far_queues(now);
         self.expire(now);
         self.tell_of_delays(now);
         // Another shard may have closed a connection.
@@ -131,6 +134,31 @@ impl Shard {
             }
         }
         self.scans.catalogue.stopped(after);
+    }
+
+    /// Wakes queues that are to wake later than any of them should: the clock was ahead when that was written, and has been put
+    /// right before the start. Most of the time there are none, and this is one seek in a while.
+    fn wake_far_queues(&mut self, now: Timestamp) {
+        let far = (now + self.longest_sleep(), QueueId(u64::MAX));
+        let last = self.scans.far.whole;
+        let after = self.scans.far.begin(now);
+        if !self.scans.far.behind && self.scans.far.whole == last {
+            return;
+        }
+        let after = after.max(Some(far));
+        let Some(page) = self.read(now, |queue| queue.waking(after, Timestamp::MAX, SCAN_PAGE)) else {
+            return;
+        };
+        for &(_, id) in &page {
+            let is_mine = self.place.home_elsewhere(id).is_none() && !self.lent.contains_key(&id);
+            if is_mine && self.activate(id, now) {
+                self.look_at(id, now);
+            }
+        }
+        match page.last() {
+            Some(&last) if page.len() == SCAN_PAGE => self.scans.far.stopped(Some(last)),
+            _ => self.scans.far.reached(far),
+        }
     }
 
     /// Ends as many units that are overdue as there is room for. The next scan goes on where this one ended, so that units
@@ -246,7 +274,7 @@ impl Shard {
             Way::Unknown => None,
         };
         by_lane.or_else(|| {
-            self.rest(&HoldScope::Domain(active.name.domain.clone()))
+            self.rest(&HoldScope::Domain(active.name.domain.clone()), now)
                 .map(|rest| rest.cause)
         })
     }
