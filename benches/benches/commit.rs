@@ -46,5 +46,9 @@ fn commit(criterion: &mut Criterion) {
     queue.close();
 }
 
-criterion_group!(benches, commit);
+criterion_group! {
+    name = benches;
+    config = benches::settings();
+    targets = commit
+}
 criterion_main!(benches);

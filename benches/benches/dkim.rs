@@ -45,5 +45,9 @@ fn dkim(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, dkim);
+criterion_group! {
+    name = benches;
+    config = benches::settings();
+    targets = dkim
+}
 criterion_main!(benches);

@@ -51,5 +51,9 @@ fn next_due(criterion: &mut Criterion) {
     queue.close();
 }
 
-criterion_group!(benches, next_due);
+criterion_group! {
+    name = benches;
+    config = benches::settings();
+    targets = next_due
+}
 criterion_main!(benches);

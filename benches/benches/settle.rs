@@ -32,5 +32,9 @@ fn ends(criterion: &mut Criterion) {
     queue.close();
 }
 
-criterion_group!(benches, ends);
+criterion_group! {
+    name = benches;
+    config = benches::settings();
+    targets = ends
+}
 criterion_main!(benches);

@@ -6,10 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use criterion::Criterion;
 use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use queue::{End, Fate, NewMessage, NewUnit, Options, Origin, Queue, RouteGroup, Settle, UnitKey};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
+
+/// How long each benchmark runs: all of them together are done in some two minutes.
+pub fn settings() -> Criterion {
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(1_200))
+        .sample_size(30)
+}
 
 /// How messages of a store look.
 #[derive(Clone, Debug)]
