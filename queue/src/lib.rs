@@ -343,7 +343,11 @@ impl Queue {
 
     /// A queue on the model, each request committed at once on the caller's thread: for simulations and tests.
     pub fn in_memory(store: MemoryStore) -> Result<Self, OpenError> {
-        let store: Arc<dyn Store> = Arc::new(store);
+        Self::inline(Arc::new(store))
+    }
+
+    /// The same on any store. Nothing guards it: no mark, no look at free space, no way back after a failure.
+    pub fn inline(store: Arc<dyn Store>) -> Result<Self, OpenError> {
         prepare(&*store)?;
         index(&*store)?;
         sweep(&*store)?;
