@@ -4,12 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A domain as it goes on the wire: A-labels, lower case, no final dot, 1..=255 octets (RFC 5321 §4.5.3.1.2), each label
 /// 1..=63 octets of letters, digits and inner hyphens (RFC 5890 §2.3.1). Cloning is cheap.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Domain(Arc<str>);
 
 /// Why a text is not a [`Domain`].
@@ -76,7 +76,11 @@ fn check(text: &str) -> Result<Domain, BadDomain> {
     if last_is_number {
         return Err(BadDomain::Address);
     }
-    Ok(Domain(text.to_ascii_lowercase().into()))
+    Ok(Domain(if text.bytes().any(|octet| octet.is_ascii_uppercase()) {
+        text.to_ascii_lowercase().into()
+    } else {
+        text.into()
+    }))
 }
 
 impl TryFrom<String> for Domain {
@@ -84,6 +88,12 @@ impl TryFrom<String> for Domain {
 
     fn try_from(text: String) -> Result<Self, BadDomain> {
         text.parse()
+    }
+}
+
+impl Serialize for Domain {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::domain::{BadDomain, Domain};
 
@@ -13,8 +13,8 @@ use crate::domain::{BadDomain, Domain};
 /// The local part is kept in its wire form, byte for byte, a quoted string with its quotes: only the final host may read
 /// meaning into it (RFC 5321 §2.3.11). UTF-8 is possible (RFC 6531); [`Mailbox::is_ascii`] tells. No control character,
 /// so neither CR nor LF, ever gets in.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Mailbox {
     local: Arc<str>,
     domain: Domain,
@@ -135,9 +135,15 @@ impl TryFrom<String> for Mailbox {
     }
 }
 
+impl Serialize for Mailbox {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl From<Mailbox> for String {
     fn from(mailbox: Mailbox) -> Self {
-        mailbox.to_string()
+        [mailbox.local(), "@", mailbox.domain.as_str()].concat()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io::Write as _;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +50,12 @@ impl Reply {
 
     /// The same codes with other words. Line breaks in `text` make further lines; CR becomes a space.
     pub fn with_text(mut self, text: impl Into<String>) -> Self {
-        self.text = Cow::Owned(text.into().replace('\r', " "));
+        let text = text.into();
+        self.text = Cow::Owned(if text.contains('\r') {
+            text.replace('\r', " ")
+        } else {
+            text
+        });
         self
     }
 
@@ -73,9 +79,10 @@ impl Reply {
         let mut lines = self.text.split('\n').peekable();
         while let Some(line) = lines.next() {
             let mark = if lines.peek().is_some() { '-' } else { ' ' };
-            wire.extend_from_slice(format!("{}{mark}", self.code).as_bytes());
+            // Nothing written into memory fails.
+            let _ = write!(wire, "{}{mark}", self.code);
             if let Some(enhanced) = self.enhanced {
-                wire.extend_from_slice(format!("{enhanced} ").as_bytes());
+                let _ = write!(wire, "{enhanced} ");
             }
             wire.extend_from_slice(line.as_bytes());
             wire.extend_from_slice(b"\r\n");

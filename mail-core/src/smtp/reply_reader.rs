@@ -101,16 +101,16 @@ impl ReplyReader {
             self.text.push('\n');
         }
         self.lines += 1;
-        let room = MAX_TEXT.saturating_sub(self.text.len());
-        self.text.push_str(&clean(text, room));
+        clean_into(&mut self.text, text, MAX_TEXT);
         if !last {
             return None;
         }
-        let text = std::mem::take(&mut self.text);
+        let mut text = std::mem::take(&mut self.text);
+        text.truncate(text.trim_end_matches('\n').len());
         Some(Ok(Reply {
             code,
             enhanced: self.enhanced,
-            text: Cow::Owned(text.trim_end_matches('\n').to_owned()),
+            text: Cow::Owned(text),
         }))
     }
 }
@@ -167,6 +167,13 @@ fn parse_enhanced(word: &[u8]) -> Option<EnhancedCode> {
 /// Text fit for logs and reports: at most `most` octets, no control characters.
 fn clean(text: &[u8], most: usize) -> String {
     let mut out = String::new();
+    clean_into(&mut out, text, most);
+    out
+}
+
+/// The same behind what is in `out`, which has `most` octets then at the most.
+fn clean_into(out: &mut String, text: &[u8], most: usize) {
+    out.reserve(text.len().min(most.saturating_sub(out.len())));
     for c in String::from_utf8_lossy(text).chars() {
         let c = if c == '\t' {
             ' '
@@ -180,7 +187,6 @@ fn clean(text: &[u8], most: usize) -> String {
         }
         out.push(c);
     }
-    out
 }
 
 #[cfg(test)]

@@ -1,8 +1,13 @@
 //! One mail transaction.
 
+use std::fmt::Write as _;
+
 use super::{Extensions, Stage};
 use crate::smtp::command::utf8_as_ascii;
 use crate::{BodyType, DsnOptions, Mailbox, Notify, Recipient, Reply, Ret, ReversePath};
+
+/// Octets set aside for a command; most need no more.
+const LINE: usize = 64;
 
 /// What a transaction carries.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +110,8 @@ pub enum TransactionAction {
 /// One mail transaction (RFC 5321 §3.3), with two cursors: commands written, and commands answered.
 #[derive(Clone, Debug)]
 pub struct Transaction {
+    /// The lines of all commands.
+    lines: String,
     commands: Vec<Command>,
     written: usize,
     answered: usize,
@@ -118,7 +125,8 @@ pub struct Transaction {
 
 #[derive(Clone, Debug)]
 struct Command {
-    line: String,
+    /// Where its line ends in [`Transaction::lines`].
+    end: usize,
     stage: Stage,
     recipient: usize,
 }
@@ -139,7 +147,8 @@ impl Transaction {
     /// Plans a transaction with a peer of these extensions.
     pub fn new(message: &Message<'_>, offers: &Extensions) -> Self {
         let mut transaction = Self {
-            commands: Vec::new(),
+            lines: String::with_capacity(LINE * (2 + message.recipients.len())),
+            commands: Vec::with_capacity(2 + message.recipients.len()),
             written: 0,
             answered: 0,
             results: vec![None; message.recipients.len()],
@@ -172,38 +181,40 @@ impl Transaction {
     }
 
     fn plan(&mut self, message: &Message<'_>, offers: &Extensions) {
-        let mut mail = format!("MAIL FROM:<{}>", message.reverse_path);
+        // Nothing written into a string fails.
+        let _ = write!(self.lines, "MAIL FROM:<{}>", message.reverse_path);
         if offers.size.is_some() {
-            mail.push_str(&format!(" SIZE={}", message.size));
+            let _ = write!(self.lines, " SIZE={}", message.size);
         }
         if offers.eight_bit_mime && (message.eight_bit || message.body_type == BodyType::EightBitMime) {
-            mail.push_str(" BODY=8BITMIME");
+            self.lines.push_str(" BODY=8BITMIME");
         }
         let smtputf8 = offers.smtputf8 && message.needs_smtputf8();
         if smtputf8 {
-            mail.push_str(" SMTPUTF8");
+            self.lines.push_str(" SMTPUTF8");
         }
         if offers.dsn {
-            mail.push_str(&mail_wishes(message.dsn));
+            self.lines.push_str(&mail_wishes(message.dsn));
         }
-        self.command(mail, Stage::Mail, 0);
+        self.end_command(Stage::Mail, 0);
         for (number, recipient) in message.recipients.iter().enumerate() {
             if self.results[number].is_some() {
                 continue;
             }
-            let mut rcpt = format!("RCPT TO:<{}>", recipient.mailbox);
+            let _ = write!(self.lines, "RCPT TO:<{}>", recipient.mailbox);
             if offers.dsn {
-                rcpt.push_str(&rcpt_wishes(recipient, smtputf8));
+                self.lines.push_str(&rcpt_wishes(recipient, smtputf8));
             }
-            self.command(rcpt, Stage::Rcpt, number);
+            self.end_command(Stage::Rcpt, number);
         }
-        self.command("DATA".into(), Stage::Data, 0);
+        self.lines.push_str("DATA");
+        self.end_command(Stage::Data, 0);
     }
 
-    fn command(&mut self, mut line: String, stage: Stage, recipient: usize) {
-        line.push_str("\r\n");
+    fn end_command(&mut self, stage: Stage, recipient: usize) {
+        self.lines.push_str("\r\n");
         self.commands.push(Command {
-            line,
+            end: self.lines.len(),
             stage,
             recipient,
         });
@@ -238,25 +249,32 @@ impl Transaction {
 
     /// All at once to a peer that takes it, else one; nothing more once it is of no use.
     fn write_commands(&mut self) -> Vec<u8> {
-        let mut line = Vec::new();
-        while let Some(command) = self.commands.get(self.written) {
+        let begin = self.end_of(self.written);
+        while self.written < self.commands.len() {
             if self.answered == self.written && self.answered > 0 && !self.anyone() {
                 self.data = Data::None;
                 break;
             }
-            line.extend_from_slice(command.line.as_bytes());
             self.written += 1;
             if !self.pipelining {
                 break;
             }
         }
-        line
+        self.lines.as_bytes()[begin..self.end_of(self.written)].to_vec()
+    }
+
+    /// Where the first so many commands end.
+    fn end_of(&self, commands: usize) -> usize {
+        let last = commands.checked_sub(1).and_then(|last| self.commands.get(last));
+        last.map_or(0, |command| command.end)
     }
 
     fn reset(&mut self) -> TransactionAction {
         self.data = Data::None;
         self.commands.truncate(self.written);
-        self.command("RSET".into(), Stage::Rset, 0);
+        self.lines.truncate(self.end_of(self.written));
+        self.lines.push_str("RSET");
+        self.end_command(Stage::Rset, 0);
         self.written += 1;
         TransactionAction::Write(b"RSET\r\n".to_vec())
     }
