@@ -189,10 +189,10 @@ impl Routing {
             reverse_path: &ReversePath::Null,
         };
         let placed = self.place(sender, &recipients);
-        report.units = placed.due(now);
         if !placed.field.is_empty() {
             report.prefix = [placed.field.as_bytes(), &report.prefix].concat().into();
         }
+        report.units = placed.due(now);
         report
     }
 
@@ -250,14 +250,14 @@ impl Routing {
 
 impl Placed {
     /// The units, due at once.
-    pub fn due(&self, now: Timestamp) -> Vec<NewUnit> {
-        let unit = |unit: &Placing| NewUnit {
+    pub fn due(self, now: Timestamp) -> Vec<NewUnit> {
+        let unit = |unit: Placing| NewUnit {
             route_group: unit.group,
-            domain: unit.domain.clone(),
+            domain: unit.domain,
             due: now,
-            recipients: unit.recipients.clone(),
+            recipients: unit.recipients,
         };
-        self.units.iter().map(unit).collect()
+        self.units.into_iter().map(unit).collect()
     }
 
     /// The field, above what else we add.

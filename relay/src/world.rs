@@ -42,9 +42,9 @@ impl Clock {
         self.wall + self.start.elapsed()
     }
 
-    /// The moment at which [`Clock::now`] will be `at`; now where that has passed.
+    /// The moment at which [`Clock::now`] is `at`. Reads no clock: it may have passed.
     pub fn instant(&self, at: Timestamp) -> Instant {
-        Instant::now() + at.since(self.now())
+        self.start + at.since(self.wall)
     }
 }
 

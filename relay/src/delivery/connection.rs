@@ -374,7 +374,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Writes some octets; `None` if the peer says something before it takes any. An error means that none were taken.
     async fn write_or_hear(&mut self, vectors: &[IoSlice<'_>]) -> Result<Option<usize>, Broken> {
-        let mut heard = [0; READ];
         let input = &mut self.input;
         let wire = &mut self.wire;
         poll_fn(|context| {
@@ -386,6 +385,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     Ok(Some(written))
                 });
             }
+            // Here, since mostly all is written at once.
+            let mut heard = [0; READ];
             let mut buffer = ReadBuf::new(&mut heard);
             match Pin::new(&mut *wire).poll_read(context, &mut buffer) {
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Err(Broken::Closed)),

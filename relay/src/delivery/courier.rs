@@ -162,9 +162,11 @@ pub async fn run_renewed<N: Net>(
     let mut wires = HashMap::new();
     let mut draining = false;
     let mut load = (0, 0);
+    let mut effects = Vec::new();
     loop {
         shard.tick(clock.now());
-        for effect in shard.take_effects() {
+        shard.swap_effects(&mut effects);
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Tell(shard, word) => seat.tell(shard, word),
                 effect => courier.perform(effect, &mut wires),
@@ -480,7 +482,7 @@ impl<N: Net> Courier<N> {
         self.record(
             job.unit,
             &prepared,
-            &outcomes,
+            outcomes,
             Some(Hop {
                 millis,
                 ..connection.hop()
@@ -505,7 +507,7 @@ impl<N: Net> Courier<N> {
             .into_iter()
             .map(|open| unread::outcome(open.index, open.to.mailbox, &ending, open.last_reply))
             .collect();
-        self.record(job.unit, &prepared, &outcomes, None, false).await;
+        self.record(job.unit, &prepared, outcomes, None, false).await;
     }
 
     /// Tells the sender that the unit is late; it stays where it is, as it is.
@@ -522,7 +524,7 @@ impl<N: Net> Courier<N> {
                 host: None,
             })
             .collect();
-        let (mut settle, mut told) = self.settlement(unit, prepared, &outcomes, None, false);
+        let (mut settle, mut told) = self.settlement(unit, prepared, outcomes, None, false);
         if settle.reports.is_empty() {
             // It was told of by an attempt.
             return self.tell(Event::Settled(unit, Settled::Untouched));
@@ -555,7 +557,7 @@ impl<N: Net> Courier<N> {
                 reply: reply.clone(),
                 host: Some(host.clone()),
             });
-        self.record(job.unit, &prepared, &outcomes.collect::<Vec<_>>(), None, false)
+        self.record(job.unit, &prepared, outcomes.collect(), None, false)
             .await;
     }
 
@@ -582,7 +584,7 @@ impl<N: Net> Courier<N> {
         self: &Rc<Self>,
         unit: UnitKey,
         prepared: &Prepared,
-        outcomes: &[Outcome],
+        outcomes: Vec<Outcome>,
         hop: Option<Hop>,
         peer_reports: bool,
     ) {
@@ -610,7 +612,7 @@ impl<N: Net> Courier<N> {
         &self,
         unit: UnitKey,
         prepared: &Prepared,
-        outcomes: &[Outcome],
+        outcomes: Vec<Outcome>,
         hop: Option<Hop>,
         peer_reports: bool,
     ) -> (Settle, Told) {
@@ -623,7 +625,7 @@ impl<N: Net> Courier<N> {
             expires_at: past.expires_at,
             peer_reports,
         };
-        let notices = notify::notices(outcomes, prepared.message.recipients(unit.unit), &circumstances);
+        let notices = notify::notices(&outcomes, prepared.message.recipients(unit.unit), &circumstances);
         let (kinds, reports): (Vec<_>, Vec<_>) =
             self.reports_on(&original, &notices, now).into_iter().unzip();
         if kinds.contains(&Kind::Delayed) {
@@ -635,7 +637,7 @@ impl<N: Net> Courier<N> {
         let mut settle = settle::settle(
             unit,
             past,
-            outcomes,
+            &outcomes,
             hop,
             reports,
             (&backoff, self.parts.random.fraction()),
@@ -649,7 +651,7 @@ impl<N: Net> Courier<N> {
             received_at: received_at(prepared),
             attempt: past.attempts + 1,
             tag: prepared.message.tag().cloned(),
-            outcomes: outcomes.to_vec(),
+            outcomes,
             kinds,
         };
         (settle, told)

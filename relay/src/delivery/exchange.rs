@@ -264,6 +264,15 @@ impl Doors {
     pub async fn tell(&self, units: &[UnitKey], message: Option<Arc<Kept>>) {
         // Never closed, so there is a permit.
         let untold = self.room.clone().acquire_owned().await.ok().map(Arc::new);
+        if let [unit] = units {
+            let accepted = Accepted {
+                units: vec![*unit],
+                message,
+                _untold: untold,
+            };
+            let _ = self.shards[home(unit.queue, self.shards.len())].send(Word::Accepted(accepted));
+            return;
+        }
         let mut homes: Vec<Vec<UnitKey>> = vec![Vec::new(); self.shards.len()];
         for unit in units {
             homes[home(unit.queue, self.shards.len())].push(*unit);

@@ -25,15 +25,27 @@ pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstanc
         .iter()
         .filter_map(|outcome| {
             let to = recipients.get(usize::from(outcome.recipient))?;
-            let told = told(outcome, now)?;
-            is_wanted(told.kind(), to.notify).then(|| Notice {
+            if !is_wanted(kind(outcome, now)?, to.notify) {
+                return None;
+            }
+            Some(Notice {
                 to: to.clone(),
-                told,
+                told: told(outcome, now)?,
                 remote: outcome.host.clone(),
                 last_attempt: outcome.host.is_some().then_some(now.now),
             })
         })
         .collect()
+}
+
+/// Of which kind a notice of it is, if there is one. Most are not wanted, and need not be made to know that.
+fn kind(outcome: &Outcome, now: &Circumstances) -> Option<Kind> {
+    match &outcome.verdict {
+        Verdict::Failed(_) | Verdict::Deleted(_) => Some(Kind::Failed),
+        Verdict::Delivered if !now.peer_reports => Some(Kind::Relayed),
+        Verdict::Later | Verdict::InDoubt if now.delay_due => Some(Kind::Delayed),
+        Verdict::Delivered | Verdict::Later | Verdict::InDoubt | Verdict::Discarded => None,
+    }
 }
 
 fn told(outcome: &Outcome, now: &Circumstances) -> Option<Told> {

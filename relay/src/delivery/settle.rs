@@ -65,7 +65,7 @@ pub fn settle(
     let ends = outcomes.iter().filter_map(end).collect();
     let open: Vec<_> = outcomes
         .iter()
-        .filter(|outcome| end(outcome).is_none())
+        .filter(|outcome| is_open(outcome))
         .map(still_open)
         .collect();
     let doubtful = outcomes
@@ -109,6 +109,10 @@ pub(super) fn end(outcome: &Outcome) -> Option<End> {
         fate,
         reply: outcome.reply.clone(),
     })
+}
+
+fn is_open(outcome: &Outcome) -> bool {
+    matches!(outcome.verdict, Verdict::Later | Verdict::InDoubt)
 }
 
 fn still_open(outcome: &Outcome) -> StillOpen {

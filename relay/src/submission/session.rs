@@ -1,6 +1,7 @@
 //! A client's session: the shell around mail-core's. It reads and writes within its limits, and answers what the session asks.
 
 use std::cell::OnceCell;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -580,17 +581,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
     }
 
     fn say_accepted(&self, message: &NewMessage, envelope: &Envelope) {
-        let recipients: Vec<_> = envelope
-            .recipients
-            .iter()
-            .take(10)
-            .map(|to| to.mailbox.to_string())
-            .collect();
-        let pairs = message
-            .metadata
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"));
-        let pairs = pairs.collect::<Vec<_>>().join("; ");
+        let recipients = envelope.recipients.iter().take(10);
+        let to = listed(recipients.map(|to| &to.mailbox), ",");
+        let pairs = message.metadata.iter();
+        let pairs = listed(pairs.map(|(key, value)| format!("{key}={value}")), "; ");
         tracing::info!(
             id = %message.id,
             tenant = self.tenant.as_deref(),
@@ -600,7 +594,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             client = %self.client,
             from = %envelope.reverse_path,
             recipients = envelope.recipients.len(),
-            to = recipients.join(","),
+            to,
             bytes = message.body_bytes(),
             "accepted"
         );
@@ -645,6 +639,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         if !placed.field.is_empty() {
             tracing::warn!(%id, "safe mode: sent elsewhere than to its recipients");
         }
+        let prefix = placed.above(prefix(&arrival, envelope, &data.octets));
         NewMessage {
             id,
             received_at: now,
@@ -657,7 +652,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             dsn: envelope.dsn.clone(),
             tag: asked.tag,
             metadata: asked.metadata,
-            prefix: placed.above(prefix(&arrival, envelope, &data.octets)),
+            prefix,
             body: rewrite::message(rewrites, data.octets),
             rest,
             origin: Origin {
@@ -670,6 +665,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             units: placed.due(now),
         }
     }
+}
+
+/// All of them, with `between` between them.
+fn listed(all: impl Iterator<Item = impl fmt::Display>, between: &str) -> String {
+    let mut text = String::new();
+    for (number, one) in all.enumerate() {
+        // Nothing written into a string fails.
+        let _ = write!(text, "{}{one}", if number > 0 { between } else { "" });
+    }
+    text
 }
 
 /// The session's next input; a line is in [`Shell::line`].

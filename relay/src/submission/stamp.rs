@@ -1,10 +1,16 @@
 //! The header fields we add on top; what the client wrote stays as it is (RFC 5321 §4.4, RFC 6409 §8).
 
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use mail_core::header;
 use mail_core::{Domain, Envelope, MessageId, Timestamp};
 
 use crate::report::text::date;
+
+/// Octets set aside for our fields; most need no more.
+const ROOM: usize = 384;
 
 /// How a message came in.
 pub(super) struct Arrival<'a> {
@@ -15,7 +21,7 @@ pub(super) struct Arrival<'a> {
     /// Us.
     pub(super) hostname: &'a Domain,
     /// The client's address.
-    pub(super) client: std::net::IpAddr,
+    pub(super) client: IpAddr,
     /// What it called itself.
     pub(super) helo: &'a str,
     /// RFC 3848's word.
@@ -30,11 +36,12 @@ pub(super) fn prefix(arrival: &Arrival<'_>, envelope: &Envelope, message: &[u8])
     let headed = begins_with_field(message);
     let (headers, _) = header::split(message);
     let has = |name: &str| headed && header::fields(headers).any(|field| field.is(name));
+    // Nothing written into a string fails.
     if !has("Date") {
-        text.push_str(&format!("Date: {}\r\n", date(arrival.now)));
+        let _ = write!(text, "Date: {}\r\n", date(arrival.now));
     }
     if !has("Message-ID") {
-        text.push_str(&format!("Message-ID: <{}@{}>\r\n", arrival.id, arrival.hostname));
+        let _ = write!(text, "Message-ID: <{}@{}>\r\n", arrival.id, arrival.hostname);
     }
     if !headed && !message.starts_with(b"\r\n") {
         // The message has no header: without an empty line its text would become part of ours.
@@ -57,24 +64,26 @@ fn received(arrival: &Arrival<'_>, envelope: &Envelope) -> String {
     } else {
         "unknown"
     };
-    let client = match client.to_canonical() {
-        std::net::IpAddr::V4(address) => format!("[{address}]"),
-        // RFC 5321 §4.1.3.
-        std::net::IpAddr::V6(address) => format!("[IPv6:{address}]"),
+    // RFC 5321 §4.1.3.
+    let (client, tag) = match client.to_canonical() {
+        v4 @ IpAddr::V4(_) => (v4, ""),
+        v6 @ IpAddr::V6(_) => (v6, "IPv6:"),
     };
-    let tls = arrival
-        .tls
-        .map(|tls| format!("\r\n\t({tls})"))
-        .unwrap_or_default();
+    let mut text = String::with_capacity(ROOM);
+    // Nothing written into a string fails.
+    let _ = write!(text, "Received: from {helo} ([{tag}{client}])");
+    if let Some(tls) = arrival.tls {
+        let _ = write!(text, "\r\n\t({tls})");
+    }
+    let _ = write!(text, "\r\n\tby {hostname} with {protocol} id {id}");
     // With more than one recipient, `for` would tell each of the others (RFC 5321 §7.2).
-    let for_one = match envelope.recipients.as_slice() {
-        [one] if one.mailbox.is_ascii() => format!("\r\n\tfor <{}>", one.mailbox),
-        _ => String::new(),
-    };
-    let date = date(arrival.now);
-    format!(
-        "Received: from {helo} ({client}){tls}\r\n\tby {hostname} with {protocol} id {id}{for_one};\r\n\t{date}\r\n"
-    )
+    if let [one] = envelope.recipients.as_slice()
+        && one.mailbox.is_ascii()
+    {
+        let _ = write!(text, "\r\n\tfor <{}>", one.mailbox);
+    }
+    let _ = write!(text, ";\r\n\t{}\r\n", date(arrival.now));
+    text
 }
 
 /// Whether the message begins with a header field (RFC 5322 §2.2).

@@ -88,7 +88,7 @@ impl<N: Net> Courier<N> {
             .into_iter()
             .map(outcome)
             .collect();
-        let (settle, said) = self.settlement(unit, &prepared, &outcomes, None, false);
+        let (settle, said) = self.settlement(unit, &prepared, outcomes, None, false);
         let settled = match self.parts.queue.settle(settle).await {
             Ok(pending) => pending.await,
             Err(error) => Err(error),
