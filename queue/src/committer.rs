@@ -148,6 +148,8 @@ pub(crate) struct Committer {
     totals: HashMap<(Arc<str>, Arc<str>), TotalsRecord>,
     /// Queues whose record this group writes.
     touched: Vec<QueueId>,
+    /// Room for the next group's writes.
+    batch: Batch,
 }
 
 struct CachedQueue {
@@ -191,6 +193,7 @@ impl Committer {
             queues: HashMap::new(),
             totals: HashMap::new(),
             touched: Vec::new(),
+            batch: Batch::default(),
         })
     }
 
@@ -202,7 +205,10 @@ impl Committer {
     /// Writes a group and answers all that wait for it. An error says that the store failed: nothing of the group was
     /// acknowledged, and nothing more must be.
     pub(crate) fn commit(&mut self, requests: impl IntoIterator<Item = Request>) -> Result<(), Box<Failed>> {
-        let mut group = Group::default();
+        let mut group = Group {
+            batch: std::mem::take(&mut self.batch),
+            ..Group::default()
+        };
         let mut requests = requests.into_iter();
         while let Some(request) = requests.next() {
             if let Err(error) = self.take(&mut group, request) {
@@ -212,6 +218,8 @@ impl Committer {
         if let Err(error) = self.write(&mut group) {
             return Err(self.fail(group, requests, error));
         }
+        group.batch.clear();
+        self.batch = group.batch;
         // A receiver that is gone no longer wants to know.
         for answer in group.answers {
             match answer {

@@ -343,7 +343,7 @@ impl Queue {
         let chunk = self
             .store
             .get(Family::Body, &key)?
-            .ok_or(ReadError::damaged("body", &key, "absent"))?;
+            .ok_or_else(|| ReadError::damaged("body", &key, "absent"))?;
         if crc32c::crc32c(&chunk) != sum {
             return Err(ReadError::damaged("body", &key, "checksum"));
         }

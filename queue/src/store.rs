@@ -108,6 +108,9 @@ impl StoreError {
     }
 }
 
+/// Octets of keys and small values that a [`Batch`] keeps room for: a group of some hundred messages.
+const KEPT_ROOM: usize = 256 << 10;
+
 /// Writes that become visible together, and durable together if written with `sync`. Later ones win over earlier ones.
 ///
 /// Keys and small values lie one behind the other in one buffer: a message is some fifteen of them, and an allocation for each
@@ -229,6 +232,15 @@ impl Batch {
                 Value::Shared(value) => Some(value),
             },
         })
+    }
+
+    /// Empty again, with the room it had; but for what a large group took.
+    pub fn clear(&mut self) {
+        self.octets.clear();
+        self.octets.shrink_to(KEPT_ROOM);
+        self.writes.clear();
+        self.ranges.clear();
+        self.shared = 0;
     }
 
     /// How many there are.

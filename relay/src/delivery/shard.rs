@@ -329,6 +329,11 @@ impl Shard {
         std::mem::take(&mut self.effects)
     }
 
+    /// The same, into a list that is empty, and whose room is used for the next ones.
+    pub fn swap_effects(&mut self, into: &mut Vec<Effect>) {
+        std::mem::swap(&mut self.effects, into);
+    }
+
     /// When [`Shard::tick`] is to be called at the latest.
     pub fn next_wake(&self) -> Option<Timestamp> {
         self.timers.first().map(|&(at, _)| at)

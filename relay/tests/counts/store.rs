@@ -76,7 +76,7 @@ impl Store for CountingStore {
         let add = |count: &AtomicU64, more: usize| count.fetch_add(more as u64, Ordering::Relaxed);
         add(&self.counts.batches, 1);
         add(&self.counts.octets, batch.size());
-        add(&self.counts.writes, batch.writes().len());
+        add(&self.counts.writes, batch.len());
         add(&self.counts.syncs, usize::from(sync));
         self.counts.synced.notify_one();
         Ok(())

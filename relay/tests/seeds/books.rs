@@ -230,7 +230,7 @@ impl Books {
         for write in batch.writes() {
             let is_sound = self
                 .kept
-                .take_in(write.family, &write.key, write.value.as_deref(), &mut touched);
+                .take_in(write.family, write.key, write.value, &mut touched);
             if is_sound.is_none() {
                 self.wrong(format!(
                     "{} {:02x?} does not read",
