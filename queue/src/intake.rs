@@ -86,6 +86,8 @@ struct Shared {
     reopened: AtomicU64,
     /// The last group synced.
     synced: AtomicU64,
+    /// Octets free when space was looked at last, and the watermark.
+    space: (AtomicU64, AtomicU64),
     /// Uploads to be deleted by the next group.
     abandoned: Mutex<Vec<Abandoned>>,
     stop: Mutex<bool>,
@@ -462,6 +464,11 @@ impl Intake {
         self.shared.synced.load(Ordering::Acquire)
     }
 
+    pub(crate) fn space(&self) -> (u64, u64) {
+        let (free, min_free) = &self.shared.space;
+        (free.load(Ordering::Relaxed), min_free.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn close(&self) {
         if let Way::Thread { requests, threads } = &self.way {
             *requests.lock() = None;
@@ -487,6 +494,7 @@ impl Shared {
             failing: AtomicBool::new(false),
             reopened: AtomicU64::new(0),
             synced: AtomicU64::new(group),
+            space: <(AtomicU64, AtomicU64)>::default(),
             abandoned: Mutex::default(),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
@@ -512,6 +520,8 @@ impl Shared {
 
     fn look_at_space(&self, space: &Space) {
         let (free, min_free) = (space.look(), space.min_free);
+        self.space.0.store(free, Ordering::Relaxed);
+        self.space.1.store(min_free, Ordering::Relaxed);
         let mut status = self.status.write();
         match (&*status, free < min_free) {
             (Status::Healthy, true) => {

@@ -443,6 +443,12 @@ impl Queue {
         self.intake.synced()
     }
 
+    /// Octets free on the store's file system when it was looked at last, about a second ago, and how many there have to be
+    /// for mail to be accepted. 0 and 0 of a queue in memory.
+    pub fn space(&self) -> (u64, u64) {
+        self.intake.space()
+    }
+
     /// Commits what is waiting and stops. Later requests are refused; blocks until the disk has it all.
     pub fn close(&self) {
         self.intake.close();

@@ -276,6 +276,20 @@ impl Queue {
         Ok(found)
     }
 
+    /// The message that has waited longest among those whose ids are `from` and later. Looking begins there because what was
+    /// deleted before it takes time to pass by.
+    pub fn oldest(&self, from: Option<MessageId>) -> Result<Option<MessageId>, ReadError> {
+        let from = from.map_or([0; 16], |id| *id.as_bytes());
+        let mut found = None;
+        // Above all ids, which are of 16 octets.
+        let end = [0xff; 17];
+        self.store.scan(Family::Envelope, &from, &end, &mut |key, _| {
+            found = key.try_into().ok().map(MessageId::from_bytes);
+            found.is_none()
+        })?;
+        Ok(found)
+    }
+
     /// What of a message never changes.
     pub fn envelope(&self, id: MessageId) -> Result<Option<EnvelopeRecord>, ReadError> {
         read(&*self.store, Family::Envelope, id.as_bytes())

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mail_core::Timestamp;
+use mail_core::{MessageId, Timestamp};
 use parking_lot::Mutex;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use queue::store::Family;
@@ -51,6 +51,11 @@ struct Inner {
     journal: IntGauge,
     corrupt: IntGauge,
     used: Gauge,
+    age: Gauge,
+    free: IntGauge,
+    min_free: IntGauge,
+    /// No message is older than this one.
+    oldest: Mutex<Option<MessageId>>,
     /// When they were read.
     read: Mutex<Option<Instant>>,
 }
@@ -126,6 +131,20 @@ impl QueueSeries {
                 "How much of store.max_messages or store.max_bytes waits, whichever is nearer: 1 is full, and mail is refused \
                  (452) until it is below 0.95. 0 without limits. Alert above 0.8.",
             )?,
+            age: Gauge::new(
+                "postrider_oldest_message_age_seconds",
+                "Since when the message has waited that has waited longest; 0 where none does. Alert when it grows while much \
+                 waits and little leaves.",
+            )?,
+            free: IntGauge::new(
+                "postrider_store_free_bytes",
+                "Octets free on the store's file system. Alert before it nears postrider_store_min_free_bytes.",
+            )?,
+            min_free: IntGauge::new(
+                "postrider_store_min_free_bytes",
+                "Below this much free space nothing is accepted (452): store.min_free.",
+            )?,
+            oldest: Mutex::default(),
             read: Mutex::default(),
         };
         for family in Family::ALL {
@@ -137,7 +156,14 @@ impl QueueSeries {
         registry.register(Box::new(series.journal.clone()))?;
         registry.register(Box::new(series.corrupt.clone()))?;
         registry.register(Box::new(series.used.clone()))?;
-        for gauge in [&series.queues, &series.holds, &series.suspensions] {
+        registry.register(Box::new(series.age.clone()))?;
+        for gauge in [
+            &series.queues,
+            &series.holds,
+            &series.suspensions,
+            &series.free,
+            &series.min_free,
+        ] {
             registry.register(Box::new(gauge.clone()))?;
         }
         for vector in [&series.messages, &series.bytes, &series.suspended, &series.aside] {
@@ -165,6 +191,9 @@ impl QueueSeries {
         }
         let entries = series.queue.journal()?.entries();
         series.journal.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        let (free, min_free) = series.queue.space();
+        series.free.set(i64::try_from(free).unwrap_or(i64::MAX));
+        series.min_free.set(i64::try_from(min_free).unwrap_or(i64::MAX));
         let mut suspensions = series.queue.suspensions(MAX_SUSPENSIONS)?;
         suspensions.retain(|record| record.until.is_none_or(|until| until > clock));
         let (mut queues, mut tenants) = (0, BTreeMap::<String, [u64; 3]>::new());
@@ -212,6 +241,9 @@ impl QueueSeries {
             }
         }
         series.queues.set(queues);
+        series
+            .age
+            .set(if queues > 0 { series.age_at(clock)? } else { 0.0 });
         series.messages.reset();
         series.bytes.reset();
         series.suspended.reset();
@@ -240,6 +272,22 @@ impl QueueSeries {
         }
         series.holds.set(i64::try_from(holds).unwrap_or(i64::MAX));
         Ok(())
+    }
+}
+
+impl Inner {
+    /// Seconds since the oldest message came in.
+    fn age_at(&self, clock: Timestamp) -> Result<f64, ReadError> {
+        let mut oldest = self.oldest.lock();
+        let mut found = self.queue.oldest(*oldest)?;
+        if found.is_none() && oldest.is_some() {
+            // Perhaps the clock went back, and later messages have earlier ids.
+            found = self.queue.oldest(None)?;
+        }
+        let Some(found) = found else { return Ok(0.0) };
+        *oldest = Some(found);
+        let since = found.created();
+        Ok(Duration::from_millis(clock.0.saturating_sub(since.0)).as_secs_f64())
     }
 }
 
@@ -286,6 +334,11 @@ mod tests {
             };
             queue.suspend(record).await.unwrap();
         }
+        // They came in at 1,700,000,000,000 ms, and the second is looked for behind the first.
+        let later = Timestamp(1_700_000_002_500);
+        series.refresh(start, later).unwrap();
+        assert_eq!(series.0.age.get(), 2.5);
+        *series.0.read.lock() = None;
         series.refresh(start, clock).unwrap();
         let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
         for line in [
@@ -307,5 +360,27 @@ mod tests {
         assert_eq!(shown(), 2);
         series.refresh(start + REFRESH_EVERY, clock).unwrap();
         assert_eq!(shown(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_oldest_is_looked_for_behind_those_that_have_left() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let (first, second) = (
+            accept(&queue, 1, &["a.test"]).await.id,
+            accept(&queue, 2, &["a.test"]).await.id,
+        );
+        let behind = MessageId::from_bytes([0xff; 16]);
+        assert_eq!(queue.oldest(None).unwrap(), Some(first));
+        assert_eq!(queue.oldest(Some(first)).unwrap(), Some(first));
+        assert_eq!(queue.oldest(Some(second)).unwrap(), Some(second));
+        assert_eq!(queue.oldest(Some(behind)).unwrap(), None);
+        // A clock that went back gives messages ids before the place that was reached.
+        let series = QueueSeries::new(&Registry::new(), queue).unwrap();
+        *series.0.oldest.lock() = Some(behind);
+        series
+            .refresh(Instant::now(), first.created() + Duration::from_secs(7))
+            .unwrap();
+        assert_eq!(series.0.age.get(), 7.0);
+        assert_eq!(*series.0.oldest.lock(), Some(first));
     }
 }

@@ -16,7 +16,7 @@ use crate::metrics::Registry;
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
 use parking_lot::Mutex;
-use prometheus::{Gauge, IntCounterVec, Opts};
+use prometheus::{Gauge, IntCounterVec, IntGaugeVec, Opts};
 use rustls::ServerConfig;
 use tokio::sync::mpsc;
 
@@ -94,6 +94,7 @@ impl std::error::Error for ReloadError {}
 pub struct Metrics {
     reloads: IntCounterVec,
     last_success: Gauge,
+    expiry: IntGaugeVec,
 }
 
 impl Metrics {
@@ -116,14 +117,35 @@ impl Metrics {
             "postrider_last_reload_success_timestamp_seconds",
             "When the configuration in force was taken, in seconds since 1970.",
         )?;
+        let expiry = IntGaugeVec::new(
+            Opts::new(
+                "postrider_certificate_expiry_timestamp_seconds",
+                "When the certificate that listeners or the admin API show ends, in seconds since 1970, by file. Alert when \
+                 that is near: it was not renewed.",
+            ),
+            &["file"],
+        )?;
         registry.register(Box::new(reloads.clone()))?;
         registry.register(Box::new(last_success.clone()))?;
+        registry.register(Box::new(expiry.clone()))?;
         let metrics = Self {
             reloads,
             last_success,
+            expiry,
         };
         metrics.took();
         Ok(metrics)
+    }
+
+    /// The certificates in force.
+    fn show(&self, settings: &Settings) {
+        self.expiry.reset();
+        for files in certificates(settings) {
+            if let Some(at) = crate::tls::expiry(&files.certificate) {
+                let file = files.certificate.display().to_string();
+                self.expiry.with_label_values(&[&file]).set(at);
+            }
+        }
     }
 
     fn took(&self) {
@@ -217,6 +239,7 @@ impl Reloader {
     /// Of a relay that has just started.
     pub fn new(parts: Parts) -> Self {
         let contents = contents(&parts.front.settings);
+        parts.metrics.show(&parts.front.settings);
         Self(Mutex::new(State {
             parts,
             contents,
@@ -477,6 +500,7 @@ impl State {
         self.parts.listeners = listeners;
         self.contents = contents;
         self.refused = None;
+        self.parts.metrics.show(&settings);
         let mut changes: Vec<_> = keys.iter().map(ToString::to_string).collect();
         changes.extend(files.iter().map(|file| format!("{}: read anew", file.display())));
         Reloaded { changes }
@@ -516,17 +540,20 @@ fn is_of_connections(settings: &Settings, file: &Path) -> bool {
         || smart_hosts::password_files(settings).any(|password| password == file)
 }
 
-/// The content of all files that are read beside the configuration. The credentials have a look of their own.
-fn contents(settings: &Settings) -> Contents {
+/// The certificates of listeners and admin API.
+fn certificates(settings: &Settings) -> impl Iterator<Item = &TlsFiles> {
     let listeners = settings
         .listeners
         .iter()
         .filter_map(|listener| tls_files(&listener.kind));
-    let admin = settings.admin.http.as_ref().and_then(|http| http.tls.as_ref());
-    let of_listeners = listeners
-        .chain(admin)
-        .flat_map(|files| [files.certificate.as_path(), files.key.as_path()]);
-    let files: HashSet<&Path> = of_listeners
+    listeners.chain(settings.admin.http.as_ref().and_then(|http| http.tls.as_ref()))
+}
+
+/// The content of all files that are read beside the configuration. The credentials have a look of their own.
+fn contents(settings: &Settings) -> Contents {
+    let of_certificates =
+        certificates(settings).flat_map(|files| [files.certificate.as_path(), files.key.as_path()]);
+    let files: HashSet<&Path> = of_certificates
         .chain(settings.dkim.iter().map(|key| key.file.as_path()))
         .chain(settings.delivery.ca_file.as_deref())
         .chain(smart_hosts::password_files(settings))

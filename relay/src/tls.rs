@@ -1,5 +1,8 @@
 //! TLS towards clients.
 
+pub(crate) mod der;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -41,6 +44,12 @@ pub fn server_config(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
         })?;
     config.alpn_protocols = vec![b"smtp".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// When the first certificate of a file ends, in seconds since 1970; `None` where it can't be read.
+pub(crate) fn expiry(certificate: &Path) -> Option<i64> {
+    let first = CertificateDer::pem_file_iter(certificate).ok()?.next()?.ok()?;
+    der::expiry(&first)
 }
 
 /// As [`server_config`], for HTTP/1.1.

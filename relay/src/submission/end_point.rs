@@ -2,6 +2,8 @@
 
 use aws_lc_rs::digest;
 
+use crate::tls::der::{SEQUENCE, element};
+
 /// The hash of a certificate (DER) by the hash of its own signature; SHA-256 in place of MD5 and SHA-1. `None` where the
 /// signature has no one hash (Ed25519, RSA-PSS with parameters): RFC 5929 then leaves it undefined.
 pub(super) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
@@ -24,25 +26,7 @@ pub(super) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(digest::digest(hash, certificate).as_ref().to_vec())
 }
 
-const SEQUENCE: u8 = 0x30;
 const OID: u8 = 0x06;
-
-/// The content of the DER element at the front, if it is of this tag, and what follows it.
-fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (&[found, first], rest) = der.split_first_chunk::<2>()?;
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        0x81..=0x84 => {
-            let (octets, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            let length = octets
-                .iter()
-                .fold(0, |length, &octet| length << 8 | usize::from(octet));
-            (length, rest)
-        }
-        _ => return None,
-    };
-    (found == tag).then(|| rest.split_at_checked(length))?
-}
 
 #[cfg(test)]
 mod tests {
