@@ -135,13 +135,22 @@ admin.{{ $key }}={{ . }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- range $key := list "service" "trustedService" -}}
+{{- $service := get $values $key -}}
+{{- if and $service.externalTrafficPolicy (eq $service.type "ClusterIP") -}}
+{{- fail (printf "%s.externalTrafficPolicy is of LoadBalancer and NodePort; a ClusterIP has none" $key) -}}
+{{- end -}}
+{{- if and $service.loadBalancerClass (ne $service.type "LoadBalancer") -}}
+{{- fail (printf "%s.loadBalancerClass is of LoadBalancer, and type is %s" $key $service.type) -}}
+{{- end -}}
+{{- end -}}
 {{- range splitList "\n" (include "postrider.files" . | trim) -}}
 {{- if . -}}
 {{- $key := regexReplaceAll "=.*" . "" -}}
 {{- $path := trimPrefix (printf "%s=" $key) . -}}
 {{- $folder := regexFind "^/etc/postrider/[^/]+/" $path | trimPrefix "/etc/postrider/" | trimSuffix "/" -}}
 {{- if $folder -}}
-{{- if not (hasKey $values.secrets $folder) -}}
+{{- if not (get $values.secrets $folder) -}}
 {{- fail (printf "config.%s: %s needs a Secret: set secrets.%s to its name" $key $path $folder) -}}
 {{- end -}}
 {{- else if not (hasPrefix "/var/lib/postrider/" $path) -}}
