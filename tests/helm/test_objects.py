@@ -1,0 +1,232 @@
+"""The objects beside each other: what one names, another has."""
+
+import re
+import tomllib
+
+import pytest
+from chart import CI, HELMS, LONG_RELEASE, RELEASE, objects, render, parse, Objects
+
+EVERY = [(name, release) for name in CI for release in (RELEASE, LONG_RELEASE)]
+WELL_KNOWN = {"submission": 587, "submissions": 465, "trusted": 25}
+
+
+@pytest.fixture(params=EVERY, ids=lambda case: f"{case[0]}-{'long' if case[1] == LONG_RELEASE else 'short'}")
+def things(request):
+    name, release = request.param
+    return objects("helm4", name, release)
+
+
+def selects(selector, labels):
+    return bool(selector) and selector.items() <= labels.items()
+
+
+def test_selectors_are_of_labels_that_are_there(things):
+    pods = things.pod["metadata"]["labels"]
+    assert things.one("StatefulSet")["spec"]["selector"]["matchLabels"].items() <= pods.items()
+    selectors = [thing["spec"]["selector"] for thing in things.of("Service")]
+    selectors += [thing["spec"]["selector"]["matchLabels"] for thing in things.of("PodDisruptionBudget")]
+    selectors += [thing["spec"]["podSelector"]["matchLabels"] for thing in things.of("NetworkPolicy")]
+    selectors += [things.one("StatefulSet")["spec"]["selector"]["matchLabels"]]
+    for selector in selectors:
+        assert selects(selector, pods), selector
+        for test in things.tests:
+            assert not selects(selector, test["metadata"]["labels"]), "a test pod would get mail"
+
+
+def test_the_network_policy_lets_the_test_in(things):
+    for policy in things.of("NetworkPolicy"):
+        peers = [peer.get("podSelector", {}).get("matchLabels", {}) for peer in policy["spec"]["ingress"][0]["from"]]
+        for test in things.tests:
+            assert any(selects(peer, test["metadata"]["labels"]) for peer in peers)
+
+
+def test_the_service_monitor_finds_the_metrics(things):
+    for monitor in things.of("ServiceMonitor"):
+        selector = monitor["spec"]["selector"]["matchLabels"]
+        (service,) = (thing for thing in things.of("Service") if selects(selector, thing["metadata"]["labels"]))
+        assert [end["port"] for end in monitor["spec"]["endpoints"]] == [port["name"] for port in service["spec"]["ports"]]
+
+
+def test_named_ports_exist(things):
+    ports = {port["name"]: port["containerPort"] for port in things.container["ports"]}
+    assert len(ports) == len(things.container["ports"]) == len(set(ports.values()))
+    for name in ports:
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?", name) and re.search("[a-z]", name), name
+    used = [port["targetPort"] for service in things.of("Service") for port in service["spec"]["ports"]]
+    used += [things.container[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
+    used += [port["port"] for policy in things.of("NetworkPolicy") for rule in policy["spec"]["ingress"] for port in rule["ports"]]
+    assert set(used) <= set(ports), set(used) - set(ports)
+    assert set(ports) <= set(used), "a port that nothing leads to"
+    for service in things.of("Service"):
+        numbers = [port["port"] for port in service["spec"]["ports"]]
+        assert len(numbers) == len(set(numbers)), service["metadata"]["name"]
+
+
+def test_each_listener_is_behind_its_port(things):
+    config = tomllib.loads(things.config())
+    ports = {port["name"]: port["containerPort"] for port in things.container["ports"]}
+    fronts = [
+        (ports[port["targetPort"]], port["port"], service["metadata"]["name"].endswith("-trusted"))
+        for service in things.of("Service")
+        if not service["metadata"]["name"].endswith(("-headless", "-metrics", "-admin"))
+        for port in service["spec"]["ports"]
+    ]
+    wanted, seen = [], set()
+    for listener in config["listener"]:
+        kind, number = listener["kind"], int(listener["address"].rsplit(":", 1)[1])
+        wanted.append((number, number if kind in seen else WELL_KNOWN[kind], kind == "trusted"))
+        seen.add(kind)
+        assert number >= 1024
+    assert sorted(fronts) == sorted(wanted)
+    assert ports["metrics"] == int(config["metrics"]["address"].rsplit(":", 1)[1])
+    if "address" in config["admin"]:
+        assert ports["admin"] == int(config["admin"]["address"].rsplit(":", 1)[1])
+    else:
+        assert "admin" not in ports
+
+
+def quantity(text):
+    """A Kubernetes quantity as a number."""
+    number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(text)).groups()
+    units = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    return float(number) * units[unit]
+
+
+def test_requests_are_not_above_limits(things):
+    containers = [things.container] + [container for test in things.tests for container in test["spec"]["containers"]]
+    for container in containers:
+        resources = container["resources"]
+        assert resources["requests"] and "memory" in resources["limits"]
+        for name, limit in resources["limits"].items():
+            assert quantity(resources["requests"].get(name, 0)) <= quantity(limit), name
+
+
+def test_claims_are_mounts(things):
+    spec = things.one("StatefulSet")["spec"]
+    claims = [claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]]
+    volumes = [volume["name"] for volume in things.pod["spec"]["volumes"]]
+    mounts = {mount["name"]: mount["mountPath"] for mount in things.container["volumeMounts"]}
+    assert sorted(mounts) == sorted(claims + volumes), "each volume is mounted once, and nothing else"
+    paths = sorted(mounts.values())
+    for one, other in zip(paths, paths[1:]):
+        assert not f"{other}/".startswith(f"{one}/"), f"{other} is within {one}"
+    assert claims == ["queue"]
+    config = tomllib.loads(things.config())
+    assert config["store"]["path"].startswith(mounts["queue"] + "/")
+    assert config["admin"]["socket"].startswith(mounts["run"] + "/")
+    for test in things.tests:
+        (container,) = test["spec"]["containers"]
+        mounted = [mount["name"] for mount in container.get("volumeMounts", [])]
+        assert mounted == [volume["name"] for volume in test["spec"].get("volumes", [])]
+
+
+def test_files_of_the_configuration_are_mounted(things):
+    mounts = [mount["mountPath"] for mount in things.container["volumeMounts"]]
+    for path in re.findall(r'"(/[^"]+)"', things.config()):
+        assert any(path.startswith(mount + "/") for mount in mounts), path
+    (config,) = (entry["value"] for entry in things.container["env"] if entry["name"] == "POSTRIDER_CONFIG")
+    assert config.rsplit("/", 1)[0] in mounts
+
+
+def texts(value):
+    """Every text in an object."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_no_secret_is_in_an_object(things):
+    assert not things.of("Secret"), "Secrets come by reference alone"
+    for thing in things:
+        for text in texts(thing):
+            assert not re.search(r"PRIVATE KEY|SCRAM-SHA-256\$|\b(password|token|secret) *=", text), thing["metadata"]["name"]
+    containers = [things.container] + [container for test in things.tests for container in test["spec"]["containers"]]
+    for container in containers:
+        for entry in container.get("env", []):
+            assert "PASSWORD" not in entry["name"] or "secretKeyRef" in entry["valueFrom"], entry["name"]
+
+
+def test_secrets_are_for_the_pods_group_alone(things):
+    security = things.pod["spec"]["securityContext"]
+    assert security["fsGroup"] == security["runAsGroup"] == security["runAsUser"] == 65532
+    secrets = [volume["secret"] for volume in things.pod["spec"]["volumes"] if "secret" in volume]
+    assert all(secret["defaultMode"] == 0o440 for secret in secrets)
+
+
+def test_names_fit(things):
+    for thing in things:
+        name = thing["metadata"]["name"]
+        assert len(name) <= 63 and re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name), name
+        for key, value in thing["metadata"]["labels"].items():
+            assert len(value) <= 63 and re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?", value), (key, value)
+    # Its revisions' label is its name and a hash of ten.
+    assert len(things.one("StatefulSet")["metadata"]["name"]) <= 52
+    assert len({(thing["kind"], thing["metadata"]["name"]) for thing in things}) == len(things)
+
+
+def test_the_headless_service_is_the_pods_own(things):
+    (service,) = (thing for thing in things.of("Service") if thing["spec"].get("clusterIP") == "None")
+    assert things.one("StatefulSet")["spec"]["serviceName"] == service["metadata"]["name"]
+
+
+def test_the_service_account_is_there(things):
+    (account,) = things.of("ServiceAccount")
+    assert things.pod["spec"]["serviceAccountName"] == account["metadata"]["name"]
+    assert things.pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_the_restricted_profile(things):
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/, restricted, and a root that can't be written to."""
+    for spec in [things.pod["spec"], *(test["spec"] for test in things.tests)]:
+        for key in ("hostNetwork", "hostPID", "hostIPC"):
+            assert not spec.get(key)
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for volume in spec.get("volumes", []):
+            (kind,) = set(volume) - {"name"}
+            assert kind in ("configMap", "emptyDir", "secret", "projected", "persistentVolumeClaim"), kind
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert all("hostPort" not in port for port in container.get("ports", []))
+
+
+def test_there_is_more_time_than_the_drain_takes(things):
+    config = tomllib.loads(things.config())
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    drain = sum(int(number) * units[unit] for number, unit in re.findall(r"([0-9]+)(ms|s|m|h|d)", config["drain_timeout"]))
+    assert things.pod["spec"]["terminationGracePeriodSeconds"] > drain
+
+
+def test_smart_hosts_may_be_reached(things):
+    config = tomllib.loads(things.config())
+    for policy in things.of("NetworkPolicy"):
+        dns, mail = ({port["port"] for port in rule["ports"]} for rule in policy["spec"]["egress"])
+        wanted = {config.get("delivery", {}).get("port", 25)}
+        for smart_host in config.get("smart_host", []):
+            default = 465 if smart_host.get("tls") == "implicit" else 587 if "user" in smart_host else 25
+            wanted |= {host.get("port", default) for host in smart_host["hosts"]}
+        assert mail == wanted
+        servers = config.get("dns", {}).get("servers", [])
+        assert dns == {53} | {int(server.rsplit(":", 1)[1]) for server in servers if re.search(r"(^[^:]*|\]):[0-9]+$", server)}
+
+
+@pytest.mark.parametrize("version", HELMS)
+def test_the_checksum_follows_the_configuration(version):
+    def checksum(*settings):
+        done = render(version, "minimal", *settings)
+        assert done.returncode == 0, done.stderr
+        return Objects(parse(done.stdout)).pod["metadata"]["annotations"]["checksum/config"]
+
+    before = checksum()
+    assert checksum("--set", "config.log.level=debug") != before
+    assert checksum("--set", "resources.limits.memory=3Gi") == before

@@ -1,0 +1,109 @@
+"""What the chart refuses, each with its reason, and the like of it that it takes."""
+
+import pytest
+from chart import HELMS, render
+
+LISTENER = {"kind": "trusted", "address": "0.0.0.0:1025", "networks": ["10.0.0.0/8"], "tenant": "cluster"}
+SUBMISSION = {
+    "kind": "submission", "address": "0.0.0.0:1587",
+    "certificate": "/etc/postrider/tls/tls.crt", "key": "/etc/postrider/tls/tls.key",
+}
+
+
+def config(**keys):
+    return {"config": keys}
+
+
+# The file of ci/, more values, and what has to be said.
+REFUSED = {
+    "two replicas": ("minimal", {"replicas": 2}, "queue of its own"),
+    "no hostname": ("minimal", config(hostname=""), "config.hostname is needed"),
+    "a trusted listener behind a load balancer": ("trusted", {"trustedService": {"type": "LoadBalancer"}}, "SNAT"),
+    "a trusted listener on a node's port": ("trusted", {"trustedService": {"type": "NodePort"}}, "SNAT"),
+    "the policy Cluster": ("trusted", {"trustedService": {"type": "NodePort", "externalTrafficPolicy": "Cluster"}}, "SNAT"),
+    "one trusted listener of two without PROXY": (
+        "trusted",
+        {
+            "trustedService": {"type": "LoadBalancer"},
+            **config(listener=[{**LISTENER, "proxy_protocol": ["10.0.0.1"]}, {**LISTENER, "address": "0.0.0.0:1026"}]),
+        },
+        "config.listener[1].proxy_protocol",
+    ),
+    "a traffic policy without outside": ("minimal", {"service": {"externalTrafficPolicy": "Local"}}, "service.externalTrafficPolicy"),
+    "a class without a load balancer": (
+        "minimal", {"service": {"type": "NodePort", "loadBalancerClass": "a"}}, "service.loadBalancerClass",
+    ),
+    "no Secret for a certificate": ("minimal", {"secrets": {"tls": None}}, "set secrets.tls"),
+    "no Secret for a DKIM key": (
+        "minimal", config(dkim=[{"domain": "example.com", "selector": "s1", "key": "/etc/postrider/dkim/a.pem"}]), "set secrets.dkim",
+    ),
+    "a file in no volume": ("minimal", config(credentials="/opt/credentials.toml"), "is in no volume"),
+    "a password of nobody's": (
+        "minimal",
+        config(smart_host=[{"name": "a", "hosts": [{"host": "a.example"}], "user": "u", "password_env": "A_PASSWORD"}]),
+        "set secretEnvironment.A_PASSWORD",
+    ),
+    "a queue outside of the volume": ("minimal", config(store={"path": "/queue"}), "not below the volume"),
+    "no door for the probes": ("minimal", config(metrics={"address": None}), "the probes ask there"),
+    "probes that can't reach": ("minimal", config(metrics={"address": "127.0.0.1:9464"}), "the probes can't reach"),
+    "a listener that nobody reaches": ("minimal", config(listener=[{**SUBMISSION, "address": "127.0.0.1:1587"}]), "nobody reaches"),
+    "a port for root": ("minimal", config(listener=[{**SUBMISSION, "address": "0.0.0.0:587"}]), "port 587 is for root"),
+    "a listener without a port": ("minimal", config(listener=[{**SUBMISSION, "address": "0.0.0.0"}]), "names no port"),
+    "parts of the configuration": ("minimal", config(include=["conf.d/*.toml"]), "config.include"),
+    "too short a grace": ("minimal", {"terminationGracePeriodSeconds": 30}, "not above config.drain_timeout (30 s)"),
+    "a drain of nonsense": ("minimal", config(drain_timeout="30 seconds"), "is no time span"),
+    "a test without a sender": ("trusted", {"test": {"from": ""}}, "test.from is needed"),
+    "a test without a password": ("minimal", {"test": {"from": "a@example.com", "to": "b@example.com", "user": "u"}}, "test.passwordSecret.name"),
+    "a test without a way": ("minimal", {"test": {"from": "a@example.com", "to": "b@example.com"}}, "no trusted listener"),
+    # By the schema, in the words of Helm's validator.
+    "a value that does not exist": ("minimal", {"replica": 1}, "replica"),
+    "a key that the relay does not know": ("minimal", config(store={"pth": "/var/lib/postrider/queue"}), "pth"),
+    "a key in the wrong table": ("minimal", config(max_messages=5), "max_messages"),
+    "a key of a list that the relay does not know": ("minimal", config(listener=[{**SUBMISSION, "password": "x"}]), "password"),
+    "a number as text": ("minimal", config(delivery={"max_connections": "many"}), "max_connections"),
+    "a text as a number": ("minimal", config(drain_timeout=30), "drain_timeout"),
+    "a type of Service that does not exist": ("minimal", {"service": {"type": "ExternalName"}}, "type"),
+    "a shared volume": ("minimal", {"persistence": {"accessModes": ["ReadWriteMany"]}}, "accessModes"),
+    "a secret over the configuration": ("minimal", {"secrets": {"config": "a"}}, "secrets"),
+    "a secret in its own text": ("minimal", {"secrets": {"tls": "-----BEGIN PRIVATE KEY-----"}}, "tls"),
+    "half a reference": ("minimal", {"secretEnvironment": {"A": {"name": "a"}}}, "key"),
+    "a digest of something else": ("minimal", {"image": {"digest": "latest"}}, "digest"),
+}
+
+TAKEN = {
+    "no replica": ("minimal", {"replicas": 0}),
+    "a trusted listener with its clients' addresses": (
+        "trusted", {"trustedService": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}},
+    ),
+    "a trusted listener behind PROXY": (
+        "trusted", {"trustedService": {"type": "LoadBalancer"}, **config(listener=[{**LISTENER, "proxy_protocol": ["10.0.0.1"]}])},
+    ),
+    "a trusted listener inside, submission outside": (
+        "trusted", {"service": {"type": "LoadBalancer"}, "secrets": {"tls": "a"}, **config(listener=[LISTENER, SUBMISSION])},
+    ),
+    "credentials on the volume": ("minimal", {"secrets": {"credentials": None}, **config(credentials="/var/lib/postrider/credentials.toml")}),
+    "grace enough": ("minimal", {"terminationGracePeriodSeconds": 31}),
+    "a size in octets": ("minimal", config(store={"min_free": 1 << 30})),
+    "a test by password": (
+        "minimal",
+        {"test": {"from": "a@example.com", "to": "b@example.com", "user": "u", "passwordSecret": {"name": "p"}}},
+    ),
+    "an account of somebody else's": ("minimal", {"serviceAccount": {"create": False, "name": "mail"}}),
+}
+
+
+@pytest.mark.parametrize("version", HELMS)
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case, version):
+    name, values, reason = REFUSED[case]
+    done = render(version, name, values=values)
+    assert done.returncode != 0, "taken"
+    assert reason in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("version", HELMS)
+@pytest.mark.parametrize("case", TAKEN)
+def test_taken(case, version):
+    name, values = TAKEN[case]
+    done = render(version, name, values=values)
+    assert done.returncode == 0, done.stderr
