@@ -210,7 +210,7 @@ def test_every_panel_shows_something(lab, prometheus):
     for title, query in queries():
         asked += 1
         try:
-            lib.wait_for(lambda: shown(title, query), title, within=20)
+            lib.wait_for(lambda: shown(title, query), title)
         except AssertionError as error:
             raise AssertionError(f"{title}: {query}: {empty[title]}") from error
     assert asked > 30
@@ -221,4 +221,4 @@ def test_prometheus_takes_the_rules(prometheus):
         found = [rule for group in prometheus("rules")["groups"] for rule in group["rules"]]
         return len(found) == len(rules()) and all(rule["health"] == "ok" for rule in found)
 
-    lib.wait_for(healthy, "every rule has been evaluated", within=30)
+    lib.wait_for(healthy, "every rule has been evaluated")

@@ -126,7 +126,7 @@ def test_the_program_accepts_the_rendered_configuration(name, make):
     pod = make(things.pod["spec"], things)
     told = pod.run("check")
     assert told.returncode == 0, told.stdout + told.stderr
-    # And the control: it does look.
+    # And it is this one that it has read.
     shown = pod.run("config", "show")
     assert shown.returncode == 0 and 'hostname = "mail.example.com"' in shown.stdout, shown.stderr
 
