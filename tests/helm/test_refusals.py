@@ -47,6 +47,10 @@ REFUSED = {
     "no door for the probes": ("minimal", config(metrics={"address": None}), "the probes ask there"),
     "probes that can't reach": ("minimal", config(metrics={"address": "127.0.0.1:9464"}), "the probes can't reach"),
     "a listener that nobody reaches": ("minimal", config(listener=[{**SUBMISSION, "address": "127.0.0.1:1587"}]), "nobody reaches"),
+    "a listener that nobody reaches by IPv6": ("minimal", config(listener=[{**SUBMISSION, "address": "[::1]:1587"}]), "nobody reaches"),
+    "a kind of listener that does not exist": ("minimal", config(listener=[{**SUBMISSION, "kind": "submision"}]), "not submision"),
+    "a listener of no kind": ("minimal", config(listener=[{"address": "0.0.0.0:1587"}]), "config.listener[0].kind"),
+    "two kinds on one port": ("minimal", config(listener=[SUBMISSION, {**SUBMISSION, "kind": "submissions", "address": "[::]:1587"}]), "already"),
     "a port for root": ("minimal", config(listener=[{**SUBMISSION, "address": "0.0.0.0:587"}]), "port 587 is for root"),
     "a listener without a port": ("minimal", config(listener=[{**SUBMISSION, "address": "0.0.0.0"}]), "names no port"),
     "parts of the configuration": ("minimal", config(include=["conf.d/*.toml"]), "config.include"),
@@ -82,6 +86,7 @@ TAKEN = {
         "trusted", {"service": {"type": "LoadBalancer"}, "secrets": {"tls": "a"}, **config(listener=[LISTENER, SUBMISSION])},
     ),
     "credentials on the volume": ("minimal", {"secrets": {"credentials": None}, **config(credentials="/var/lib/postrider/credentials.toml")}),
+    "IPv6": ("minimal", config(listener=[{**SUBMISSION, "address": "[::]:1587"}], metrics={"address": "[::]:9464"})),
     "grace enough": ("minimal", {"terminationGracePeriodSeconds": 31}),
     "a size in octets": ("minimal", config(store={"min_free": 1 << 30})),
     "a test by password": (

@@ -3,22 +3,34 @@
 {{- regexFind "[0-9]+$" (toString .) -}}
 {{- end -}}
 
-{{/* The listeners as JSON: kind, name, port (the pod's), front (its Service's). */}}
+{{- define "postrider.isLoopback" -}}
+{{- if regexMatch "^(127\\.|\\[::1\\]:|localhost:)" (toString .) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* The listeners as JSON: kind, name, port (the pod's), front (its Service's). One port of both families is one. */}}
 {{- define "postrider.ports" -}}
 {{- $known := dict "submission" 587 "submissions" 465 "trusted" 25 -}}
 {{- $seen := dict -}}
 {{- $ports := list -}}
 {{- range $number, $listener := .Values.config.listener -}}
+{{- if not (hasKey $known (toString .kind)) -}}
+{{- fail (printf "config.listener[%d].kind: one of submission, submissions, trusted, not %v" $number .kind) -}}
+{{- end -}}
 {{- $port := include "postrider.port" .address | int -}}
 {{- if not $port -}}
 {{- fail (printf "config.listener[%d].address: %v names no port" $number .address) -}}
 {{- end -}}
-{{- if hasKey $seen .kind -}}
+{{- $before := get $seen (toString $port) -}}
+{{- if and $before (ne $before .kind) -}}
+{{- fail (printf "config.listener[%d].address: port %d is a %s listener's already" $number $port $before) -}}
+{{- else if $before -}}
+{{- else if hasKey $seen .kind -}}
 {{- $ports = append $ports (dict "kind" .kind "name" (printf "smtp-%d" $port) "port" $port "front" $port) -}}
 {{- else -}}
 {{- $_ := set $seen .kind true -}}
 {{- $ports = append $ports (dict "kind" .kind "name" .kind "port" $port "front" (get $known .kind)) -}}
 {{- end -}}
+{{- $_ := set $seen (toString $port) .kind -}}
 {{- end -}}
 {{- dict "ports" $ports | toJson -}}
 {{- end -}}
@@ -113,7 +125,7 @@ admin.{{ $key }}={{ . }}
 {{- if not (and $config.metrics $config.metrics.address) -}}
 {{- fail "config.metrics.address is needed: the probes ask there" -}}
 {{- end -}}
-{{- if hasPrefix "127." $config.metrics.address -}}
+{{- if include "postrider.isLoopback" $config.metrics.address -}}
 {{- fail (printf "config.metrics.address: the probes can't reach %s; write such as \"0.0.0.0:9464\"" $config.metrics.address) -}}
 {{- end -}}
 {{- if not (hasPrefix "/var/lib/postrider/" (toString $config.store.path)) -}}
@@ -126,7 +138,7 @@ admin.{{ $key }}={{ . }}
 {{- if and (eq .kind $kind) (eq $kind "trusted") (ne $service.type "ClusterIP") (ne $service.externalTrafficPolicy "Local") (not .proxy_protocol) -}}
 {{- fail (printf "trustedService.type: %s without externalTrafficPolicy Local hides its clients behind their node's address (SNAT), so whoever reaches a node would be trusted. Set trustedService.externalTrafficPolicy to Local, or config.listener[%d].proxy_protocol to your load balancers" $service.type $number) -}}
 {{- end -}}
-{{- if hasPrefix "127." (toString .address) -}}
+{{- if include "postrider.isLoopback" .address -}}
 {{- fail (printf "config.listener[%d].address: nobody reaches %s from outside of the pod; write such as \"0.0.0.0:1587\"" $number .address) -}}
 {{- end -}}
 {{- $port := include "postrider.port" .address | int -}}
