@@ -64,7 +64,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reopen::{ReopenStore, Reopener};
 use rocks::RocksStore;
-use store::{Batch, Family, MemoryStore, Store, StoreError};
+use store::{Batch, Family, MemoryStore, Store, StoreError, Written};
 
 /// The layout this program writes, and the newest it reads.
 pub const FORMAT_VERSION: u16 = 2;
@@ -447,6 +447,11 @@ impl Queue {
     /// for mail to be accepted. 0 and 0 of a queue in memory.
     pub fn space(&self) -> (u64, u64) {
         self.intake.space()
+    }
+
+    /// Octets written to the store's files since the queue was opened.
+    pub fn written(&self) -> Written {
+        self.store.written()
     }
 
     /// Commits what is waiting and stops. Later requests are refused; blocks until the disk has it all.

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mail_core::MessageId;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::aside::DamageCounts;
 use crate::committer::Committer;
 use crate::corruption::Corruption;
 use crate::intake::mend::Heal;
 use crate::rocks::RocksStore;
-use crate::store::{Batch, Family, KeyValue, Store, StoreError};
+use crate::store::{Batch, Family, KeyValue, Store, StoreError, Written};
 use crate::{OpenError, prepare, sweep};
 
 /// Octets written to see whether the disk takes any.
@@ -22,6 +22,8 @@ const PROBE: usize = 64 << 10;
 /// See the module. Whoever reads holds it for that read alone.
 pub(crate) struct ReopenStore {
     open: RwLock<Option<Arc<RocksStore>>>,
+    /// By those that were open before.
+    written: Mutex<Written>,
     corruption: Arc<Corruption>,
 }
 
@@ -29,6 +31,7 @@ impl ReopenStore {
     pub(crate) fn new(store: Arc<RocksStore>, corruption: Arc<Corruption>) -> Self {
         Self {
             open: RwLock::new(Some(store)),
+            written: Mutex::default(),
             corruption,
         }
     }
@@ -70,6 +73,12 @@ impl Store for ReopenStore {
         self.with(|store| store.reclaim(family, from, to))
     }
 
+    fn written(&self) -> Written {
+        let open = self.open.read_recursive();
+        let now = open.as_ref().map(|store| store.written()).unwrap_or_default();
+        *self.written.lock() + now
+    }
+
     fn quiet(&self) {
         let _ = self.with(|store| {
             store.quiet();
@@ -101,6 +110,8 @@ impl Heal for Reopener {
         let mut open = self.store.open.write();
         if let Some(store) = open.take() {
             store.quiet();
+            let mut written = self.store.written.lock();
+            *written = *written + store.written();
         }
         let compactions = self.corruption.found().is_none();
         let store = Arc::new(RocksStore::open(&self.folder.join("store"), compactions)?);

@@ -7,9 +7,10 @@ use std::path::Path;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
     IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    statistics::{StatsLevel, Ticker},
 };
 
-use crate::store::{Batch, Family, KeyValue, Store, StoreError};
+use crate::store::{Batch, Family, KeyValue, Store, StoreError, Written};
 
 /// Memtables of all families together. It bounds the WAL, and so the restart; mail that leaves before it is full is
 /// dropped at the flush and never reaches a table.
@@ -57,6 +58,8 @@ const WRITE_OVERHEAD: usize = 16;
 /// See the module.
 pub struct RocksStore {
     db: DB,
+    /// What the database was opened with: its counters are read through them.
+    options: Options,
 }
 
 impl RocksStore {
@@ -69,9 +72,13 @@ impl RocksStore {
             options.set_disable_auto_compactions(!compactions);
             ColumnFamilyDescriptor::new(family.name(), options)
         });
-        let db = DB::open_cf_descriptors(&database_options(), folder, families)
+        let mut options = database_options();
+        // Counters alone: histograms and timers would cost a reading of the clock for each write.
+        options.enable_statistics();
+        options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
+        let db = DB::open_cf_descriptors(&options, folder, families)
             .map_err(|error| StoreError(explain(folder, error.as_ref())))?;
-        Ok(Self { db })
+        Ok(Self { db, options })
     }
 
     fn family(&self, family: Family) -> Result<&rocksdb::ColumnFamily, StoreError> {
@@ -137,6 +144,15 @@ fn family_options(family: Family, cache: &Cache) -> Options {
 impl Store for RocksStore {
     fn quiet(&self) {
         self.db.cancel_all_background_work(true);
+    }
+
+    fn written(&self) -> Written {
+        Written {
+            wal: self.options.get_ticker_count(Ticker::WalFileBytes),
+            // By what the flushing and compacting threads wrote, blob files included.
+            flush: self.options.get_ticker_count(Ticker::FlushWriteBytes),
+            compaction: self.options.get_ticker_count(Ticker::CompactWriteBytes),
+        }
     }
 
     fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
@@ -222,6 +238,28 @@ fn failed(error: rocksdb::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(folder.path(), true).unwrap();
+        assert_eq!(store.written().flush, 0);
+        let mut batch = Batch::default();
+        batch.put(Family::Body, b"key", vec![7; 1 << 20]);
+        store.write(&batch, true).unwrap();
+        let wal = store.written().wal;
+        // The octets, and a little around them.
+        assert!((1 << 20..(1 << 20) + 4096).contains(&wal), "{wal}");
+        store.db.flush_cf(store.family(Family::Body).unwrap()).unwrap();
+        let Written {
+            wal: after, flush, ..
+        } = store.written();
+        assert!(after < wal + 4096, "{after}");
+        assert!(
+            (1 << 20..(1 << 20) + 65_536).contains(&flush),
+            "the blob file too: {flush}"
+        );
+    }
 
     #[test]
     fn only_a_held_lock_is_called_one() {

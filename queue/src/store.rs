@@ -285,8 +285,36 @@ pub trait Store: Send + Sync + 'static {
     /// Ends whatever the store does in the background; nothing is written afterwards.
     fn quiet(&self) {}
 
+    /// Octets written to files since the store was opened; none where there are no files.
+    fn written(&self) -> Written {
+        Written::default()
+    }
+
     /// The last key below `to` and at or above `from`.
     fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError>;
+}
+
+/// Octets that a store has written to its files, by what for. What the file system adds is not among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The write-ahead log: each commit once.
+    pub wal: u64,
+    /// Memtables that were full: what had not left by then.
+    pub flush: u64,
+    /// Tables and blob files put together anew.
+    pub compaction: u64,
+}
+
+impl std::ops::Add for Written {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            wal: self.wal + other.wal,
+            flush: self.flush + other.flush,
+            compaction: self.compaction + other.compaction,
+        }
+    }
 }
 
 /// A key and what it holds.

@@ -49,6 +49,7 @@ struct Inner {
     groups: IntCounter,
     reopened: IntCounter,
     journal: IntGauge,
+    written: IntCounterVec,
     corrupt: IntGauge,
     used: Gauge,
     age: Gauge,
@@ -121,6 +122,15 @@ impl QueueSeries {
                 "postrider_store_reopened_total",
                 "How often the store was opened anew after writes had failed. Alert on any: the disk is failing, or was full.",
             )?,
+            written: IntCounterVec::new(
+                Opts::new(
+                    "postrider_store_written_bytes_total",
+                    "Octets the store has written to its files, by kind: wal (each commit), flush (what a full memtable still held), \
+                     compaction (tables put together anew). Alert when it nears what the disk can write, or is a multiple of what comes \
+                     in while nothing waits.",
+                ),
+                &["kind"],
+            )?,
             corrupt: IntGauge::new(
                 "postrider_store_damaged",
                 "1 where RocksDB has found a file of the store's damaged: nothing is accepted, what reads is delivered. Alert on \
@@ -150,8 +160,12 @@ impl QueueSeries {
         for family in Family::ALL {
             series.damaged.with_label_values(&[family.name()]);
         }
+        for kind in ["wal", "flush", "compaction"] {
+            series.written.with_label_values(&[kind]);
+        }
         registry.register(Box::new(series.damaged.clone()))?;
         registry.register(Box::new(series.groups.clone()))?;
+        registry.register(Box::new(series.written.clone()))?;
         registry.register(Box::new(series.reopened.clone()))?;
         registry.register(Box::new(series.journal.clone()))?;
         registry.register(Box::new(series.corrupt.clone()))?;
@@ -176,6 +190,16 @@ impl QueueSeries {
     pub fn refresh(&self, now: Instant, clock: Timestamp) -> Result<(), ReadError> {
         let series = &self.0;
         let mut read = series.read.lock();
+        // Counters in memory: always as they are now.
+        let written = series.queue.written();
+        for (kind, octets) in [
+            ("wal", written.wal),
+            ("flush", written.flush),
+            ("compaction", written.compaction),
+        ] {
+            let counter = series.written.with_label_values(&[kind]);
+            counter.inc_by(octets.saturating_sub(counter.get()));
+        }
         if read.is_some_and(|read| now < read + REFRESH_EVERY) {
             return Ok(());
         }
@@ -349,6 +373,7 @@ mod tests {
             "postrider_suspensions 1\n",
             "postrider_set_aside_messages{cause=\"damaged\"} 0\n",
             "postrider_damaged_records_total{family=\"body\"} 0\n",
+            "postrider_store_written_bytes_total{kind=\"wal\"} 0\n",
             "postrider_suspended_messages{tenant=\"acme\"} 1\n",
         ] {
             assert!(text.contains(line), "{line}: {text}");
