@@ -9,6 +9,7 @@ mod message;
 mod powercut;
 mod receivers;
 mod relay;
+mod report;
 mod scenario;
 
 use std::process::ExitCode;

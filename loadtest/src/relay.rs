@@ -123,6 +123,11 @@ impl Relay {
         Ok(output.stdout)
     }
 
+    /// Writes another configuration, which a reload or the next start takes.
+    pub(crate) fn configure(&self, configuration: &str) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.config(), configuration)?)
+    }
+
     fn config(&self) -> PathBuf {
         self.folder.join("postrider.toml")
     }

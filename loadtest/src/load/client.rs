@@ -25,7 +25,7 @@ use super::wire::{PATIENCE, Peer, Reply, Stream};
 /// Before a session that could not connect tries again.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Failed connections in a row after which a session gives up.
-const TRIES: u32 = 100;
+const TRIES: u32 = 200;
 
 /// How a connection is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -74,6 +74,49 @@ impl Target {
             transfer: Transfer::Pipelined,
         })
     }
+}
+
+/// A session that has nothing more to say, and stays open while this is there.
+pub(crate) enum Held {
+    Plain {
+        _peer: Peer<TcpStream>,
+    },
+    Tls {
+        _peer: Box<Peer<tokio_rustls::client::TlsStream<TcpStream>>>,
+    },
+}
+
+impl Target {
+    /// Opens one: EHLO after whatever TLS there is, and a transaction that is begun and given up.
+    pub(crate) async fn hold(&self) -> anyhow::Result<Held> {
+        let stream = timeout(PATIENCE, TcpStream::connect(self.address)).await??;
+        let mut peer = Peer::new(stream);
+        peer.reply().await?;
+        if self.tls == Tls::Off {
+            begin_and_give_up(&mut peer).await?;
+            return Ok(Held::Plain { _peer: peer });
+        }
+        peer.say("EHLO load.test").await?;
+        let ready = peer.say("STARTTLS").await?;
+        ensure!(ready.code == 220, "STARTTLS: {}", ready.text);
+        let handshake = self.connector.connect(self.name.clone(), peer.into_inner());
+        let mut peer = Peer::new(timeout(PATIENCE, handshake).await??);
+        begin_and_give_up(&mut peer).await?;
+        Ok(Held::Tls { _peer: peer.into() })
+    }
+}
+
+async fn begin_and_give_up<S: Stream>(peer: &mut Peer<S>) -> anyhow::Result<()> {
+    for line in [
+        "EHLO load.test",
+        "MAIL FROM:<load@sender.test>",
+        "RCPT TO:<u0@d0.load.test>",
+        "RSET",
+    ] {
+        let reply = peer.say(line).await?;
+        ensure!(reply.code == 250, "{line}: {}", reply.text);
+    }
+    Ok(())
 }
 
 /// For TLS that proves nothing: a load measures, and often meets certificates made for the day.
@@ -132,13 +175,34 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) sessions: usize,
-    /// Messages a second, all sessions together; `None`: as fast as they are answered.
-    pub(crate) rate: Option<f64>,
+    pub(crate) beat: Beat,
     /// The load ends after so many, or after the time.
     pub(crate) messages: u32,
     pub(crate) time: Option<Duration>,
     /// After so many a session says QUIT, and connects anew.
     pub(crate) per_session: u32,
+}
+
+/// When messages are meant to begin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Beat {
+    /// As soon as a session is free.
+    AsAnswered,
+    /// So many a second, all sessions together, evenly.
+    Rate(f64),
+    /// So many at once, again and again.
+    Bursts { of: u32, every: Duration },
+}
+
+impl Beat {
+    /// Of the message of this number, since the load's begin; `None`: now.
+    fn of(self, ticket: u32) -> Option<Duration> {
+        match self {
+            Self::AsAnswered => None,
+            Self::Rate(rate) => Some(Duration::from_secs_f64(f64::from(ticket) / rate)),
+            Self::Bursts { of, every } => Some(every * (ticket / of)),
+        }
+    }
 }
 
 /// A load under way.
@@ -190,6 +254,11 @@ impl Load {
         self.began
     }
 
+    /// The numbers of its messages.
+    pub(crate) fn numbers(&self) -> std::ops::Range<u32> {
+        self.first..self.first.saturating_add(self.pace.messages)
+    }
+
     /// No session begins another message.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -213,8 +282,8 @@ impl Load {
             return None;
         }
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        let meant = match self.pace.rate {
-            Some(rate) => self.began + Duration::from_secs_f64(f64::from(ticket) / rate),
+        let meant = match self.pace.beat.of(ticket) {
+            Some(since) => self.began + since,
             None => self.zero.elapsed(),
         };
         let in_time = self
@@ -349,22 +418,32 @@ impl Load {
     ) -> Result<(), Trouble> {
         let letter = self.letters.letter(sent.number);
         let mail = format!("MAIL FROM:<{}>\r\n", self.letters.sender());
-        let rcpt = format!("RCPT TO:<{}>\r\n", letter.recipient);
+        let rcpts: Vec<String> = letter
+            .recipients
+            .iter()
+            .map(|recipient| format!("RCPT TO:<{recipient}>\r\n"))
+            .collect();
         self.octets.fetch_add(letter.octets() as u64, Ordering::Relaxed);
         if transfer == Transfer::Bdat {
             let bdat = format!("BDAT {} LAST\r\n", letter.octets());
-            let head = [mail.as_bytes(), rcpt.as_bytes(), bdat.as_bytes()];
-            let all: Vec<&[u8]> = head.into_iter().chain(self.letters.raw(&letter)).collect();
+            let mut all = vec![mail.as_bytes()];
+            all.extend(rcpts.iter().map(String::as_bytes));
+            all.push(bdat.as_bytes());
+            all.extend(self.letters.raw(&letter));
             peer.write(&all).await?;
             sent.written = self.zero.elapsed();
-            let codes = [peer.code().await?, peer.code().await?, peer.code().await?];
-            sent.code = codes
-                .into_iter()
-                .find(|code| !(200..300).contains(code))
-                .unwrap_or(codes[2]);
+            let mut refused = None;
+            for _ in 0..rcpts.len() + 2 {
+                let code = peer.code().await?;
+                refused = refused.or((!(200..300).contains(&code)).then_some(code));
+                sent.code = code;
+            }
+            sent.code = refused.unwrap_or(sent.code);
             return self.after(peer, sent.code).await;
         }
-        let commands = [mail.as_bytes(), rcpt.as_bytes(), b"DATA\r\n"];
+        let mut commands = vec![mail.as_bytes()];
+        commands.extend(rcpts.iter().map(String::as_bytes));
+        commands.push(b"DATA\r\n");
         let mut refused = None;
         if transfer == Transfer::Pipelined {
             peer.write(&commands).await?;
@@ -373,11 +452,11 @@ impl Load {
             if transfer == Transfer::Lockstep {
                 peer.write(&[command]).await?;
             }
-            let code = peer.code().await?;
-            match (stage, code) {
-                (0 | 1, 200..300) => {}
-                (2, 354) => {
-                    // Where the recipient was refused and DATA was taken all the same, there is nothing to send.
+            let is_data = stage + 1 == commands.len();
+            match peer.code().await? {
+                200..300 if !is_data => {}
+                354 if is_data => {
+                    // Where a recipient was refused and DATA was taken all the same, there is nothing to send.
                     let data: Vec<&[u8]> = match refused {
                         None => self.letters.data(&letter).collect(),
                         Some(_) => vec![b".\r\n"],
@@ -388,7 +467,7 @@ impl Load {
                     sent.code = refused.unwrap_or(end);
                     return self.after(peer, sent.code).await;
                 }
-                (_, code) => {
+                code => {
                     refused = refused.or(Some(code));
                     if transfer == Transfer::Lockstep {
                         break;
@@ -445,8 +524,13 @@ pub(crate) fn check(pace: &Pace) -> anyhow::Result<()> {
         "from 1 to {} messages",
         super::record::MAX_MESSAGES
     );
-    match pace.rate {
-        Some(rate) if !(rate.is_finite() && rate > 0.0) => bail!("a rate is more than 0"),
+    match pace.beat {
+        // Slower ones have moments that no clock reaches.
+        Beat::Rate(rate) if !(rate.is_finite() && rate >= 1e-3) => bail!("a rate is 0.001 a second or more"),
+        Beat::Bursts { of: 0, .. } => bail!("a burst is of one message at least"),
+        Beat::Bursts { every, .. } if every > Duration::from_secs(86_400) => {
+            bail!("a burst a day at the least")
+        }
         _ => Ok(()),
     }
 }

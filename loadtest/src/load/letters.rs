@@ -87,6 +87,8 @@ fn octets(text: &str) -> anyhow::Result<usize> {
 #[derive(Clone, Debug)]
 pub(crate) struct Spread {
     suffix: String,
+    /// The number of the first domain.
+    first: usize,
     /// The share of all up to and including the domain of this number; the last is 1.
     cumulative: Vec<f64>,
 }
@@ -111,8 +113,14 @@ impl Spread {
         }
         Ok(Self {
             suffix: suffix.to_owned(),
+            first: 0,
             cumulative,
         })
+    }
+
+    /// The same, over the domains from this number on.
+    pub(crate) fn from(self, first: usize) -> Self {
+        Self { first, ..self }
     }
 
     pub(crate) fn domains(&self) -> usize {
@@ -125,12 +133,11 @@ impl Spread {
 
     fn draw(&self, rng: &mut SmallRng) -> usize {
         if self.cumulative.len() == 1 {
-            return 0;
+            return self.first;
         }
         let at: f64 = rng.random();
-        self.cumulative
-            .partition_point(|share| *share < at)
-            .min(self.cumulative.len() - 1)
+        let number = self.cumulative.partition_point(|share| *share < at);
+        self.first + number.min(self.cumulative.len() - 1)
     }
 }
 
@@ -141,13 +148,15 @@ pub(crate) struct Letters {
     sender: String,
     sizes: Sizes,
     spread: Spread,
+    /// Of each message.
+    recipients: u32,
     plain: Bytes,
     stuffed: Bytes,
 }
 
 /// One of them.
 pub(crate) struct Letter {
-    pub(crate) recipient: String,
+    pub(crate) recipients: Vec<String>,
     /// The header section, its blank line included.
     header: String,
     /// The first group of its body, and octets of the body.
@@ -184,9 +193,15 @@ impl Letters {
             sender: sender.to_owned(),
             sizes,
             spread,
+            recipients: 1,
             plain: plain.into(),
             stuffed: stuffed.into(),
         }
+    }
+
+    /// The same, each message to so many mailboxes of its domain.
+    pub(crate) fn with_recipients(self, recipients: u32) -> Self {
+        Self { recipients, ..self }
     }
 
     pub(crate) fn sender(&self) -> &str {
@@ -198,16 +213,14 @@ impl Letters {
             SmallRng::seed_from_u64(self.run ^ u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let domain = self.spread.draw(&mut rng);
         let size = self.sizes.draw(&mut rng);
-        self.to(
-            number,
-            format!("u{}@{}", number % 64, self.spread.name(domain)),
-            size,
-            rng.random_range(0..GROUPS),
-        )
+        let domain = self.spread.name(domain);
+        let recipients = (0..self.recipients).map(|other| format!("u{}@{domain}", number % 64 + other));
+        self.to(number, recipients.collect(), size, rng.random_range(0..GROUPS))
     }
 
-    fn to(&self, number: u32, recipient: String, size: usize, first: usize) -> Letter {
+    fn to(&self, number: u32, recipients: Vec<String>, size: usize, first: usize) -> Letter {
         let Self { run, sender, .. } = self;
+        let recipient = recipients.first().map_or("", String::as_str);
         let rest = format!(
             "From: <{sender}>\r\nTo: <{recipient}>\r\nSubject: load {number}\r\n\
              Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nMessage-ID: <{run:x}.{number}@load.test>\r\n\r\n"
@@ -220,8 +233,8 @@ impl Letters {
         }
         let octets = rest.len() + body;
         Letter {
-            recipient,
             header: format!("{SEAL}: {run:x} {number} {octets} {crc:08x}\r\n{rest}"),
+            recipients,
             first,
             body,
         }
@@ -347,6 +360,23 @@ mod tests {
     }
 
     #[test]
+    fn a_message_goes_to_as_many_as_it_is_meant_to() {
+        let spread = Spread::zipf(2, 0.0, "load.test").unwrap().from(5);
+        let letters = Letters::new(7, "a@sender.test", "1KiB".parse().unwrap(), spread).with_recipients(3);
+        for number in 0..40 {
+            let recipients = letters.letter(number).recipients;
+            let domains: Vec<_> = recipients
+                .iter()
+                .map(|one| one.split_once('@').unwrap().1)
+                .collect();
+            assert!(["d5.load.test", "d6.load.test"].contains(&domains[0]));
+            assert!(domains.iter().all(|domain| *domain == domains[0]));
+            let different: std::collections::HashSet<_> = recipients.iter().collect();
+            assert_eq!(different.len(), 3);
+        }
+    }
+
+    #[test]
     fn fields_on_top_do_no_harm_and_anything_else_does() {
         let letters = letters("2KiB", 1);
         let raw: Vec<u8> = letters.raw(&letters.letter(3)).flatten().copied().collect();
@@ -393,7 +423,7 @@ mod tests {
         let letters = letters("1KiB", 100);
         let mut counts = [0; 100];
         for number in 0..20_000 {
-            let recipient = letters.letter(number).recipient;
+            let recipient = letters.letter(number).recipients.remove(0);
             let domain = recipient.split_once("@d").unwrap().1.split_once('.').unwrap().0;
             counts[domain.parse::<usize>().unwrap()] += 1;
         }

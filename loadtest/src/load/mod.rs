@@ -19,10 +19,13 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
 
-use client::{Load, Pace, Target, Tls, Transfer};
+use crate::report::over_time::OverTime;
+use crate::report::svg::number;
+use crate::report::{Page, Section, Verdict, facts};
+use client::{Beat, Load, Pace, Target, Tls, Transfer};
 use letters::{Letters, Sizes, Spread};
 use record::{MAX_MESSAGES, Quantiles, Sent, Zero};
-use sink::{Manner, Sink};
+use sink::{Behaviour, Manner, Rule, Sink, Span};
 
 /// How often a progress bar and a sink's figures are drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(250);
@@ -49,6 +52,9 @@ pub(crate) struct FloodOptions {
     /// Messages a second (open loop); unless given, each session sends as fast as it is answered.
     #[arg(long)]
     rate: Option<f64>,
+    /// So many messages begin at once, as often as makes the rate.
+    #[arg(long, value_name = "MESSAGES", requires = "rate")]
+    burst: Option<u32>,
     /// Octets of a message, or sizes by weight: 1KiB:50,10KiB:40,1MiB:10.
     #[arg(long, default_value = "10KiB")]
     size: Sizes,
@@ -61,6 +67,9 @@ pub(crate) struct FloodOptions {
     /// Zipf's exponent: how unevenly messages are spread over domains; 0 is evenly.
     #[arg(long, default_value_t = 0.0)]
     zipf: f64,
+    /// Recipients of each message, all at one domain.
+    #[arg(long, default_value_t = 1)]
+    recipients: u32,
     /// MAIL FROM and From.
     #[arg(long, default_value = "load@sender.test")]
     from: String,
@@ -79,6 +88,12 @@ pub(crate) struct FloodOptions {
     /// The password, in a file.
     #[arg(long, value_name = "FILE", requires = "user")]
     password_file: Option<PathBuf>,
+    /// Write a report with plots, a page of HTML that needs no other file.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write the plots, SVG files, into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    plots: Option<PathBuf>,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -86,6 +101,9 @@ pub(crate) struct FloodOptions {
 
 /// Options of `loadtest sink`.
 #[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    loadtest sink --domains 100 --delay 5-50 --defer 0.01\n  \
+    loadtest sink --domains 100 --script 0:delay=5000 --script 10-19:refuse=0.2,from=30,until=60")]
 pub(crate) struct SinkOptions {
     /// Takes mail for d0.SUFFIX, d1.SUFFIX, …, so many domains, each with an address of its own from 127.78.0.1 on.
     #[arg(long, default_value_t = 1)]
@@ -93,9 +111,9 @@ pub(crate) struct SinkOptions {
     /// What these domains end in.
     #[arg(long, default_value = "load.test")]
     suffix: String,
-    /// Milliseconds before the reply to the final dot.
-    #[arg(long, value_name = "MS", default_value_t = 0)]
-    delay: u64,
+    /// Milliseconds before the reply to the final dot, or from the least to the most: 5-50.
+    #[arg(long, value_name = "MS", default_value = "0")]
+    delay: Span,
     /// Milliseconds before anything is written: a round trip.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     round_trip: u64,
@@ -105,6 +123,10 @@ pub(crate) struct SinkOptions {
     /// The share of recipients answered 550, from 0 to 1.
     #[arg(long, default_value_t = 0.0)]
     refuse: f64,
+    /// What some domains do otherwise, for a time or always; may be there several times, later ones first. DOMAINS:KEY=VALUE,…
+    /// with numbers of domains (7 or 10-19), and delay, round-trip, defer, refuse as above, from and until in seconds since the start.
+    #[arg(long, value_name = "RULE")]
+    script: Vec<Rule>,
     /// Offer STARTTLS.
     #[arg(long)]
     tls: bool,
@@ -157,6 +179,26 @@ impl Summary {
     }
 }
 
+impl Summary {
+    /// For a report.
+    fn figures(&self) -> Vec<(String, String)> {
+        let ms = |ms: f64| format!("{} ms", number(ms));
+        [
+            ("messages", number(self.messages as f64)),
+            ("accepted", number(self.accepted as f64)),
+            ("messages a second", number(self.per_second.round())),
+            ("refused", number(self.refused as f64)),
+            ("unanswered", number(self.unanswered as f64)),
+            ("begin to reply, p50", ms(self.transaction_ms.p50)),
+            ("begin to reply, p99", ms(self.transaction_ms.p99)),
+            ("end of data to reply, p50", ms(self.end_of_data_ms.p50)),
+            ("end of data to reply, p99", ms(self.end_of_data_ms.p99)),
+        ]
+        .map(|(name, figure)| (name.to_owned(), figure))
+        .into()
+    }
+}
+
 impl std::fmt::Display for Summary {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(
@@ -177,6 +219,16 @@ impl std::fmt::Display for Summary {
         )?;
         write!(to, "from the end of data to the reply: {}", self.end_of_data_ms)
     }
+}
+
+/// Begins a load on a thread of its own, without a bar.
+pub(crate) fn begin(load: &Arc<Load>) -> anyhow::Result<std::thread::JoinHandle<anyhow::Result<()>>> {
+    let load = Arc::clone(load);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let thread = std::thread::Builder::new().name("load".into());
+    Ok(thread.spawn(move || runtime.block_on(load.run()))?)
 }
 
 /// Runs a load to its end on a runtime of its own thread, with a bar; hidden where standard error is no terminal.
@@ -210,9 +262,21 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
         options.time.is_some() || options.messages < MAX_MESSAGES,
         "an end: --messages or --time"
     );
+    ensure!(
+        (1..=100).contains(&options.recipients),
+        "from 1 to 100 recipients"
+    );
+    let beat = match (options.rate, options.burst) {
+        (None, _) => Beat::AsAnswered,
+        (Some(rate), None) => Beat::Rate(rate),
+        (Some(rate), Some(of)) => Beat::Bursts {
+            of,
+            every: Duration::try_from_secs_f64(f64::from(of) / rate).context("--burst and --rate")?,
+        },
+    };
     let pace = Pace {
         sessions: options.sessions,
-        rate: options.rate,
+        beat,
         messages: options.messages,
         time: options
             .time
@@ -228,7 +292,8 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
         &options.from,
         options.size.clone(),
         spread,
-    );
+    )
+    .with_recipients(options.recipients);
     let mut target = Target::plain(options.to)?;
     target.tls = options.tls;
     target.transfer = options.transfer;
@@ -239,7 +304,23 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
     let load = Load::new(Arc::new(letters), target, pace, Zero::now(), 0);
     let length = pace.time.is_none().then_some(u64::from(options.messages));
     drive(&load, length)?;
-    let summary = Summary::of(&load, &load.sent.all());
+    let sent = load.sent.all();
+    let summary = Summary::of(&load, &sent);
+    let section = Section {
+        title: "flood".to_owned(),
+        about: format!("To {}.", options.to),
+        verdict: Verdict::of(summary.accepted == summary.messages as u64),
+        figures: summary.figures(),
+        findings: Vec::new(),
+        charts: OverTime::of(load.began(), &sent, &[], |_| true).charts(),
+    };
+    let page = Page {
+        title: "Postrider: a flood".to_owned(),
+        facts: facts(),
+        sections: vec![section],
+        ..Page::default()
+    };
+    page.write(options.report.as_deref(), options.plots.as_deref())?;
     if options.json {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
@@ -298,18 +379,17 @@ impl Taken {
 /// Takes mail until it is interrupted; false where something was damaged or came twice.
 pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
     more_descriptors()?;
-    ensure!(
-        (0.0..=1.0).contains(&options.defer)
-            && (0.0..=1.0).contains(&options.refuse)
-            && options.defer + options.refuse <= 1.0,
-        "shares are from 0 to 1, and at most 1 together"
-    );
-    let spread = Spread::zipf(options.domains, 0.0, &options.suffix)?;
-    let manner = Manner {
-        delay: Duration::from_millis(options.delay),
+    let usual = Behaviour {
+        delay: options.delay,
         round_trip: Duration::from_millis(options.round_trip),
         defer: options.defer,
         refuse: options.refuse,
+    };
+    usual.check()?;
+    let spread = Spread::zipf(options.domains, 0.0, &options.suffix)?;
+    let manner = Manner {
+        usual,
+        script: options.script.clone(),
         tls: options.tls,
     };
     let sink = Sink::start(manner, &spread, options.threads, Zero::now())?;
@@ -368,23 +448,21 @@ mod tests {
             ..Manner::default()
         };
         let sink = Sink::start(manner, &spread, 2, zero).unwrap();
-        let letters = Arc::new(Letters::new(
-            9,
-            "a@sender.test",
-            "1KiB:2,300KiB:1".parse().unwrap(),
-            spread,
-        ));
+        let sizes = "1KiB:2,300KiB:1".parse().unwrap();
+        let letters = Arc::new(Letters::new(9, "a@sender.test", sizes, spread).with_recipients(2));
         let mut first = 0;
-        for (transfer, tls, rate) in [
-            (Transfer::Lockstep, Tls::Off, None),
-            (Transfer::Pipelined, Tls::Starttls, None),
-            (Transfer::Bdat, Tls::Off, Some(2_000.0)),
+        let every = Duration::from_millis(10);
+        let bursts = Beat::Bursts { of: 20, every };
+        for (transfer, tls, beat) in [
+            (Transfer::Lockstep, Tls::Off, Beat::AsAnswered),
+            (Transfer::Pipelined, Tls::Starttls, bursts),
+            (Transfer::Bdat, Tls::Off, Beat::Rate(2_000.0)),
         ] {
             let mut target = Target::plain((sink::address(0), sink.port).into()).unwrap();
             (target.transfer, target.tls) = (transfer, tls);
             let pace = Pace {
                 sessions: 4,
-                rate,
+                beat,
                 messages: 60,
                 time: None,
                 per_session: 7,
@@ -398,9 +476,13 @@ mod tests {
                 .into_iter()
                 .filter(|arrival| arrival.number >= first - 60)
                 .collect();
-            let balance = Balance::of(9, &sent, &arrivals);
+            let balance = Balance::of(9, &sent, &arrivals, &[]);
             assert!(balance.holds(), "{transfer:?}: {balance:?}");
             assert_eq!(balance.arrived, 60, "{transfer:?}: {balance:?}");
+            if beat == bursts {
+                let last = sent.iter().map(|sent| sent.meant).max().unwrap();
+                assert_eq!(last - load.began(), every * 2);
+            }
             let summary = Summary::of(&load, &sent);
             assert_eq!((summary.accepted, summary.broken), (60, 0), "{summary}");
             assert!(summary.transaction_ms.max >= summary.end_of_data_ms.p50);
@@ -419,9 +501,13 @@ mod tests {
     fn shares_are_refused() {
         let zero = Zero::now();
         let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
-        let manner = Manner {
+        let usual = Behaviour {
             defer: 0.3,
             refuse: 0.3,
+            ..Behaviour::default()
+        };
+        let manner = Manner {
+            usual,
             ..Manner::default()
         };
         let sink = Sink::start(manner, &spread, 1, zero).unwrap();
@@ -434,7 +520,7 @@ mod tests {
             target.transfer = transfer;
             let pace = Pace {
                 sessions: 1,
-                rate: None,
+                beat: Beat::AsAnswered,
                 messages: 100,
                 time: None,
                 per_session: 1_000,

@@ -14,6 +14,8 @@ pub(crate) const MAX_MESSAGES: u32 = 20_000_000;
 const LONGEST: u64 = 6 * 3_600 * 1_000_000_000;
 /// How many findings are told in words.
 const TOLD: usize = 5;
+/// So long after a message was taken its outcome is on disk, on a machine that is not stalled.
+const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// A message that was handed over, or was not.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +69,11 @@ impl<T: Clone> Rows<T> {
 
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// Of those kept so far.
+    pub(crate) fn count_of(&self, these: impl Fn(&T) -> bool) -> u64 {
+        self.rows.lock().iter().filter(|row| these(row)).count() as u64
     }
 
     /// All kept so far.
@@ -134,6 +141,8 @@ pub(crate) struct Balance {
     pub(crate) damaged: u64,
     /// Arrivals more than one of a message.
     pub(crate) duplicates: u64,
+    /// Of further arrivals those that a kill explains: it fell between the two, and the outcome of the first was not yet on disk.
+    pub(crate) in_doubt: u64,
     /// Arrived without having been accepted, though answered so.
     pub(crate) invented: u64,
     /// The most messages to the same domain that arrived before one although they were accepted after it had been.
@@ -143,11 +152,16 @@ pub(crate) struct Balance {
 }
 
 impl Balance {
-    /// Draws it for the load `run`.
-    pub(crate) fn of(run: u64, sent: &[Sent], arrivals: &[Arrival]) -> Self {
+    /// Draws it for the load `run`, during which the relay was killed at these moments, since the run's zero.
+    pub(crate) fn of(run: u64, sent: &[Sent], arrivals: &[Arrival], kills: &[Duration]) -> Self {
         let mut balance = Self::default();
         let mut by_number: HashMap<u32, (&Sent, u32)> =
             sent.iter().map(|sent| (sent.number, (sent, 0))).collect();
+        let mut last_at: HashMap<u32, Duration> = HashMap::new();
+        let explained = |before: Option<Duration>, at: Duration| {
+            let since = |kill: &Duration| Some(kill.checked_sub(before?)? <= SETTLED_WITHIN && *kill <= at);
+            kills.iter().any(|kill| since(kill) == Some(true))
+        };
         let mut found = Vec::new();
         for arrival in arrivals {
             let number = arrival.number;
@@ -161,8 +175,13 @@ impl Balance {
             match by_number.get_mut(&number) {
                 Some((sent, copies)) => {
                     *copies += 1;
+                    let before = match kills {
+                        [] => None,
+                        _ => last_at.insert(number, arrival.at),
+                    };
                     match *copies {
                         1 => balance.arrived += 1,
+                        _ if explained(before, arrival.at) => balance.in_doubt += 1,
                         _ => {
                             balance.duplicates += 1;
                             found.push(format!("message {number} arrived {copies} times"));
@@ -192,11 +211,24 @@ impl Balance {
                 }
             }
         }
-        balance.overtaken = overtaken(&by_number, run, arrivals);
+        balance.overtaken = overtaken(&by_number, run, arrivals.iter());
         found.sort();
         found.truncate(TOLD);
         balance.findings = found;
         balance
+    }
+
+    /// Judges the order of those alone that go to domains that `these` names.
+    pub(crate) fn order_among(
+        &mut self,
+        run: u64,
+        sent: &[Sent],
+        arrivals: &[Arrival],
+        these: impl Fn(u32) -> bool,
+    ) {
+        let by_number = sent.iter().map(|sent| (sent.number, (sent, 0))).collect();
+        let arrivals = arrivals.iter().filter(|arrival| these(arrival.domain));
+        self.overtaken = overtaken(&by_number, run, arrivals);
     }
 
     /// Whether nothing is lost, damaged, invented or there twice.
@@ -211,12 +243,17 @@ impl Balance {
             lost,
             damaged,
             duplicates,
+            in_doubt,
             invented,
             overtaken,
             ..
         } = self;
+        let in_doubt = match in_doubt {
+            0 => String::new(),
+            count => format!(", {count} again after a kill"),
+        };
         format!(
-            "{accepted} accepted, {arrived} arrived, {lost} lost, {damaged} damaged, {duplicates} duplicates, \
+            "{accepted} accepted, {arrived} arrived, {lost} lost, {damaged} damaged, {duplicates} duplicates{in_doubt}, \
              {invented} invented, {overtaken} overtaken at the most"
         )
     }
@@ -224,9 +261,13 @@ impl Balance {
 
 /// By how many at the most a message was overtaken: they were begun after its 250 had been read, went to the same domain, and arrived
 /// before it did. Counts, for each arrival, those before it that were begun later, by a Fenwick tree over the order of beginnings.
-fn overtaken(by_number: &HashMap<u32, (&Sent, u32)>, run: u64, arrivals: &[Arrival]) -> u64 {
+fn overtaken<'a>(
+    by_number: &HashMap<u32, (&Sent, u32)>,
+    run: u64,
+    arrivals: impl Iterator<Item = &'a Arrival>,
+) -> u64 {
     let mut domains: HashMap<u32, Vec<(Duration, &Sent)>> = HashMap::new();
-    for arrival in arrivals.iter().filter(|arrival| arrival.run == run) {
+    for arrival in arrivals.filter(|arrival| arrival.run == run) {
         if let Some((sent, _)) = by_number.get(&arrival.number) {
             domains
                 .entry(arrival.domain)
@@ -306,7 +347,7 @@ mod tests {
     fn what_arrives_once_and_whole_balances() {
         let sent: Vec<_> = (0..10).map(|number| sent(number, 10, 250)).collect();
         let arrivals: Vec<_> = (0..10).map(|number| arrival(number, 20)).collect();
-        let balance = Balance::of(1, &sent, &arrivals);
+        let balance = Balance::of(1, &sent, &arrivals, &[]);
         assert!(balance.holds(), "{balance:?}");
         assert_eq!(
             (balance.accepted, balance.arrived, balance.overtaken),
@@ -338,7 +379,7 @@ mod tests {
                 ..arrival(0, 2)
             },
         ];
-        let balance = Balance::of(1, &sent, &arrivals);
+        let balance = Balance::of(1, &sent, &arrivals, &[]);
         assert!(!balance.holds());
         assert_eq!(
             (
@@ -363,10 +404,10 @@ mod tests {
             .enumerate()
             .map(|(at, number)| arrival(number, 100 + at as u64))
             .collect();
-        assert_eq!(Balance::of(1, &sent, &arrivals).overtaken, 4);
+        assert_eq!(Balance::of(1, &sent, &arrivals, &[]).overtaken, 4);
         // All at once: none was answered before another began.
         let together: Vec<_> = (0..6).map(|number| Sent { number, ..sent[0] }).collect();
-        assert_eq!(Balance::of(1, &together, &arrivals).overtaken, 0);
+        assert_eq!(Balance::of(1, &together, &arrivals, &[]).overtaken, 0);
         // To other domains.
         let apart: Vec<_> = arrivals
             .iter()
@@ -375,7 +416,51 @@ mod tests {
                 ..*arrival
             })
             .collect();
-        assert_eq!(Balance::of(1, &sent, &apart).overtaken, 0);
+        assert_eq!(Balance::of(1, &sent, &apart, &[]).overtaken, 0);
+    }
+
+    #[test]
+    fn a_kill_explains_what_was_under_way_and_nothing_else() {
+        let sent: Vec<_> = (0..4).map(|number| sent(number, 1, 250)).collect();
+        let arrivals: Vec<_> = [
+            (0, 10_000),
+            (0, 20_000),
+            (1, 10_000),
+            (1, 11_000),
+            (2, 1_000),
+            (2, 20_000),
+        ]
+        .into_iter()
+        .map(|(number, at)| arrival(number, at))
+        .chain([arrival(3, 10_000)])
+        .collect();
+        // The first is in doubt; the second came again before the kill, the third long after it was taken.
+        let balance = Balance::of(1, &sent, &arrivals, &[ms(12_000)]);
+        assert_eq!((balance.in_doubt, balance.duplicates, balance.lost), (1, 2, 0));
+        assert!(!balance.holds());
+        assert_eq!(Balance::of(1, &sent, &arrivals, &[]).duplicates, 3);
+        let kept: Vec<_> = arrivals
+            .iter()
+            .filter(|one| one.number % 3 == 0)
+            .copied()
+            .collect();
+        let balance = Balance::of(1, &sent[..1], &kept[..2], &[ms(12_000)]);
+        assert!(balance.holds(), "{balance:?}");
+    }
+
+    #[test]
+    fn order_is_judged_where_it_is_promised() {
+        let sent: Vec<_> = (0..3)
+            .map(|number| sent(number, u64::from(number) * 10, 250))
+            .collect();
+        let arrivals: Vec<_> = [2, 1, 0]
+            .into_iter()
+            .map(|number| arrival(number, 100 - u64::from(number)))
+            .collect();
+        let mut balance = Balance::of(1, &sent, &arrivals, &[]);
+        assert_eq!(balance.overtaken, 2);
+        balance.order_among(1, &sent, &arrivals, |domain| domain != 0);
+        assert_eq!(balance.overtaken, 0);
     }
 
     #[test]

@@ -6,15 +6,18 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use bytes::{Buf as _, BytesMut};
 use lab::{DnsServer, Zone};
 use mail_core::smtp::data::Decoder;
+use parking_lot::RwLock;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -43,29 +46,156 @@ const BACKLOG: u32 = 1024;
 const PORT_TRIES: usize = 16;
 
 /// How a sink behaves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Manner {
+    /// Where no rule says otherwise.
+    pub(crate) usual: Behaviour,
+    /// Each changes what those before it have said, where and while it applies.
+    pub(crate) script: Vec<Rule>,
+    /// Offers STARTTLS.
+    pub(crate) tls: bool,
+}
+
+impl Manner {
+    /// Towards a domain, so long after the sink's start.
+    fn at(&self, domain: u32, since: Duration) -> Behaviour {
+        let rules = self.script.iter().filter(|rule| rule.applies(domain, since));
+        rules.fold(self.usual, |behaviour, rule| Behaviour {
+            delay: rule.delay.unwrap_or(behaviour.delay),
+            round_trip: rule.round_trip.unwrap_or(behaviour.round_trip),
+            defer: rule.defer.unwrap_or(behaviour.defer),
+            refuse: rule.refuse.unwrap_or(behaviour.refuse),
+        })
+    }
+}
+
+/// What a domain does with mail.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Behaviour {
     /// Before the reply to the final dot.
-    pub(crate) delay: Duration,
+    pub(crate) delay: Span,
     /// Before anything is written: a round trip to somewhere far.
     pub(crate) round_trip: Duration,
     /// The shares of recipients that are answered 451 and 550.
     pub(crate) defer: f64,
     pub(crate) refuse: f64,
-    /// Offers STARTTLS.
-    pub(crate) tls: bool,
 }
 
-impl Default for Manner {
-    fn default() -> Self {
+impl Behaviour {
+    /// Shares are from 0 to 1, and no more than 1 together.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let shares = [self.defer, self.refuse, self.defer + self.refuse];
+        ensure!(
+            shares.iter().all(|share| (0.0..=1.0).contains(share)),
+            "shares are from 0 to 1, and at most 1 together"
+        );
+        Ok(())
+    }
+}
+
+/// A time, drawn evenly between two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Span {
+    least: Duration,
+    most: Duration,
+}
+
+impl Span {
+    /// Always this.
+    pub(crate) fn just(time: Duration) -> Self {
         Self {
-            delay: Duration::ZERO,
-            round_trip: Duration::ZERO,
-            defer: 0.0,
-            refuse: 0.0,
-            tls: false,
+            least: time,
+            most: time,
         }
     }
+
+    fn draw(self, rng: &mut SmallRng) -> Duration {
+        match self.most > self.least {
+            true => rng.random_range(self.least..=self.most),
+            false => self.least,
+        }
+    }
+}
+
+impl FromStr for Span {
+    type Err = anyhow::Error;
+
+    /// Milliseconds, `5`, or between two, `5-50`.
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (least, most) = text.split_once('-').unwrap_or((text, text));
+        let (least, most) = (millis(least)?, millis(most)?);
+        ensure!(least <= most, "{text:?}: the shorter time comes first");
+        Ok(Self { least, most })
+    }
+}
+
+/// For some domains and some time: what is otherwise than usual.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rule {
+    domains: RangeInclusive<u32>,
+    from: Duration,
+    until: Duration,
+    delay: Option<Span>,
+    round_trip: Option<Duration>,
+    defer: Option<f64>,
+    refuse: Option<f64>,
+}
+
+impl Rule {
+    fn applies(&self, domain: u32, since: Duration) -> bool {
+        self.domains.contains(&domain) && (self.from..self.until).contains(&since)
+    }
+}
+
+impl FromStr for Rule {
+    type Err = anyhow::Error;
+
+    /// `0:delay=5000` or `1-99:defer=0.1,from=10,until=20`: numbers of domains; milliseconds for `delay` (or between two, `5-50`) and
+    /// `round-trip`, shares for `defer` and `refuse`, seconds for `from` and `until`.
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (domains, rest) = text
+            .split_once(':')
+            .with_context(|| format!("{text:?}: domains, a colon, and what they do"))?;
+        let (first, last) = domains.split_once('-').unwrap_or((domains, domains));
+        let mut rule = Self {
+            domains: first.trim().parse()?..=last.trim().parse()?,
+            from: Duration::ZERO,
+            until: Duration::MAX,
+            delay: None,
+            round_trip: None,
+            defer: None,
+            refuse: None,
+        };
+        for pair in rest.split(',') {
+            let (key, value) = pair
+                .split_once('=')
+                .with_context(|| format!("{pair:?} is no key=value"))?;
+            let seconds = || anyhow::Ok(Duration::try_from_secs_f64(value.parse()?)?);
+            match key.trim() {
+                "delay" => rule.delay = Some(value.parse()?),
+                "round-trip" => rule.round_trip = Some(millis(value)?),
+                "defer" => rule.defer = Some(value.parse()?),
+                "refuse" => rule.refuse = Some(value.parse()?),
+                "from" => rule.from = seconds()?,
+                "until" => rule.until = seconds()?,
+                other => bail!("{other:?}: there are delay, round-trip, defer, refuse, from and until"),
+            }
+        }
+        Behaviour {
+            defer: rule.defer.unwrap_or(0.0),
+            refuse: rule.refuse.unwrap_or(0.0),
+            ..Behaviour::default()
+        }
+        .check()?;
+        Ok(rule)
+    }
+}
+
+fn millis(text: &str) -> anyhow::Result<Duration> {
+    let number = text.trim().parse();
+    Ok(Duration::from_millis(number.with_context(|| {
+        format!("{text:?} is no number of milliseconds")
+    })?))
 }
 
 /// What has come.
@@ -90,14 +220,16 @@ pub(crate) struct Sink {
     pub(crate) port: u16,
     pub(crate) dns: SocketAddr,
     pub(crate) counts: Arc<Counts>,
+    shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
-    manner: Manner,
+    manner: RwLock<Arc<Manner>>,
     counts: Arc<Counts>,
     zero: Zero,
+    started: Instant,
     acceptor: TlsAcceptor,
     /// A thread's own draws begin here.
     seed: AtomicU64,
@@ -112,9 +244,10 @@ impl Sink {
         let (stop, stopped) = watch::channel(false);
         let counts = Arc::<Counts>::default();
         let shared = Arc::new(Shared {
-            manner,
+            manner: RwLock::new(Arc::new(manner)),
             counts: Arc::clone(&counts),
             zero,
+            started: Instant::now(),
             acceptor: ca.issue(&["mx.load.test"])?.server_config().into(),
             seed: AtomicU64::new(1),
         });
@@ -123,6 +256,7 @@ impl Sink {
             port: 0,
             dns: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             counts,
+            shared: Arc::clone(&shared),
             stop,
             threads: Vec::new(),
         };
@@ -150,8 +284,8 @@ impl Sink {
             let (shared, mut stopped) = (Arc::clone(&shared), stopped.clone());
             let thread = std::thread::Builder::new().name("sink".into()).spawn(move || {
                 runtime.block_on(async move {
-                    for listener in listeners {
-                        tokio::spawn(listen(listener, Arc::clone(&shared)));
+                    for (host, listener) in (0..).zip(listeners) {
+                        tokio::spawn(listen(listener, host, Arc::clone(&shared)));
                     }
                     // An error: nobody is there to stop it any more.
                     let _ = stopped.wait_for(|stop| *stop).await;
@@ -162,6 +296,11 @@ impl Sink {
         }
         sink.dns = dns.context("no name server")?;
         Ok(sink)
+    }
+
+    /// Behaves otherwise from here on; a delay already begun goes on.
+    pub(crate) fn behave(&self, manner: Manner) {
+        *self.shared.manner.write() = Arc::new(manner);
     }
 
     /// All that has come and is kept.
@@ -219,12 +358,12 @@ fn bind(domains: usize, port: u16) -> anyhow::Result<Vec<TcpListener>> {
     Err(last.context(format!("listening on {domains} addresses from {FIRST} on")))
 }
 
-async fn listen(listener: TcpListener, shared: Arc<Shared>) {
+async fn listen(listener: TcpListener, host: u32, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 shared.counts.connections.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(connection(stream, Arc::clone(&shared)));
+                tokio::spawn(connection(stream, host, Arc::clone(&shared)));
             }
             // Out of descriptors, or a peer that left again.
             Err(_) => sleep(Duration::from_millis(10)).await,
@@ -232,17 +371,17 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, host: u32, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let seed = shared.seed.fetch_add(1, Ordering::Relaxed);
     let mut rng = SmallRng::seed_from_u64(seed);
     // A connection that ends otherwise than by QUIT is the peer's business.
-    let session = Session::new(&shared, &mut rng, false);
+    let session = Session::new(&shared, &mut rng, host, false);
     if let Ok(Some(stream)) = session.run(stream, true).await {
         let handshake = timeout(PATIENCE, shared.acceptor.accept(stream));
         if let Ok(Ok(stream)) = handshake.await {
             shared.counts.handshakes.fetch_add(1, Ordering::Relaxed);
-            let session = Session::new(&shared, &mut rng, true);
+            let session = Session::new(&shared, &mut rng, host, true);
             let _ = session.run(stream, false).await;
         }
     }
@@ -251,6 +390,8 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
 struct Session<'a> {
     shared: &'a Shared,
     rng: &'a mut SmallRng,
+    /// The domain whose address was connected to.
+    host: u32,
     offers_tls: bool,
     is_tls: bool,
     out: Vec<u8>,
@@ -272,11 +413,12 @@ enum Next {
 }
 
 impl<'a> Session<'a> {
-    fn new(shared: &'a Shared, rng: &'a mut SmallRng, is_tls: bool) -> Self {
+    fn new(shared: &'a Shared, rng: &'a mut SmallRng, host: u32, is_tls: bool) -> Self {
         Self {
             shared,
             rng,
-            offers_tls: shared.manner.tls && !is_tls,
+            host,
+            offers_tls: shared.manner.read().tls && !is_tls,
             is_tls,
             out: Vec::new(),
             has_sender: false,
@@ -285,6 +427,11 @@ impl<'a> Session<'a> {
             size: None,
             chunks: Vec::new(),
         }
+    }
+
+    fn behaviour(&self, domain: u32) -> Behaviour {
+        let manner = Arc::clone(&self.shared.manner.read());
+        manner.at(domain, self.shared.started.elapsed())
     }
 
     /// To its end, or to STARTTLS: then the connection comes back.
@@ -369,8 +516,9 @@ impl<'a> Session<'a> {
         if self.out.is_empty() {
             return Ok(());
         }
-        if !self.shared.manner.round_trip.is_zero() {
-            sleep(self.shared.manner.round_trip).await;
+        let round_trip = self.behaviour(self.host).round_trip;
+        if !round_trip.is_zero() {
+            sleep(round_trip).await;
         }
         timeout(PATIENCE, stream.write_all(&self.out)).await??;
         self.out.clear();
@@ -434,7 +582,8 @@ impl<'a> Session<'a> {
     }
 
     fn recipient(&mut self, line: &[u8]) -> &'static [u8] {
-        let Manner { defer, refuse, .. } = self.shared.manner;
+        let domain = domain_of(line);
+        let Behaviour { defer, refuse, .. } = self.behaviour(domain);
         if defer + refuse > 0.0 {
             let at: f64 = self.rng.random();
             if at < defer {
@@ -447,7 +596,7 @@ impl<'a> Session<'a> {
             }
         }
         self.recipients += 1;
-        self.domain = domain_of(line);
+        self.domain = domain;
         b"250 2.1.5 OK\r\n"
     }
 
@@ -462,9 +611,10 @@ impl<'a> Session<'a> {
                 return Ok(());
             }
         };
-        if !self.shared.manner.delay.is_zero() {
+        let delay = self.behaviour(self.domain).delay.draw(self.rng);
+        if !delay.is_zero() {
             self.flush(stream).await?;
-            sleep(self.shared.manner.delay).await;
+            sleep(delay).await;
         }
         let counts = &self.shared.counts;
         counts.octets.fetch_add(message.len() as u64, Ordering::Relaxed);
@@ -504,4 +654,51 @@ fn domain_of(line: &[u8]) -> u32 {
         .take_while(|octet| octet.is_ascii_digit())
         .take(9)
         .fold(0, |number, digit| number * 10 + u32::from(digit - b'0'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_change_what_they_name_where_and_while_they_apply() {
+        let manner = Manner {
+            usual: Behaviour {
+                delay: Span::just(Duration::from_millis(1)),
+                defer: 0.1,
+                ..Behaviour::default()
+            },
+            script: ["1-3:delay=5-50,refuse=0.2", "2:defer=0.5,from=10,until=20.5"]
+                .map(|rule| rule.parse().unwrap())
+                .to_vec(),
+            tls: false,
+        };
+        let secs = Duration::from_secs_f64;
+        assert_eq!(manner.at(0, secs(15.0)), manner.usual);
+        let one = manner.at(1, secs(15.0));
+        assert_eq!((one.defer, one.refuse), (0.1, 0.2));
+        assert_eq!(one.delay, "5-50".parse().unwrap());
+        for (at, defer) in [(9.0, 0.1), (10.0, 0.5), (20.0, 0.5), (20.5, 0.1)] {
+            assert_eq!(manner.at(2, secs(at)).defer, defer, "{at}");
+        }
+        let mut rng = SmallRng::seed_from_u64(1);
+        for _ in 0..100 {
+            let drawn = one.delay.draw(&mut rng);
+            assert!((Duration::from_millis(5)..=Duration::from_millis(50)).contains(&drawn));
+        }
+        for wrong in [
+            "",
+            "0",
+            "a:delay=1",
+            "0:delay",
+            "0:delay=x",
+            "0:delay=9-5",
+            "0:defer=2",
+            "0:defer=0.6,refuse=0.6",
+            "0:from=-1",
+            "0:shout=1",
+        ] {
+            assert!(wrong.parse::<Rule>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -5,12 +5,15 @@
 
 mod program;
 mod queue;
+mod relay;
 
 use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
 use serde::Serialize;
+
+use crate::report::{Row, Verdict};
 
 /// Options of `loadtest marks`.
 #[derive(Args)]
@@ -23,6 +26,27 @@ pub(crate) struct Options {
 enum Group {
     /// The durable queue: commit, millions of messages, restarts, deletions.
     Queue(Common),
+    /// The whole relay: its cost beside Postfix's, latency, fairness, memory, octets written.
+    Relay(RelayOptions),
+}
+
+/// Options of `loadtest marks relay`.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    loadtest marks relay --folder /somewhere/on/the/disk --report marks.html\n  \
+    loadtest marks relay --scale 0.1 --runs 1 --only otp")]
+struct RelayOptions {
+    #[command(flatten)]
+    common: Common,
+    /// Where the peer `postfix` is, as `compare` takes it.
+    #[arg(long, value_name = "FOLDER", default_value = "scripts/peers")]
+    peers: PathBuf,
+    /// Where smtp-source and smtp-sink are, below debian/usr/sbin; unless given, tests/interop/fetch --where is asked.
+    #[arg(long, value_name = "FOLDER")]
+    interop: Option<PathBuf>,
+    /// Write a report, a page of HTML that needs no other file.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// What every group takes.
@@ -37,7 +61,7 @@ struct Common {
     /// Where stores are made and removed again; the full size takes 12 GB. Unless given, a temporary folder.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
-    /// Sizes of the backlogs, by the promised ones. Less is a quick look, and proves nothing.
+    /// Sizes of backlogs and runs, by the promised ones. Less is a quick look, and proves nothing.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// How often each short figure is measured; the median counts.
@@ -82,9 +106,48 @@ struct Line<'a> {
 struct Told {
     json: bool,
     all_hold: bool,
+    /// For a report.
+    rows: Vec<Row>,
 }
 
 impl Told {
+    fn new(json: bool) -> Self {
+        Self {
+            json,
+            all_hold: true,
+            rows: Vec::new(),
+        }
+    }
+
+    /// A figure that could not be measured here: its mark is not reached.
+    fn missing(&mut self, name: &str, why: &str) -> anyhow::Result<()> {
+        self.all_hold = false;
+        self.open(name, why)
+    }
+
+    /// A figure that is measured by other means than this.
+    fn open(&mut self, name: &str, why: &str) -> anyhow::Result<()> {
+        #[derive(Serialize)]
+        struct Open<'a> {
+            name: &'a str,
+            not_measured: &'a str,
+        }
+        if self.json {
+            let line = Open {
+                name,
+                not_measured: why,
+            };
+            println!("{}", serde_json::to_string(&line)?);
+        } else {
+            println!("{name:<52} not measured: {why}");
+        }
+        self.rows.push(Row {
+            cells: vec![name.to_owned(), "–".to_owned(), why.to_owned()],
+            verdict: Verdict::Open,
+        });
+        Ok(())
+    }
+
     fn figure(&mut self, name: &str, measured: f64, mark: Mark, unit: &'static str) -> anyhow::Result<()> {
         ensure!(measured.is_finite(), "{name} was not measured");
         let ok = mark.holds(measured);
@@ -105,24 +168,36 @@ impl Told {
             println!("{}", serde_json::to_string(&line)?);
         } else {
             let verdict = if ok { "ok" } else { "SHORT" };
-            println!("{name:<44} {measured:>10.3} {unit:<9} at {at:<5} {bound:>9.3}  {verdict}");
+            println!("{name:<52} {measured:>10.3} {unit:<9} at {at:<5} {bound:>9.3}  {verdict}");
         }
+        let sign = if at == "least" { "≥" } else { "≤" };
+        self.rows.push(Row {
+            cells: vec![
+                name.to_owned(),
+                format!("{measured:.3} {unit}"),
+                format!("{sign} {bound} {unit}"),
+            ],
+            verdict: Verdict::of(ok),
+        });
         Ok(())
     }
 }
 
 /// Measures a group; false if a figure falls short.
 pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
-    let Group::Queue(common) = &options.group;
+    let common = match &options.group {
+        Group::Queue(common) => common,
+        Group::Relay(options) => &options.common,
+    };
     ensure!(
         common.scale > 0.0 && common.runs > 0,
         "a scale and a number of runs are more than 0"
     );
-    let mut told = Told {
-        json: common.json,
-        all_hold: true,
-    };
-    queue::measure(common, &mut told)?;
+    let mut told = Told::new(common.json);
+    match &options.group {
+        Group::Queue(common) => queue::measure(common, &mut told)?,
+        Group::Relay(options) => relay::measure(options, &mut told)?,
+    }
     Ok(told.all_hold)
 }
 
@@ -145,14 +220,16 @@ mod tests {
         ] {
             assert_eq!(mark.holds(measured), holds, "{mark:?} {measured}");
         }
-        let mut told = Told {
-            json: true,
-            all_hold: true,
-        };
+        let mut told = Told::new(true);
         told.figure("a", 1.0, Mark::AtMost(2.0), "s").unwrap();
         assert!(told.all_hold);
         told.figure("b", 3.0, Mark::AtMost(2.0), "s").unwrap();
         assert!(!told.all_hold);
+        let mut told = Told::new(true);
+        told.open("c", "counted elsewhere").unwrap();
+        assert!(told.all_hold);
+        told.missing("d", "no peer").unwrap();
+        assert!(!told.all_hold, "what was not measured does not pass");
         assert!(
             told.figure("c", f64::NAN, Mark::AtMost(2.0), "s").is_err(),
             "nothing measured holds nothing"

@@ -3,11 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use parking_lot::Mutex;
+
+use crate::load::record::Zero;
 
 use super::group;
 
@@ -15,6 +18,8 @@ use super::group;
 const TICKS: f64 = 100.0;
 /// How often memory is looked at. Each look costs the looker, not the program.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A day's.
+const MAX_SAMPLES: usize = 432_000;
 
 /// Since the program's start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,40 +105,87 @@ fn field(file: &str, name: &str) -> Option<u64> {
     line.trim().trim_end_matches(" kB").trim().parse().ok()
 }
 
-/// Watches memory until dropped.
+/// How a program was at a moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Since the run's zero.
+    pub(crate) at: Duration,
+    /// Octets that it and its descendants have for themselves, and their share of what they have with others (PSS).
+    pub(crate) memory: u64,
+    pub(crate) cpu_seconds: f64,
+}
+
+/// Watches memory and CPU until dropped.
 pub(crate) struct Memory {
-    peak: Arc<AtomicU64>,
+    samples: Arc<Mutex<Vec<Sample>>>,
+    root: Arc<AtomicU32>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Memory {
-    /// Of the process and its descendants: what they have for themselves, and their share of what they have with others (PSS).
-    pub(crate) fn watch(root: u32) -> anyhow::Result<Self> {
-        let (peak, over) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
-        let (highest, end) = (Arc::clone(&peak), Arc::clone(&over));
+    /// Of the process and its descendants.
+    pub(crate) fn watch(root: u32, zero: Zero) -> anyhow::Result<Self> {
+        let samples = Arc::<Mutex<Vec<Sample>>>::default();
+        let (root, over) = (Arc::new(AtomicU32::new(root)), Arc::<AtomicBool>::default());
+        let (kept, of, end) = (Arc::clone(&samples), Arc::clone(&root), Arc::clone(&over));
         let thread = std::thread::Builder::new().name("memory".into()).spawn(move || {
             while !end.load(Ordering::Relaxed) {
-                let members = family(root).unwrap_or_default();
-                let kib: u64 = members
-                    .iter()
-                    .filter_map(|(pid, _)| field(&format!("/proc/{pid}/smaps_rollup"), "Pss:"))
-                    .sum();
-                highest.fetch_max(kib << 10, Ordering::Relaxed);
+                if let Some(sample) = sample(of.load(Ordering::Relaxed), zero) {
+                    let mut kept = kept.lock();
+                    // A run of a day and more keeps what it has.
+                    if kept.len() < MAX_SAMPLES {
+                        kept.push(sample);
+                    }
+                }
                 std::thread::sleep(LOOK_EVERY);
             }
         })?;
         Ok(Self {
-            peak,
+            samples,
+            root,
             over,
             thread: Some(thread),
         })
     }
 
+    /// Of this process from here on.
+    pub(crate) fn follow(&self, root: u32) {
+        self.root.store(root, Ordering::Relaxed);
+    }
+
     /// The most octets seen.
     pub(crate) fn peak(&self) -> u64 {
-        self.peak.load(Ordering::Relaxed)
+        let samples = self.samples.lock();
+        samples.iter().map(|sample| sample.memory).max().unwrap_or(0)
     }
+
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        self.samples.lock().clone()
+    }
+}
+
+/// Of a process that lives.
+fn sample(root: u32, zero: Zero) -> Option<Sample> {
+    let members = family(root).ok()?;
+    let pss = |pid: &u32| field(&format!("/proc/{pid}/smaps_rollup"), "Pss:");
+    let kib: u64 = members.iter().filter_map(|(pid, _)| pss(pid)).sum();
+    let ticks: u64 = members.iter().map(|(_, ticks)| ticks).sum();
+    (kib > 0).then(|| Sample {
+        at: zero.elapsed(),
+        memory: kib << 10,
+        cpu_seconds: ticks as f64 / TICKS,
+    })
+}
+
+/// Octets that a process and its descendants have now, as [`Sample::memory`].
+pub(crate) fn memory_of(root: u32) -> Option<u64> {
+    sample(root, Zero::now()).map(|sample| sample.memory)
+}
+
+/// Descriptors that a process has open.
+pub(crate) fn descriptors(pid: u32) -> Option<usize> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
 }
 
 impl Drop for Memory {
@@ -164,7 +216,7 @@ mod tests {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let memory = Memory::watch(child.id()).unwrap();
+        let memory = Memory::watch(child.id(), Zero::now()).unwrap();
         let begun = std::time::Instant::now();
         while Usage::of(child.id()).unwrap().cpu_seconds < 0.03 || memory.peak() == 0 {
             assert!(
@@ -174,6 +226,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(Usage::of(std::process::id()).unwrap().cpu_seconds >= 0.03);
+        assert!(memory_of(child.id()).is_some() && descriptors(child.id()) >= Some(3));
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -120,10 +120,7 @@ impl Books {
         for recorded in self.store.recorded() {
             let told = self.take_in(&recorded.batch);
             let synced = if recorded.synced { ", synced" } else { "" };
-            self.note(format!(
-                "store: {} writes{synced}{told}",
-                recorded.batch.len()
-            ));
+            self.note(format!("store: {} writes{synced}{told}", recorded.batch.len()));
             if recorded.synced {
                 self.lasting.extend(self.fleeting.drain(..));
             }

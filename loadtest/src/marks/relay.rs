@@ -1,0 +1,412 @@
+//! The marks of the whole relay. Ratios are of runs that follow one another, and medians of such ratios.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+
+use super::{Mark, RelayOptions, Told, median};
+use crate::load::client::Beat;
+use crate::load::more_descriptors;
+use crate::report::{Page, Table, facts};
+use crate::scenario::apart::{self, Tools};
+use crate::scenario::run::play;
+use crate::scenario::{Name, Plan, Report};
+
+/// Messages of this relay's runs, and of those of others, which take ten times as long.
+const OWN: f64 = 50_000.0;
+const PEERS: f64 = 10_000.0;
+/// Octets of a message, where nothing else is said.
+const SIZE: &str = "10KiB";
+const SIZE_OCTETS: usize = 10 << 10;
+/// Messages a second, and how many, to a relay that is idle otherwise.
+const IDLE_RATE: f64 = 50.0;
+const IDLE_MESSAGES: f64 = 1_000.0;
+/// Seconds of a run at half load.
+const HALF_SECONDS: f64 = 20.0;
+/// Sessions of a run whose octets are counted.
+const HALF_SESSIONS: usize = 64;
+
+/// Why copies have no figure here.
+const COUNTED: &str = "counted by the gates of CI, not by a load";
+
+struct Bench<'a> {
+    options: &'a RelayOptions,
+    postrider: PathBuf,
+}
+
+pub(super) fn measure(options: &RelayOptions, told: &mut Told) -> anyhow::Result<()> {
+    more_descriptors()?;
+    let postrider = match &options.common.postrider {
+        Some(postrider) => postrider.clone(),
+        None => std::env::current_exe()?.with_file_name("postrider"),
+    };
+    ensure!(
+        postrider.exists(),
+        "{} is not there: build it, or say where it is",
+        postrider.display()
+    );
+    let bench = Bench { options, postrider };
+    bench.beside_postfix(told)?;
+    bench.beside_itself(told)?;
+    bench.between(told)?;
+    bench.idle(told)?;
+    bench.half_load(told)?;
+    bench.hot_and_cold(told)?;
+    bench.otp(told)?;
+    if bench.wants("copies") {
+        told.open("copies: of a body, between socket and WAL", COUNTED)?;
+    }
+    bench.memory(told)?;
+    let page = Page {
+        title: "Postrider: the relay's marks".to_owned(),
+        facts: facts(),
+        tables: vec![Table {
+            head: vec!["figure", "measured", "mark"],
+            rows: std::mem::take(&mut told.rows),
+            note: format!(
+                "Medians of {}, at {} of the promised sizes. Less than the whole is a quick look, and proves nothing.",
+                options.common.runs, options.common.scale
+            ),
+        }],
+        ..Page::default()
+    };
+    page.write(options.report.as_deref(), None)
+}
+
+impl Bench<'_> {
+    fn wants(&self, name: &str) -> bool {
+        let only = self.options.common.only.as_deref();
+        only.is_none_or(|only| name.starts_with(only))
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        self.options.common.folder.as_deref()
+    }
+
+    fn scaled(&self, full: f64) -> u32 {
+        (full * self.options.common.scale).max(400.0) as u32
+    }
+
+    fn own(&self, plan: &Plan) -> anyhow::Result<Report> {
+        self.play(plan, None)
+    }
+
+    /// A run in which something was lost has no figures.
+    fn play(&self, plan: &Plan, peer: Option<&Path>) -> anyhow::Result<Report> {
+        let report = play(plan, &self.postrider, peer, self.folder())
+            .with_context(|| format!("scenario {}", plan.name))?;
+        let held = match peer {
+            None => report.holds(),
+            // Of order others have promised nothing.
+            Some(_) => report.balance.holds() && report.as_meant,
+        };
+        let found: Vec<_> = report.findings().map(String::as_str).collect();
+        ensure!(held, "scenario {}: {}", plan.name, found.join("; "));
+        Ok(report)
+    }
+
+    /// A number of rounds, each of which gives some values; their medians.
+    fn medians<const N: usize>(
+        &self,
+        round: impl Fn() -> anyhow::Result<[f64; N]>,
+    ) -> anyhow::Result<[f64; N]> {
+        let rounds = (0..self.options.common.runs)
+            .map(|_| round())
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(std::array::from_fn(|at| {
+            median(rounds.iter().map(|values| values[at]).collect())
+        }))
+    }
+
+    /// The peer of this name, or why it is not there.
+    fn peer(&self, name: &str) -> Result<PathBuf, String> {
+        let peer = self.options.peers.join(name);
+        if !peer.exists() {
+            return Err(format!("no {}", peer.display()));
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err("Postfix wants to be started by root".to_owned());
+        }
+        self.interop().map_err(|error| error.to_string())?;
+        Ok(peer)
+    }
+
+    /// Where Debian's programs are unpacked.
+    fn interop(&self) -> anyhow::Result<PathBuf> {
+        if let Some(folder) = &self.options.interop {
+            return Ok(folder.clone());
+        }
+        let asked = Command::new("tests/interop/fetch").arg("--where").output();
+        let output = asked.context("tests/interop/fetch is not here")?;
+        let folder = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        ensure!(
+            output.status.success() && !folder.is_empty(),
+            "tests/interop/fetch has not been run"
+        );
+        Ok(folder.into())
+    }
+
+    fn beside_postfix(&self, told: &mut Told) -> anyhow::Result<()> {
+        let postfix = self.peer("postfix");
+        for (name, size, cpu, rate) in [
+            ("relay", SIZE, 0.07, Some(10.0)),
+            ("relay-1KiB", "1KiB", 0.05, None),
+            ("relay-100KiB", "100KiB", 0.17, None),
+        ] {
+            if !self.wants(name) {
+                continue;
+            }
+            let cpu_name = format!("{name}: CPU / Postfix's");
+            let rate_name = format!("{name}: messages a second / Postfix's");
+            let postfix = match &postfix {
+                Ok(postfix) => postfix,
+                Err(why) => {
+                    told.missing(&cpu_name, why)?;
+                    if rate.is_some() {
+                        told.missing(&rate_name, why)?;
+                    }
+                    continue;
+                }
+            };
+            // Where messages are large, fewer of them are as much work.
+            let part = if size == "100KiB" { 0.2 } else { 1.0 };
+            let own = Plan::of(Name::Relay, self.scaled(OWN * part), size)?;
+            let other = Plan::of(Name::Relay, self.scaled(PEERS * part), size)?;
+            let [measured_cpu, measured_rate] = self.medians(|| {
+                let (own, other) = (self.own(&own)?, self.play(&other, Some(postfix))?);
+                Ok([
+                    own.cpu_seconds_per_1000 / other.cpu_seconds_per_1000,
+                    own.per_second / other.per_second,
+                ])
+            })?;
+            told.figure(&cpu_name, measured_cpu, Mark::AtMost(cpu), "")?;
+            if let Some(rate) = rate {
+                told.figure(&rate_name, measured_rate, Mark::AtLeast(rate), "")?;
+            }
+        }
+        for (wanted, scenario, full, name, mark) in [
+            (
+                "relay-dkim",
+                Name::RelayDkim,
+                0.5,
+                "relay-dkim: CPU / Postfix's with OpenDKIM",
+                0.09,
+            ),
+            ("accept", Name::Accept, 1.2, "accept: CPU / Postfix's", 0.12),
+        ] {
+            if !self.wants(wanted) {
+                continue;
+            }
+            let postfix = match &postfix {
+                Ok(postfix) => postfix,
+                Err(why) => {
+                    told.missing(name, why)?;
+                    continue;
+                }
+            };
+            let own = Plan::of(scenario, self.scaled(OWN * full), SIZE)?;
+            let other = Plan::of(scenario, self.scaled(PEERS * full), SIZE)?;
+            let measured = self.medians(|| {
+                // Whether the peer can play this, it is first to show.
+                let other = self.play(&other, Some(postfix))?;
+                Ok([self.own(&own)?.cpu_seconds_per_1000 / other.cpu_seconds_per_1000])
+            });
+            match measured {
+                Ok([cpu]) => told.figure(name, cpu, Mark::AtMost(mark), "")?,
+                Err(why) => told.missing(name, &format!("{why:#}"))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Figures that are ratios to this relay's own.
+    fn beside_itself(&self, told: &mut Told) -> anyhow::Result<()> {
+        let relay = Plan::of(Name::Relay, self.scaled(OWN), SIZE)?;
+        if self.wants("relay-dkim-ed25519") {
+            let signed = Plan {
+                name: Name::RelayDkimEd25519,
+                ..relay.clone()
+            };
+            let [cpu] = self.medians(|| {
+                let (plain, signed) = (self.own(&relay)?, self.own(&signed)?);
+                Ok([signed.cpu_seconds_per_1000 / plain.cpu_seconds_per_1000])
+            })?;
+            told.figure(
+                "relay-dkim-ed25519: CPU / own relay's",
+                cpu,
+                Mark::AtMost(1.3),
+                "",
+            )?;
+        }
+        if self.wants("relay-tls") {
+            let tls = Plan {
+                name: Name::RelayTls,
+                ..relay.clone()
+            };
+            let [cpu] = self.medians(|| {
+                let (plain, tls) = (self.own(&relay)?, self.own(&tls)?);
+                Ok([tls.cpu_seconds_per_1000 / plain.cpu_seconds_per_1000])
+            })?;
+            told.figure(
+                "relay-tls: CPU / own relay's in clear",
+                cpu,
+                Mark::AtMost(1.5),
+                "",
+            )?;
+        }
+        if self.wants("thousand-domains") {
+            let many = Plan::of(Name::ThousandDomains, self.scaled(OWN), SIZE)?;
+            let [rate] = self.medians(|| {
+                let (one, many) = (self.own(&relay)?, self.own(&many)?);
+                Ok([many.per_second / one.per_second])
+            })?;
+            told.figure(
+                "thousand-domains: messages a second / one's",
+                rate,
+                Mark::AtLeast(0.8),
+                "",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn between(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("between") {
+            return Ok(());
+        }
+        let name = "between smtp-source and smtp-sink: / without a relay";
+        let tools = match self.interop().and_then(|folder| Tools::find(&folder)) {
+            Ok(tools) => tools,
+            Err(why) => return told.missing(name, &why.to_string()),
+        };
+        let plan = Plan::of(Name::Relay, self.scaled(OWN), SIZE)?;
+        let [ratio] = self.medians(|| {
+            let between = apart::between(&plan, SIZE_OCTETS, &self.postrider, &tools, self.folder())?;
+            Ok([between.through / between.direct])
+        })?;
+        told.figure(name, ratio, Mark::AtLeast(0.6), "")
+    }
+
+    fn idle(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("idle") {
+            return Ok(());
+        }
+        let plan = Plan {
+            sessions: 1,
+            beat: Beat::Rate(IDLE_RATE),
+            warm_up: 20,
+            ..Plan::of(Name::Relay, self.scaled(IDLE_MESSAGES), SIZE)?
+        };
+        let [p50, p99] = self.medians(|| {
+            // What the same mail takes straight to the peer is the peer's own.
+            let own = apart::direct(&plan)?.transaction_ms;
+            let through = self.own(&plan)?.reply_to_arrival_ms;
+            Ok([through.p50 - own.p50, through.p99 - own.p99])
+        })?;
+        told.figure(
+            "idle: 250 to the peer's 250, over its own, p50",
+            p50,
+            Mark::AtMost(1.0),
+            "ms",
+        )?;
+        told.figure(
+            "idle: 250 to the peer's 250, over its own, p99",
+            p99,
+            Mark::AtMost(3.0),
+            "ms",
+        )
+    }
+
+    /// At half of what goes through at full speed, so that nothing waits.
+    fn half_load(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("half-load") && !self.wants("written") {
+            return Ok(());
+        }
+        let full = Plan::of(Name::Relay, self.scaled(OWN), SIZE)?;
+        let [times, written] = self.medians(|| {
+            let rate = self.own(&full)?.per_second / 2.0;
+            let plan = Plan {
+                sessions: HALF_SESSIONS,
+                beat: Beat::Rate(rate),
+                ..Plan::of(Name::Relay, self.scaled(rate * HALF_SECONDS), SIZE)?
+            };
+            let append = apart::append_and_sync(self.folder(), SIZE_OCTETS)?;
+            let half = self.own(&plan)?;
+            let written = half.store_written_by_accepted.unwrap_or(f64::NAN);
+            Ok([half.accept.end_of_data_ms.p50 / append, written])
+        })?;
+        if self.wants("half-load") {
+            told.figure(
+                "half-load: end of data to 250, p50 / append+fdatasync",
+                times,
+                Mark::AtMost(2.5),
+                "",
+            )?;
+        }
+        if self.wants("written") {
+            told.figure("written: octets / accepted", written, Mark::AtMost(1.3), "")?;
+        }
+        Ok(())
+    }
+
+    fn hot_and_cold(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("hot-and-cold") {
+            return Ok(());
+        }
+        let plan = Plan::of(Name::HotAndCold, self.scaled(10_000.0), SIZE)?;
+        let [times] = self.medians(|| Ok([self.own(&plan)?.figure("p99, times that alone")]))?;
+        told.figure(
+            "hot-and-cold: quick ones' p99, times that alone",
+            times,
+            Mark::AtMost(1.5),
+            "",
+        )
+    }
+
+    fn otp(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("otp") {
+            return Ok(());
+        }
+        // Enough that they outlast the passwords: 50 a second for 20 seconds.
+        let plan = Plan::of(Name::Otp, self.scaled(50_000.0).max(2_000), SIZE)?;
+        let [over, spent] = self.medians(|| {
+            let report = self.own(&plan)?;
+            Ok([
+                report.figure("behind over alone, p50"),
+                report.figure("tokens spent"),
+            ])
+        })?;
+        told.figure(
+            "otp: behind newsletters over alone",
+            over,
+            Mark::AtMost(40.0),
+            "ms",
+        )?;
+        told.figure("otp: tokens spent", spent, Mark::AtLeast(0.95), "")
+    }
+
+    fn memory(&self, told: &mut Told) -> anyhow::Result<()> {
+        if !self.wants("memory") {
+            return Ok(());
+        }
+        let clear = Plan::of(Name::Relay, 1_000, SIZE)?;
+        let tls = Plan {
+            name: Name::RelayTls,
+            ..clear.clone()
+        };
+        let [idle, session, over_tls] = self.medians(|| {
+            let clear = apart::needs(&clear, &self.postrider, self.folder())?;
+            let tls = apart::needs(&tls, &self.postrider, self.folder())?;
+            Ok([clear.idle_mib, clear.session_kib, tls.session_kib])
+        })?;
+        told.figure("memory: idle and empty", idle, Mark::AtMost(48.0), "MiB")?;
+        told.figure("memory: a further session", session, Mark::AtMost(24.0), "KiB")?;
+        told.figure(
+            "memory: a further session over TLS",
+            over_tls,
+            Mark::AtMost(64.0),
+            "KiB",
+        )
+    }
+}
