@@ -220,6 +220,7 @@ pub(crate) struct Load {
     pub(crate) sent: Rows<Sent>,
     pub(crate) octets: AtomicU64,
     pub(crate) accepted: AtomicU64,
+    pub(crate) recipients_refused: AtomicU64,
     /// Sessions that broke off.
     pub(crate) broken: AtomicU64,
 }
@@ -245,6 +246,7 @@ impl Load {
             sent: Rows::default(),
             octets: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
+            recipients_refused: AtomicU64::new(0),
             broken: AtomicU64::new(0),
         })
     }
@@ -432,51 +434,63 @@ impl Load {
             all.extend(self.letters.raw(&letter));
             peer.write(&all).await?;
             sent.written = self.zero.elapsed();
-            let mut refused = None;
-            for _ in 0..rcpts.len() + 2 {
-                let code = peer.code().await?;
-                refused = refused.or((!(200..300).contains(&code)).then_some(code));
-                sent.code = code;
+            let mut heard = Heard::default();
+            for _ in 0..=rcpts.len() {
+                heard.hear(peer.code().await?);
             }
-            sent.code = refused.unwrap_or(sent.code);
-            return self.after(peer, sent.code).await;
+            let end = peer.code().await?;
+            return self.done(peer, sent, &heard, end).await;
         }
         let mut commands = vec![mail.as_bytes()];
         commands.extend(rcpts.iter().map(String::as_bytes));
-        commands.push(b"DATA\r\n");
-        let mut refused = None;
         if transfer == Transfer::Pipelined {
-            peer.write(&commands).await?;
+            let all: Vec<&[u8]> = commands.iter().copied().chain([&b"DATA\r\n"[..]]).collect();
+            peer.write(&all).await?;
         }
-        for (stage, command) in commands.iter().enumerate() {
+        let mut heard = Heard::default();
+        for command in commands {
             if transfer == Transfer::Lockstep {
                 peer.write(&[command]).await?;
             }
-            let is_data = stage + 1 == commands.len();
-            match peer.code().await? {
-                200..300 if !is_data => {}
-                354 if is_data => {
-                    // Where a recipient was refused and DATA was taken all the same, there is nothing to send.
-                    let data: Vec<&[u8]> = match refused {
-                        None => self.letters.data(&letter).collect(),
-                        Some(_) => vec![b".\r\n"],
-                    };
-                    peer.write(&data).await?;
-                    sent.written = self.zero.elapsed();
-                    let end = peer.code().await?;
-                    sent.code = refused.unwrap_or(end);
-                    return self.after(peer, sent.code).await;
-                }
-                code => {
-                    refused = refused.or(Some(code));
-                    if transfer == Transfer::Lockstep {
-                        break;
-                    }
-                }
-            }
+            heard.hear(peer.code().await?);
         }
-        sent.written = self.zero.elapsed();
-        sent.code = refused.unwrap_or(0);
+        if transfer == Transfer::Lockstep {
+            if heard.taken == 0 {
+                sent.written = self.zero.elapsed();
+                return self.done(peer, sent, &heard, 0).await;
+            }
+            peer.write(&[b"DATA\r\n"]).await?;
+        }
+        let mut end = peer.code().await?;
+        if end == 354 {
+            // Where nobody was taken and DATA was all the same, there is nothing to send.
+            let data: Vec<&[u8]> = match heard.taken {
+                0 => vec![b".\r\n"],
+                _ => self.letters.data(&letter).collect(),
+            };
+            peer.write(&data).await?;
+            sent.written = self.zero.elapsed();
+            end = peer.code().await?;
+        } else {
+            sent.written = self.zero.elapsed();
+        }
+        self.done(peer, sent, &heard, end).await
+    }
+
+    /// Where any recipient was taken, the reply to the end is the message's.
+    async fn done<S: Stream>(
+        &self,
+        peer: &mut Peer<S>,
+        sent: &mut Sent,
+        heard: &Heard,
+        end: u16,
+    ) -> Result<(), Trouble> {
+        self.recipients_refused
+            .fetch_add(heard.recipients_refused, Ordering::Relaxed);
+        sent.code = match heard.taken {
+            0 => heard.refused.unwrap_or(end),
+            _ => end,
+        };
         self.after(peer, sent.code).await
     }
 
@@ -486,6 +500,33 @@ impl Load {
             200..300 => Ok(()),
             421 => Err(io::Error::other("421").into()),
             _ => expect(peer.say("RSET").await?, 250).map(drop),
+        }
+    }
+}
+
+/// What MAIL and each RCPT were answered.
+#[derive(Debug, Default)]
+struct Heard {
+    commands: u32,
+    /// The first refusal.
+    refused: Option<u16>,
+    recipients_refused: u64,
+    /// Recipients that may get the message.
+    taken: u32,
+}
+
+impl Heard {
+    /// The next answer, MAIL's first.
+    fn hear(&mut self, code: u16) {
+        let is_rcpt = self.commands > 0;
+        self.commands += 1;
+        match ((200..300).contains(&code), is_rcpt) {
+            (true, true) => self.taken += 1,
+            (true, false) => {}
+            (false, _) => {
+                self.refused = self.refused.or(Some(code));
+                self.recipients_refused += u64::from(is_rcpt);
+            }
         }
     }
 }

@@ -146,8 +146,10 @@ pub(crate) struct Summary {
     pub(crate) accepted: u64,
     pub(crate) per_second: f64,
     pub(crate) octets: u64,
-    /// Replies other than 2xx.
+    /// Messages that got another reply than 2xx, or of which no recipient was taken.
     pub(crate) refused: usize,
+    /// Of several recipients the others may have been taken.
+    pub(crate) recipients_refused: u64,
     /// Messages whose connection broke.
     pub(crate) unanswered: usize,
     /// Connections that broke or were refused.
@@ -171,6 +173,7 @@ impl Summary {
             per_second: accepted().count() as f64 / seconds.max(1e-9),
             octets: load.octets.load(Ordering::Relaxed),
             refused: sent.len() - accepted().count() - unanswered,
+            recipients_refused: load.recipients_refused.load(Ordering::Relaxed),
             unanswered,
             broken: load.broken.load(Ordering::Relaxed),
             transaction_ms: Quantiles::of(accepted().map(|sent| sent.answered.saturating_sub(sent.meant))),
@@ -188,6 +191,7 @@ impl Summary {
             ("accepted", number(self.accepted as f64)),
             ("messages a second", number(self.per_second.round())),
             ("refused", number(self.refused as f64)),
+            ("recipients refused", number(self.recipients_refused as f64)),
             ("unanswered", number(self.unanswered as f64)),
             ("begin to reply, p50", ms(self.transaction_ms.p50)),
             ("begin to reply, p99", ms(self.transaction_ms.p99)),
@@ -203,12 +207,13 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(
             to,
-            "{} messages in {:.2} s, {} accepted: {:.0} a second; {} refused, {} unanswered, {} connections broken",
+            "{} messages in {:.2} s, {} accepted: {:.0} a second; {} refused, {} recipients refused, {} unanswered, {} connections broken",
             self.messages,
             self.seconds,
             self.accepted,
             self.per_second,
             self.refused,
+            self.recipients_refused,
             self.unanswered,
             self.broken
         )?;
@@ -535,5 +540,57 @@ mod tests {
                 "{transfer:?}: {summary}"
             );
         }
+    }
+
+    /// A message some of whose recipients are refused goes to the others, whole.
+    #[test]
+    fn those_that_are_taken_get_the_message() {
+        let zero = Zero::now();
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let usual = Behaviour {
+            refuse: 0.5,
+            ..Behaviour::default()
+        };
+        let manner = Manner {
+            usual,
+            ..Manner::default()
+        };
+        let sink = Sink::start(manner, &spread, 1, zero).unwrap();
+        let sizes = "1KiB".parse().unwrap();
+        let letters = Arc::new(Letters::new(9, "a@sender.test", sizes, spread).with_recipients(3));
+        for (number, transfer) in [Transfer::Lockstep, Transfer::Pipelined, Transfer::Bdat]
+            .into_iter()
+            .enumerate()
+        {
+            let mut target = Target::plain((sink::address(0), sink.port).into()).unwrap();
+            target.transfer = transfer;
+            let pace = Pace {
+                sessions: 1,
+                beat: Beat::AsAnswered,
+                messages: 80,
+                time: None,
+                per_session: 1_000,
+            };
+            let first = number as u32 * 80;
+            let load = Load::new(Arc::clone(&letters), target, pace, zero, first);
+            drive(&load, None).unwrap();
+            let sent = load.sent.all();
+            let summary = Summary::of(&load, &sent);
+            assert!(
+                (80..160).contains(&summary.recipients_refused),
+                "{transfer:?}: {summary}"
+            );
+            // One of eight has no recipient left.
+            assert!((1..30).contains(&summary.refused), "{transfer:?}: {summary}");
+            let arrivals: Vec<_> = sink
+                .arrivals()
+                .into_iter()
+                .filter(|arrival| arrival.number >= first)
+                .collect();
+            let balance = Balance::of(9, &sent, &arrivals, &[]);
+            assert!(balance.holds(), "{transfer:?}: {balance:?}");
+            assert_eq!(balance.arrived, summary.accepted, "{transfer:?}");
+        }
+        assert_eq!(sink.counts.unsealed.load(Ordering::Relaxed), 0);
     }
 }

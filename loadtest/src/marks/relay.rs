@@ -283,6 +283,10 @@ impl Bench<'_> {
         let plan = Plan::of(Name::Relay, self.scaled(OWN), SIZE)?;
         let [ratio] = self.medians(|| {
             let between = apart::between(&plan, SIZE_OCTETS, &self.postrider, &tools, self.folder())?;
+            eprintln!(
+                "between: {:.0} messages a second without a relay, {:.0} through it",
+                between.direct, between.through
+            );
             Ok([between.through / between.direct])
         })?;
         told.figure(name, ratio, Mark::AtLeast(0.6), "")
@@ -300,7 +304,7 @@ impl Bench<'_> {
         };
         let [p50, p99] = self.medians(|| {
             // What the same mail takes straight to the peer is the peer's own.
-            let own = apart::direct(&plan)?.transaction_ms;
+            let own = apart::direct(&plan)?;
             let through = self.own(&plan)?.reply_to_arrival_ms;
             Ok([through.p50 - own.p50, through.p99 - own.p99])
         })?;

@@ -12,10 +12,9 @@ use anyhow::{Context as _, ensure};
 use super::run::{Stage, folder_in};
 use super::usage::memory_of;
 use super::{Name, Plan};
-use crate::load::Summary;
 use crate::load::client::{Held, Load, Pace};
 use crate::load::letters::{Letters, Spread};
-use crate::load::record::Zero;
+use crate::load::record::{Quantiles, Zero};
 use crate::load::sink::{self, Manner, Sink};
 use crate::load::{client::Target, drive};
 
@@ -72,8 +71,8 @@ pub(crate) fn needs(plan: &Plan, postrider: &Path, folder: Option<&Path>) -> any
     })
 }
 
-/// A flood straight into a sink, without a relay.
-pub(crate) fn direct(plan: &Plan) -> anyhow::Result<Summary> {
+/// Transactions straight into a sink, without a relay: from their begin, whenever that was meant to be, to the last reply.
+pub(crate) fn direct(plan: &Plan) -> anyhow::Result<Quantiles> {
     let zero = Zero::now();
     let spread = Spread::zipf(1, 0.0, "load.test")?;
     let sink = Sink::start(Manner::default(), &spread, plan.sink_threads, zero)?;
@@ -88,7 +87,10 @@ pub(crate) fn direct(plan: &Plan) -> anyhow::Result<Summary> {
     };
     let load = Load::new(letters.into(), target, pace, zero, 0);
     drive(&load, Some(plan.messages.into()))?;
-    Ok(Summary::of(&load, &load.sent.all()))
+    let sent = load.sent.all();
+    Ok(Quantiles::of(
+        sent.iter().map(|sent| sent.answered.saturating_sub(sent.begun)),
+    ))
 }
 
 /// Milliseconds to append so many octets to a file and sync it, the median.
