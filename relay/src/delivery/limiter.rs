@@ -180,7 +180,7 @@ mod tests {
     fn connections_that_are_scarce_stay_apart() {
         let mut limiter = Limiter::new(Some(50.0), START);
         let mut now = START + Duration::from_secs(10);
-        let mut free = vec![now; 10];
+        let mut free = [now; 10];
         let end = now + Duration::from_secs(60);
         let mut starts = Vec::new();
         while now < end {
