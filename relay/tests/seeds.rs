@@ -307,6 +307,8 @@ impl Run {
             end = End::Kill;
         }
         if end == End::Stop {
+            // Nor may it begin to fail meanwhile: some hosts keep a stop waiting for ten minutes.
+            disk.abort();
             stop.send(true).unwrap();
             for shard in shards {
                 shard.await.unwrap();
