@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use ipnet::IpNet;
 use mail_core::smtp::chunk::Chunks;
 use mail_core::smtp::command::MailFrom;
@@ -52,6 +53,10 @@ mod xclient;
 
 /// Octets read at a time.
 const READ: usize = 64 * 1024;
+
+/// A session that has said nothing for so long waits with room for so little: thousands may do nothing but wait.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+const READ_IDLE: usize = 4 * 1024;
 
 /// How long a refused client may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -274,9 +279,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
 
     /// Reads something. `may_stop`: the relay's going down ends the wait.
     async fn fill(&mut self, patience: Duration, may_stop: bool) -> Result<(), Quiet> {
-        let until = self.deadline.min(Instant::now() + patience);
+        let now = Instant::now();
+        let until = self.deadline.min(now + patience);
+        let soon = until.min(now + IDLE_AFTER);
+        match self.fill_until(soon, READ, may_stop).await {
+            Err(Quiet::Silence) if soon < until => {
+                let buffer = self.inbox.buffer();
+                if buffer.is_empty() {
+                    *buffer = BytesMut::new();
+                }
+                self.fill_until(until, READ_IDLE, may_stop).await
+            }
+            done => done,
+        }
+    }
+
+    async fn fill_until(&mut self, until: Instant, room: usize, may_stop: bool) -> Result<(), Quiet> {
         let buffer = self.inbox.buffer();
-        buffer.reserve(READ);
+        buffer.reserve(room);
         let Some(mut stream) = self.wire.stream() else {
             return Err(Quiet::Lost);
         };
