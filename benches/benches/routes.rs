@@ -60,7 +60,7 @@ fn routes(criterion: &mut Criterion) {
             bench.iter(|| routing.refusal(sender, black_box(&one.mailbox)));
         });
         group.bench_function(format!("destination rule, of {rules}"), |bench| {
-            bench.iter(|| Rule::of(black_box(&domain), &settings.delivery));
+            bench.iter(|| Rule::of(black_box(&domain), None, &settings.delivery));
         });
     }
     let domain: Domain = "example.net".parse().expect("a domain");

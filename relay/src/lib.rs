@@ -20,6 +20,7 @@ pub mod routing;
 pub mod run;
 pub(crate) mod sabotage;
 pub mod seven_bit;
+pub mod shaping;
 pub mod submission;
 pub mod tls;
 pub mod tokens;

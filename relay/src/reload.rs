@@ -53,10 +53,12 @@ const AT_START_ONLY: [&str; 7] = [
 ];
 
 /// Where a change means that next hops are to be met anew.
-const OF_CONNECTIONS: [&str; 6] = [
+const OF_CONNECTIONS: [&str; 8] = [
     "hostname",
+    "bounce_",
     "delivery.",
     "destination",
+    "provider",
     "smart_host",
     "dns.",
     "safe_mode.",

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +20,11 @@ use super::rates;
 use super::routes::routing;
 use super::section::{Check, Section, Spot};
 use super::settings::{
-    AddressFamily, ClientTimeouts, DeliverySettings, Destination, DestinationLimits, DkimKey, DnsSettings,
-    Listener, ListenerKind, LogFormat, Retry, SenderPattern, Settings, StoreSettings, SubmissionSettings,
-    Tenant, TlsFiles, TlsLevel,
+    AddressFamily, ClientTimeouts, DeliverySettings, Destination, DestinationLimits, Destinations, DkimKey,
+    DnsSettings, Listener, ListenerKind, LogFormat, OwnLimits, Retry, SenderPattern, Settings, StoreSettings,
+    SubmissionSettings, Tenant, TlsFiles, TlsLevel,
 };
+use super::shaping::shaping;
 use super::smart_hosts::smart_hosts;
 use super::source::Node;
 use super::streams::{Streams, streams};
@@ -35,6 +37,11 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub(super) const EVER: Duration = Duration::from_secs(366 * 86_400);
 
 const MIB: u64 = 1 << 20;
+
+const CONNECTIONS: RangeInclusive<u64> = 1..=100_000;
+const MESSAGES_PER_SECOND: RangeInclusive<f64> = 0.001..=1e6;
+const MESSAGES_PER_CONNECTION: RangeInclusive<u64> = 1..=1_000_000_000;
+const RECIPIENTS_PER_TRANSACTION: RangeInclusive<u64> = 1..=100_000;
 
 /// Reads the whole configuration. What is missing or wrong is noted in `check`; the settings are whole only if nothing is.
 pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
@@ -610,6 +617,7 @@ fn delivery(
     if let Some(name) = &ehlo {
         section.taken_as("ehlo", name);
     }
+    let shipped_limits = section.boolean("shipped_limits", true);
     let own_addresses = section.list::<IpAddr>("own_addresses").unwrap_or_default();
     let delivery = DeliverySettings {
         port: section.integer("port", 1..=65_535, 25) as u16,
@@ -626,7 +634,8 @@ fn delivery(
         retry,
         streams,
         timeouts: timeouts(section.section("timeouts")),
-        destinations: destinations(check, top, &limits, tls, family),
+        destinations: destinations(check, top, tls, family),
+        shaping: Arc::new(shaping(check, top, shipped_limits)),
         limits,
         tls,
         family,
@@ -670,20 +679,36 @@ pub(super) fn limits(mut section: Section<'_>, defaults: Option<&DestinationLimi
     };
     let defaults = defaults.unwrap_or(&shipped);
     let limits = DestinationLimits {
-        connections: as_usize(section.integer("connections", 1..=100_000, defaults.connections as u64)),
+        connections: as_usize(section.integer("connections", CONNECTIONS, defaults.connections as u64)),
         messages_per_second: section
-            .number("messages_per_second", 0.001..=1e6)
+            .number("messages_per_second", MESSAGES_PER_SECOND)
             .or(defaults.messages_per_second),
         messages_per_connection: section.integer(
             "messages_per_connection",
-            1..=1_000_000_000,
+            MESSAGES_PER_CONNECTION,
             u64::from(defaults.messages_per_connection),
         ) as u32,
         recipients_per_transaction: as_usize(section.integer(
             "recipients_per_transaction",
-            1..=100_000,
+            RECIPIENTS_PER_TRANSACTION,
             defaults.recipients_per_transaction as u64,
         )),
+    };
+    section.end();
+    limits
+}
+
+/// What a table says of limits, by bounds as in [`limits`].
+pub(super) fn own_limits(mut section: Section<'_>) -> OwnLimits {
+    let limits = OwnLimits {
+        connections: section.optional_integer("connections", CONNECTIONS).map(as_usize),
+        messages_per_second: section.number("messages_per_second", MESSAGES_PER_SECOND),
+        messages_per_connection: section
+            .optional_integer("messages_per_connection", MESSAGES_PER_CONNECTION)
+            .map(|number| number as u32),
+        recipients_per_transaction: section
+            .optional_integer("recipients_per_transaction", RECIPIENTS_PER_TRANSACTION)
+            .map(as_usize),
     };
     section.end();
     limits
@@ -692,10 +717,9 @@ pub(super) fn limits(mut section: Section<'_>, defaults: Option<&DestinationLimi
 fn destinations(
     check: &Check<'_>,
     top: &mut Section<'_>,
-    defaults: &DestinationLimits,
     tls: TlsLevel,
     family: AddressFamily,
-) -> Vec<Destination> {
+) -> Destinations {
     let mut destinations = Vec::new();
     let mut seen = BTreeSet::new();
     for mut section in top.sections("destination") {
@@ -707,7 +731,7 @@ fn destinations(
         );
         let tls = tls_level(&mut section, tls);
         let family = address_family(&mut section, family);
-        let limits = limits(section.section("limits"), Some(defaults));
+        let limits = own_limits(section.section("limits"));
         section.end();
         let Some(spot) = domain else { continue };
         let DomainPattern { domain, below } = spot.value;
@@ -722,7 +746,7 @@ fn destinations(
             limits,
         });
     }
-    destinations
+    Destinations::new(destinations)
 }
 
 struct DomainPattern {

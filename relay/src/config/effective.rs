@@ -136,6 +136,17 @@ impl Effective {
         })
     }
 
+    /// Where a key of this path is written; `None`: nowhere.
+    pub fn place(&self, key: &str) -> Option<&Problem> {
+        let mut all = self.tables.iter().flat_map(|(table, entries)| {
+            entries
+                .iter()
+                .map(move |(name, entry)| (path(table, name), entry))
+        });
+        all.find(|(path, _)| path == key)
+            .and_then(|(_, entry)| entry.written.as_ref())
+    }
+
     /// What is otherwise in `after`.
     pub fn changes(&self, after: &Self) -> Vec<Change> {
         let flat = |of: &Self| -> BTreeMap<(Vec<Step>, String), Entry> {

@@ -11,6 +11,7 @@ pub mod rewrites;
 pub mod routes;
 mod section;
 pub mod settings;
+mod shaping;
 pub mod smart_hosts;
 mod source;
 pub mod streams;
@@ -76,6 +77,12 @@ fn load_with_keys(path: &Path) -> (Option<Settings>, Vec<Problem>, BTreeSet<Stri
 /// What the configuration in `path` could say, by the tables that it has: lists as `[]`, names of tables as `NAME`.
 pub fn known_keys(path: &Path) -> BTreeSet<String> {
     load_with_keys(path).2
+}
+
+/// Whether a name may stand in keys, labels and paths.
+#[cfg(test)]
+pub(crate) fn is_name(name: &str) -> bool {
+    check::is_name(name)
 }
 
 /// Reads a length of time as the configuration does: `30m`, `2h`.

@@ -1,6 +1,7 @@
 //! The configuration as proven: what the rest of the relay reads. Every value here has passed the check.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use crate::shaping::Shaping;
 use crate::submission::fields::OwnField;
 
 use super::admin::AdminSettings;
@@ -238,14 +240,16 @@ pub struct DeliverySettings {
     pub streams: Streams,
     /// Waits on the wire.
     pub timeouts: ClientTimeouts,
-    /// In force where no destination rule says otherwise.
+    /// In force where neither a destination's rule nor its provider says otherwise.
     pub limits: DestinationLimits,
     /// In force where no destination rule says otherwise.
     pub tls: TlsLevel,
     /// In force where no destination rule says otherwise.
     pub family: AddressFamily,
-    /// Rules by destination domain; the longest match wins.
-    pub destinations: Vec<Destination>,
+    /// Rules by destination domain.
+    pub destinations: Destinations,
+    /// What replies mean, and who runs which hosts.
+    pub shaping: Arc<Shaping>,
     /// Connections at once, all destinations together.
     pub max_connections: usize,
     /// Octets a failure report may have (RFC 3464); more of the original is cut.
@@ -313,6 +317,32 @@ pub struct DestinationLimits {
     pub recipients_per_transaction: usize,
 }
 
+/// Limits as one table says them; what it leaves out comes from elsewhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(missing_docs, reason = "as in DestinationLimits")]
+pub struct OwnLimits {
+    pub connections: Option<usize>,
+    pub messages_per_second: Option<f64>,
+    pub messages_per_connection: Option<u32>,
+    pub recipients_per_transaction: Option<usize>,
+}
+
+impl OwnLimits {
+    /// These, and `others` where they say nothing.
+    pub fn over(&self, others: &DestinationLimits) -> DestinationLimits {
+        DestinationLimits {
+            connections: self.connections.unwrap_or(others.connections),
+            messages_per_second: self.messages_per_second.or(others.messages_per_second),
+            messages_per_connection: self
+                .messages_per_connection
+                .unwrap_or(others.messages_per_connection),
+            recipients_per_transaction: self
+                .recipients_per_transaction
+                .unwrap_or(others.recipients_per_transaction),
+        }
+    }
+}
+
 /// How much TLS a destination gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsLevel {
@@ -364,8 +394,58 @@ pub struct Destination {
     pub tls: TlsLevel,
     /// In place of `delivery.address_family`.
     pub family: AddressFamily,
-    /// All set: what the rule leaves out came from the defaults.
-    pub limits: DestinationLimits,
+    /// What the rule says of them.
+    pub limits: OwnLimits,
+}
+
+/// Rules by destination domain, found by a few look-ups however many there are.
+#[derive(Clone, Default)]
+pub struct Destinations {
+    rules: Vec<Destination>,
+    exact: HashMap<Box<str>, usize>,
+    below: HashMap<Box<str>, usize>,
+}
+
+impl Destinations {
+    /// Of two for the same domains the last one counts; the check tells of them.
+    pub fn new(rules: Vec<Destination>) -> Self {
+        let (mut exact, mut below) = (HashMap::new(), HashMap::new());
+        for (number, rule) in rules.iter().enumerate() {
+            let to = if rule.below { &mut below } else { &mut exact };
+            to.insert(rule.domain.as_str().into(), number);
+        }
+        Self { rules, exact, below }
+    }
+
+    /// All of them, as they are written.
+    pub fn all(&self) -> &[Destination] {
+        &self.rules
+    }
+
+    /// The number of the rule for `domain`: an exact one before one of a parent, the longest parent first.
+    pub fn of(&self, domain: &Domain) -> Option<usize> {
+        if self.rules.is_empty() {
+            return None;
+        }
+        let mut rest = domain.as_str();
+        if let Some(&number) = self.exact.get(rest) {
+            return Some(number);
+        }
+        while let Some((_, parent)) = rest.split_once('.') {
+            if let Some(&number) = self.below.get(parent) {
+                return Some(number);
+            }
+            rest = parent;
+        }
+        None
+    }
+}
+
+impl fmt::Debug for Destinations {
+    /// The indexes say nothing more.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.rules.fmt(f)
+    }
 }
 
 /// Name servers.

@@ -8,6 +8,7 @@ use mail_core::{Domain, Timestamp};
 
 use crate::config::settings::{AddressFamily, DeliverySettings, Destination, DestinationLimits, TlsLevel};
 use crate::config::smart_hosts::SmartHost;
+use crate::shaping::providers::Provider;
 use crate::world::MxHost;
 
 use super::connection::open::Terms;
@@ -36,7 +37,7 @@ impl LaneKey {
     }
 }
 
-/// The part of the settings that applies to a destination domain.
+/// The part of the settings that applies to a destination domain and its hosts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     /// As it is written, such as `*.example.com`; `None`: the defaults.
@@ -50,54 +51,58 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// The rule for `domain`: an exact one before one of a parent, the longest parent first.
-    pub fn of(domain: &Domain, settings: &DeliverySettings) -> Self {
-        let number = Self::among(domain, &settings.destinations);
-        match number.and_then(|number| settings.destinations.get(number)) {
-            Some(rule) => Self::of_destination(rule),
-            None => Self::default(settings),
-        }
+    /// What holds for mail to `domain` whose hosts are this provider's. A destination's rule goes before what is known of the
+    /// provider, and that before the defaults, key by key.
+    pub fn of(domain: &Domain, provider: Option<&Provider>, settings: &DeliverySettings) -> Self {
+        Self::numbered(settings.destinations.of(domain), provider, settings)
+    }
+
+    /// The name of the rule for `domain`.
+    pub fn name_of(domain: &Domain, settings: &DeliverySettings) -> Option<Rc<str>> {
+        let rule = settings.destinations.of(domain)?;
+        settings.destinations.all().get(rule).map(Self::name)
     }
 
     /// The rule of this name, if it is still there.
-    pub fn named(name: Option<&str>, settings: &DeliverySettings) -> Option<Self> {
+    pub fn named(
+        name: Option<&str>,
+        provider: Option<&Provider>,
+        settings: &DeliverySettings,
+    ) -> Option<Self> {
         let Some(name) = name else {
-            return Some(Self::default(settings));
+            return Some(Self::numbered(None, provider, settings));
         };
-        let mut rules = settings.destinations.iter().map(Self::of_destination);
-        rules.find(|rule| rule.name.as_deref() == Some(name))
+        let mut rules = settings.destinations.all().iter();
+        let number = rules.position(|rule| *Self::name(rule) == *name)?;
+        Some(Self::numbered(Some(number), provider, settings))
     }
 
-    fn default(settings: &DeliverySettings) -> Self {
-        Self {
-            name: None,
-            tls: settings.tls,
-            family: settings.family,
-            limits: settings.limits.clone(),
+    fn numbered(number: Option<usize>, provider: Option<&Provider>, settings: &DeliverySettings) -> Self {
+        let limits = match provider {
+            Some(provider) => provider.limits(&settings.limits),
+            None => settings.limits.clone(),
+        };
+        match number.and_then(|number| settings.destinations.all().get(number)) {
+            Some(rule) => Self {
+                name: Some(Self::name(rule)),
+                tls: rule.tls,
+                family: rule.family,
+                limits: rule.limits.over(&limits),
+            },
+            None => Self {
+                name: None,
+                tls: settings.tls,
+                family: settings.family,
+                limits,
+            },
         }
     }
 
-    fn of_destination(rule: &Destination) -> Self {
-        Self {
-            name: Some(match rule.below {
-                true => format!("*.{}", rule.domain).into(),
-                false => rule.domain.as_str().into(),
-            }),
-            tls: rule.tls,
-            family: rule.family,
-            limits: rule.limits.clone(),
+    fn name(rule: &Destination) -> Rc<str> {
+        match rule.below {
+            true => format!("*.{}", rule.domain).into(),
+            false => rule.domain.as_str().into(),
         }
-    }
-
-    fn among(domain: &Domain, rules: &[Destination]) -> Option<usize> {
-        let applies = |rule: &Destination| match rule.below {
-            true => domain != &rule.domain && domain.is_within(&rule.domain),
-            false => domain == &rule.domain,
-        };
-        let matching = rules.iter().enumerate().filter(|(_, rule)| applies(rule));
-        matching
-            .max_by_key(|(_, rule)| (!rule.below, rule.domain.as_str().len()))
-            .map(|(number, _)| number)
     }
 }
 
@@ -159,6 +164,8 @@ pub struct Lane {
     pub key: LaneKey,
     /// How its mail goes out.
     pub plan: Rc<Plan>,
+    /// Who runs its hosts. It is a matter of the site alone, so it is found once.
+    pub provider: Option<Arc<Provider>>,
     /// Messages a second.
     pub limiter: Limiter,
     /// Connections at once.
@@ -183,6 +190,7 @@ impl Lane {
     /// A lane without connections. `rest` comes from the store.
     pub fn new(key: LaneKey, plan: Plan, rule: &Rule, rest: Option<Rest>, now: Timestamp) -> Self {
         Self {
+            provider: None,
             key,
             plan: Rc::new(plan),
             limiter: Limiter::new(rule.limits.messages_per_second, now),
@@ -249,6 +257,7 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::settings::{Destinations, OwnLimits};
 
     fn limits(connections: usize) -> DestinationLimits {
         DestinationLimits {
@@ -281,18 +290,18 @@ mod tests {
 
     #[test]
     fn the_longest_rule_wins() {
-        let rule = |domain: &str, below, connections| Destination {
+        let rule = |domain: &str, below| Destination {
             domain: domain.parse().unwrap(),
             below,
             tls: TlsLevel::Required,
             family: AddressFamily::Any,
-            limits: limits(connections),
+            limits: OwnLimits::default(),
         };
-        let rules = [
-            rule("example.com", true, 1),
-            rule("mail.example.com", true, 2),
-            rule("a.mail.example.com", false, 3),
-        ];
+        let rules = Destinations::new(vec![
+            rule("example.com", true),
+            rule("mail.example.com", true),
+            rule("a.mail.example.com", false),
+        ]);
         for (domain, number) in [
             ("example.com", None),
             ("x.example.com", Some(0)),
@@ -301,7 +310,7 @@ mod tests {
             ("a.mail.example.com", Some(2)),
             ("example.org", None),
         ] {
-            assert_eq!(Rule::among(&domain.parse().unwrap(), &rules), number, "{domain}");
+            assert_eq!(rules.of(&domain.parse().unwrap()), number, "{domain}");
         }
     }
 

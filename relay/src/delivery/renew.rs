@@ -55,10 +55,13 @@ impl Shard {
                 Plan::End(_) => continue,
             };
             let (route, rule) = match hosts {
-                Hosts::Mx(hosts) => (
-                    Route::Hosts(hosts),
-                    Rule::named(lane.key.rule.as_deref(), &self.settings),
-                ),
+                Hosts::Mx(hosts) => {
+                    let route = Route::Hosts(hosts);
+                    lane.provider = route.provider(&self.settings).cloned();
+                    let name = lane.key.rule.as_deref();
+                    let rule = Rule::named(name, lane.provider.as_deref(), &self.settings);
+                    (route, rule)
+                }
                 Hosts::Chosen(old) => {
                     let mut hosts = self.routing.smart_hosts().iter();
                     let Some(host) = hosts.find(|host| host.name == old.name) else {
@@ -84,10 +87,8 @@ impl Shard {
         };
         let fits = match self.routing.way(active.name.route_group) {
             Direction::Mx => {
-                let rule = Rule::of(&active.name.domain, &self.settings);
-                self.lanes
-                    .get(lane)
-                    .is_some_and(|lane| lane.key.rule == rule.name)
+                let rule = Rule::name_of(&active.name.domain, &self.settings);
+                self.lanes.get(lane).is_some_and(|lane| lane.key.rule == rule)
             }
             Direction::SmartHost(_) | Direction::Discard(_) => true,
             Direction::Missing(_) => false,

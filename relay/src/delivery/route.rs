@@ -1,11 +1,13 @@
 //! From what the DNS says to where mail goes (RFC 5321 §5.1, RFC 7505).
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use mail_core::{Domain, Reply};
 
 use crate::config::settings::DeliverySettings;
 use crate::config::smart_hosts::SmartHost;
+use crate::shaping::providers::Provider;
 use crate::world::{MxAnswer, MxHost, Random};
 
 use super::connection::open::{HostPlace, NextHost, Terms};
@@ -66,11 +68,30 @@ impl Route {
         }
     }
 
-    /// The limits and terms of its lane.
-    pub fn rule(&self, domain: &Domain, settings: &DeliverySettings) -> Rule {
+    /// The limits and terms of its lane, whose hosts are this provider's.
+    pub fn rule(&self, domain: &Domain, provider: Option<&Provider>, settings: &DeliverySettings) -> Rule {
         match self {
             Self::SmartHost(host) => smart_host::rule(host),
-            Self::Hosts(_) | Self::Refused(_) | Self::Discarded(_) => Rule::of(domain, settings),
+            Self::Hosts(_) | Self::Refused(_) | Self::Discarded(_) => Rule::of(domain, provider, settings),
+        }
+    }
+
+    /// The name of that rule.
+    pub fn rule_name(&self, domain: &Domain, settings: &DeliverySettings) -> Option<Rc<str>> {
+        match self {
+            Self::SmartHost(_) => None,
+            Self::Hosts(_) | Self::Refused(_) | Self::Discarded(_) => Rule::name_of(domain, settings),
+        }
+    }
+
+    /// Who runs its hosts. A smart host is of our own choosing, and has the limits that we gave it.
+    pub fn provider<'a>(&self, settings: &'a DeliverySettings) -> Option<&'a Arc<Provider>> {
+        match self {
+            Self::Hosts(hosts) => settings
+                .shaping
+                .providers
+                .of_site(hosts.iter().map(|mx| &mx.host)),
+            Self::SmartHost(_) | Self::Refused(_) | Self::Discarded(_) => None,
         }
     }
 

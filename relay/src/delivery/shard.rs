@@ -5,6 +5,8 @@
 //! hangs on the order of a hash map, so that a simulation goes by its seed alone.
 
 mod idle;
+#[cfg(test)]
+mod limits;
 mod linger;
 mod operator;
 mod scan;
@@ -918,20 +920,27 @@ impl Shard {
     }
 
     fn lane(&mut self, domain: &Domain, site: Rc<str>, route: &Route, now: Timestamp) -> LaneId {
-        let rule = route.rule(domain, &self.settings);
         let key = LaneKey {
             site,
-            rule: rule.name.clone(),
+            rule: route.rule_name(domain, &self.settings),
         };
+        let known = self.lane_of.get(&key).copied();
+        let provider = match known {
+            Some(lane) => self.lanes[lane].provider.clone(),
+            None => route.provider(&self.settings).cloned(),
+        };
+        let rule = route.rule(domain, provider.as_deref(), &self.settings);
         let plan = route.plan(&rule);
-        if let Some(&lane) = self.lane_of.get(&key) {
+        if let Some(lane) = known {
             // Preferences may have changed though the hosts did not.
             self.lanes[lane].plan = Rc::new(plan);
             self.lanes[lane].renew(&rule, now);
             return lane;
         }
         let rest = self.rest(&HoldScope::Lane(key.scope()), now);
-        let lane = self.lanes.insert(Lane::new(key.clone(), plan, &rule, rest, now));
+        let mut lane = Lane::new(key.clone(), plan, &rule, rest, now);
+        lane.provider = provider;
+        let lane = self.lanes.insert(lane);
         self.lane_of.insert(key, lane);
         lane
     }

@@ -108,7 +108,7 @@ mod tests {
     /// A lane with so many connections, the first of which is idle since `idle`.
     fn lane(shard: &mut Shard, site: &str, open: u64, idle: Option<Timestamp>) -> LaneId {
         let settings = shard.settings.clone();
-        let rule = Rule::of(&"d.test".parse().unwrap(), &settings);
+        let rule = Rule::of(&"d.test".parse().unwrap(), None, &settings);
         let key = LaneKey {
             site: Rc::from(site),
             rule: None,

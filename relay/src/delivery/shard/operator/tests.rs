@@ -24,13 +24,20 @@ async fn crowded() -> (Queue, Accepted, Shard) {
     (queue, kept, shard)
 }
 
-pub(crate) fn shard(queue: &Queue) -> Shard {
+/// A configuration that says this, and no more than has to be there.
+pub(crate) fn settings(more: &str) -> Arc<crate::config::Settings> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("postrider.toml");
-    let text = "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n\
-         [[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n";
+    let text = format!(
+        "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n\
+         [[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n{more}"
+    );
     std::fs::write(&path, text).unwrap();
-    let settings = Arc::new(crate::config::load(&path).unwrap());
+    Arc::new(crate::config::load(&path).unwrap())
+}
+
+pub(crate) fn shard(queue: &Queue) -> Shard {
+    let settings = settings("");
     let routing = Arc::new(Routing::open(settings.clone(), queue).unwrap());
     let delivery = Arc::new(settings.delivery.clone());
     Shard::new(

@@ -1,0 +1,254 @@
+//! What the configuration adds to the tables of classes and providers: `[[provider]]`, `[[bounce_class]]`, `[[bounce_rule]]`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::shaping::Shaping;
+use crate::shaping::classes::{Class, Classes, Rule, Then};
+use crate::shaping::pattern::{CodePattern, TextPattern};
+use crate::shaping::providers::{HostPattern, Provider, Providers};
+
+use super::check::{is_name, own_limits};
+use super::section::{Check, Section, Spot};
+
+/// Classes there may be beside the shipped ones: each is a value of a label of metrics.
+const MAX_CLASSES: usize = 50;
+
+/// Rules there may be: each is looked at for each reply that refuses something.
+const MAX_RULES: usize = 1_000;
+
+/// Characters of a class's meaning.
+const MAX_MEANING: usize = 200;
+
+/// Reads all three. `shipped_limits`: those of the shipped table count.
+pub(super) fn shaping(check: &Check<'_>, top: &mut Section<'_>, shipped_limits: bool) -> Shaping {
+    let shipped = Shaping::shipped();
+    let providers = providers(check, top, &shipped.providers, shipped_limits);
+    let mut classes = classes(check, top, &shipped.classes);
+    rules(check, top, &mut classes, &providers);
+    Shaping { classes, providers }
+}
+
+fn providers(
+    check: &Check<'_>,
+    top: &mut Section<'_>,
+    shipped: &Providers,
+    shipped_limits: bool,
+) -> Providers {
+    let mut all: Vec<Provider> = shipped
+        .all()
+        .iter()
+        .map(|provider| (**provider).clone())
+        .collect();
+    for provider in &mut all {
+        provider.without_shipped = !shipped_limits;
+    }
+    let shipped = all.len();
+    let mut named = BTreeSet::new();
+    let mut hosts: Vec<HostPattern> = Vec::new();
+    for (number, mut section) in top.sections("provider").into_iter().enumerate() {
+        let name = section.string("name");
+        let what = "a shipped provider, such as \"google\", or a name for one of your own";
+        let name = section.required("name", name, what);
+        let says_mx = section.has("mx") && !section.is_empty_list("mx");
+        let mx = section.list::<HostPattern>("mx").unwrap_or_default();
+        let says_shipped = section.has("shipped_limits");
+        let with_shipped = section.boolean("shipped_limits", shipped_limits);
+        let own = own_limits(section.section("limits"));
+        let Some(name) = name else {
+            section.end();
+            continue;
+        };
+        if !named.insert(name.value.clone()) {
+            check.problem(
+                name.at,
+                &name.key,
+                format!("there is another \"{}\" already", name.value),
+            );
+        }
+        let known = all[..shipped].iter().position(|known| *known.name == *name.value);
+        if known.is_none() {
+            check_own(check, &section, &name, says_mx, says_shipped);
+        }
+        section.end();
+        for spot in &mx {
+            if hosts.contains(&spot.value) {
+                let text = format!("{} is another provider's already", spot.value);
+                check.problem(spot.at, &spot.key, text);
+            }
+            hosts.push(spot.value.clone());
+        }
+        let at = known.unwrap_or_else(|| {
+            all.push(Provider::new(name.value.as_str().into()));
+            all.len() - 1
+        });
+        let provider = &mut all[at];
+        provider.mx.extend(mx.into_iter().map(|spot| spot.value));
+        provider.without_shipped = !with_shipped;
+        provider.own = own;
+        provider.written = Some(number);
+    }
+    // What the configuration says of a host goes before what is shipped.
+    for (number, provider) in all.iter_mut().enumerate() {
+        let own = if number < shipped {
+            provider.written
+        } else {
+            Some(0)
+        };
+        if own.is_none() {
+            provider.mx.retain(|pattern| !hosts.contains(pattern));
+        }
+    }
+    Providers::new(all)
+}
+
+/// A provider that is not shipped.
+fn check_own(
+    check: &Check<'_>,
+    section: &Section<'_>,
+    name: &Spot<String>,
+    says_mx: bool,
+    says_shipped: bool,
+) {
+    if !is_name(&name.value) {
+        let text = "a provider's name is made of letters, digits, '-', '_' and '.', 64 at the most";
+        check.problem(name.at, &name.key, text);
+    }
+    if !says_mx {
+        let text = "is needed for a provider of your own: its MX hosts, such as [\"*.example.net\"]; docs/shaping.md lists those \
+                    that are shipped";
+        section.problem("mx", text);
+    }
+    if says_shipped {
+        section.problem(
+            "shipped_limits",
+            "is for shipped providers; of this one there are none",
+        );
+    }
+}
+
+fn classes(check: &Check<'_>, top: &mut Section<'_>, shipped: &Classes) -> Classes {
+    let mut classes = shipped.clone();
+    let mut named = BTreeSet::new();
+    let words = [("retry", Then::Retry), ("end", Then::End)];
+    for mut section in top.sections("bounce_class") {
+        let name = section.string("name");
+        let what = "a shipped class, such as \"mailbox-full\", or one of your own";
+        let name = section.required("name", name, what);
+        let meaning = section.parsed::<Meaning>("meaning");
+        let temporary = section.word("temporary", &words, Then::Retry);
+        let permanent = section.word("permanent", &words, Then::End);
+        if classes.all().len() == shipped.all().len() + MAX_CLASSES {
+            section.problem(
+                "",
+                format!("is one too many: there may be {MAX_CLASSES} of your own"),
+            );
+        }
+        section.end();
+        let Some(name) = name else { continue };
+        if !is_name(&name.value) {
+            let text = "a class's name is made of letters, digits, '-', '_' and '.', 64 at the most";
+            check.problem(name.at, &name.key, text);
+        }
+        if !named.insert(name.value.clone()) {
+            check.problem(
+                name.at,
+                &name.key,
+                format!("there is another \"{}\" already", name.value),
+            );
+        }
+        let known = classes
+            .find(&name.value)
+            .map(|at| classes.all()[at].meaning.clone());
+        classes.set(Class {
+            name: name.value.as_str().into(),
+            meaning: meaning.map_or_else(|| known.unwrap_or_default(), |spot| spot.value.0),
+            temporary,
+            permanent,
+        });
+    }
+    classes
+}
+
+fn rules(check: &Check<'_>, top: &mut Section<'_>, classes: &mut Classes, providers: &Providers) {
+    for (number, mut section) in top.sections("bounce_rule").into_iter().enumerate() {
+        let class = section.string("class");
+        let class = section.required(
+            "class",
+            class,
+            "what such a reply means, such as \"mailbox-full\"",
+        );
+        let has = |key| section.has(key) && !section.is_empty_list(key);
+        let says_something = has("codes") || has("text");
+        let codes = section.list::<CodePattern>("codes");
+        let text = section.list::<TextPattern>("text");
+        let provider = section.string("provider");
+        if let Some(spot) = &provider
+            && !providers.all().iter().any(|known| *known.name == *spot.value)
+        {
+            let text = format!(
+                "there is no provider \"{}\"; docs/shaping.md lists those that are shipped, and your own would be a \
+                 [[provider]] of that name",
+                spot.value
+            );
+            check.problem(spot.at, &spot.key, text);
+        }
+        if !says_something {
+            section.problem(
+                "",
+                "fits every reply: name codes, such as [\"5.2.2\"], or text, such as [\"mailbox*full\"]",
+            );
+        }
+        if number == MAX_RULES {
+            section.problem(
+                "",
+                format!("is one too many: there may be {MAX_RULES} at the most"),
+            );
+        }
+        section.end();
+        let id = class.and_then(|spot| {
+            let id = classes.find(&spot.value);
+            if id.is_none() {
+                let all: Vec<_> = classes.all().iter().map(|class| &*class.name).collect();
+                let text = format!(
+                    "there is no class \"{}\" among {}; it would be a [[bounce_class]] of that name",
+                    spot.value,
+                    all.join(", ")
+                );
+                check.problem(spot.at, &spot.key, text);
+            }
+            id
+        });
+        let values = |list: Option<Vec<Spot<TextPattern>>>| -> Vec<_> {
+            list.unwrap_or_default()
+                .into_iter()
+                .map(|spot| spot.value)
+                .collect()
+        };
+        if let Some(class) = id {
+            classes.add(Rule {
+                codes: codes
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|spot| spot.value)
+                    .collect(),
+                text: values(text),
+                provider: provider.map(|spot| Arc::from(spot.value)),
+                class,
+            });
+        }
+    }
+}
+
+/// What a class means, for people.
+struct Meaning(Arc<str>);
+
+impl std::str::FromStr for Meaning {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = (1..=MAX_MEANING).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+        fits.then(|| Self(text.into()))
+            .ok_or_else(|| format!("a meaning is a line of 1 to {MAX_MEANING} characters"))
+    }
+}

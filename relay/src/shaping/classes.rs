@@ -1,0 +1,235 @@
+//! Bounce classes: from a reply to what it means, and to whether it is the end.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::pattern::{CodePattern, Said, TextPattern};
+use super::providers::Provider;
+
+/// What a reply means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Class {
+    /// A word for logs, metrics and reports.
+    pub name: Arc<str>,
+    /// For people.
+    pub meaning: Arc<str>,
+    /// What follows from a 4yz of the class.
+    pub temporary: Then,
+    /// What follows from a 5yz of the class.
+    pub permanent: Then,
+}
+
+/// What follows from a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Another attempt.
+    Retry,
+    /// No other attempt.
+    End,
+}
+
+/// A place in [`Classes`]' list.
+pub type ClassId = usize;
+
+/// A rule of the configuration.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// One of these; empty: any code, or none.
+    pub codes: Vec<CodePattern>,
+    /// One of these; empty: any text.
+    pub text: Vec<TextPattern>,
+    /// Of hosts of this provider; `None`: of any.
+    pub provider: Option<Arc<str>>,
+    /// What it means.
+    pub class: ClassId,
+}
+
+/// All classes, and how replies are told apart.
+#[derive(Clone, Debug)]
+pub struct Classes {
+    all: Vec<Class>,
+    own: Vec<Rule>,
+    table: Arc<Table>,
+}
+
+/// `classes.toml`, but for the classes themselves.
+#[derive(Debug)]
+struct Table {
+    sure: Vec<(CodePattern, ClassId)>,
+    text: Vec<(TextPattern, ClassId)>,
+    unsure: Vec<(CodePattern, ClassId)>,
+    reply: Vec<(CodePattern, ClassId)>,
+    other: ClassId,
+    connection: ClassId,
+}
+
+impl Classes {
+    /// Reads the text of `classes.toml`.
+    pub(super) fn read(text: &str) -> Result<Self, String> {
+        let raw: RawTable = toml::from_str(text).map_err(|error| error.to_string())?;
+        let all = raw.class.into_iter().map(|class| Class {
+            name: class.name.into(),
+            meaning: class.meaning.into(),
+            temporary: Then::Retry,
+            permanent: Then::End,
+        });
+        let mut classes = Self {
+            all: all.collect(),
+            own: Vec::new(),
+            table: Arc::new(Table {
+                sure: Vec::new(),
+                text: Vec::new(),
+                unsure: Vec::new(),
+                reply: Vec::new(),
+                other: 0,
+                connection: 0,
+            }),
+        };
+        let mut table = Table {
+            sure: Vec::new(),
+            text: Vec::new(),
+            unsure: Vec::new(),
+            reply: Vec::new(),
+            other: classes.known("other")?,
+            connection: classes.known("connection")?,
+        };
+        for (list, is_reply) in [(raw.code, false), (raw.reply, true)] {
+            for entry in list {
+                let class = classes.known(&entry.class)?;
+                let to = match (is_reply, entry.sure) {
+                    (true, _) => &mut table.reply,
+                    (false, true) => &mut table.sure,
+                    (false, false) => &mut table.unsure,
+                };
+                for code in &entry.codes {
+                    to.push((code.parse().map_err(|why| format!("{code} {why}"))?, class));
+                }
+            }
+        }
+        for entry in raw.text {
+            let class = classes.known(&entry.class)?;
+            for text in &entry.text {
+                let pattern = text.parse().map_err(|why| format!("\"{text}\" {why}"))?;
+                table.text.push((pattern, class));
+            }
+        }
+        classes.table = Arc::new(table);
+        Ok(classes)
+    }
+
+    /// Every class.
+    pub fn all(&self) -> &[Class] {
+        &self.all
+    }
+
+    /// The place of a class.
+    pub fn find(&self, name: &str) -> Option<ClassId> {
+        self.all.iter().position(|class| *class.name == *name)
+    }
+
+    pub(super) fn known(&self, name: &str) -> Result<ClassId, String> {
+        self.find(name)
+            .ok_or_else(|| format!("there is no class \"{name}\""))
+    }
+
+    /// Puts a class in place of the one of its name, or beside the others.
+    pub fn set(&mut self, class: Class) {
+        match self.find(&class.name) {
+            Some(at) => self.all[at] = class,
+            None => self.all.push(class),
+        }
+    }
+
+    /// Adds a rule behind the others of the configuration.
+    pub fn add(&mut self, rule: Rule) {
+        self.own.push(rule);
+    }
+
+    /// The class of what was said, by a host of this provider if it is one.
+    pub fn of(&self, said: &str, provider: Option<&Provider>) -> &Class {
+        let said = Said::read(said);
+        let plain = said.plain();
+        let id = self.look_up(&said, &plain, provider);
+        // Every place is one of the list: it only grows.
+        self.all.get(id).unwrap_or(&self.all[self.table.other])
+    }
+
+    fn look_up(&self, said: &Said<'_>, plain: &str, provider: Option<&Provider>) -> ClassId {
+        let table = &*self.table;
+        let by_code = |list: &[(CodePattern, ClassId)]| {
+            let mut list = list.iter();
+            list.find(|(code, _)| code.fits(said)).map(|&(_, class)| class)
+        };
+        let own = || {
+            let fits = |rule: &&Rule| {
+                let of_provider = rule
+                    .provider
+                    .as_ref()
+                    .is_none_or(|name| provider.is_some_and(|provider| provider.name == *name));
+                of_provider && both_fit(&rule.codes, &rule.text, said, plain)
+            };
+            self.own.iter().find(fits).map(|rule| rule.class)
+        };
+        let of_provider = || {
+            let mut replies = provider?.replies.iter();
+            let found = replies.find(|reply| both_fit(&reply.codes, &reply.text, said, plain))?;
+            Some(found.class)
+        };
+        let by_text = || {
+            let mut text = table.text.iter();
+            text.find(|(text, _)| text.fits(plain)).map(|&(_, class)| class)
+        };
+        own()
+            .or_else(of_provider)
+            .or_else(|| by_code(&table.sure))
+            .or_else(by_text)
+            .or_else(|| by_code(&table.unsure))
+            .or_else(|| by_code(&table.reply))
+            .unwrap_or(match (said.code, said.enhanced) {
+                // No reply at all: the words are ours, of a connection that is no more.
+                (None, None) => table.connection,
+                _ => table.other,
+            })
+    }
+}
+
+fn both_fit(codes: &[CodePattern], text: &[TextPattern], said: &Said<'_>, plain: &str) -> bool {
+    (codes.is_empty() || codes.iter().any(|code| code.fits(said)))
+        && (text.is_empty() || text.iter().any(|text| text.fits(plain)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTable {
+    class: Vec<RawClass>,
+    code: Vec<RawCode>,
+    reply: Vec<RawCode>,
+    text: Vec<RawText>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawClass {
+    name: String,
+    meaning: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCode {
+    codes: Vec<String>,
+    class: String,
+    #[serde(default)]
+    sure: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawText {
+    class: String,
+    text: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! What is known of the mail systems of others: what their replies mean ([`classes`]), who runs a host and what they ask for
+//! ([`providers`]). Two tables in `relay/shaping/` are compiled in; the configuration adds to them. docs/shaping.md tells all of it.
+
+pub mod classes;
+pub mod pattern;
+pub mod providers;
+
+use std::sync::LazyLock;
+
+use classes::{Class, Classes};
+use providers::{Provider, Providers};
+
+/// The tables, with what the configuration adds.
+#[derive(Clone, Debug)]
+pub struct Shaping {
+    /// What replies mean.
+    pub classes: Classes,
+    /// Who runs which hosts.
+    pub providers: Providers,
+}
+
+impl Shaping {
+    /// The tables as they are shipped.
+    pub fn shipped() -> &'static Self {
+        static SHIPPED: LazyLock<Shaping> = LazyLock::new(|| {
+            // What is compiled in is read by a test too.
+            let classes = Classes::read(CLASSES).expect("relay/shaping/classes.toml is right");
+            let providers =
+                providers::read(PROVIDERS, &classes).expect("relay/shaping/providers.toml is right");
+            Shaping {
+                classes,
+                providers: Providers::new(providers),
+            }
+        });
+        &SHIPPED
+    }
+
+    /// The class of what `host` said, or of what went wrong on the way to it in our words, as the journal keeps both.
+    pub fn class(&self, said: &str, host: Option<&str>) -> &Class {
+        let provider = host.and_then(|host| self.providers.of_host(host));
+        self.classes.of(said, provider.map(|provider| &**provider))
+    }
+
+    /// The provider of this name.
+    pub fn provider(&self, name: &str) -> Option<&Provider> {
+        let mut all = self.providers.all().iter();
+        all.find(|provider| *provider.name == *name).map(|found| &**found)
+    }
+}
+
+const CLASSES: &str = include_str!("../../shaping/classes.toml");
+const PROVIDERS: &str = include_str!("../../shaping/providers.toml");

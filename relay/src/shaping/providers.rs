@@ -1,0 +1,441 @@
+//! Providers: who runs a mail host, told by its name, and what they ask of those who send to them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_core::Domain;
+use serde::Deserialize;
+
+use crate::config::settings::{DestinationLimits, OwnLimits};
+
+use super::classes::{ClassId, Classes};
+use super::pattern::{CodePattern, TextPattern};
+
+/// Who runs some mail hosts.
+#[derive(Clone, Debug)]
+pub struct Provider {
+    /// As the configuration and logs call it.
+    pub name: Arc<str>,
+    /// For people.
+    pub title: Arc<str>,
+    /// Its hosts.
+    pub mx: Vec<HostPattern>,
+    /// Where those are from, if anybody says so.
+    pub mx_source: Option<Arc<str>>,
+    /// What is shipped of its limits, in force as long as they are stricter than the defaults.
+    pub limits: Vec<Limit>,
+    /// The configuration switches those off.
+    pub without_shipped: bool,
+    /// What the configuration says of its limits.
+    pub own: OwnLimits,
+    /// The number of the `[[provider]]` that says it.
+    pub written: Option<usize>,
+    /// What its replies mean.
+    pub replies: Vec<ReplyRule>,
+}
+
+/// A limit, with its source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limit {
+    /// Of what.
+    pub key: LimitKey,
+    /// How much.
+    pub value: f64,
+    /// Who says so.
+    pub source: Source,
+}
+
+/// The keys of `[delivery.limits]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the keys' own names")]
+pub enum LimitKey {
+    Connections,
+    MessagesPerSecond,
+    MessagesPerConnection,
+    RecipientsPerTransaction,
+}
+
+impl LimitKey {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Connections,
+        Self::MessagesPerSecond,
+        Self::MessagesPerConnection,
+        Self::RecipientsPerTransaction,
+    ];
+
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::MessagesPerSecond => "messages_per_second",
+            Self::MessagesPerConnection => "messages_per_connection",
+            Self::RecipientsPerTransaction => "recipients_per_transaction",
+        }
+    }
+}
+
+/// A page that says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its address.
+    pub url: Arc<str>,
+    /// The day of its version, or of looking it up.
+    pub seen: Arc<str>,
+    /// The provider itself, other relays, or a third party.
+    pub by: By,
+}
+
+/// Whose word it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum By {
+    /// The provider's own.
+    #[serde(rename = "provider")]
+    Provider,
+    /// Of other relays, which go by it.
+    #[serde(rename = "community")]
+    Community,
+    /// Somebody else's.
+    #[serde(rename = "third party")]
+    ThirdParty,
+}
+
+impl By {
+    /// As the table writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Community => "community",
+            Self::ThirdParty => "third party",
+        }
+    }
+}
+
+/// What some words of a provider mean.
+#[derive(Clone, Debug)]
+pub struct ReplyRule {
+    /// One of these; empty: any.
+    pub codes: Vec<CodePattern>,
+    /// One of these.
+    pub text: Vec<TextPattern>,
+    /// What it means.
+    pub class: ClassId,
+    /// What it asks for.
+    pub advice: Option<Advice>,
+    /// Who says so.
+    pub source: Source,
+}
+
+/// What a reply asks for. Nothing acts on it yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// Fewer messages, or connections, at once.
+    SlowDown,
+    /// Nothing at all for so long.
+    Rest(Duration),
+}
+
+/// `mx.example.net`, or `*.example.net` for all below.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPattern {
+    /// The host; with `below`, what its name ends in.
+    pub domain: Domain,
+    /// Written with `*.`
+    pub below: bool,
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let star = if self.below { "*." } else { "" };
+        write!(f, "{star}{}", self.domain)
+    }
+}
+
+impl FromStr for HostPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, below) = text
+            .strip_prefix("*.")
+            .map_or((text, false), |parent| (parent, true));
+        if name.contains('*') {
+            return Err("a host is written whole, or as \"*.example.net\" for all below a name".into());
+        }
+        if below && !name.contains('.') {
+            return Err("is a whole top-level domain".into());
+        }
+        let domain = name
+            .parse()
+            .map_err(|error: mail_core::BadDomain| error.to_string())?;
+        Ok(Self { domain, below })
+    }
+}
+
+impl Provider {
+    /// One that the configuration makes.
+    pub fn new(name: Arc<str>) -> Self {
+        Self {
+            title: name.clone(),
+            name,
+            mx: Vec::new(),
+            mx_source: None,
+            limits: Vec::new(),
+            without_shipped: false,
+            own: OwnLimits::default(),
+            written: None,
+            replies: Vec::new(),
+        }
+    }
+
+    /// The shipped limit of this key, if it counts.
+    pub fn limit(&self, key: LimitKey) -> Option<&Limit> {
+        let mut limits = self.limits.iter().filter(|_| !self.without_shipped);
+        limits.find(|limit| limit.key == key)
+    }
+
+    /// The limits of a lane to its hosts that no destination's rule speaks of. What the configuration says of the provider holds;
+    /// what is shipped makes the defaults stricter, never wider.
+    pub fn limits(&self, defaults: &DestinationLimits) -> DestinationLimits {
+        let at_most = |key| self.limit(key).map_or(f64::INFINITY, |limit| limit.value);
+        let stricter = |default: f64, key| default.min(at_most(key));
+        let shipped = DestinationLimits {
+            connections: stricter(defaults.connections as f64, LimitKey::Connections) as usize,
+            messages_per_second: Some(stricter(
+                defaults.messages_per_second.unwrap_or(f64::INFINITY),
+                LimitKey::MessagesPerSecond,
+            ))
+            .filter(|rate| rate.is_finite()),
+            messages_per_connection: stricter(
+                f64::from(defaults.messages_per_connection),
+                LimitKey::MessagesPerConnection,
+            ) as u32,
+            recipients_per_transaction: stricter(
+                defaults.recipients_per_transaction as f64,
+                LimitKey::RecipientsPerTransaction,
+            ) as usize,
+        };
+        self.own.over(&shipped)
+    }
+}
+
+/// All providers, found by the name of a host.
+#[derive(Clone)]
+pub struct Providers {
+    all: Vec<Arc<Provider>>,
+    hosts: HashMap<Box<str>, usize>,
+    below: HashMap<Box<str>, usize>,
+}
+
+impl Providers {
+    /// Of two that have the same pattern, the last one counts.
+    pub fn new(all: Vec<Provider>) -> Self {
+        let (mut hosts, mut below) = (HashMap::new(), HashMap::new());
+        for (number, provider) in all.iter().enumerate() {
+            for pattern in &provider.mx {
+                let to = if pattern.below { &mut below } else { &mut hosts };
+                to.insert(pattern.domain.as_str().into(), number);
+            }
+        }
+        Self {
+            all: all.into_iter().map(Arc::new).collect(),
+            hosts,
+            below,
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Arc<Provider>] {
+        &self.all
+    }
+
+    /// Who runs a host, in lower case and without a final dot: an exact name before the longest parent.
+    pub fn of_host(&self, host: &str) -> Option<&Arc<Provider>> {
+        self.number(host).and_then(|number| self.all.get(number))
+    }
+
+    /// A few look-ups in a hash map for each host, however many providers there are.
+    fn number(&self, host: &str) -> Option<usize> {
+        if let Some(&number) = self.hosts.get(host) {
+            return Some(number);
+        }
+        let mut rest = host;
+        while let Some((_, parent)) = rest.split_once('.') {
+            if let Some(&number) = self.below.get(parent) {
+                return Some(number);
+            }
+            rest = parent;
+        }
+        None
+    }
+
+    /// Who runs a site: whoever has most of its hosts, the first in the table among equals. A backup host at somebody else's
+    /// makes no difference.
+    pub fn of_site<'a>(&self, hosts: impl IntoIterator<Item = &'a Domain>) -> Option<&Arc<Provider>> {
+        // Hosts of one site are at one provider's, nearly always.
+        let mut counts: Vec<(usize, usize)> = Vec::new();
+        for number in hosts.into_iter().filter_map(|host| self.number(host.as_str())) {
+            match counts.iter_mut().find(|(known, _)| *known == number) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((number, 1)),
+            }
+        }
+        let most = counts
+            .iter()
+            .max_by_key(|&&(number, count)| (count, std::cmp::Reverse(number)));
+        most.and_then(|&(number, _)| self.all.get(number))
+    }
+}
+
+impl fmt::Debug for Providers {
+    /// The indexes say nothing more.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.all.fmt(f)
+    }
+}
+
+/// Reads the text of `providers.toml`.
+pub(super) fn read(text: &str, classes: &Classes) -> Result<Vec<Provider>, String> {
+    let raw: RawProviders = toml::from_str(text).map_err(|error| error.to_string())?;
+    raw.provider.into_iter().map(|raw| raw.checked(classes)).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProviders {
+    provider: Vec<RawProvider>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProvider {
+    name: String,
+    title: String,
+    mx: Vec<String>,
+    mx_source: Option<String>,
+    #[serde(default)]
+    unsourced: bool,
+    #[serde(default)]
+    limit: Vec<RawLimit>,
+    #[serde(default)]
+    reply: Vec<RawReply>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLimit {
+    key: LimitKey,
+    value: f64,
+    source: String,
+    seen: String,
+    by: By,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReply {
+    #[serde(default)]
+    codes: Vec<String>,
+    text: Vec<String>,
+    class: String,
+    rest: Option<String>,
+    #[serde(default)]
+    slow_down: bool,
+    source: String,
+    seen: String,
+    by: By,
+}
+
+impl RawProvider {
+    fn checked(self, classes: &Classes) -> Result<Provider, String> {
+        let name = self.name;
+        let wrong = |why: String| format!("{name}: {why}");
+        if self.unsourced != self.limit.is_empty() {
+            return Err(wrong(
+                "unsourced = true stands where there is no limit, and nowhere else".into(),
+            ));
+        }
+        let limit = |raw: RawLimit| {
+            if raw.value.is_finite() && raw.value > 0.0 {
+                let source = source(raw.source, raw.seen, raw.by)?;
+                let (key, value) = (raw.key, raw.value);
+                return Ok(Limit { key, value, source });
+            }
+            Err(format!("{} is no limit", raw.value))
+        };
+        let all = |texts: Vec<String>| {
+            texts
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Provider {
+            title: self.title.into(),
+            mx: all(self.mx).map_err(wrong)?,
+            mx_source: self.mx_source.map(Arc::from),
+            limits: self
+                .limit
+                .into_iter()
+                .map(limit)
+                .collect::<Result<_, _>>()
+                .map_err(wrong)?,
+            replies: self
+                .reply
+                .into_iter()
+                .map(|reply| reply.checked(classes))
+                .collect::<Result<_, _>>()
+                .map_err(wrong)?,
+            ..Provider::new(name.as_str().into())
+        })
+    }
+}
+
+impl RawReply {
+    fn checked(self, classes: &Classes) -> Result<ReplyRule, String> {
+        let rest = self
+            .rest
+            .as_deref()
+            .map(crate::config::parse_duration)
+            .transpose()?;
+        let advice = match (rest, self.slow_down) {
+            (Some(_), true) => return Err("rest and slow_down are one or the other".into()),
+            (Some(rest), false) => Some(Advice::Rest(rest)),
+            (None, true) => Some(Advice::SlowDown),
+            (None, false) => None,
+        };
+        if self.text.is_empty() {
+            return Err("a reply is known by its text".into());
+        }
+        Ok(ReplyRule {
+            codes: self
+                .codes
+                .iter()
+                .map(|code| code.parse())
+                .collect::<Result<_, &str>>()?,
+            text: self
+                .text
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_, String>>()?,
+            class: classes.known(&self.class)?,
+            advice,
+            source: source(self.source, self.seen, self.by)?,
+        })
+    }
+}
+
+fn source(url: String, seen: String, by: By) -> Result<Source, String> {
+    if !url.starts_with("https://") && !url.starts_with("http://") {
+        return Err(format!("\"{url}\" is no address of a page"));
+    }
+    seen.parse::<jiff::civil::Date>()
+        .map_err(|error| format!("\"{seen}\": {error}"))?;
+    let (url, seen) = (url.into(), seen.into());
+    Ok(Source { url, seen, by })
+}
+
+#[cfg(test)]
+mod tests;
