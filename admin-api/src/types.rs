@@ -123,6 +123,8 @@ pub struct Hold {
     pub failures: u32,
     /// What went wrong last.
     pub cause: String,
+    /// What that means: a bounce class (docs/shaping.md).
+    pub class: Option<String>,
 }
 
 /// A message with all that is known of it.
@@ -226,6 +228,8 @@ pub struct RecipientView {
     pub last_attempt: Option<Time>,
     /// The last reply, or what else went wrong.
     pub last_reply: Option<String>,
+    /// What that means, where it is no success: a bounce class (docs/shaping.md).
+    pub class: Option<String>,
     /// The host that it was tried at last.
     pub host: Option<String>,
     /// The queue it waits in.
@@ -253,6 +257,8 @@ pub struct EventView {
     pub millis: Option<u64>,
     /// The reply, or the cause.
     pub reply: String,
+    /// What that means, of `deferred`, `bounced`, `expired` and `in_doubt`: a bounce class (docs/shaping.md).
+    pub class: Option<String>,
 }
 
 /// Problem details (RFC 9457).

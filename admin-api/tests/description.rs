@@ -166,6 +166,7 @@ fn answers_are_as_described() {
         until: time,
         failures: 3,
         cause: "no answer".into(),
+        class: Some("connection".into()),
     };
     let queue = QueueSummary {
         id: 1,
@@ -197,6 +198,7 @@ fn answers_are_as_described() {
         next_due: None,
         last_attempt: Some(time),
         last_reply: Some("250 ok".into()),
+        class: None,
         host: None,
         queue: Some(1),
         waits: Some(waits),
@@ -210,6 +212,7 @@ fn answers_are_as_described() {
         tls: None,
         millis: Some(12),
         reply: "250 ok".into(),
+        class: None,
     };
     conforms(
         "MessageView",

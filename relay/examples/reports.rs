@@ -10,6 +10,7 @@ const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
 fn notice(mailbox: &str, told: Told) -> Notice {
     Notice {
+        class: None,
         to: Recipient::new(mailbox.parse().expect("an address")),
         told,
         remote: Some("mx.example.org".into()),

@@ -1,6 +1,7 @@
 //! The relay as the admin API sees it: reads of the queue and its journal.
 
 mod aside;
+mod classes;
 pub mod manage;
 mod operate;
 
@@ -25,6 +26,7 @@ use queue::{
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::delivery::exchange::Doors;
+use crate::shaping::Shaping;
 use crate::world::Clock;
 
 /// Reads at once; a message's history may look through many entries of the journal.
@@ -63,6 +65,8 @@ pub struct QueueControl {
     walking: Mutex<()>,
     /// What the tokens of previews are made with.
     secret: [u8; 16],
+    /// What replies mean, by the configuration in force.
+    shaping: Box<dyn Fn() -> Arc<Shaping> + Send + Sync>,
 }
 
 /// Reads on threads that may block, [`READS`] at once.
@@ -90,6 +94,15 @@ impl QueueControl {
             suspending: Mutex::new(()),
             walking: Mutex::new(()),
             secret,
+            shaping: Box::new(|| Shaping::shipped().clone()),
+        }
+    }
+
+    /// Goes by what `shaping` says replies mean.
+    pub fn with_shaping(self, shaping: impl Fn() -> Arc<Shaping> + Send + Sync + 'static) -> Self {
+        Self {
+            shaping: Box::new(shaping),
+            ..self
         }
     }
 
@@ -135,8 +148,14 @@ impl Control for QueueControl {
             domain: query.domain.clone(),
             ..Selector::default()
         })?;
-        self.read(move |queue| queues(queue, &query, &selector, now))
-            .await
+        let mut list = self
+            .read(move |queue| queues(queue, &query, &selector, now))
+            .await?;
+        let shaping = (self.shaping)();
+        for hold in list.queues.iter_mut().filter_map(|queue| queue.hold.as_mut()) {
+            classes::hold(hold, &shaping);
+        }
+        Ok(list)
     }
 
     async fn holds(&self) -> Result<HoldList, ControlError> {
@@ -151,6 +170,13 @@ impl Control for QueueControl {
             Ok(HoldList { holds, more })
         })
         .await
+        .map(|mut list| {
+            let shaping = (self.shaping)();
+            list.holds
+                .iter_mut()
+                .for_each(|hold| classes::hold(hold, &shaping));
+            list
+        })
     }
 
     async fn queue(&self, id: u64) -> Result<Option<QueueSummary>, ControlError> {
@@ -171,6 +197,9 @@ impl Control for QueueControl {
         if let Some(first) = first {
             summary.waits = self.why(first).await;
         }
+        if let Some(hold) = &mut summary.hold {
+            classes::hold(hold, &(self.shaping)());
+        }
         Ok(Some(summary))
     }
 
@@ -186,8 +215,14 @@ impl Control for QueueControl {
         let target = operate::Target::new(&selector)?;
         let after = operate::cursor(query.after.as_deref())?;
         let limit = query.limit.unwrap_or(PAGE);
-        self.read(move |queue| operate::messages(queue, &target, after, limit))
-            .await
+        let mut list = self
+            .read(move |queue| operate::messages(queue, &target, after, limit))
+            .await?;
+        let shaping = (self.shaping)();
+        for message in &mut list.messages {
+            classes::recipients(&mut message.recipients, &shaping);
+        }
+        Ok(list)
     }
 
     async fn aside(&self, query: AsideQuery) -> Result<AsideList, ControlError> {
@@ -265,6 +300,9 @@ impl Control for QueueControl {
             return Ok(None);
         };
         self.explain(&mut view.recipients, units).await;
+        let shaping = (self.shaping)();
+        classes::recipients(&mut view.recipients, &shaping);
+        classes::events(&mut view.events, &shaping);
         Ok(Some(view))
     }
 }
@@ -345,6 +383,7 @@ fn hold(scope: &HoldScope, record: HoldRecord) -> Hold {
         until: Time(record.until),
         failures: record.failures,
         cause: record.cause,
+        class: None,
     }
 }
 
@@ -429,6 +468,7 @@ impl<'a> Told<'a> {
                 .map(|event| event.reply.clone())
                 .filter(|reply| !reply.is_empty()),
             host: event.and_then(|event| host(event)),
+            class: None,
             queue: None,
             waits: None,
         }
@@ -544,6 +584,7 @@ fn event(event: &Event) -> EventView {
         tls: hop.map(|hop| hop.tls.clone()).filter(|tls| !tls.is_empty()),
         millis: hop.map(|hop| hop.millis),
         reply: event.reply.clone(),
+        class: None,
     }
 }
 

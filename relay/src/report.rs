@@ -120,6 +120,8 @@ pub struct Notice {
     pub remote: Option<String>,
     /// When that was.
     pub last_attempt: Option<Timestamp>,
+    /// What we took the reply for.
+    pub class: Option<Arc<str>>,
 }
 
 /// What became of a recipient that its sender is told of.
@@ -165,7 +167,7 @@ impl Told {
 /// Why a recipient will not get the message.
 #[derive(Clone, Debug)]
 pub enum Cause {
-    /// The peer refused for good (5yz).
+    /// The peer refused for good: 5yz, or a 4yz that a rule has made the end.
     Refused(Reply),
     /// We found that it can't be delivered, as where the domain takes no mail (5.1.10): code and reason.
     Undeliverable(EnhancedCode, String),
@@ -226,6 +228,10 @@ impl Cause {
         match self {
             Self::Refused(reply) => match reply.enhanced {
                 Some(code @ EnhancedCode(5, _, _)) => code,
+                // A 4yz that a rule has made the end: what the peer means, and that it is for good.
+                Some(EnhancedCode(4, subject, detail)) if reply.is_transient() => {
+                    EnhancedCode(5, subject, detail)
+                }
                 // None, or of a class that belies the reply's first digit: only that digit is sure (RFC 2034 §4).
                 _ => EnhancedCode(5, 0, 0),
             },
@@ -592,6 +598,10 @@ fn write_status(
         }
         if let Some(at) = notice.last_attempt {
             let _ = write!(text, "Last-Attempt-Date: {}\r\n", date(at));
+        }
+        if let Some(class) = &notice.class {
+            // RFC 3464 §2.4: fields of one's own begin with X-. The class has only letters that a header can have.
+            let _ = write!(text, "X-Postrider-Class: {class}\r\n");
         }
         if let Told::Delayed(_, until) = &notice.told {
             let _ = write!(text, "Will-Retry-Until: {}\r\n", date(*until));

@@ -208,7 +208,10 @@ pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
     if let Some(listener) = metrics {
         doors.spawn(health::serve(listener, health.clone()));
     }
-    let control = Arc::new(QueueControl::new(queue.clone(), doors_to_shards, clock));
+    let in_force = reloader.clone();
+    let control = QueueControl::new(queue.clone(), doors_to_shards, clock)
+        .with_shaping(move || in_force.settings().delivery.shaping.clone());
+    let control = Arc::new(control);
     let manager = Arc::new(Manager::new(reloader.clone(), health.clone(), queue.clone()));
     let routes = admin_api::router(control)
         .merge(admin_api::manage::router(manager))

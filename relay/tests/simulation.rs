@@ -34,6 +34,8 @@ use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
+#[path = "simulation/classes.rs"]
+mod classes;
 #[path = "simulation/clock.rs"]
 mod clock;
 #[path = "simulation/damage.rs"]
@@ -328,7 +330,8 @@ fn live(
         };
         let shards: Vec<_> = seats.into_iter().map(run).collect();
         let relay = Running {
-            control: QueueControl::new(of_courier.clone(), doors.clone(), clock),
+            control: QueueControl::new(of_courier.clone(), doors.clone(), clock)
+                .with_shaping(move || settings.delivery.shaping.clone()),
             world: net.0.clone(),
             queue: of_courier,
             doors,

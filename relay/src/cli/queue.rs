@@ -541,6 +541,7 @@ fn show_message(message: &MessageView) -> String {
             "NEXT DUE",
             "WAITS FOR",
             "HOST",
+            "CLASS",
             "LAST REPLY",
         ]
         .map(String::from),
@@ -557,11 +558,12 @@ fn show_message(message: &MessageView) -> String {
             time(recipient.next_due),
             recipient.waits.as_ref().map(operate::waits).unwrap_or_default(),
             recipient.host.clone().unwrap_or_default(),
+            recipient.class.clone().unwrap_or_default(),
             recipient.last_reply.clone().unwrap_or_default(),
         ]
     }));
     let _ = write!(text, "\n{}", columns(&rows));
-    let mut rows = vec![["TIME", "EVENT", "RECIPIENTS", "REPLY"].map(String::from)];
+    let mut rows = vec![["TIME", "EVENT", "RECIPIENTS", "CLASS", "REPLY"].map(String::from)];
     rows.extend(message.events.iter().map(|event| {
         let recipients = match event.recipients.as_slice() {
             [first, _, ..] => format!("{first} and {} more", event.recipients.len() - 1),
@@ -571,6 +573,7 @@ fn show_message(message: &MessageView) -> String {
             event.at.to_string(),
             event.kind.clone(),
             recipients,
+            event.class.clone().unwrap_or_default(),
             event.reply.clone(),
         ]
     }));
@@ -619,6 +622,7 @@ mod tests {
             until: Time(mail_core::Timestamp(60_000)),
             failures: 3,
             cause: "connection refused".into(),
+            class: None,
         });
         assert_eq!(
             show_queues(&listing),

@@ -159,7 +159,7 @@ fn classes(check: &Check<'_>, top: &mut Section<'_>, shipped: &Classes) -> Class
         }
         let known = classes
             .find(&name.value)
-            .map(|at| classes.all()[at].meaning.clone());
+            .map(|id| classes.get(id).meaning.clone());
         classes.set(Class {
             name: name.value.as_str().into(),
             meaning: meaning.map_or_else(|| known.unwrap_or_default(), |spot| spot.value.0),

@@ -164,5 +164,6 @@ fn outcome(host: &str, open: &OpenRecipient, result: RecipientResult) -> Outcome
         verdict,
         reply,
         host: Some(host.to_owned()),
+        class: None,
     }
 }

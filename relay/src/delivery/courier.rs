@@ -33,6 +33,7 @@ use super::client_tls::ClientTls;
 use super::connection::Connection;
 use super::connection::open::Opener;
 use super::exchange::{Accepted, Done, Seat, Word};
+use super::judge;
 use super::lane::{ConnectionId, Hosts, Plan};
 use super::metrics::Metrics;
 use super::notify::{self, Circumstances};
@@ -364,7 +365,9 @@ impl<N: Net> Courier<N> {
             }
             Err(failure) => {
                 self.parts.metrics.not_connected.inc();
-                match failure.permanent() {
+                let shaping = &self.parts.settings.delivery.shaping;
+                let permanent = failure.permanent();
+                match permanent.filter(|(cause, host)| judge::is_the_end(cause, host, shaping)) {
                     Some((cause, host)) => self.refuse(first, cause, host).await,
                     None => {
                         self.tell(Event::LaneFailed(lane, failure.to_string()));
@@ -465,7 +468,9 @@ impl<N: Net> Courier<N> {
         }
         let took = begun.elapsed();
         self.parts.metrics.transaction.observe(took.as_secs_f64());
-        if let Some(cause) = chosen.then(|| smart_host::unwelcome(&mut outcomes)).flatten() {
+        let unwelcome = chosen.then(|| smart_host::unwelcome(&mut outcomes)).flatten();
+        judge::decide(&mut outcomes, &self.parts.settings.delivery.shaping);
+        if let Some(cause) = unwelcome {
             // Every other message would fare alike.
             connection.retire();
             self.tell(Event::LaneFailed(lane, cause));
@@ -522,6 +527,7 @@ impl<N: Net> Courier<N> {
                 verdict: Verdict::Later,
                 reply: open.last_reply.unwrap_or_else(|| cause.clone()),
                 host: None,
+                class: None,
             })
             .collect();
         let (mut settle, mut told) = self.settlement(unit, prepared, outcomes, None, false);
@@ -556,6 +562,7 @@ impl<N: Net> Courier<N> {
                 verdict: Verdict::Failed(cause.clone()),
                 reply: reply.clone(),
                 host: Some(host.clone()),
+                class: None,
             });
         self.record(job.unit, &prepared, outcomes.collect(), None, false)
             .await;
@@ -612,10 +619,11 @@ impl<N: Net> Courier<N> {
         &self,
         unit: UnitKey,
         prepared: &Prepared,
-        outcomes: Vec<Outcome>,
+        mut outcomes: Vec<Outcome>,
         hop: Option<Hop>,
         peer_reports: bool,
     ) -> (Settle, Told) {
+        judge::class(&mut outcomes, &self.parts.settings.delivery.shaping);
         let now = self.parts.clock.now();
         let mut past = past(prepared);
         let (original, old) = (prepared.original(), now.since(received_at(prepared)));
@@ -624,6 +632,7 @@ impl<N: Net> Courier<N> {
             delay_due: past.delay_told.is_none() && old >= self.reports.delay_after,
             expires_at: past.expires_at,
             peer_reports,
+            shaping: &self.parts.settings.delivery.shaping,
         };
         let notices = notify::notices(&outcomes, prepared.message.recipients(unit.unit), &circumstances);
         let (kinds, reports): (Vec<_>, Vec<_>) =
@@ -757,6 +766,8 @@ impl<N: Net> Courier<N> {
         let Outcome { mailbox, reply, .. } = outcome;
         let (id, attempt, host) = (unit.id, told.attempt, outcome.host.as_deref().unwrap_or_default());
         let tag = told.tag.as_deref();
+        let classes = &self.parts.settings.delivery.shaping.classes;
+        let class = outcome.class.map(|id| &*classes.get(id).name);
         match &outcome.verdict {
             Verdict::Delivered => {
                 let delay = told.at.since(told.received_at).as_secs_f64();
@@ -766,11 +777,13 @@ impl<N: Net> Courier<N> {
             }
             Verdict::Failed(Cause::Expired(_)) => {
                 metrics.ended(Fate::Expired);
-                tracing::info!(%id, tag, recipient = %mailbox, attempt, reply, "expired");
+                metrics.classed(class, "expired");
+                tracing::info!(%id, tag, recipient = %mailbox, attempt, class, reply, "expired");
             }
             Verdict::Failed(_) => {
                 metrics.ended(Fate::Bounced);
-                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, reply, "bounced");
+                metrics.classed(class, "bounced");
+                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, class, reply, "bounced");
             }
             Verdict::Deleted(_) => {
                 metrics.ended(Fate::Deleted);
@@ -782,11 +795,13 @@ impl<N: Net> Courier<N> {
             }
             Verdict::Later => {
                 metrics.deferred.inc();
-                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, reply, "deferred");
+                metrics.classed(class, "deferred");
+                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, class, reply, "deferred");
             }
             Verdict::InDoubt => {
                 metrics.in_doubt.inc();
-                tracing::warn!(%id, tag, recipient = %mailbox, host, attempt, reply, "in doubt");
+                metrics.classed(class, "in_doubt");
+                tracing::warn!(%id, tag, recipient = %mailbox, host, attempt, class, reply, "in doubt");
             }
         }
     }

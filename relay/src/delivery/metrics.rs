@@ -15,6 +15,8 @@ pub struct Metrics {
     other_ends: IntCounter,
     /// Recipients put off after their own reply or a lost connection.
     pub deferred: IntCounter,
+    /// Recipients that were not delivered, by what was said and what followed.
+    classes: IntCounterVec,
     /// Transactions whose final reply never came: each may make a duplicate.
     pub in_doubt: IntCounter,
     /// Outcomes the store did not take. Alert on any: the mail may be sent again after a restart.
@@ -63,6 +65,14 @@ impl Metrics {
                 "postrider_recipients_deferred_total",
                 "Recipients put off by a reply of their own or a lost connection. Alert when it outgrows delivered.",
             )?,
+            classes: IntCounterVec::new(
+                Opts::new(
+                    "postrider_bounce_classes_total",
+                    "Recipients that an attempt did not deliver, by the class of what was said (docs/shaping.md) and by what followed: bounced, deferred, \
+                     expired, in_doubt. Alert when block, spam, auth or rate grow.",
+                ),
+                &["class", "then"],
+            )?,
             in_doubt: IntCounter::new(
                 "postrider_in_doubt_total",
                 "Transactions whose reply after the final dot never came; each may make a duplicate.",
@@ -101,6 +111,7 @@ impl Metrics {
             )?,
         };
         registry.register(Box::new(metrics.reports.clone()))?;
+        registry.register(Box::new(metrics.classes.clone()))?;
         registry.register(Box::new(ends))?;
         registry.register(Box::new(connections_made))?;
         for counter in [&metrics.deferred, &metrics.in_doubt, &metrics.unrecorded] {
@@ -113,6 +124,14 @@ impl Metrics {
             registry.register(Box::new(histogram.clone()))?;
         }
         Ok(metrics)
+    }
+
+    /// Counts what a recipient that was not delivered was told. Classes are those of the table and of the configuration, which
+    /// is bounded.
+    pub fn classed(&self, class: Option<&str>, then: &str) {
+        if let Some(class) = class {
+            self.classes.with_label_values(&[class, then]).inc();
+        }
     }
 
     /// Counts a recipient's end.

@@ -6,6 +6,7 @@ pub mod client_tls;
 pub mod connection;
 pub mod courier;
 pub mod exchange;
+pub mod judge;
 pub mod lane;
 pub mod limiter;
 pub mod metrics;

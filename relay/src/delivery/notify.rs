@@ -5,10 +5,11 @@ use mail_core::{Notify, Recipient, Timestamp};
 use crate::report::{Kind, Notice, Told};
 
 use super::settle::{Outcome, Verdict};
+use crate::shaping::Shaping;
 
 /// What decides beside the outcome and the recipient's own wishes.
 #[derive(Clone, Copy, Debug)]
-pub struct Circumstances {
+pub struct Circumstances<'a> {
     /// When the outcomes came.
     pub now: Timestamp,
     /// The message is old enough to be called delayed, and its sender has not been told.
@@ -17,10 +18,12 @@ pub struct Circumstances {
     pub expires_at: Timestamp,
     /// The peer took the wishes over (it offers DSN): it reports on what it has.
     pub peer_reports: bool,
+    /// The names of classes.
+    pub shaping: &'a Shaping,
 }
 
 /// The notices of an attempt, of all kinds. `recipients` are the unit's, by index.
-pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstances) -> Vec<Notice> {
+pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstances<'_>) -> Vec<Notice> {
     outcomes
         .iter()
         .filter_map(|outcome| {
@@ -32,6 +35,7 @@ pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstanc
                 to: to.clone(),
                 told: told(outcome, now)?,
                 remote: outcome.host.clone(),
+                class: outcome.class.map(|id| now.shaping.classes.get(id).name.clone()),
                 last_attempt: outcome.host.is_some().then_some(now.now),
             })
         })
@@ -39,7 +43,7 @@ pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstanc
 }
 
 /// Of which kind a notice of it is, if there is one. Most are not wanted, and need not be made to know that.
-fn kind(outcome: &Outcome, now: &Circumstances) -> Option<Kind> {
+fn kind(outcome: &Outcome, now: &Circumstances<'_>) -> Option<Kind> {
     match &outcome.verdict {
         Verdict::Failed(_) | Verdict::Deleted(_) => Some(Kind::Failed),
         Verdict::Delivered if !now.peer_reports => Some(Kind::Relayed),
@@ -48,7 +52,7 @@ fn kind(outcome: &Outcome, now: &Circumstances) -> Option<Kind> {
     }
 }
 
-fn told(outcome: &Outcome, now: &Circumstances) -> Option<Told> {
+fn told(outcome: &Outcome, now: &Circumstances<'_>) -> Option<Told> {
     match &outcome.verdict {
         Verdict::Failed(cause) | Verdict::Deleted(cause) => Some(Told::Failed(cause.clone())),
         Verdict::Delivered if !now.peer_reports => Some(Told::Relayed(outcome.reply.clone())),
@@ -90,12 +94,14 @@ mod tests {
             verdict,
             reply: "250 2.0.0 ok".into(),
             host: None,
+            class: None,
         };
         let now = Circumstances {
             now: Timestamp(1),
             delay_due,
             expires_at: Timestamp(9),
             peer_reports,
+            shaping: Shaping::shipped(),
         };
         let kinds: Vec<_> = notices(&[outcome], &[to], &now)
             .iter()

@@ -6,6 +6,7 @@ use mail_core::{Mailbox, Timestamp};
 use queue::{Again, Backoff, End, Fate, Hop, NewMessage, Settle, StillOpen, UnitKey};
 
 use crate::report::Cause;
+use crate::shaping::classes::ClassId;
 
 /// What an attempt, or a decision of ours, says of one recipient.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct Outcome {
     pub reply: String,
     /// The host that said it; none where we decided.
     pub host: Option<String>,
+    /// What it means, where it is no success; see [`super::judge`].
+    pub class: Option<ClassId>,
 }
 
 /// What becomes of the recipient.
@@ -148,6 +151,7 @@ mod tests {
             verdict,
             reply: "said so".into(),
             host: None,
+            class: None,
         }
     }
 

@@ -26,6 +26,7 @@ fn refused(mailbox: &str, code: u16, enhanced: Option<EnhancedCode>, text: &str)
         told: Told::Failed(Cause::Refused(reply)),
         remote: Some("mx.example.org".into()),
         last_attempt: Some(NOW),
+        class: None,
     }
 }
 
@@ -96,6 +97,22 @@ fn a_report_is_as_rfc_3464_has_it() {
         plain(b"Message-ID: <1@example.com>\r\nSubject: x\r\n\r\nhello\r\n"),
         expected
     );
+}
+
+#[test]
+fn what_a_reply_was_taken_for_is_told_of_its_recipient() {
+    let mut notices = [
+        refused("bob@example.org", 552, Some(EnhancedCode(5, 2, 2)), "no room"),
+        refused("eve@example.org", 550, UNKNOWN, "no such user"),
+    ];
+    notices[0].class = Some("mailbox-full".into());
+    let text = composed(b"", b"A: 1\r\n\r\n", &notices, &settings());
+    let recipients: Vec<_> = text.split("Final-Recipient: ").skip(1).collect();
+    assert!(
+        recipients[0].contains("\r\nX-Postrider-Class: mailbox-full\r\n\r\n"),
+        "{text}"
+    );
+    assert!(!recipients[1].contains("X-Postrider-Class"), "{text}");
 }
 
 #[test]
@@ -184,6 +201,7 @@ fn what_expired_says_for_how_long_and_why() {
         told: Told::Failed(Cause::Expired(last.map(Into::into))),
         remote: None,
         last_attempt: None,
+        class: None,
     };
     let text = composed(
         b"",
@@ -312,6 +330,7 @@ fn reports_of_each_kind_give_back_what_the_sender_said() {
             told,
             remote: Some("mx.example.org".into()),
             last_attempt: Some(NOW),
+            class: None,
         };
         let id = MessageId::from_bytes([2; 16]);
         let message = super::report(&original, &[notice], &settings(), NOW, id).unwrap();

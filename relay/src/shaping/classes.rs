@@ -1,5 +1,6 @@
 //! Bounce classes: from a reply to what it means, and to whether it is the end.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -29,8 +30,20 @@ pub enum Then {
     End,
 }
 
-/// A place in [`Classes`]' list.
-pub type ClassId = usize;
+/// A place in [`Classes`]' list. So small, since every outcome has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassId(NonZeroU16);
+
+impl ClassId {
+    fn new(index: usize) -> Option<Self> {
+        let number = u16::try_from(index + 1).ok();
+        number.and_then(NonZeroU16::new).map(Self)
+    }
+
+    fn index(self) -> usize {
+        usize::from(self.0.get()) - 1
+    }
+}
 
 /// A rule of the configuration.
 #[derive(Clone, Debug)]
@@ -61,7 +74,19 @@ struct Table {
     unsure: Vec<(CodePattern, ClassId)>,
     reply: Vec<(CodePattern, ClassId)>,
     other: ClassId,
-    connection: ClassId,
+}
+
+impl Default for Table {
+    /// Nothing is known.
+    fn default() -> Self {
+        Self {
+            sure: Vec::new(),
+            text: Vec::new(),
+            unsure: Vec::new(),
+            reply: Vec::new(),
+            other: ClassId(NonZeroU16::MIN),
+        }
+    }
 }
 
 impl Classes {
@@ -77,22 +102,11 @@ impl Classes {
         let mut classes = Self {
             all: all.collect(),
             own: Vec::new(),
-            table: Arc::new(Table {
-                sure: Vec::new(),
-                text: Vec::new(),
-                unsure: Vec::new(),
-                reply: Vec::new(),
-                other: 0,
-                connection: 0,
-            }),
+            table: Arc::default(),
         };
         let mut table = Table {
-            sure: Vec::new(),
-            text: Vec::new(),
-            unsure: Vec::new(),
-            reply: Vec::new(),
             other: classes.known("other")?,
-            connection: classes.known("connection")?,
+            ..Table::default()
         };
         for (list, is_reply) in [(raw.code, false), (raw.reply, true)] {
             for entry in list {
@@ -125,7 +139,8 @@ impl Classes {
 
     /// The place of a class.
     pub fn find(&self, name: &str) -> Option<ClassId> {
-        self.all.iter().position(|class| *class.name == *name)
+        let place = self.all.iter().position(|class| *class.name == *name);
+        place.and_then(ClassId::new)
     }
 
     pub(super) fn known(&self, name: &str) -> Result<ClassId, String> {
@@ -136,7 +151,7 @@ impl Classes {
     /// Puts a class in place of the one of its name, or beside the others.
     pub fn set(&mut self, class: Class) {
         match self.find(&class.name) {
-            Some(at) => self.all[at] = class,
+            Some(id) => self.all[id.index()] = class,
             None => self.all.push(class),
         }
     }
@@ -147,12 +162,17 @@ impl Classes {
     }
 
     /// The class of what was said, by a host of this provider if it is one.
-    pub fn of(&self, said: &str, provider: Option<&Provider>) -> &Class {
+    pub fn of(&self, said: &str, provider: Option<&Provider>) -> ClassId {
         let said = Said::read(said);
         let plain = said.plain();
-        let id = self.look_up(&said, &plain, provider);
-        // Every place is one of the list: it only grows.
-        self.all.get(id).unwrap_or(&self.all[self.table.other])
+        self.look_up(&said, &plain, provider)
+    }
+
+    /// What is known of a class.
+    pub fn get(&self, id: ClassId) -> &Class {
+        // Every place is one of the list: it only grows. A place in another list may be none of this one.
+        let class = self.all.get(id.index());
+        class.unwrap_or(&self.all[self.table.other.index()])
     }
 
     fn look_up(&self, said: &Said<'_>, plain: &str, provider: Option<&Provider>) -> ClassId {
@@ -186,11 +206,7 @@ impl Classes {
             .or_else(by_text)
             .or_else(|| by_code(&table.unsure))
             .or_else(|| by_code(&table.reply))
-            .unwrap_or(match (said.code, said.enhanced) {
-                // No reply at all: the words are ours, of a connection that is no more.
-                (None, None) => table.connection,
-                _ => table.other,
-            })
+            .unwrap_or(table.other)
     }
 }
 

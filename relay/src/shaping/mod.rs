@@ -5,9 +5,9 @@ pub mod classes;
 pub mod pattern;
 pub mod providers;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use classes::{Class, Classes};
+use classes::{Class, ClassId, Classes};
 use providers::{Provider, Providers};
 
 /// The tables, with what the configuration adds.
@@ -21,22 +21,29 @@ pub struct Shaping {
 
 impl Shaping {
     /// The tables as they are shipped.
-    pub fn shipped() -> &'static Self {
-        static SHIPPED: LazyLock<Shaping> = LazyLock::new(|| {
+    pub fn shipped() -> &'static Arc<Self> {
+        static SHIPPED: LazyLock<Arc<Shaping>> = LazyLock::new(|| {
             // What is compiled in is read by a test too.
             let classes = Classes::read(CLASSES).expect("relay/shaping/classes.toml is right");
             let providers =
                 providers::read(PROVIDERS, &classes).expect("relay/shaping/providers.toml is right");
-            Shaping {
+            Arc::new(Shaping {
                 classes,
                 providers: Providers::new(providers),
-            }
+            })
         });
         &SHIPPED
     }
 
-    /// The class of what `host` said, or of what went wrong on the way to it in our words, as the journal keeps both.
+    /// The class of what `host` said, or of what went wrong on the way to it in our words, as the journal keeps both. Of a
+    /// recipient whose time was up it is the class of what was said last.
     pub fn class(&self, said: &str, host: Option<&str>) -> &Class {
+        self.classes.get(self.class_id(said, host))
+    }
+
+    /// The place of that class.
+    pub fn class_id(&self, said: &str, host: Option<&str>) -> ClassId {
+        let said = said.strip_prefix(EXPIRED_LAST).unwrap_or(said);
         let provider = host.and_then(|host| self.providers.of_host(host));
         self.classes.of(said, provider.map(|provider| &**provider))
     }
@@ -47,6 +54,9 @@ impl Shaping {
         all.find(|provider| *provider.name == *name).map(|found| &**found)
     }
 }
+
+/// Before what was said last, in the words of an expiry.
+pub const EXPIRED_LAST: &str = "4.4.7 delivery time expired; last: ";
 
 const CLASSES: &str = include_str!("../../shaping/classes.toml");
 const PROVIDERS: &str = include_str!("../../shaping/providers.toml");

@@ -82,6 +82,7 @@ impl<N: Net> Courier<N> {
             verdict: Verdict::Deleted(Cause::Undeliverable(EnhancedCode(5, 7, 1), reason.to_string())),
             reply: format!("deleted by {by}: {reason}"),
             host: None,
+            class: None,
         };
         let outcomes: Vec<_> = load(&prepared, unit.unit)
             .recipients

@@ -191,10 +191,10 @@ pub(super) fn outcome(index: u16, mailbox: Mailbox, ending: &Ending, last_reply:
         Ending::Delayed(_) => (Verdict::Later, String::new()),
         Ending::Expired(held_by) => {
             let last = last_reply.or_else(|| held_by.clone());
-            let told = last
-                .as_ref()
-                .map_or(String::new(), |last| format!("; last: {last}"));
-            let reply = format!("4.4.7 delivery time expired{told}");
+            let reply = match &last {
+                Some(last) => format!("{}{last}", crate::shaping::EXPIRED_LAST),
+                None => "4.4.7 delivery time expired".to_owned(),
+            };
             (Verdict::Failed(Cause::Expired(last)), reply)
         }
     };
@@ -204,5 +204,6 @@ pub(super) fn outcome(index: u16, mailbox: Mailbox, ending: &Ending, last_reply:
         verdict,
         reply,
         host: None,
+        class: None,
     }
 }
