@@ -193,3 +193,76 @@ fn a_labs_peer_has_to_be_a_domain_and_a_script() {
         assert!(error.contains(expected), "{peer}: {error}");
     }
 }
+
+#[test]
+fn what_holds_for_a_destination_is_shown_with_where_it_is_from() {
+    let (_folder, config) = folder();
+    let more = "[delivery.limits]\nmessages_per_second = 50\n[[destination]]\ndomain = \"example.org\"\n[destination.limits]\nconnections = 2\n";
+    std::fs::write(&config, format!("{CONFIG}{more}")).unwrap();
+    let mx = ["--mx", "aspmx.l.google.com", "alt1.aspmx.l.google.com"];
+    let (code, out, err) = run(
+        &config,
+        &[&["config", "effective", "example.org"], &mx[..]].concat(),
+    );
+    assert_eq!((code, err.as_str()), (0, ""));
+    for expected in [
+        "Domain       example.org\n".to_owned(),
+        "MX hosts     aspmx.l.google.com, alt1.aspmx.l.google.com\n".to_owned(),
+        "Provider     google (Google: Gmail and Workspace)\n".to_owned(),
+        "Destination  the rule for example.org\n".to_owned(),
+        format!("{}:16:15: destination[0].limits.connections\n", config.display()),
+        format!(
+            "{}:12:23: delivery.limits.messages_per_second\n",
+            config.display()
+        ),
+        "shipped for google: community, 2026-08-04, https://".to_owned(),
+    ] {
+        assert!(out.contains(&expected), "{expected}: {out}");
+    }
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let (code, out, err) = run(&config, &[&["config", "effective", "--json"], arguments].concat());
+        assert_eq!(code, 0, "{err}");
+        serde_json::from_str(&out).unwrap()
+    };
+    let told = json(&[&["other.example"], &mx[..]].concat());
+    assert_eq!(told["provider"]["name"], "google");
+    assert_eq!(told["values"][2]["key"], "connections");
+    assert_eq!(told["values"][2]["value"], "5");
+    assert_eq!(told["values"][2]["from"]["kind"], "shipped");
+    assert_eq!(told["values"][3]["from"]["line"], 12);
+    assert_eq!(told["values"][5]["from"]["kind"], "default");
+
+    // By the DNS: the name servers of the configuration.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let zone = lab::dns::Zone::default();
+    zone.mx("hosted.test", 10, "mx1.qq.com").unwrap();
+    zone.add(
+        "null.test",
+        hickory_proto::rr::RData::MX(hickory_proto::rr::rdata::MX::new(
+            0,
+            hickory_proto::rr::Name::root(),
+        )),
+    )
+    .unwrap();
+    let server = runtime
+        .block_on(lab::dns::DnsServer::start("127.0.0.1:0".parse().unwrap(), zone))
+        .unwrap();
+    let dns = format!("[dns]\nservers = [\"{}\"]\n", server.address);
+    std::fs::write(&config, format!("{CONFIG}{dns}")).unwrap();
+    let told = json(&["hosted.test"]);
+    assert_eq!(told["hosts"], serde_json::json!(["mx1.qq.com"]));
+    assert_eq!(told["provider"]["name"], "qq");
+    let (code, _, err) = run(&config, &["config", "effective", "null.test"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("null.test accepts no mail"), "{err}");
+    std::fs::write(
+        &config,
+        format!("{CONFIG}[dns]\nservers = [\"127.0.0.1:1\"]\n[delivery.timeouts]\ndns = \"200ms\"\n"),
+    )
+    .unwrap();
+    let (code, _, err) = run(&config, &["config", "effective", "hosted.test"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("say which with --mx"), "{err}");
+    let (code, _, err) = run(&config, &["config", "effective", "not a domain"]);
+    assert_eq!(code, 2, "{err}");
+}

@@ -12,7 +12,7 @@ use crate::tokens;
 
 use super::output::{columns, print, print_json};
 use super::queue::{Api, block_on};
-use super::{ConfigFile, Failure};
+use super::{ConfigFile, Failure, effective};
 
 /// How often a drain is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -59,6 +59,9 @@ pub(super) enum ConfigCommand {
         #[command(flatten)]
         api: Api,
     },
+    /// Show which limits hold for a destination, and where each comes from: the configuration, what is shipped for its
+    /// provider, or the defaults.
+    Effective(effective::Effective),
 }
 
 #[derive(Subcommand)]
@@ -201,7 +204,10 @@ pub(super) fn drain(command: &Drain) -> Result<(), Failure> {
 }
 
 pub(super) fn config(command: ConfigCommand) -> Result<(), Failure> {
-    let ConfigCommand::Show { running, json, api } = command;
+    let (running, json, api) = match command {
+        ConfigCommand::Show { running, json, api } => (running, json, api),
+        ConfigCommand::Effective(command) => return effective::run(&command),
+    };
     if running {
         let client = api.client()?;
         let view = block_on(client.config())??;

@@ -3,6 +3,7 @@
 mod credential;
 mod damaged;
 mod dkim;
+mod effective;
 mod manage;
 mod operate;
 mod output;

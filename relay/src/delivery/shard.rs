@@ -1235,6 +1235,9 @@ impl Shard {
     }
 }
 
+#[cfg(test)]
+pub(crate) use operator::tests::settings as test_settings;
+
 /// The name of the hold under which mail waits for a next hop that is no longer configured.
 pub(super) fn not_configured(name: &str) -> String {
     format!("{name} (not configured)")

@@ -2,6 +2,7 @@
 //! ([`providers`]). Two tables in `relay/shaping/` are compiled in; the configuration adds to them. docs/shaping.md tells all of it.
 
 pub mod classes;
+pub mod explain;
 pub mod pattern;
 pub mod providers;
 

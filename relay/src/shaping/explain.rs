@@ -1,0 +1,178 @@
+//! Which rule is in force for a domain, and where each value of it is from: what `postrider config effective` tells.
+
+use std::fmt;
+
+use mail_core::Domain;
+
+use crate::config::Problem;
+use crate::config::routes::NextHop;
+use crate::config::settings::{AddressFamily, SenderPattern, Settings, TlsLevel};
+use crate::delivery::lane::Rule;
+
+use super::providers::{LimitKey, Provider, Source};
+
+/// The rule for mail to a domain over some hosts.
+#[derive(Debug)]
+pub struct Explained<'a> {
+    /// Who runs the hosts, if they are known.
+    pub provider: Option<&'a Provider>,
+    /// The destination's rule, as it is written.
+    pub destination: Option<String>,
+    /// Each key, in the order of the example configuration.
+    pub values: Vec<Value<'a>>,
+    /// Rules that may send some of the mail another way: their numbers, and where to.
+    pub routes: Vec<(usize, &'a NextHop)>,
+}
+
+/// A key and its value.
+#[derive(Debug)]
+pub struct Value<'a> {
+    /// As the configuration calls it.
+    pub key: &'static str,
+    /// As the configuration writes it.
+    pub value: String,
+    /// Where it is from.
+    pub from: From<'a>,
+}
+
+/// Where a value is from.
+#[derive(Debug)]
+pub enum From<'a> {
+    /// It is written in the configuration: this key, there.
+    Written(String, &'a Problem),
+    /// It is shipped with the relay, for this provider.
+    Shipped(&'a Provider, &'a Source),
+    /// Nobody says anything else.
+    Default,
+}
+
+impl fmt::Display for From<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Written(key, at) => write!(f, "{}:{}:{}: {key}", at.file.display(), at.line, at.column),
+            Self::Shipped(provider, source) => {
+                let (by, seen, url) = (source.by.name(), &source.seen, &source.url);
+                write!(f, "shipped for {}: {by}, {seen}, {url}", provider.name)
+            }
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// What is in force for mail to `domain` over `hosts`.
+pub fn explain<'a>(domain: &Domain, hosts: &[Domain], settings: &'a Settings) -> Explained<'a> {
+    let delivery = &settings.delivery;
+    let provider = delivery.shaping.providers.of_site(hosts).map(|found| &**found);
+    let number = delivery.destinations.of(domain);
+    let rule = Rule::of(domain, provider, delivery);
+    let mut values = vec![
+        Value {
+            key: "tls",
+            value: format!("\"{}\"", tls(rule.tls)),
+            from: written(settings, number, "tls"),
+        },
+        Value {
+            key: "address_family",
+            value: format!("\"{}\"", family(rule.family)),
+            from: written(settings, number, "address_family"),
+        },
+    ];
+    values.extend(LimitKey::ALL.map(|key| Value {
+        key: key.name(),
+        value: match key {
+            LimitKey::Connections => rule.limits.connections.to_string(),
+            LimitKey::MessagesPerSecond => match rule.limits.messages_per_second {
+                Some(rate) => format!("{rate:?}"),
+                None => "unlimited".to_owned(),
+            },
+            LimitKey::MessagesPerConnection => rule.limits.messages_per_connection.to_string(),
+            LimitKey::RecipientsPerTransaction => rule.limits.recipients_per_transaction.to_string(),
+        },
+        from: limit(settings, number, provider, key),
+    }));
+    let rules = settings.routing.rules.iter().enumerate();
+    let elsewhere = rules.filter(|(_, rule)| {
+        rule.next_hop != NextHop::Mx && (rule.to.is_empty() || rule.to.iter().any(|to| may_be(to, domain)))
+    });
+    Explained {
+        provider,
+        destination: rule.name.map(|name| name.to_string()),
+        values,
+        routes: elsewhere.map(|(number, rule)| (number, &rule.next_hop)).collect(),
+    }
+}
+
+/// Some address of the domain is one of these.
+fn may_be(pattern: &SenderPattern, domain: &Domain) -> bool {
+    match pattern {
+        SenderPattern::Any => true,
+        SenderPattern::Domain(of) => of == domain,
+        SenderPattern::Below(parent) => domain != parent && domain.is_within(parent),
+        SenderPattern::Mailbox(mailbox) => mailbox.domain() == domain,
+    }
+}
+
+/// The same steps as [`Rule::of`] takes; a test sees that they lead to the same.
+fn limit<'a>(
+    settings: &'a Settings,
+    destination: Option<usize>,
+    provider: Option<&'a Provider>,
+    key: LimitKey,
+) -> From<'a> {
+    let place = |key: String| {
+        let at = settings.effective.place(&key)?;
+        Some(From::Written(key, at))
+    };
+    let name = key.name();
+    let of_destination = || place(format!("destination[{}].limits.{name}", destination?));
+    let of_provider = || place(format!("provider[{}].limits.{name}", provider?.written?));
+    let shipped = || {
+        let provider = provider?;
+        let limit = provider.limit(key)?;
+        let defaults = &settings.delivery.limits;
+        let default = match key {
+            LimitKey::Connections => defaults.connections as f64,
+            LimitKey::MessagesPerSecond => defaults.messages_per_second.unwrap_or(f64::INFINITY),
+            LimitKey::MessagesPerConnection => f64::from(defaults.messages_per_connection),
+            LimitKey::RecipientsPerTransaction => defaults.recipients_per_transaction as f64,
+        };
+        (limit.value < default).then_some(From::Shipped(provider, &limit.source))
+    };
+    of_destination()
+        .or_else(of_provider)
+        .or_else(shipped)
+        .or_else(|| place(format!("delivery.limits.{name}")))
+        .unwrap_or(From::Default)
+}
+
+fn written<'a>(settings: &'a Settings, destination: Option<usize>, key: &str) -> From<'a> {
+    let place = |key: String| {
+        let at = settings.effective.place(&key)?;
+        Some(From::Written(key, at))
+    };
+    destination
+        .and_then(|number| place(format!("destination[{number}].{key}")))
+        .or_else(|| place(format!("delivery.{key}")))
+        .unwrap_or(From::Default)
+}
+
+fn tls(level: TlsLevel) -> &'static str {
+    match level {
+        TlsLevel::Opportunistic => "opportunistic",
+        TlsLevel::Required => "required",
+        TlsLevel::Off => "off",
+    }
+}
+
+fn family(family: AddressFamily) -> &'static str {
+    match family {
+        AddressFamily::Any => "any",
+        AddressFamily::Ipv4 => "ipv4",
+        AddressFamily::Ipv6 => "ipv6",
+        AddressFamily::PreferIpv4 => "prefer-ipv4",
+        AddressFamily::PreferIpv6 => "prefer-ipv6",
+    }
+}
+
+#[cfg(test)]
+mod tests;

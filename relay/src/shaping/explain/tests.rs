@@ -1,0 +1,152 @@
+use super::*;
+use crate::config::settings::DestinationLimits;
+use crate::delivery::shard::test_settings as settings;
+
+fn domains(names: &[&str]) -> Vec<Domain> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn told(more: &str, domain: &str, hosts: &[&str]) -> Vec<String> {
+    let settings = settings(more);
+    let found = explain(&domain.parse().unwrap(), &domains(hosts), &settings);
+    let line = |value: &Value<'_>| {
+        let from = match &value.from {
+            From::Written(key, at) => format!("line {} {key}", at.line),
+            From::Shipped(provider, source) => format!("shipped {} {}", provider.name, source.by.name()),
+            From::Default => "default".to_owned(),
+        };
+        format!("{} {} {from}", value.key, value.value)
+    };
+    found.values.iter().map(line).collect()
+}
+
+const GOOGLE: [&str; 2] = ["aspmx.l.google.com", "alt1.aspmx.l.google.com"];
+
+#[test]
+fn each_value_tells_where_it_is_from() {
+    assert_eq!(
+        told("", "hosted.test", &GOOGLE),
+        [
+            "tls \"opportunistic\" default",
+            "address_family \"any\" default",
+            "connections 5 shipped google community",
+            "messages_per_second unlimited default",
+            "messages_per_connection 50 shipped google community",
+            "recipients_per_transaction 100 default",
+        ]
+    );
+    // The text of `settings` has 10 lines before these.
+    let more = "[delivery]\ntls = \"off\"\n[delivery.limits]\nconnections = 3\nmessages_per_second = 4\n\
+                [[provider]]\nname = \"google\"\n[provider.limits]\nmessages_per_connection = 70\n\
+                [[destination]]\ndomain = \"*.test\"\naddress_family = \"ipv4\"\n[destination.limits]\nrecipients_per_transaction = 9\n";
+    assert_eq!(
+        told(more, "hosted.test", &GOOGLE),
+        [
+            "tls \"off\" line 12 delivery.tls",
+            "address_family \"ipv4\" line 22 destination[0].address_family",
+            "connections 3 line 14 delivery.limits.connections",
+            "messages_per_second 4.0 line 15 delivery.limits.messages_per_second",
+            "messages_per_connection 70 line 19 provider[0].limits.messages_per_connection",
+            "recipients_per_transaction 9 line 24 destination[0].limits.recipients_per_transaction",
+        ]
+    );
+    assert!(
+        told("", "own.test", &["mx.own.test"])
+            .iter()
+            .all(|line| line.ends_with("default"))
+    );
+}
+
+/// What is told is what lanes go by, whoever says what.
+#[test]
+fn the_values_are_those_that_lanes_have() {
+    let destination = "[[destination]]\ndomain = \"hosted.test\"\n[destination.limits]\n";
+    let provider = "[[provider]]\nname = \"NAME\"\n[provider.limits]\n";
+    let keys = [
+        "connections = 7\n",
+        "messages_per_second = 7\n",
+        "messages_per_connection = 7\n",
+        "recipients_per_transaction = 7\n",
+    ];
+    let shipped = super::super::Shaping::shipped();
+    let mut seen = 0;
+    for known in shipped.providers.all() {
+        let host = known.mx[0].to_string().replace("*.", "mx.");
+        let provider = provider.replace("NAME", &known.name);
+        for head in ["", "[delivery.limits]\n", &provider, destination] {
+            for key in keys {
+                let more = if head.is_empty() {
+                    String::new()
+                } else {
+                    format!("{head}{key}")
+                };
+                let settings = settings(&more);
+                let domain: Domain = "hosted.test".parse().unwrap();
+                let found = explain(&domain, &domains(&[&host]), &settings);
+                let provider = found.provider.unwrap();
+                assert_eq!(provider.name, known.name);
+                let DestinationLimits {
+                    connections,
+                    messages_per_second,
+                    messages_per_connection,
+                    recipients_per_transaction,
+                } = Rule::of(&domain, Some(provider), &settings.delivery).limits;
+                let expected = [
+                    connections.to_string(),
+                    messages_per_second.map_or("unlimited".into(), |rate| format!("{rate:?}")),
+                    messages_per_connection.to_string(),
+                    recipients_per_transaction.to_string(),
+                ];
+                for (value, expected) in found.values[2..].iter().zip(expected) {
+                    assert_eq!(value.value, expected, "{more} {}", value.key);
+                    let words = match &value.from {
+                        From::Written(key, at) => {
+                            assert!(key.ends_with(value.key) && at.line > 10, "{more} {key}");
+                            "7"
+                        }
+                        From::Shipped(of, source) => {
+                            let limit = of
+                                .limits
+                                .iter()
+                                .find(|limit| limit.key.name() == value.key)
+                                .unwrap();
+                            assert_eq!(limit.source, **source);
+                            &limit.value.to_string()
+                        }
+                        From::Default => match value.key {
+                            "connections" => "20",
+                            "messages_per_second" => "unlimited",
+                            "messages_per_connection" => "1000",
+                            _ => "100",
+                        },
+                    };
+                    let same = value.value.trim_end_matches(".0") == words;
+                    assert!(
+                        same,
+                        "{}: {more}: {} {} is not from {words}",
+                        known.name, value.key, value.value
+                    );
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 1_000, "{seen}");
+}
+
+#[test]
+fn rules_that_may_send_mail_elsewhere_are_named() {
+    let more = "[[smart_host]]\nname = \"out\"\nhosts = [{ address = \"[::1]\" }]\n\
+                [[route]]\nto = [\"other.test\"]\nnext_hop = \"out\"\n[[route]]\nto = [\"*.test\", \"a@own.example\"]\nnext_hop = \"out\"\n\
+                [[route]]\nto = [\"own.test\"]\nnext_hop = \"mx\"\n[[route]]\nfrom = [\"<>\"]\nnext_hop = \"discard\"\nreason = \"no reports\"\n";
+    let settings = settings(more);
+    for (domain, routes) in [
+        ("own.test", vec![1, 3]),
+        ("own.example", vec![1, 3]),
+        ("else.example", vec![3]),
+    ] {
+        let found = explain(&domain.parse().unwrap(), &[], &settings);
+        let numbers: Vec<_> = found.routes.iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, routes, "{domain}");
+    }
+}
