@@ -5,16 +5,26 @@ use std::time::Duration;
 
 use mail_core::{DsnOptions, EnhancedCode, MessageId, Recipient, Reply, ReversePath, Timestamp};
 use relay::report::{Cause, Notice, Original, ReportSettings, Told, compose};
+use relay::shaping::Shaping;
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
 fn notice(mailbox: &str, told: Told) -> Notice {
+    // As the relay has it: what was said, or what went wrong in its own words.
+    let said = match &told {
+        Told::Failed(Cause::Refused(reply)) => Some(reply.to_string()),
+        Told::Failed(Cause::Undeliverable(code, why)) => Some(format!("550 {code} {why}")),
+        Told::Failed(Cause::Expired(last)) => last.clone(),
+        Told::Delayed(last, _) => Some(last.clone()),
+        Told::Relayed(_) => None,
+    };
+    let class = said.map(|said| Shaping::shipped().class(&said, None).name.clone());
     Notice {
-        class: None,
         to: Recipient::new(mailbox.parse().expect("an address")),
         told,
         remote: Some("mx.example.org".into()),
         last_attempt: Some(NOW),
+        class,
     }
 }
 

@@ -51,6 +51,7 @@ class Reports(Signatures, LabTest):
         self.assertEqual(fields["Action"].lower(), "failed")
         self.assertRegex(fields["Status"], r"^5\.\d{1,3}\.\d{1,3}$")
         self.assertRegex(fields["Diagnostic-Code"], r"(?s)^smtp; ?550")
+        self.assertEqual(fields["X-Postrider-Class"], "unknown-user")
         self.assertRegex(fields["Remote-MTA"], r"^dns; ?\S+")
         self.assertIsNone(fields["Original-Recipient"], "only from an ORCPT (RFC 3464 §2.3.1)")
         self.assertIn(original.get_content_type(), ("message/rfc822", "text/rfc822-headers"))

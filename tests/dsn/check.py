@@ -71,7 +71,7 @@ def check(raw, limit, is_global=False):
         if "Last-Attempt-Date" in recipient:
             assert email.utils.parsedate_to_datetime(header(recipient, "Last-Attempt-Date"))
         known = {"final-recipient", "action", "status", "diagnostic-code", "remote-mta", "last-attempt-date"}
-        known |= {"will-retry-until", "original-recipient"}
+        known |= {"will-retry-until", "original-recipient", "x-postrider-class"}
         assert {name.lower() for name in recipient.keys()} <= known, recipient.keys()
     originals = ("message/global",) if is_global else ("message/rfc822", "text/rfc822-headers")
     assert original.get_content_type() in originals, original.get_content_type()
@@ -96,6 +96,7 @@ def contents(name, recipients, explanation, original):
         assert [header(r, "Status") for r in recipients] == ["5.1.1", "4.4.7", "4.4.7", "5.1.10"]
         assert ["Diagnostic-Code" in r for r in recipients] == [True, True, False, False]
         assert header(recipients[0], "Diagnostic-Code") == "smtp; 550 5.1.1 no such user"
+        assert [r["X-Postrider-Class"] for r in recipients] == ["unknown-user", "greylist", "connection", "bad-domain"]
         assert "not delivered within 5 days" in explanation
     if name in ("plain", "several", "forged", "long-reply"):
         assert kind == "message/rfc822"

@@ -121,6 +121,20 @@ impl CodePattern {
     }
 }
 
+impl fmt::Display for CodePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |number: &Option<u16>| number.map_or("x".to_owned(), |number| number.to_string());
+        match self {
+            Self::Reply(digits) => digits
+                .iter()
+                .try_for_each(|digit| f.write_str(&number(&digit.map(u16::from)))),
+            Self::Enhanced(class, subject, detail) => {
+                write!(f, "{}.{subject}.{}", number(class), number(detail))
+            }
+        }
+    }
+}
+
 impl FromStr for CodePattern {
     type Err = &'static str;
 
@@ -181,6 +195,12 @@ impl TextPattern {
             }
             None => false,
         })
+    }
+}
+
+impl fmt::Display for TextPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
     }
 }
 
@@ -278,6 +298,9 @@ mod tests {
             ("550", "5.1.1 our words", false),
         ] {
             assert_eq!(fits(pattern, said), expected, "{pattern} {said}");
+        }
+        for pattern in ["550", "55x", "4xx", "5.1.1", "x.1.1", "x.7.x"] {
+            assert_eq!(pattern.parse::<CodePattern>().unwrap().to_string(), pattern);
         }
         for wrong in [
             "", "2.1.1", "250", "5", "5.x.1", "5.1", "x5x", "5x1", "5.1.1.1", "55", "5500",
