@@ -45,16 +45,19 @@ fn providers(
     }
     let shipped = all.len();
     let mut named = BTreeSet::new();
-    let mut hosts: Vec<HostPattern> = Vec::new();
+    // Hosts that the configuration names, each with the place of its provider.
+    let mut hosts: Vec<(HostPattern, usize)> = Vec::new();
     for (number, mut section) in top.sections("provider").into_iter().enumerate() {
         let name = section.string("name");
         let what = "a shipped provider, such as \"google\", or a name for one of your own";
         let name = section.required("name", name, what);
         let says_mx = section.has("mx") && !section.is_empty_list("mx");
         let mx = section.list::<HostPattern>("mx").unwrap_or_default();
-        let says_shipped = section.has("shipped_limits");
-        let with_shipped = section.boolean("shipped_limits", shipped_limits);
         let own = own_limits(section.section("limits"));
+        let is_known = |known: &Provider| name.as_ref().is_none_or(|name| *known.name == *name.value);
+        let known = all[..shipped].iter().position(is_known);
+        // Of one's own there are none.
+        let with_shipped = known.is_some() && section.boolean("shipped_limits", shipped_limits);
         let Some(name) = name else {
             section.end();
             continue;
@@ -66,50 +69,40 @@ fn providers(
                 format!("there is another \"{}\" already", name.value),
             );
         }
-        let known = all[..shipped].iter().position(|known| *known.name == *name.value);
         if known.is_none() {
-            check_own(check, &section, &name, says_mx, says_shipped);
+            check_own(check, &section, &name, says_mx);
         }
         section.end();
-        for spot in &mx {
-            if hosts.contains(&spot.value) {
-                let text = format!("{} is another provider's already", spot.value);
-                check.problem(spot.at, &spot.key, text);
-            }
-            hosts.push(spot.value.clone());
-        }
         let at = known.unwrap_or_else(|| {
             all.push(Provider::new(name.value.as_str().into()));
             all.len() - 1
         });
+        for spot in mx {
+            if hosts.iter().any(|(known, _)| *known == spot.value) {
+                let text = format!("{} is another provider's already", spot.value);
+                check.problem(spot.at, &spot.key, text);
+            }
+            hosts.push((spot.value.clone(), at));
+            all[at].mx.push(spot.value);
+        }
         let provider = &mut all[at];
-        provider.mx.extend(mx.into_iter().map(|spot| spot.value));
         provider.without_shipped = !with_shipped;
         provider.own = own;
         provider.written = Some(number);
     }
     // What the configuration says of a host goes before what is shipped.
     for (number, provider) in all.iter_mut().enumerate() {
-        let own = if number < shipped {
-            provider.written
-        } else {
-            Some(0)
+        let is_anothers = |pattern: &HostPattern| {
+            let mut named = hosts.iter();
+            named.any(|(host, of)| host == pattern && *of != number)
         };
-        if own.is_none() {
-            provider.mx.retain(|pattern| !hosts.contains(pattern));
-        }
+        provider.mx.retain(|pattern| !is_anothers(pattern));
     }
     Providers::new(all)
 }
 
 /// A provider that is not shipped.
-fn check_own(
-    check: &Check<'_>,
-    section: &Section<'_>,
-    name: &Spot<String>,
-    says_mx: bool,
-    says_shipped: bool,
-) {
+fn check_own(check: &Check<'_>, section: &Section<'_>, name: &Spot<String>, says_mx: bool) {
     if !is_name(&name.value) {
         let text = "a provider's name is made of letters, digits, '-', '_' and '.', 64 at the most";
         check.problem(name.at, &name.key, text);
@@ -118,12 +111,6 @@ fn check_own(
         let text = "is needed for a provider of your own: its MX hosts, such as [\"*.example.net\"]; docs/shaping.md lists those \
                     that are shipped";
         section.problem("mx", text);
-    }
-    if says_shipped {
-        section.problem(
-            "shipped_limits",
-            "is for shipped providers; of this one there are none",
-        );
     }
 }
 

@@ -293,3 +293,40 @@ fn families_are_left_out_or_put_behind() {
         assert_eq!(order.join(" "), expected);
     }
 }
+
+const LEAST: &str = "hostname = \"a.example\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\n\
+    kind = \"trusted\"\naddress = \"127.0.0.1:25\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n";
+
+#[test]
+fn hosts_are_whose_the_configuration_says() {
+    let more = "[[provider]]\nname = \"google\"\nmx = [\"*.mail.ru\"]\n[[provider]]\nname = \"mail-ru\"\n\
+        [[provider]]\nname = \"mine\"\nmx = [\"*.googlemail.com\", \"mx.example.net\"]\n";
+    let (_folder, path) = write("postrider.toml", &format!("{LEAST}{more}"));
+    let shaping = load(&path).unwrap().delivery.shaping;
+    for (host, name) in [
+        ("mxs.mail.ru", "google"),
+        ("aspmx.l.google.com", "google"),
+        ("aspmx2.googlemail.com", "mine"),
+        ("mx.example.net", "mine"),
+    ] {
+        assert_eq!(&*shaping.providers.of_host(host).unwrap().name, name, "{host}");
+    }
+}
+
+/// What `config show` prints says the same, every default spelt out.
+#[test]
+fn what_is_shown_of_rules_is_read_alike() {
+    let more = "[[provider]]\nname = \"google\"\nmx = [\"*.mail.ru\"]\n[[provider]]\nname = \"mine\"\nmx = [\"mx.example.net\"]\n\
+        [provider.limits]\nconnections = 3\n[[bounce_class]]\nname = \"full\"\n[[bounce_class]]\nname = \"block\"\npermanent = \"retry\"\n\
+        [[bounce_rule]]\nclass = \"full\"\ntext = [\"no * room\"]\n[[destination]]\ndomain = \"b.example\"\n[destination.limits]\nconnections = 4\n";
+    let (folder, path) = write("postrider.toml", &format!("{LEAST}{more}"));
+    let before = load(&path).unwrap();
+    let again = folder.path().join("again.toml");
+    std::fs::write(&again, before.effective.to_toml()).unwrap();
+    let after = load(&again).unwrap();
+    assert_eq!(
+        format!("{:#?}", before.delivery),
+        format!("{:#?}", after.delivery)
+    );
+    assert!(before.effective.changes(&after.effective).is_empty());
+}
