@@ -66,6 +66,7 @@ fn example_with_defaults() -> String {
         "allow_unverified_auth",
         "address_family = \"any\"",
         "connections = 10",
+        "shipped_limits = false",
         "messages",
         "recipients",
         "max_messages",
