@@ -164,12 +164,54 @@ def test_secrets_are_for_the_pods_group_alone(things):
 def test_names_fit(things):
     for thing in things:
         name = thing["metadata"]["name"]
-        assert len(name) <= 63 and re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name), name
+        assert len(name) <= 63 and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name), name
         for key, value in thing["metadata"]["labels"].items():
             assert len(value) <= 63 and re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?", value), (key, value)
     # Its revisions' label is its name and a hash of ten.
     assert len(things.one("StatefulSet")["metadata"]["name"]) <= 52
     assert len({(thing["kind"], thing["metadata"]["name"]) for thing in things}) == len(things)
+
+
+@pytest.mark.parametrize("override", ["a-very-long-name-that-is-cut-within-its-hyphens-----behind", "--a"])
+def test_a_name_is_cut_before_its_hyphens(override):
+    done = render("helm4", "full", "--set", f"fullnameOverride={override}", release="mail")
+    assert done.returncode == 0, done.stderr
+    for thing in parse(done.stdout):
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", thing["metadata"]["name"]), thing["metadata"]["name"]
+
+
+def test_texts_that_look_like_numbers_stay_texts():
+    """A name of 1234 written plainly is a number to YAML, and refused by the cluster."""
+    odd = "1234"
+    done = render(
+        "helm4", "full",
+        values={
+            "nameOverride": odd, "fullnameOverride": "mail", "priorityClassName": odd,
+            "imagePullSecrets": [{"name": odd}], "persistence": {"storageClass": odd},
+            "secrets": dict.fromkeys(("tls", "credentials", "dkim", "tokens", "provider", "authorities"), odd),
+            "secretEnvironment": {"PROVIDER_PASSWORD": {"name": odd, "key": odd}},
+            "service": {"loadBalancerClass": odd}, "serviceAccount": {"name": odd},
+            "test": {
+                "from": '"a: b #c"@example.com', "to": "true", "user": "null", "passwordSecret": {"name": odd, "key": odd},
+                "caSecret": {"name": odd, "key": odd},
+            },
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    things = Objects(parse(done.stdout))
+
+    def scalars(value):
+        for inner in value.values() if isinstance(value, dict) else value:
+            if isinstance(inner, (dict, list)):
+                yield from scalars(inner)
+            else:
+                yield inner
+
+    kinds = [type(value) for thing in things for value in scalars(thing) if str(value) == odd]
+    assert len(kinds) > 25 and set(kinds) == {str}
+    (test,) = things.tests
+    arguments = test["spec"]["containers"][0]["args"]
+    assert {'--from="a: b #c"@example.com', "--to=true", "--user=null", f"--ca=/etc/postrider/ca/{odd}"} <= set(arguments)
 
 
 def test_the_headless_service_is_the_pods_own(things):

@@ -56,6 +56,9 @@ REFUSED = {
     "parts of the configuration": ("minimal", config(include=["conf.d/*.toml"]), "config.include"),
     "too short a grace": ("minimal", {"terminationGracePeriodSeconds": 30}, "not above config.drain_timeout (30 s)"),
     "a drain of nonsense": ("minimal", config(drain_timeout="30 seconds"), "is no time span"),
+    "a full name that no Service may have": ("minimal", {"fullnameOverride": "1mail"}, "set fullnameOverride"),
+    "a full name in capitals": ("minimal", {"fullnameOverride": "Mail"}, "a Service's name"),
+    "a full name with a dot": ("minimal", {"fullnameOverride": "mail.prod"}, "a Service's name"),
     "a test without a sender": ("trusted", {"test": {"from": ""}}, "test.from is needed"),
     "a test without a password": ("minimal", {"test": {"from": "a@example.com", "to": "b@example.com", "user": "u"}}, "test.passwordSecret.name"),
     "a test without a way": ("minimal", {"test": {"from": "a@example.com", "to": "b@example.com"}}, "no trusted listener"),
@@ -71,6 +74,7 @@ REFUSED = {
     "a secret over the configuration": ("minimal", {"secrets": {"config": "a"}}, "secrets"),
     "a secret in its own text": ("minimal", {"secrets": {"tls": "-----BEGIN PRIVATE KEY-----"}}, "tls"),
     "half a reference": ("minimal", {"secretEnvironment": {"A": {"name": "a"}}}, "key"),
+    "a name that no label may have": ("minimal", {"nameOverride": "a mail relay"}, "nameOverride"),
     "a digest of something else": ("minimal", {"image": {"digest": "latest"}}, "digest"),
 }
 

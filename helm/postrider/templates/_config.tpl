@@ -116,6 +116,10 @@ admin.{{ $key }}={{ . }}
 {{- if not $config.hostname -}}
 {{- fail "config.hostname is needed: the name other mail servers know this relay by, such as mail.example.com" -}}
 {{- end -}}
+{{- $name := include "postrider.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "the release's full name is %q, and a Service's name has letters (a-z), digits and hyphens alone, a letter first: set fullnameOverride" $name) -}}
+{{- end -}}
 {{- if gt (int .Values.replicas) 1 -}}
 {{- fail "replicas: more than 1 is refused. Each pod has a queue of its own, and a pod that goes away for good takes its queue with it; until pods can hand their queues over to each other, one with a volume that outlives it is the safe number" -}}
 {{- end -}}

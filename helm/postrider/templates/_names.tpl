@@ -1,26 +1,26 @@
 {{- define "postrider.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimAll "-" -}}
 {{- end -}}
 
 {{/* At most 50 characters: a StatefulSet's pods bear its name and a hash of eleven more, Services a suffix of ten. */}}
 {{- define "postrider.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 50 | trimAll "-" -}}
 {{- else if contains (include "postrider.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 50 | trimAll "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "postrider.name" .) | trunc 50 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name (include "postrider.name" .) | trunc 50 | trimAll "-" -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "postrider.selector" -}}
-app.kubernetes.io/name: {{ include "postrider.name" . }}
+app.kubernetes.io/name: {{ include "postrider.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: relay
 {{- end -}}
 
 {{- define "postrider.commonLabels" -}}
-app.kubernetes.io/name: {{ include "postrider.name" . }}
+app.kubernetes.io/name: {{ include "postrider.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
