@@ -86,13 +86,16 @@ def reference():
 
 
 def type_of(example):
-    """What a value may be, told from its example. A size is written as text, or as a number of octets."""
+    """What a value may be, told from its example. A size is written as text, or as a number of octets; spans and sizes as
+    `duration` and `size` of relay/src/config/section.rs read them."""
     if example.startswith("["):
         inner = {"type": "object"} if example.startswith("[{") else {"type": "string"}
         return {"type": "array", "items": inner}
     if example.startswith('"'):
-        if re.fullmatch(r'"[0-9]+[KMGT]i?B"', example):
-            return {"type": ["string", "integer"]}
+        if re.fullmatch(r'"[0-9]+[KMG]iB"', example):
+            return {"type": ["string", "integer"], "pattern": "^[0-9]+ *(B|[KMG]iB|[kKMG]B)?$", "minimum": 0}
+        if re.fullmatch(r'"([0-9]+(ms|s|m|h|d))+"', example):
+            return {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"}
         return {"type": "string"}
     if example in ("true", "false"):
         return {"type": "boolean"}
@@ -119,6 +122,10 @@ def config_schema():
             else:
                 at = at["properties"].setdefault(step, closed())
         at["properties"][key] = type_of(example)
+    # Tables that the templates look into: nobody takes them away by a null.
+    root["required"] = ["metrics", "store"]
+    # The template's own check tells more of it.
+    del root["properties"]["drain_timeout"]["pattern"]
     return root
 
 

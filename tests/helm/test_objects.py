@@ -265,6 +265,15 @@ def test_smart_hosts_may_be_reached(things):
         assert dns == {53} | {int(server.rsplit(":", 1)[1]) for server in servers if re.search(r"(^[^:]*|\]):[0-9]+$", server)}
 
 
+def test_admin_on_loopback_is_for_port_forwards_alone():
+    done = render("helm4", "full", values={"config": {"admin": {"address": "127.0.0.1:8081"}}})
+    assert done.returncode == 0, done.stderr
+    things = Objects(parse(done.stdout))
+    assert "admin" not in {port["name"] for port in things.container["ports"]}
+    assert not [thing for thing in things.of("Service") if thing["metadata"]["name"].endswith("-admin")]
+    assert "admin" not in {port["port"] for rule in things.one("NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]}
+
+
 @pytest.mark.parametrize("version", HELMS)
 def test_the_checksum_follows_the_configuration(version):
     def checksum(*settings):

@@ -1,7 +1,10 @@
 """What the chart refuses, each with its reason, and the like of it that it takes."""
 
+import re
+
 import pytest
-from chart import HELMS, render
+import yaml
+from chart import CHART, HELMS, Objects, parse, render
 
 LISTENER = {"kind": "trusted", "address": "0.0.0.0:1025", "networks": ["10.0.0.0/8"], "tenant": "cluster"}
 SUBMISSION = {
@@ -54,6 +57,35 @@ REFUSED = {
     "a port for root": ("minimal", config(listener=[{**SUBMISSION, "address": "0.0.0.0:587"}]), "port 587 is for root"),
     "a listener without a port": ("minimal", config(listener=[{**SUBMISSION, "address": "0.0.0.0"}]), "names no port"),
     "parts of the configuration": ("minimal", config(include=["conf.d/*.toml"]), "config.include"),
+    "nobody who sends": ("trusted", config(tenants={"cluster": None}), "tenants"),
+    "no tenants": ("minimal", config(tenants=None), "config.tenants is needed"),
+    "no listener": ("minimal", config(listener=[]), "config.listener is needed"),
+    "a listener on the port of metrics": (
+        "minimal", config(listener=[{**SUBMISSION, "address": "[::]:9464"}]), "port 9464 is a submission listener's already",
+    ),
+    "admin on the port of metrics": (
+        "minimal", config(admin={"address": "0.0.0.0:9464", "tokens": "/var/lib/postrider/t"}), "port 9464 is config.metrics.address's already",
+    ),
+    "metrics without a port": ("minimal", config(metrics={"address": "0.0.0.0"}), "names no port"),
+    "metrics on a port for root": ("minimal", config(metrics={"address": "0.0.0.0:80"}), "port 80 is for root"),
+    "a socket in no volume": ("minimal", config(admin={"socket": "/tmp/admin.sock"}), "config.admin.socket"),
+    "XCLIENT on a node's port": (
+        "minimal", {"service": {"type": "NodePort"}, **config(listener=[{**SUBMISSION, "xclient": ["10.0.0.0/24"]}])}, "XCLIENT",
+    ),
+    "clients kept out by nothing": (
+        "minimal", {"service": {"type": "NodePort", "loadBalancerSourceRanges": ["10.0.0.0/8"]}}, "service.loadBalancerSourceRanges",
+    ),
+    "a drain of octal digits above the grace": (
+        "minimal", {"terminationGracePeriodSeconds": 100, **config(drain_timeout="0100s")}, "not above config.drain_timeout (100 s)",
+    ),
+    "a drain in minutes above the grace": (
+        "minimal", {"terminationGracePeriodSeconds": 90, **config(drain_timeout="1m30s")}, "not above config.drain_timeout (90 s)",
+    ),
+    "a drain of more than a grace of whole seconds": (
+        "minimal", {"terminationGracePeriodSeconds": 1, **config(drain_timeout="1001ms")}, "not above config.drain_timeout (2 s)",
+    ),
+    "a drain of years": ("minimal", config(drain_timeout="400d"), "not within 1ms and 1d"),
+    "a drain that no number holds": ("minimal", config(drain_timeout="99999999999999999999s"), "is no time span"),
     "too short a grace": ("minimal", {"terminationGracePeriodSeconds": 30}, "not above config.drain_timeout (30 s)"),
     "a drain of nonsense": ("minimal", config(drain_timeout="30 seconds"), "is no time span"),
     "a full name that no Service may have": ("minimal", {"fullnameOverride": "1mail"}, "set fullnameOverride"),
@@ -75,6 +107,15 @@ REFUSED = {
     "a secret in its own text": ("minimal", {"secrets": {"tls": "-----BEGIN PRIVATE KEY-----"}}, "tls"),
     "half a reference": ("minimal", {"secretEnvironment": {"A": {"name": "a"}}}, "key"),
     "a name that no label may have": ("minimal", {"nameOverride": "a mail relay"}, "nameOverride"),
+    "a span in words": ("minimal", config(store={"expire_after": "5 days"}), "expire_after"),
+    "a span without a unit": ("minimal", config(delivery={"timeouts": {"connect": "30"}}), "connect"),
+    "a size in words": ("minimal", config(store={"min_free": "a lot"}), "min_free"),
+    "a size that no Kubernetes knows": ("minimal", {"persistence": {"size": "10ki"}}, "size"),
+    "a label of the chart's own": ("minimal", {"podLabels": {"app.kubernetes.io/component": "a"}}, "app.kubernetes.io/component"),
+    "an annotation of the chart's own": ("minimal", {"podAnnotations": {"checksum/config": "a"}}, "checksum/config"),
+    "another configuration": (
+        "minimal", {"secretEnvironment": {"POSTRIDER_CONFIG": {"name": "a", "key": "a"}}}, "POSTRIDER_CONFIG",
+    ),
     "a digest of something else": ("minimal", {"image": {"digest": "latest"}}, "digest"),
 }
 
@@ -91,6 +132,15 @@ TAKEN = {
     ),
     "credentials on the volume": ("minimal", {"secrets": {"credentials": None}, **config(credentials="/var/lib/postrider/credentials.toml")}),
     "IPv6": ("minimal", config(listener=[{**SUBMISSION, "address": "[::]:1587"}], metrics={"address": "[::]:9464"})),
+    "XCLIENT from clients' addresses": (
+        "minimal",
+        {
+            "service": {"type": "NodePort", "externalTrafficPolicy": "Local"},
+            **config(listener=[{**SUBMISSION, "xclient": ["10.0.0.0/24"]}]),
+        },
+    ),
+    "sizes as the relay reads them": ("minimal", config(store={"min_free": "1 GiB", "max_bytes": "200GB"}, submission={"max_message": "5000000"})),
+    "a span of several units": ("minimal", config(store={"expire_after": "1d12h"})),
     "grace enough": ("minimal", {"terminationGracePeriodSeconds": 31}),
     "a size in octets": ("minimal", config(store={"min_free": 1 << 30})),
     "a test by password": (
@@ -116,3 +166,24 @@ def test_taken(case, version):
     name, values = TAKEN[case]
     done = render(version, name, values=values)
     assert done.returncode == 0, done.stderr
+
+
+def paths(value, path=()):
+    for key, inner in value.items():
+        yield (*path, key)
+        if isinstance(inner, dict):
+            yield from paths(inner, (*path, key))
+
+
+@pytest.mark.parametrize("version", HELMS)
+def test_what_is_taken_away_is_missed_in_words(version):
+    """A null takes a value away; a template that looks into it all the same tells nobody what to do."""
+    for path in paths(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))):
+        values = None
+        for key in reversed(path):
+            values = {key: values}
+        done = render(version, "minimal", values=values)
+        said = done.stderr if done.returncode else done.stdout
+        assert not re.search(r"nil pointer|error calling|wrong type|<nil>", said), f"{path}: {said}"
+        if done.returncode == 0:
+            assert Objects(parse(done.stdout)).one("StatefulSet")["spec"]["replicas"] == 1

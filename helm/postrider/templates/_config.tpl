@@ -1,10 +1,18 @@
 {{/* The port of HOST:PORT. */}}
 {{- define "postrider.port" -}}
-{{- regexFind "[0-9]+$" (toString .) -}}
+{{- regexFind ":[0-9]+$" (toString .) | trimPrefix ":" -}}
 {{- end -}}
 
 {{- define "postrider.isLoopback" -}}
 {{- if regexMatch "^(127\\.|\\[::1\\]:|localhost:)" (toString .) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* The admin API's port, where the cluster can reach it: on loopback it is for `kubectl port-forward` alone. */}}
+{{- define "postrider.adminPort" -}}
+{{- $address := (default dict .Values.config.admin).address -}}
+{{- if and $address (not (include "postrider.isLoopback" $address)) -}}
+{{- include "postrider.port" $address -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The listeners as JSON: kind, name, port (the pod's), front (its Service's). One port of both families is one. */}}
@@ -35,16 +43,19 @@
 {{- dict "ports" $ports | toJson -}}
 {{- end -}}
 
-{{/* Seconds of a time span as the configuration writes it, rounded up. */}}
+{{/* Seconds of drain_timeout as the configuration writes it, rounded up. A leading 0 would make a number octal to Helm. */}}
 {{- define "postrider.seconds" -}}
 {{- $unit := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
 {{- $whole := 0 -}}
-{{- if not (regexMatch "^([0-9]+(ms|s|m|h|d))+$" .) -}}
+{{- if not (regexMatch "^(0*[0-9]{1,8}(ms|s|m|h|d))+$" .) -}}
 {{- fail (printf "config.drain_timeout: %q is no time span; write such as \"30s\" or \"1m30s\"" .) -}}
 {{- end -}}
 {{- range regexFindAll "[0-9]+(ms|s|m|h|d)" . -1 -}}
 {{- $number := regexFind "^[0-9]+" . -}}
-{{- $whole = add $whole (mul (int $number) (get $unit (trimPrefix $number .))) -}}
+{{- $whole = add $whole (mul (regexReplaceAll "^0+([0-9])" $number "${1}" | int64) (get $unit (trimPrefix $number .))) -}}
+{{- end -}}
+{{- if or (lt $whole 1) (gt $whole 86400000) -}}
+{{- fail (printf "config.drain_timeout: %q is not within 1ms and 1d" .) -}}
 {{- end -}}
 {{- div (add $whole 999) 1000 -}}
 {{- end -}}
@@ -120,27 +131,62 @@ admin.{{ $key }}={{ . }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
 {{- fail (printf "the release's full name is %q, and a Service's name has letters (a-z), digits and hyphens alone, a letter first: set fullnameOverride" $name) -}}
 {{- end -}}
+{{- if not $config.tenants -}}
+{{- fail "config.tenants is needed: who sends, such as {acme: {senders: [example.com]}}" -}}
+{{- end -}}
+{{- if not $config.listener -}}
+{{- fail "config.listener is needed: without one no mail can come in" -}}
+{{- end -}}
 {{- if gt (int .Values.replicas) 1 -}}
 {{- fail "replicas: more than 1 is refused. Each pod has a queue of its own, and a pod that goes away for good takes its queue with it; until pods can hand their queues over to each other, one with a volume that outlives it is the safe number" -}}
 {{- end -}}
 {{- if $config.include -}}
 {{- fail "config.include: the pod has no further files of configuration; write all of it into config" -}}
 {{- end -}}
-{{- if not (and $config.metrics $config.metrics.address) -}}
+{{- if not $config.metrics.address -}}
 {{- fail "config.metrics.address is needed: the probes ask there" -}}
 {{- end -}}
 {{- if include "postrider.isLoopback" $config.metrics.address -}}
 {{- fail (printf "config.metrics.address: the probes can't reach %s; write such as \"0.0.0.0:9464\"" $config.metrics.address) -}}
 {{- end -}}
-{{- if not (hasPrefix "/var/lib/postrider/" (toString $config.store.path)) -}}
-{{- fail (printf "config.store.path: %v is not below the volume, /var/lib/postrider; mail there would be gone with the pod" $config.store.path) -}}
+{{- $taken := dict -}}
+{{- range (include "postrider.ports" . | fromJson).ports -}}
+{{- $_ := set $taken (toString .port) (printf "a %s listener's" .kind) -}}
+{{- end -}}
+{{- range $key := list "metrics" "admin" -}}
+{{- $address := (default dict (get $config $key)).address -}}
+{{- if $address -}}
+{{- $port := include "postrider.port" $address -}}
+{{- if not $port -}}
+{{- fail (printf "config.%s.address: %v names no port" $key $address) -}}
+{{- end -}}
+{{- if lt (int $port) 1024 -}}
+{{- fail (printf "config.%s.address: port %s is for root, which the pod is not; write such as \"0.0.0.0:9464\"" $key $port) -}}
+{{- end -}}
+{{- if hasKey $taken $port -}}
+{{- fail (printf "config.%s.address: port %s is %s already" $key $port (get $taken $port)) -}}
+{{- end -}}
+{{- $_ := set $taken $port (printf "config.%s.address's" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $socket := (default dict $config.admin).socket -}}
+{{- if and $socket (not (hasPrefix "/run/postrider/" $socket)) (not (hasPrefix "/var/lib/postrider/" $socket)) -}}
+{{- fail (printf "config.admin.socket: %s is in no volume that the relay may write to; write such as \"/run/postrider/admin.sock\"" $socket) -}}
+{{- end -}}
+{{- $path := default "none" $config.store.path -}}
+{{- if not (hasPrefix "/var/lib/postrider/" $path) -}}
+{{- fail (printf "config.store.path: %s is not below the volume, /var/lib/postrider; mail there would be gone with the pod" $path) -}}
 {{- end -}}
 {{- range list (list "service" "submission") (list "service" "submissions") (list "trustedService" "trusted") -}}
-{{- $service := get $values (index . 0) -}}
+{{- $front := index . 0 -}}
+{{- $service := get $values $front -}}
 {{- $kind := index . 1 -}}
 {{- range $number, $listener := $config.listener -}}
 {{- if and (eq .kind $kind) (eq $kind "trusted") (ne $service.type "ClusterIP") (ne $service.externalTrafficPolicy "Local") (not .proxy_protocol) -}}
 {{- fail (printf "trustedService.type: %s without externalTrafficPolicy Local hides its clients behind their node's address (SNAT), so whoever reaches a node would be trusted. Set trustedService.externalTrafficPolicy to Local, or config.listener[%d].proxy_protocol to your load balancers" $service.type $number) -}}
+{{- end -}}
+{{- if and (eq .kind $kind) .xclient (ne $service.type "ClusterIP") (ne $service.externalTrafficPolicy "Local") (not .proxy_protocol) -}}
+{{- fail (printf "config.listener[%d].xclient: %s.type %s without externalTrafficPolicy Local hides its clients behind their node's address (SNAT), and whoever reaches a node could say by XCLIENT who has logged in. Set %s.externalTrafficPolicy to Local, or proxy_protocol to your load balancers" $number $front $service.type $front) -}}
 {{- end -}}
 {{- if include "postrider.isLoopback" .address -}}
 {{- fail (printf "config.listener[%d].address: nobody reaches %s from outside of the pod; write such as \"0.0.0.0:1587\"" $number .address) -}}
@@ -155,6 +201,9 @@ admin.{{ $key }}={{ . }}
 {{- $service := get $values $key -}}
 {{- if and $service.externalTrafficPolicy (eq $service.type "ClusterIP") -}}
 {{- fail (printf "%s.externalTrafficPolicy is of LoadBalancer and NodePort; a ClusterIP has none" $key) -}}
+{{- end -}}
+{{- if and $service.loadBalancerSourceRanges (ne $service.type "LoadBalancer") -}}
+{{- fail (printf "%s.loadBalancerSourceRanges is of LoadBalancer, and type is %s: nobody would be kept out" $key $service.type) -}}
 {{- end -}}
 {{- if and $service.loadBalancerClass (ne $service.type "LoadBalancer") -}}
 {{- fail (printf "%s.loadBalancerClass is of LoadBalancer, and type is %s" $key $service.type) -}}
