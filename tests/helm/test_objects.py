@@ -1,10 +1,13 @@
 """The objects beside each other: what one names, another has."""
 
+import json
 import re
 import tomllib
 
+import generate
 import pytest
-from chart import CI, HELMS, LONG_RELEASE, RELEASE, objects, render, parse, Objects
+import yaml
+from chart import CHART, CI, HELMS, LONG_RELEASE, RELEASE, objects, render, parse, Objects
 
 EVERY = [(name, release) for name in CI for release in (RELEASE, LONG_RELEASE)]
 WELL_KNOWN = {"submission": 587, "submissions": 465, "trusted": 25}
@@ -252,6 +255,51 @@ def test_there_is_more_time_than_the_drain_takes(things):
     assert things.pod["spec"]["terminationGracePeriodSeconds"] > drain
 
 
+def test_probes_ask_for_what_they_are_for(things):
+    """A full disk makes a pod not ready; to kill it for that would make no disk larger."""
+    path = {probe: things.container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert path == {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+    startup, liveness = things.container["startupProbe"], things.container["livenessProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 600, "recovery may take minutes"
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 60
+
+
+def test_a_pod_that_is_not_ready_can_be_evicted(things):
+    """By default a budget counts a single pod that is not ready as one too few, and keeps it on its node for ever."""
+    for budget in things.of("PodDisruptionBudget"):
+        allowed = budget["spec"]["maxUnavailable"] > 0
+        assert (budget["spec"].get("unhealthyPodEvictionPolicy") == "AlwaysAllow") == allowed
+
+
+def test_what_the_network_policy_lets_through(things):
+    for policy in things.of("NetworkPolicy"):
+        spec = policy["spec"]
+        assert sorted(spec["policyTypes"]) == ["Egress", "Ingress"]
+        dns, mail = spec["egress"]
+        assert set(dns) == set(mail) == {"ports"}
+        both = {(port["port"], protocol) for port in dns["ports"] for protocol in ("TCP", "UDP")}
+        assert {(port["port"], port["protocol"]) for port in dns["ports"]} == both
+        assert all(port.get("protocol", "TCP") == "TCP" for port in mail["ports"])
+        names = [{port["port"] for port in rule["ports"]} for rule in spec["ingress"]]
+        doors = {port["name"] for port in things.container["ports"]} - {"metrics", "admin"}
+        assert names[:2] == [doors, {"metrics"}] and names[2:] in ([], [{"admin"}])
+        assert spec["ingress"][0]["from"], "no peer would be everyone"
+        assert all(rule["from"] for rule in spec["ingress"][2:]), "the admin API is for nobody else"
+
+
+def test_nobody_may_submit_where_no_client_is_named():
+    done = render("helm4", "trusted", values={"networkPolicy": {"clients": []}})
+    things = Objects(parse(done.stdout))
+    (only,) = things.one("NetworkPolicy")["spec"]["ingress"][0]["from"]
+    assert only["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
+
+
+def test_no_variables_of_other_services(things):
+    """A Service called postrider would give the pod POSTRIDER_PORT and more, which nobody meant for it."""
+    for spec in [things.pod["spec"], *(test["spec"] for test in things.tests)]:
+        assert spec["enableServiceLinks"] is False
+
+
 def test_smart_hosts_may_be_reached(things):
     config = tomllib.loads(things.config())
     for policy in things.of("NetworkPolicy"):
@@ -272,6 +320,95 @@ def test_admin_on_loopback_is_for_port_forwards_alone():
     assert "admin" not in {port["name"] for port in things.container["ports"]}
     assert not [thing for thing in things.of("Service") if thing["metadata"]["name"].endswith("-admin")]
     assert "admin" not in {port["port"] for rule in things.one("NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]}
+
+
+# Another value for each that values.yaml has, outside of `config`, on top of full-values.yaml and of this.
+PLAIN = {"image": {"digest": ""}, "service": {"loadBalancerClass": "", "loadBalancerSourceRanges": []}, "trustedService": {"type": "LoadBalancer"}}
+PEER = [{"podSelector": {"matchLabels": {"other": "yes"}}}]
+OTHERS = {
+    "replicas": 0,
+    "image.repository": "other",
+    "image.tag": "2.0",
+    "image.digest": f"sha256:{'1' * 64}",
+    "image.pullPolicy": "Always",
+    "imagePullSecrets": [{"name": "other"}],
+    "secrets": {"tls": "other"},
+    "secretEnvironment": {"OTHER": {"name": "other", "key": "other"}},
+    "persistence.size": "1Gi",
+    "persistence.storageClass": "other",
+    "persistence.accessModes": ["ReadWriteOncePod"],
+    "persistence.annotations": {"a": "b"},
+    **{f"{service}.{key}": value for service in ("service", "trustedService") for key, value in {
+        "type": "NodePort",
+        "annotations": {"a": "b"},
+        "loadBalancerClass": "other",
+        "loadBalancerSourceRanges": ["192.0.2.0/24"],
+    }.items()},
+    "service.externalTrafficPolicy": "Cluster",
+    "trustedService.externalTrafficPolicy": None,  # what else there is would be refused
+    "resources.requests.cpu": "2",
+    "resources.requests.memory": "2Gi",
+    "resources.limits.memory": "8Gi",
+    "serviceAccount.create": False,
+    "serviceAccount.name": "other",
+    "serviceAccount.annotations": {"a": "b"},
+    "podDisruptionBudget.enabled": False,
+    "podDisruptionBudget.maxUnavailable": 1,
+    "networkPolicy.enabled": False,
+    "networkPolicy.clients": PEER,
+    "networkPolicy.monitoring": PEER,
+    "networkPolicy.operators": PEER,
+    "serviceMonitor.enabled": False,
+    "serviceMonitor.labels": {"a": "b"},
+    "serviceMonitor.interval": "1m",
+    "prometheusRule.enabled": False,
+    "prometheusRule.labels": {"a": "b"},
+    "dashboard.enabled": False,
+    "dashboard.labels.grafana_dashboard": "2",
+    "test.from": "other@example.com",
+    "test.to": "other@example.com",
+    "test.user": "other",
+    "test.passwordSecret.name": "other",
+    "test.passwordSecret.key": "other",
+    "test.caSecret.name": "other",
+    "test.caSecret.key": "other",
+    "terminationGracePeriodSeconds": 300,
+    "podAnnotations": {"a": "b"},
+    "podLabels": {"a": "b"},
+    "nodeSelector": {"a": "b"},
+    "tolerations": [{"key": "other", "operator": "Exists"}],
+    "affinity": {"podAntiAffinity": {}},
+    "topologySpreadConstraints": [],
+    "priorityClassName": "low",
+    "nameOverride": "other",
+    "fullnameOverride": "other",
+}
+
+
+def test_every_value_does_something():
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    assert set(OTHERS) == {".".join(path) for path, _ in generate.leaves(values) if path[0] != "config"}
+
+    def rendered(*more):
+        done = render("helm4", "full", *more, values=PLAIN)
+        assert done.returncode == 0, done.stderr
+        return parse(done.stdout)
+
+    before = rendered()
+    for key, other in OTHERS.items():
+        if other is not None:
+            # A map is merged with what is there.
+            parts = {f"{key}.{inner}": value for inner, value in other.items()} if isinstance(other, dict) else {key: other}
+            settings = [word for at, value in parts.items() for word in ("--set-json", f"{at}={json.dumps(value)}")]
+            assert rendered(*settings) != before, f"{key} does nothing"
+
+
+@pytest.mark.parametrize("kind", ["LoadBalancer", "NodePort"])
+def test_a_trusted_listener_outside_has_what_it_was_let_out_by(kind):
+    """The policy is asked for, and it is what the cluster is told."""
+    done = render("helm4", "trusted", values={"trustedService": {"type": kind, "externalTrafficPolicy": "Local"}})
+    (service,) = (thing for thing in parse(done.stdout) if thing["kind"] == "Service" and thing["metadata"]["name"].endswith("-trusted"))
+    assert (service["spec"]["type"], service["spec"]["externalTrafficPolicy"]) == (kind, "Local")
 
 
 @pytest.mark.parametrize("version", HELMS)
