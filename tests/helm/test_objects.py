@@ -341,6 +341,7 @@ OTHERS = {
     **{f"{service}.{key}": value for service in ("service", "trustedService") for key, value in {
         "type": "NodePort",
         "annotations": {"a": "b"},
+        "ipFamilyPolicy": "PreferDualStack",
         "loadBalancerClass": "other",
         "loadBalancerSourceRanges": ["192.0.2.0/24"],
     }.items()},
