@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import stat
 import subprocess
@@ -360,3 +361,34 @@ def test_the_queue_outlives_the_pod_and_operators_get_at_it(lab, running):
     second = running(things)
     assert waiting(second) == ["dead.test"]
     assert second.stop() == 0
+
+
+def test_credentials_may_be_kept_on_the_volume_and_listeners_be_of_both_families(lab, running):
+    """As docs/kubernetes.md says: the file comes to be by `kubectl exec`."""
+    values = lab_values(lab)
+    values["config"] |= {"credentials": "/var/lib/postrider/credentials.toml", "metrics": {"address": "[::]:9464"}}
+    values["secrets"] = {"credentials": None}
+    values["config"]["listener"].append({"kind": "trusted", "address": "[::]:1025", "networks": ["::1/128"], "tenant": "acme"})
+    relay = running(rendered(values))
+    added = relay.pod.run("credential", "add", "--tenant", "acme", "--json", "app")
+    assert added.returncode == 0, added.stderr
+    context = ssl.create_default_context(cafile=os.path.join(lab.at["dir"], "ca.pem"))
+    context.check_hostname = False
+
+    def logs_in():
+        with lib.smtplib.SMTP_SSL("127.0.0.1", relay.ports["submissions"], context=context, timeout=30) as client:
+            try:
+                return client.login("app", json.loads(added.stdout)["password"])[0] == 235
+            except lib.smtplib.SMTPAuthenticationError:
+                return False
+
+    lib.wait_for(logs_in, "the credential is known")
+    for address in ("127.0.0.1", "::1"):
+        with lib.smtplib.SMTP(address, relay.ports["trusted"], timeout=30) as client:
+            client.ehlo()
+            assert client.mail("app@sender.test")[0] == 250, address
+    # Probes come by either, to the one socket.
+    assert relay.probe("readinessProbe")
+    with socket.create_connection(("::1", relay.ports["metrics"]), timeout=30):
+        pass
+    assert relay.stop() == 0

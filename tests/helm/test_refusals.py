@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from chart import CHART, HELMS, Objects, parse, render
+from chart import CHART, HELMS, REPO, Objects, helm, parse, render
 
 LISTENER = {"kind": "trusted", "address": "0.0.0.0:1025", "networks": ["10.0.0.0/8"], "tenant": "cluster"}
 SUBMISSION = {
@@ -166,6 +166,20 @@ def test_taken(case, version):
     name, values = TAKEN[case]
     done = render(version, name, values=values)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_values_of_the_docs_are_taken(tmp_path):
+    """docs/kubernetes.md: those to begin with, and each of the others on top."""
+    text = (REPO / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    begin, *others = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.M | re.S)
+    assert others
+    (tmp_path / "begin.yaml").write_text(begin, encoding="utf-8")
+    for more in ["{}", *others]:
+        (tmp_path / "more.yaml").write_text(more, encoding="utf-8")
+        done = helm(
+            "helm4", "template", "mail", str(CHART), "--values", str(tmp_path / "begin.yaml"), "--values", str(tmp_path / "more.yaml")
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def paths(value, path=()):
