@@ -48,6 +48,7 @@ def test_the_service_monitor_finds_the_metrics(things):
         selector = monitor["spec"]["selector"]["matchLabels"]
         (service,) = (thing for thing in things.of("Service") if selects(selector, thing["metadata"]["labels"]))
         assert [end["port"] for end in monitor["spec"]["endpoints"]] == [port["name"] for port in service["spec"]["ports"]]
+        assert [end["path"] for end in monitor["spec"]["endpoints"]] == ["/metrics"]
 
 
 def test_named_ports_exist(things):
@@ -220,6 +221,22 @@ def test_texts_that_look_like_numbers_stay_texts():
 def test_the_headless_service_is_the_pods_own(things):
     (service,) = (thing for thing in things.of("Service") if thing["spec"].get("clusterIP") == "None")
     assert things.one("StatefulSet")["spec"]["serviceName"] == service["metadata"]["name"]
+
+
+def test_pods_that_are_not_ready_can_be_asked_and_get_no_mail(things):
+    """Metrics tell why, and operators mend it."""
+    for service in things.of("Service"):
+        inside = service["metadata"]["name"].endswith(("-headless", "-metrics", "-admin"))
+        assert bool(service["spec"].get("publishNotReadyAddresses")) == inside, service["metadata"]["name"]
+        assert not inside or service["spec"].get("type", "ClusterIP") == "ClusterIP"
+
+
+def test_what_a_stateful_set_can_never_change_stays_from_version_to_version(things):
+    spec = things.one("StatefulSet")["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    for labels in (spec["selector"]["matchLabels"], claim["metadata"]["labels"]):
+        assert set(labels) == {f"app.kubernetes.io/{name}" for name in ("name", "instance", "component")}
+    assert spec["podManagementPolicy"] == "Parallel", "a pod that can't start would keep a rollback from replacing it"
 
 
 def test_the_service_account_is_there(things):
