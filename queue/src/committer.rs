@@ -25,6 +25,7 @@ use crate::records::{
 };
 use crate::store::{Batch, Family, Store, StoreError};
 use crate::suspension::Selector;
+use crate::unsynced::Unsynced;
 use crate::upload::{self, Abandoned, Leftover};
 use crate::usage::{Amount, Reserved, Usage};
 use crate::{CommitError, DeadlineKey, ReadError};
@@ -125,6 +126,46 @@ enum Answer {
     Done(Reply<()>, Result<(), CommitError>),
 }
 
+impl Answer {
+    /// Messages that are new with it: the one accepted, or the reports of an end.
+    fn messages(&self) -> impl Iterator<Item = MessageId> {
+        let (accepted, reports) = match self {
+            Self::Accepted(_, Ok(accepted)) => (Some(accepted), &[][..]),
+            Self::Settled(_, Ok(settled), _) => (None, &settled.reports[..]),
+            _ => (None, &[][..]),
+        };
+        accepted.into_iter().chain(reports).map(|message| message.id)
+    }
+
+    fn send(self) {
+        // A receiver that is gone no longer wants to know.
+        match self {
+            Self::Accepted(reply, result) => drop(reply.send(result)),
+            Self::Settled(reply, result, _) => drop(reply.send(result)),
+            Self::Done(reply, result) => drop(reply.send(result)),
+        }
+    }
+}
+
+/// A group that is in the store.
+pub(crate) struct Written {
+    /// Its number, if it is to be synced before anyone is answered.
+    pub(crate) unsynced: Option<u64>,
+    answers: Vec<Answer>,
+}
+
+impl Written {
+    /// Messages that are new with it.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = MessageId> {
+        self.answers.iter().flat_map(Answer::messages)
+    }
+
+    /// Tells all that wait for it.
+    pub(crate) fn answer(self) {
+        self.answers.into_iter().for_each(Answer::send);
+    }
+}
+
 /// What is left of a group whose write failed. Perhaps it is in the store all the same.
 pub(crate) struct Failed {
     pub(crate) error: CommitError,
@@ -202,9 +243,27 @@ impl Committer {
         self.counters.group
     }
 
-    /// Writes a group and answers all that wait for it. An error says that the store failed: nothing of the group was
+    /// Writes a group, syncs it and answers all that wait for it. An error says that the store failed: nothing of the group was
     /// acknowledged, and nothing more must be.
     pub(crate) fn commit(&mut self, requests: impl IntoIterator<Item = Request>) -> Result<(), Box<Failed>> {
+        self.put(requests, None)?.answer();
+        Ok(())
+    }
+
+    /// Writes a group, which whoever calls has to sync before it is answered. Until then its new messages are `unsynced`.
+    pub(crate) fn write_ahead(
+        &mut self,
+        requests: impl IntoIterator<Item = Request>,
+        unsynced: &Unsynced,
+    ) -> Result<Written, Box<Failed>> {
+        self.put(requests, Some(unsynced))
+    }
+
+    fn put(
+        &mut self,
+        requests: impl IntoIterator<Item = Request>,
+        ahead: Option<&Unsynced>,
+    ) -> Result<Written, Box<Failed>> {
         let mut group = Group {
             batch: std::mem::take(&mut self.batch),
             ..Group::default()
@@ -215,30 +274,32 @@ impl Committer {
                 return Err(self.fail(group, requests, error.into()));
             }
         }
-        if let Err(error) = self.write(&mut group) {
-            return Err(self.fail(group, requests, error));
-        }
+        let waits_for_sync = match self.write(&mut group, ahead) {
+            Ok(waits) => waits,
+            Err(error) => return Err(self.fail(group, requests, error)),
+        };
         group.batch.clear();
         self.batch = group.batch;
-        // A receiver that is gone no longer wants to know.
-        for answer in group.answers {
-            match answer {
-                Answer::Accepted(reply, result) => drop(reply.send(result)),
-                Answer::Settled(reply, result, _) => drop(reply.send(result)),
-                Answer::Done(reply, result) => drop(reply.send(result)),
-            }
-        }
-        Ok(())
+        Ok(Written {
+            unsynced: waits_for_sync.then_some(self.counters.group),
+            answers: group.answers,
+        })
     }
 
-    fn write(&mut self, group: &mut Group) -> Result<(), ReadError> {
+    /// Whether it is still to be synced, which is not done here where it is written `ahead`.
+    fn write(&mut self, group: &mut Group, ahead: Option<&Unsynced>) -> Result<bool, ReadError> {
         self.finish(group)?;
+        let syncs = is_synced(group) && !group.batch.is_empty();
+        if let Some(unsynced) = ahead.filter(|_| syncs) {
+            // Before anyone can read them.
+            unsynced.hide(group.answers.iter().flat_map(Answer::messages));
+        }
         if !group.batch.is_empty() {
-            self.store.write(&group.batch, is_synced(group))?;
+            self.store.write(&group.batch, syncs && ahead.is_none())?;
         }
         self.usage.change(group.changed.drain(..));
         group.reserved.clear();
-        Ok(())
+        Ok(syncs && ahead.is_some())
     }
 
     /// An error says that the store failed. A request that meets a damaged record is refused alone, before it has written

@@ -2,6 +2,7 @@
 
 pub(crate) mod mend;
 pub(crate) mod space;
+mod sync;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use mend::Heal;
 use space::Space;
+use sync::{Returned, Stopped, Syncer};
 
 use crate::aside::DamageCounts;
 use crate::committer::{Committer, Failed, Reply, Request, chunk_sums};
@@ -24,6 +26,7 @@ use crate::corruption::Corruption;
 use crate::mark::Mark;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::store::Store;
+use crate::unsynced::Unsynced;
 use crate::upload::{Abandoned, Leftover};
 use crate::usage::{Amount, Limit, Reserved, Usage};
 use crate::{CommitError, OpenError, Options};
@@ -88,6 +91,10 @@ struct Shared {
     synced: AtomicU64,
     /// Octets free when space was looked at last, and the watermark.
     space: (AtomicU64, AtomicU64),
+    /// Written, and not synced yet.
+    unsynced: Unsynced,
+    /// What could not be synced, until the committer sees to it.
+    returned: Mutex<Returned>,
     /// Uploads to be deleted by the next group.
     abandoned: Mutex<Vec<Abandoned>>,
     stop: Mutex<bool>,
@@ -99,6 +106,17 @@ struct Entry {
     request: Request,
     room: Option<OwnedSemaphorePermit>,
     ticket: Option<Arc<Ticket>>,
+}
+
+impl Entry {
+    /// What nobody takes back, and that has no body.
+    fn of(request: Request) -> Self {
+        Self {
+            request,
+            room: None,
+            ticket: None,
+        }
+    }
 }
 
 /// Decides between the committer taking a request into a group and the client taking it back: whoever comes first.
@@ -147,10 +165,12 @@ impl Intake {
     ) -> Result<Self, OpenError> {
         let usage = Arc::<Usage>::default();
         usage.limit(options.limits.clone());
-        let committer = Committer::new(store, damage, usage.clone())?;
+        let committer = Committer::new(store.clone(), damage, usage.clone())?;
         let shared = Arc::new(Shared::new(committer.group()));
         shared.look_at_space(&space);
         let (requests, waiting) = mpsc::channel(WAITING);
+        let (to_sync, handed) = sync::way();
+        let wake = requests.downgrade();
         let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
@@ -159,13 +179,23 @@ impl Intake {
                 cause,
             })
         };
-        let (of_committer, of_keeper) = (shared.clone(), shared.clone());
+        let (of_committer, of_syncer, of_keeper) = (shared.clone(), shared.clone(), shared.clone());
         let threads = vec![
             spawn(
                 "committer",
                 Box::new(move || {
                     let _told = TellPanic(&of_committer);
-                    run(committer, waiting, heal, &of_committer);
+                    let syncer = Syncer::new(to_sync, &of_committer);
+                    if run(committer, waiting, heal, &syncer, &of_committer).is_err() {
+                        of_committer.fails(&CommitError::Failing("nothing is synced any more".into()));
+                    }
+                }),
+            )?,
+            spawn(
+                "sync",
+                Box::new(move || {
+                    let _told = TellPanic(&of_syncer);
+                    sync::run(&*store, &handed, &of_syncer, &wake);
                 }),
             )?,
             spawn("mark", Box::new(move || keep(mark, &space, &of_keeper)))?,
@@ -322,12 +352,7 @@ impl Intake {
             return Err(stopped());
         };
         let id = message.id;
-        self.send(Entry {
-            request,
-            room: None,
-            ticket: None,
-        })
-        .await?;
+        self.send(Entry::of(request)).await?;
         Ok(Accepted {
             id,
             units: Vec::new(),
@@ -350,12 +375,7 @@ impl Intake {
             settle: Box::new(settle),
             reply,
         };
-        self.send(Entry {
-            request,
-            room: None,
-            ticket: None,
-        })
-        .await?;
+        self.send(Entry::of(request)).await?;
         Ok(Pending(answer))
     }
 
@@ -365,23 +385,13 @@ impl Intake {
             return Err(CommitError::Failing(why));
         }
         let (reply, answer) = oneshot::channel();
-        self.send(Entry {
-            request: make(reply),
-            room: None,
-            ticket: None,
-        })
-        .await?;
+        self.send(Entry::of(make(reply))).await?;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// A request nobody is answered for. Waits for room.
     pub(crate) async fn say(&self, request: Request) -> Result<(), CommitError> {
-        self.send(Entry {
-            request,
-            room: None,
-            ticket: None,
-        })
-        .await
+        self.send(Entry::of(request)).await
     }
 
     async fn send(&self, entry: Entry) -> Result<(), CommitError> {
@@ -422,11 +432,7 @@ impl Intake {
 
     /// A request nobody waits for; dropped when there is no room.
     pub(crate) fn tell(&self, request: Request) {
-        let entry = Entry {
-            request,
-            room: None,
-            ticket: None,
-        };
+        let entry = Entry::of(request);
         match &self.way {
             Way::Thread { requests, .. } => {
                 if let Some(sender) = &*requests.lock()
@@ -460,6 +466,10 @@ impl Intake {
         self.shared.reopened.load(Ordering::Acquire)
     }
 
+    pub(crate) fn unsynced(&self) -> &Unsynced {
+        &self.shared.unsynced
+    }
+
     pub(crate) fn synced(&self) -> u64 {
         self.shared.synced.load(Ordering::Acquire)
     }
@@ -477,8 +487,8 @@ impl Intake {
                 if thread.join().is_err() {
                     tracing::error!("a thread of the queue panicked");
                 }
-                if number == 0 {
-                    // The committer is through: the keeper sets the last mark.
+                if number == 1 {
+                    // The committer and its syncs are through: the keeper sets the last mark.
                     *self.shared.stop.lock() = true;
                     self.shared.stopped.notify_all();
                 }
@@ -495,6 +505,8 @@ impl Shared {
             reopened: AtomicU64::new(0),
             synced: AtomicU64::new(group),
             space: <(AtomicU64, AtomicU64)>::default(),
+            unsynced: Unsynced::default(),
+            returned: Mutex::new(None),
             abandoned: Mutex::default(),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
@@ -507,9 +519,10 @@ impl Shared {
     }
 
     fn fails(&self, error: &CommitError) {
-        tracing::error!(%error, "the queue stops: nothing is accepted, nothing new is sent");
         *self.status.write() = Status::Failing(error.to_string());
-        self.failing.store(true, Ordering::Release);
+        if !self.failing.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, "the queue stops: nothing is accepted, nothing new is sent");
+        }
     }
 
     fn works_again(&self) {
@@ -542,14 +555,15 @@ impl Shared {
     }
 }
 
-/// Says that nothing is taken any more when the committer panics: readiness must not stay green over a dead writer.
+/// Says that nothing is taken any more when one of the two that write panics: readiness must not stay green over a dead writer.
 struct TellPanic<'a>(&'a Shared);
 
 impl Drop for TellPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
             self.0
-                .fails(&CommitError::Failing("the committer panicked".into()));
+                .fails(&CommitError::Failing(format!("the thread {name} panicked")));
         }
     }
 }
@@ -576,14 +590,15 @@ fn body_bytes(request: &Request) -> usize {
     }
 }
 
-/// The committer's thread: takes what waits as one group, writes it, and so on until all senders are gone. After a failure
-/// it takes nothing more until the store is back.
+/// The committer's thread: takes what waits as one group, writes it, has it synced, and so on until all senders are gone. After a
+/// failure it takes nothing more until the store is back.
 fn run(
     mut committer: Committer,
     mut waiting: mpsc::Receiver<Entry>,
     mut heal: Box<dyn Heal>,
+    syncer: &Syncer<'_>,
     shared: &Shared,
-) {
+) -> Result<(), Stopped> {
     while let Some(first) = waiting.blocking_recv() {
         let mut group = Vec::with_capacity(GROUP);
         let mut bytes = 0;
@@ -609,13 +624,21 @@ fn run(
         if sabotaged("ack-before-commit") {
             std::thread::sleep(Duration::from_millis(200));
         }
-        if let Err(failed) = committer.commit(group)
+        let failed = match committer.write_ahead(group, &shared.unsynced) {
+            Ok(written) => syncer.sync(written).map(|()| None)?,
+            Err(failed) => Some(failed),
+        };
+        if let Some(failed) = syncer.failed(&mut committer, failed)?
             && !mend::mend(&mut committer, failed, &mut waiting, &mut *heal, shared)
         {
-            return;
+            return Ok(());
         }
-        shared.synced.store(committer.group(), Ordering::Release);
     }
+    syncer.wait()?;
+    if let Some(failed) = syncer.failed(&mut committer, None)? {
+        mend::mend(&mut committer, failed, &mut waiting, &mut *heal, shared);
+    }
+    Ok(())
 }
 
 /// Sets the mark and looks at free space about once a second, and a last time at the end.
@@ -664,6 +687,10 @@ pub(crate) mod tests {
             self.entered.send(()).unwrap();
             self.go.lock().recv().unwrap();
             self.store.write(batch, sync)
+        }
+
+        fn sync(&self) -> Result<(), StoreError> {
+            self.store.sync()
         }
 
         fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -793,7 +820,7 @@ pub(crate) mod tests {
         intake.close();
         assert_eq!(
             intake.status(),
-            Status::Failing(CommitError::Failing("the committer panicked".into()).to_string())
+            Status::Failing(CommitError::Failing("the thread committer panicked".into()).to_string())
         );
     }
 }

@@ -25,6 +25,7 @@ pub mod schedule;
 pub mod store;
 pub mod stream;
 mod suspension;
+mod unsynced;
 mod upload;
 mod usage;
 

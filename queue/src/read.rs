@@ -141,7 +141,8 @@ impl Queue {
         Ok(page)
     }
 
-    /// Units of a queue in due order, from the place (due, id, unit) on, and whether there are more.
+    /// Units of a queue in due order, from the place (due, id, unit) on, and whether there are more. A message that is not on disk
+    /// yet is not among them.
     pub fn due(
         &self,
         queue: QueueId,
@@ -159,6 +160,7 @@ impl Queue {
         } else {
             keys::due(&UnitKey { queue, due, id, unit })
         };
+        let unsynced = self.intake.unsynced();
         let mut page = Vec::new();
         let mut more = false;
         self.store
@@ -167,7 +169,7 @@ impl Queue {
                     more = true;
                     return false;
                 }
-                page.extend(keys::parse_due(key));
+                page.extend(keys::parse_due(key).filter(|unit| !unsynced.hides(unit.id)));
                 true
             })?;
         Ok((page, more))
@@ -211,6 +213,7 @@ impl Queue {
         limit: usize,
         wanted: impl Fn(QueueId) -> bool,
     ) -> Result<Overdue, ReadError> {
+        let unsynced = self.intake.unsynced();
         let mut found = Vec::new();
         let mut last = None;
         // The least key greater than `after`.
@@ -221,6 +224,7 @@ impl Queue {
             let unit = unseal(value).ok().map(u16::from_be_bytes);
             if let (Some((queue, id)), Ok(key)) = (keys::parse_deadline(key), key.try_into())
                 && wanted(queue)
+                && !unsynced.hides(id)
             {
                 found.push((DeadlineKey(key), queue, id, unit));
                 last = Some(DeadlineKey(key));

@@ -51,6 +51,10 @@ impl Store for ReopenStore {
         self.with(|store| store.write(batch, sync))
     }
 
+    fn sync(&self) -> Result<(), StoreError> {
+        self.with(Store::sync)
+    }
+
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.with(|store| store.get(family, key))
     }

@@ -178,6 +178,10 @@ impl Store for RocksStore {
         self.db.write_opt(writes, &options).map_err(failed)
     }
 
+    fn sync(&self) -> Result<(), StoreError> {
+        self.db.flush_wal(true).map_err(failed)
+    }
+
     fn reclaim(&self, family: Family, from: &[u8], to: &[u8]) -> Result<(), StoreError> {
         // Tables that hold nothing else are removed as they are.
         self.db

@@ -265,6 +265,9 @@ pub trait Store: Send + Sync + 'static {
     /// outlive a power cut.
     fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError>;
 
+    /// Returns only when all that was written before will outlive a power cut. Others may write meanwhile.
+    fn sync(&self) -> Result<(), StoreError>;
+
     /// A key's value.
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
@@ -488,6 +491,18 @@ impl Store for MemoryStore {
         }
         if sync {
             shared.unsynced.clear();
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let mut shared = self.shared.lock();
+        if shared.failing || shared.syncs_failing {
+            return Err(StoreError("a sync is set to fail".into()));
+        }
+        shared.unsynced.clear();
+        for recorded in shared.recorded.iter_mut().flatten() {
+            recorded.synced = true;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use mail_core::MessageId;
 
-use super::{Answer, Committer, Failed, Group, Request, read, read_counters};
+use super::{Answer, Committer, Failed, Group, Request, Written, read, read_counters};
 use crate::index;
 use crate::keys;
 use crate::message::{Accepted, Settle, Settled};
@@ -11,13 +11,30 @@ use crate::records::{EnvelopeRecord, Event, EventKind};
 use crate::store::Family;
 use crate::{CommitError, ReadError};
 
+fn failing(error: &ReadError) -> CommitError {
+    CommitError::Failing(error.to_string())
+}
+
 impl Failed {
-    fn new(error: ReadError) -> Self {
+    fn new(error: CommitError) -> Self {
         Self {
-            error: CommitError::Failing(error.to_string()),
+            error,
             unanswered: Vec::new(),
             kept: Vec::new(),
             refused: Vec::new(),
+        }
+    }
+
+    /// Takes in what nobody was answered: outcomes are kept, all else is refused.
+    fn add(&mut self, answers: Vec<Answer>) {
+        for answer in answers {
+            match answer {
+                Answer::Settled(reply, Ok(_), settle) => self.kept.push(Request::Settle { settle, reply }),
+                other => {
+                    self.unanswered.extend(other.messages());
+                    self.refused.push(other);
+                }
+            }
         }
     }
 
@@ -75,25 +92,39 @@ impl Committer {
         rest: impl Iterator<Item = Request>,
         error: ReadError,
     ) -> Box<Failed> {
-        // What memory holds may be ahead of the store now.
+        self.forget();
+        let mut failed = Failed::new(failing(&error));
+        failed.add(group.answers);
+        rest.for_each(|request| failed.refuse(request));
+        Box::new(failed)
+    }
+
+    /// What is left of groups that were written and could not be synced, and of one after them that could not be written.
+    pub(crate) fn fail_unsynced(
+        &mut self,
+        error: CommitError,
+        groups: Vec<Written>,
+        next: Option<Box<Failed>>,
+    ) -> Box<Failed> {
+        self.forget();
+        let mut failed = Failed::new(error);
+        for group in groups {
+            failed.add(group.answers);
+        }
+        if let Some(next) = next {
+            failed.unanswered.extend(next.unanswered);
+            failed.kept.extend(next.kept);
+            failed.refused.extend(next.refused);
+        }
+        Box::new(failed)
+    }
+
+    /// What memory holds may be ahead of the store after a failure.
+    fn forget(&mut self) {
         self.numbers.clear();
         self.queues.clear();
         self.totals.clear();
         self.touched.clear();
-        let mut failed = Failed::new(error);
-        for answer in group.answers {
-            match answer {
-                Answer::Settled(reply, Ok(_), settle) => failed.kept.push(Request::Settle { settle, reply }),
-                other => {
-                    if let Answer::Accepted(_, Ok(accepted)) = &other {
-                        failed.unanswered.push(accepted.id);
-                    }
-                    failed.refused.push(other);
-                }
-            }
-        }
-        rest.for_each(|request| failed.refuse(request));
-        Box::new(failed)
     }
 
     /// Deletes messages that nobody was told were kept, as far as they are in the store: their clients were told to come
@@ -112,7 +143,7 @@ impl Committer {
             }
         }
         group.synced = true;
-        self.write(&mut group)?;
+        self.write(&mut group, None)?;
         Ok(found)
     }
 
@@ -161,10 +192,10 @@ impl Committer {
     /// The store is back: goes by what it holds. Answers those of the `kept` that the failed group had written after all, and
     /// returns the others.
     pub(crate) fn resume_with(&mut self, kept: Vec<Request>) -> Result<Vec<Request>, Box<Failed>> {
-        let failed = |error, kept| {
+        let failed = |error: ReadError, kept| {
             Box::new(Failed {
                 kept,
-                ..Failed::new(error)
+                ..Failed::new(failing(&error))
             })
         };
         match read_counters(&*self.store) {

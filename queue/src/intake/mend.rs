@@ -72,10 +72,13 @@ pub(super) fn mend(
             failed.give_up();
             return false;
         };
+        // They are out of the store, or will never be told of.
+        shared.unsynced.clear();
         let kept = std::mem::take(&mut failed.kept);
         let (count, error) = (kept.len(), failed.error.clone());
         match record(committer, kept) {
             Ok(()) => {
+                shared.synced.store(committer.group(), Ordering::Release);
                 tracing::warn!(
                     taken_out,
                     recorded = count,

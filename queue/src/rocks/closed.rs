@@ -153,6 +153,10 @@ impl Store for ClosedStore {
         Err(StoreError("the store was opened for reading alone".into()))
     }
 
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let Some((db, family)) = self.family(family) else {
             return Ok(None);

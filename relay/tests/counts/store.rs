@@ -82,6 +82,13 @@ impl Store for CountingStore {
         Ok(())
     }
 
+    fn sync(&self) -> Result<(), StoreError> {
+        self.inner.sync()?;
+        self.counts.syncs.fetch_add(1, Ordering::Relaxed);
+        self.counts.synced.notify_one();
+        Ok(())
+    }
+
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.counts.reads.fetch_add(1, Ordering::Relaxed);
         self.inner.get(family, key)

@@ -46,6 +46,13 @@ impl Store for Moody {
         }
     }
 
+    fn sync(&self) -> Result<(), StoreError> {
+        match self.mood.load(Ordering::SeqCst) {
+            WORKS => self.store.sync(),
+            _ => Err(StoreError("Input/output error".into())),
+        }
+    }
+
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.store.get(family, key)
     }
