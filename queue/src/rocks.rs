@@ -118,6 +118,8 @@ fn database_options() -> Options {
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(4 << 20);
     options.set_stats_dump_period_sec(0);
+    // Tables and blobs go to the disk as they are written: at the end of a flush all at once they would hold up the log's syncs.
+    options.set_bytes_per_sync(1 << 20);
     options
 }
 

@@ -24,8 +24,8 @@ const TOMBSTONES: f64 = 1_000_000.0;
 const DELETED: f64 = 1_000_000.0;
 /// Octets of WAL that a killed store is left with: a little below where RocksDB begins another one.
 const WAL: u64 = 90 << 20;
-/// Messages that pass through a relay before its memory is looked at.
-const PASS: u64 = 20_000;
+/// Messages that pass through a relay before its memory is looked at: more than memtables hold, which fill up with a backlog or without.
+const PASS: u64 = 200_000;
 const MIB: f64 = 1_048_576.0;
 
 /// Values by name.
