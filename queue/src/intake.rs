@@ -169,7 +169,7 @@ impl Intake {
         let shared = Arc::new(Shared::new(committer.group()));
         shared.look_at_space(&space);
         let (requests, waiting) = mpsc::channel(WAITING);
-        let (to_sync, handed) = sync::way();
+        let (syncer, handed, bench) = sync::way(store, shared.clone());
         let wake = requests.downgrade();
         let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
@@ -179,13 +179,12 @@ impl Intake {
                 cause,
             })
         };
-        let (of_committer, of_syncer, of_keeper) = (shared.clone(), shared.clone(), shared.clone());
+        let (of_committer, of_sync, of_keeper) = (shared.clone(), shared.clone(), shared.clone());
         let threads = vec![
             spawn(
                 "committer",
                 Box::new(move || {
                     let _told = TellPanic(&of_committer);
-                    let syncer = Syncer::new(to_sync, &of_committer);
                     if run(committer, waiting, heal, &syncer, &of_committer).is_err() {
                         of_committer.fails(&CommitError::Failing("nothing is synced any more".into()));
                     }
@@ -194,8 +193,8 @@ impl Intake {
             spawn(
                 "sync",
                 Box::new(move || {
-                    let _told = TellPanic(&of_syncer);
-                    sync::run(&*store, &handed, &of_syncer, &wake);
+                    let _told = TellPanic(&of_sync);
+                    sync::run(&bench, &handed, &wake);
                 }),
             )?,
             spawn("mark", Box::new(move || keep(mark, &space, &of_keeper)))?,
@@ -596,7 +595,7 @@ fn run(
     mut committer: Committer,
     mut waiting: mpsc::Receiver<Entry>,
     mut heal: Box<dyn Heal>,
-    syncer: &Syncer<'_>,
+    syncer: &Syncer,
     shared: &Shared,
 ) -> Result<(), Stopped> {
     while let Some(first) = waiting.blocking_recv() {
@@ -625,7 +624,7 @@ fn run(
             std::thread::sleep(Duration::from_millis(200));
         }
         let failed = match committer.write_ahead(group, &shared.unsynced) {
-            Ok(written) => syncer.sync(written).map(|()| None)?,
+            Ok(written) => syncer.sync(written, !waiting.is_empty()).map(|()| None)?,
             Err(failed) => Some(failed),
         };
         if let Some(failed) = syncer.failed(&mut committer, failed)?

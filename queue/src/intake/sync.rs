@@ -1,7 +1,8 @@
-//! The sync of what the committer has written, on a thread beside it: while the disk is busy with one group, the next is encoded
-//! and written. One group at a time is handed over, so that under load groups grow and not their number.
+//! The sync of what the committer has written. Where more waits it is done on a thread beside it: while the disk is busy with one group,
+//! the next is encoded and written. One group at a time is handed over, so that under load groups grow and not their number.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use tokio::sync::mpsc::WeakSender;
@@ -15,31 +16,55 @@ use crate::store::Store;
 pub(super) type Returned = Option<(CommitError, Vec<Written>)>;
 
 /// The committer's end.
-pub(super) struct Syncer<'a> {
+pub(super) struct Syncer {
     /// `None` asks whether all before it is through.
     to: SyncSender<Option<Written>>,
-    shared: &'a Shared,
+    bench: Arc<Bench>,
+}
+
+/// What both threads sync with.
+pub(super) struct Bench {
+    store: Arc<dyn Store>,
+    shared: Arc<Shared>,
+    /// Groups handed over and not through yet: as long as there is one, the next goes behind it.
+    handed_over: AtomicUsize,
 }
 
 /// The thread that syncs has ended, which it does not as long as there is a [`Syncer`], unless it panicked.
 pub(super) struct Stopped;
 
-/// A way from the committer to the thread that syncs, on which nothing waits: what is sent has been taken.
-pub(super) fn way() -> (SyncSender<Option<Written>>, Receiver<Option<Written>>) {
-    sync_channel(0)
+/// The committer's end, the other thread's end, on which nothing waits, and what they share.
+pub(super) fn way(
+    store: Arc<dyn Store>,
+    shared: Arc<Shared>,
+) -> (Syncer, Receiver<Option<Written>>, Arc<Bench>) {
+    let (to, handed) = sync_channel(0);
+    let bench = Arc::new(Bench {
+        store,
+        shared,
+        handed_over: AtomicUsize::new(0),
+    });
+    let syncer = Syncer {
+        to,
+        bench: bench.clone(),
+    };
+    (syncer, handed, bench)
 }
 
-impl<'a> Syncer<'a> {
-    pub(super) fn new(to: SyncSender<Option<Written>>, shared: &'a Shared) -> Self {
-        Self { to, shared }
-    }
-
-    /// Has a group synced, then answered. Waits for the one before it.
-    pub(super) fn sync(&self, group: Written) -> Result<(), Stopped> {
+impl Syncer {
+    /// Has a group synced, then answered. Where `more` waits for the committer the other thread does that, as soon as it is through
+    /// with the group before; otherwise waking it would cost time that nobody gains.
+    pub(super) fn sync(&self, group: Written, more: bool) -> Result<(), Stopped> {
         if group.unsynced.is_none() {
             group.answer();
             return Ok(());
         }
+        let handed_over = &self.bench.handed_over;
+        if !more && handed_over.load(Ordering::Acquire) == 0 {
+            self.bench.sync(group);
+            return Ok(());
+        }
+        handed_over.fetch_add(1, Ordering::AcqRel);
         self.to.send(Some(group)).map_err(|_| Stopped)
     }
 
@@ -49,11 +74,12 @@ impl<'a> Syncer<'a> {
         committer: &mut Committer,
         next: Option<Box<Failed>>,
     ) -> Result<Option<Box<Failed>>, Stopped> {
-        if next.is_none() && self.shared.returned.lock().is_none() {
+        let returned = &self.bench.shared.returned;
+        if next.is_none() && returned.lock().is_none() {
             return Ok(None);
         }
         self.wait()?;
-        let returned = self.shared.returned.lock().take();
+        let returned = returned.lock().take();
         Ok(match returned {
             Some((error, groups)) => Some(committer.fail_unsynced(error, groups, next)),
             None => next,
@@ -66,19 +92,29 @@ impl<'a> Syncer<'a> {
     }
 }
 
-/// The thread: syncs group by group until the committer is gone. After a failed sync nothing is synced before the committer has
-/// taken back what could not be, and brought back the store. `wake` wakes it where it waits for requests.
-pub(super) fn run(
-    store: &dyn Store,
-    handed: &Receiver<Option<Written>>,
-    shared: &Shared,
-    wake: &WeakSender<Entry>,
-) {
+/// The thread: syncs what is handed over until the committer is gone. `wake` wakes that where it waits for requests and a sync
+/// has failed.
+pub(super) fn run(bench: &Bench, handed: &Receiver<Option<Written>>, wake: &WeakSender<Entry>) {
     for group in handed.iter().flatten() {
+        let synced = bench.sync(group);
+        bench.handed_over.fetch_sub(1, Ordering::AcqRel);
+        if !synced && let Some(requests) = wake.upgrade() {
+            // Where there is no room, it does not wait.
+            let _ = requests.try_send(Entry::of(Request::Nudge));
+        }
+    }
+}
+
+impl Bench {
+    /// Syncs a group and answers it. After a failed sync nothing is synced before the committer has taken back what could not be, and
+    /// brought back the store.
+    fn sync(&self, group: Written) -> bool {
+        let shared = &*self.shared;
         let before = shared.returned.lock().as_ref().map(|(error, _)| error.clone());
         let synced = match before {
             Some(error) => Err(error),
-            None => store
+            None => self
+                .store
                 .sync()
                 .map_err(|error| CommitError::Failing(error.to_string())),
         };
@@ -89,16 +125,13 @@ pub(super) fn run(
                 }
                 shared.unsynced.show(group.messages());
                 group.answer();
+                true
             }
             Err(error) => {
                 shared.fails(&error);
                 let mut returned = shared.returned.lock();
                 returned.get_or_insert((error, Vec::new())).1.push(group);
-                drop(returned);
-                if let Some(requests) = wake.upgrade() {
-                    // Where there is no room, it does not wait.
-                    let _ = requests.try_send(Entry::of(Request::Nudge));
-                }
+                false
             }
         }
     }

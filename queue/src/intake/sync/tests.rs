@@ -1,8 +1,10 @@
 //! Groups that wait for their sync, with the model behind.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc as gate;
+use std::task::Poll;
 
 use mail_core::{MessageId, Timestamp};
 use parking_lot::Mutex;
@@ -13,25 +15,25 @@ use super::super::{Intake, Space, Status};
 use super::*;
 use crate::mark::Mark;
 use crate::store::{Batch, Family, KeyValue, MemoryStore, StoreError};
-use crate::{End, EventKind, Fate, OpenError, Options, Queue, QueueId, Settle, UnitKey};
+use crate::{Accepted, End, EventKind, Fate, OpenError, Options, Queue, QueueId, Settle, UnitKey};
 
 /// Before all of a queue's units.
 const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
 
-/// Says when a sync begins, and syncs or fails when told to. Says when a batch is written.
-#[derive(Clone)]
+/// Says when a write or a sync begins, and goes on, or fails to sync, when told to.
 struct Gated {
     store: MemoryStore,
-    written: gate::Sender<()>,
+    writes: gate::Sender<()>,
+    go_on: Mutex<gate::Receiver<()>>,
     syncs: gate::Sender<()>,
-    go: Arc<Mutex<gate::Receiver<bool>>>,
+    go: Mutex<gate::Receiver<bool>>,
 }
 
 impl Store for Gated {
     fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
-        self.store.write(batch, sync)?;
-        let _ = self.written.send(());
-        Ok(())
+        self.writes.send(()).unwrap();
+        self.go_on.lock().recv().unwrap();
+        self.store.write(batch, sync)
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -84,7 +86,8 @@ impl Heal for Healing {
 struct World {
     queue: Queue,
     store: MemoryStore,
-    written: gate::Receiver<()>,
+    writes: gate::Receiver<()>,
+    go_on: gate::Sender<()>,
     syncs: gate::Receiver<()>,
     go: gate::Sender<bool>,
     may: Arc<AtomicBool>,
@@ -94,14 +97,16 @@ struct World {
 fn world() -> World {
     let folder = tempfile::tempdir().unwrap();
     let store = MemoryStore::new();
-    let (tell_written, written) = gate::channel();
+    let (tell_writes, writes) = gate::channel();
     let (tell_syncs, syncs) = gate::channel();
+    let (go_on, may_go_on) = gate::channel();
     let (go, told) = gate::channel();
     let gated: Arc<dyn Store> = Arc::new(Gated {
         store: store.clone(),
-        written: tell_written,
+        writes: tell_writes,
+        go_on: Mutex::new(may_go_on),
         syncs: tell_syncs,
-        go: Arc::new(Mutex::new(told)),
+        go: Mutex::new(told),
     });
     let may = Arc::new(AtomicBool::new(false));
     let heal = Healing {
@@ -133,7 +138,8 @@ fn world() -> World {
             damage: Arc::default(),
         },
         store,
-        written,
+        writes,
+        go_on,
         syncs,
         go,
         may,
@@ -141,18 +147,41 @@ fn world() -> World {
     }
 }
 
+type Accepting<'a> = Pin<Box<dyn Future<Output = Result<Accepted, CommitError>> + 'a>>;
+
 impl World {
-    /// Begins to accept a message; its group is written.
-    fn begin(&self, number: u8) -> tokio::task::JoinHandle<Result<crate::Accepted, CommitError>> {
-        let queue = self.queue.clone();
-        let task = tokio::spawn(async move { queue.accept(message(number)).await });
-        self.wait(&self.written);
-        task
+    /// A message on its way: in the intake, if the committer has something to do.
+    async fn begin(&self, number: u8) -> Accepting<'_> {
+        let mut accepting: Accepting<'_> = Box::pin(self.queue.accept(message(number)));
+        let accepted = std::future::poll_fn(|context| Poll::Ready(accepting.as_mut().poll(context))).await;
+        assert!(accepted.is_pending());
+        accepting
     }
 
-    /// The other side of a gate.
-    fn wait(&self, gate: &gate::Receiver<()>) {
-        tokio::task::block_in_place(|| gate.recv_timeout(PATIENCE)).unwrap();
+    fn a_write_begins(&self) {
+        self.writes.recv_timeout(PATIENCE).unwrap();
+    }
+
+    fn let_write(&self) {
+        self.go_on.send(()).unwrap();
+    }
+
+    fn a_sync_begins(&self) {
+        self.syncs.recv_timeout(PATIENCE).unwrap();
+    }
+
+    fn let_sync(&self, well: bool) {
+        self.go.send(well).unwrap();
+    }
+
+    /// Has all that comes written and synced.
+    async fn accept(&self, number: u8) -> Accepted {
+        let accepting = self.begin(number).await;
+        self.a_write_begins();
+        self.let_write();
+        self.a_sync_begins();
+        self.let_sync(true);
+        accepting.await.unwrap()
     }
 
     fn due(&self) -> Vec<u8> {
@@ -184,95 +213,94 @@ fn delivered(unit: UnitKey) -> Settle {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_group_is_written_while_the_one_before_is_synced_and_seen_by_nobody() {
     let world = world();
-    let first = world.begin(1);
-    world.wait(&world.syncs);
-    let second = world.begin(2);
-    // Both are in the store, neither is on disk: neither is told of, neither may go out.
-    assert!(world.store.get(Family::Envelope, &[2; 16]).unwrap().is_some());
+    let first = world.begin(1).await;
+    world.a_write_begins();
+    // One more waits when the first is written.
+    let second = world.begin(2).await;
+    world.let_write();
+    world.a_sync_begins();
+    world.a_write_begins();
+    world.let_write();
+    // The third's write tells that the second's is through, as soon as the disk has taken the first.
+    let third = world.begin(3).await;
     assert_eq!(world.on_disk(&[1, 2]), [false, false]);
-    assert_eq!(world.due(), [0; 0]);
-    assert!(!first.is_finished() && !second.is_finished());
-    let overdue = world.queue.expired(Timestamp(99_000), None, 9, |_| true).unwrap();
-    assert_eq!(overdue.0, []);
-    world.go.send(true).unwrap();
-    assert!(first.await.unwrap().is_ok());
+    assert_eq!(world.due(), [0; 0], "neither may go out");
+    let overdue = world.queue.expired(Timestamp(99_000), None, 9, |_| true);
+    assert_eq!(overdue.unwrap().0, []);
+    world.let_sync(true);
+    assert!(first.await.is_ok());
+    world.a_sync_begins();
+    world.a_write_begins();
+    assert!(world.store.get(Family::Envelope, &[2; 16]).unwrap().is_some());
     assert_eq!(world.on_disk(&[1]), [true]);
-    world.wait(&world.syncs);
-    assert_eq!(world.due(), [1]);
-    assert_eq!(world.queue.groups(), 1);
-    assert!(!second.is_finished());
-    world.go.send(true).unwrap();
-    assert!(second.await.unwrap().is_ok());
-    assert_eq!(world.due(), [1, 2]);
+    assert_eq!((world.due(), world.queue.groups()), (vec![1], 1));
+    world.let_sync(true);
+    assert!(second.await.is_ok());
     assert_eq!(world.on_disk(&[1, 2]), [true, true]);
+    assert_eq!((world.due(), world.queue.groups()), (vec![1, 2], 2));
+    world.let_write();
+    world.a_sync_begins();
+    world.let_sync(true);
+    assert!(third.await.is_ok());
     world.queue.close();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_failed_sync_takes_the_groups_behind_it_along() {
     let world = world();
-    let kept = world.begin(1);
-    world.wait(&world.syncs);
-    world.go.send(true).unwrap();
-    let unit = kept.await.unwrap().unwrap().units[0];
-    // An end and a message in the group whose sync fails, or in the next one.
+    let unit = world.accept(1).await.units[0];
+    // An end in the group whose sync fails, a message in the one behind it, and one that comes later.
     let settled = world.queue.settle(delivered(unit)).await.unwrap();
-    world.wait(&world.written);
-    world.wait(&world.syncs);
-    let refused = world.begin(2);
-    world.go.send(false).unwrap();
-    let refused = refused.await.unwrap();
-    assert!(matches!(refused, Err(CommitError::Failing(_))), "{refused:?}");
+    world.a_write_begins();
+    let second = world.begin(2).await;
+    world.let_write();
+    world.a_sync_begins();
+    world.a_write_begins();
+    let third = world.begin(3).await;
+    world.let_write();
+    world.let_sync(false);
+    for refused in [second.await, third.await] {
+        assert!(matches!(refused, Err(CommitError::Failing(_))), "{refused:?}");
+    }
     assert!(matches!(world.queue.status(), Status::Failing(_)));
+    assert!(world.store.get(Family::Envelope, &[2; 16]).unwrap().is_some());
     assert_eq!(world.due(), [0; 0], "hidden until it is taken out");
     world.may.store(true, Ordering::SeqCst);
-    // What the peer was told is recorded, by a synced write.
+    // Of what the peer was told nothing is to be written again: the store, a model, kept it after all.
     assert_eq!(settled.await.unwrap().unit, None);
     let until = std::time::Instant::now() + PATIENCE;
     while world.queue.is_failing() {
         assert!(std::time::Instant::now() < until);
         std::thread::yield_now();
     }
-    assert_eq!(world.on_disk(&[1, 2]), [false, false]);
+    assert_eq!(world.on_disk(&[1, 2, 3]), [false; 3]);
     let events = world.queue.events(0, 9).unwrap();
     let kinds: Vec<_> = events.into_iter().map(|(_, event)| event.kind).collect();
     let count = |kind| kinds.iter().filter(|found| **found == kind).count();
     assert_eq!([count(EventKind::Delivered), count(EventKind::Cancelled)], [1, 1]);
     // And it goes on, with the one that was refused too.
-    let again = world.begin(2);
-    world.wait(&world.syncs);
-    world.go.send(true).unwrap();
-    assert!(again.await.unwrap().is_ok());
+    world.accept(2).await;
     assert_eq!(world.due(), [2]);
     world.queue.close();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_waits_for_the_last_sync() {
-    let world = world();
-    let last = world.begin(1);
-    world.wait(&world.syncs);
-    let queue = world.queue.clone();
-    let closed = std::thread::spawn(move || queue.close());
-    world.go.send(true).unwrap();
-    assert!(last.await.unwrap().is_ok());
-    closed.join().unwrap();
-    assert_eq!(world.on_disk(&[1]), [true]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_whose_last_sync_fails_says_so() {
-    let world = world();
-    let last = world.begin(1);
-    world.wait(&world.syncs);
-    let queue = world.queue.clone();
-    let closed = std::thread::spawn(move || queue.close());
-    world.go.send(false).unwrap();
-    let refused = last.await.unwrap();
-    assert!(matches!(refused, Err(CommitError::Failing(_))), "{refused:?}");
-    closed.join().unwrap();
-    assert_eq!(world.queue.groups(), 0);
+#[tokio::test]
+async fn a_stop_waits_for_the_last_sync_and_says_where_it_fails() {
+    for well in [true, false] {
+        let world = world();
+        let last = world.begin(1).await;
+        world.a_write_begins();
+        let queue = world.queue.clone();
+        let closed = std::thread::spawn(move || queue.close());
+        world.let_write();
+        world.a_sync_begins();
+        world.let_sync(well);
+        assert_eq!(last.await.is_ok(), well);
+        closed.join().unwrap();
+        assert_eq!(world.queue.groups(), u64::from(well));
+        assert_eq!(world.on_disk(&[1]), [well]);
+    }
 }
