@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use mend::Heal;
 use space::Space;
-use sync::{Returned, Stopped, Syncer};
+use sync::{Stopped, Syncer};
 
 use crate::aside::DamageCounts;
 use crate::committer::{Committer, Failed, Reply, Request, chunk_sums};
@@ -93,8 +93,6 @@ struct Shared {
     space: (AtomicU64, AtomicU64),
     /// Written, and not synced yet.
     unsynced: Unsynced,
-    /// What could not be synced, until the committer sees to it.
-    returned: Mutex<Returned>,
     /// Uploads to be deleted by the next group.
     abandoned: Mutex<Vec<Abandoned>>,
     stop: Mutex<bool>,
@@ -169,7 +167,7 @@ impl Intake {
         let shared = Arc::new(Shared::new(committer.group()));
         shared.look_at_space(&space);
         let (requests, waiting) = mpsc::channel(WAITING);
-        let (syncer, handed, bench) = sync::way(store, shared.clone());
+        let (syncer, handed, disk) = sync::way(store, shared.clone());
         let wake = requests.downgrade();
         let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
@@ -194,7 +192,7 @@ impl Intake {
                 "sync",
                 Box::new(move || {
                     let _told = TellPanic(&of_sync);
-                    sync::run(&bench, &handed, &wake);
+                    sync::run(&disk, &handed, &wake);
                 }),
             )?,
             spawn("mark", Box::new(move || keep(mark, &space, &of_keeper)))?,
@@ -505,7 +503,6 @@ impl Shared {
             synced: AtomicU64::new(group),
             space: <(AtomicU64, AtomicU64)>::default(),
             unsynced: Unsynced::default(),
-            returned: Mutex::new(None),
             abandoned: Mutex::default(),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
@@ -670,26 +667,27 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::store::{Batch, Family, KeyValue, MemoryStore, StoreError};
-    use crate::{NewUnit, Origin, RouteGroup};
+    use crate::{NewUnit, Origin, Queue, RouteGroup};
 
     pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Says when a write begins, and writes when told to; panics when there is no one to tell it.
-    struct Gated {
-        store: MemoryStore,
-        entered: gate::SyncSender<()>,
-        go: Mutex<gate::Receiver<()>>,
+    type OnWrite = dyn Fn(&MemoryStore, &Batch, bool) -> Result<(), StoreError> + Send + Sync;
+    type OnSync = dyn Fn(&MemoryStore) -> Result<(), StoreError> + Send + Sync;
+
+    /// The model, with a test's own way of writing and syncing.
+    pub(super) struct Hooked {
+        pub(super) store: MemoryStore,
+        pub(super) write: Box<OnWrite>,
+        pub(super) sync: Box<OnSync>,
     }
 
-    impl Store for Gated {
+    impl Store for Hooked {
         fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
-            self.entered.send(()).unwrap();
-            self.go.lock().recv().unwrap();
-            self.store.write(batch, sync)
+            (self.write)(&self.store, batch, sync)
         }
 
         fn sync(&self) -> Result<(), StoreError> {
-            self.store.sync()
+            (self.sync)(&self.store)
         }
 
         fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -711,16 +709,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// An intake, its model, where it tells of a write, and what lets the write happen.
-    fn gated() -> (Intake, MemoryStore, gate::Receiver<()>, gate::SyncSender<()>) {
-        let (tell, entered) = gate::sync_channel(9);
-        let (let_go, go) = gate::sync_channel(9);
-        let store = MemoryStore::new();
-        let behind = Gated {
-            store: store.clone(),
-            entered: tell,
-            go: Mutex::new(go),
-        };
+    /// A queue whose committer is a thread. Its mark is in the folder.
+    pub(super) fn threaded(store: Hooked, heal: impl Heal + 'static) -> (Queue, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let mark = Mark::open(&folder.path().join("mark"), [7; 16]).unwrap();
         let options = Options {
@@ -729,18 +719,44 @@ pub(crate) mod tests {
             limits: crate::Limits::NONE,
         };
         let space = Space::new(Box::new(|| u64::MAX), 0, None);
-        let heal = Box::new(mend::tests::NoHealing);
+        let store: Arc<dyn Store> = Arc::new(store);
         let intake = Intake::threaded(
-            Arc::new(behind),
+            store.clone(),
             Arc::default(),
             mark,
             space,
-            heal,
+            Box::new(heal),
             Arc::default(),
             &options,
         )
         .unwrap();
-        (intake, store, entered, let_go)
+        let queue = Queue {
+            store,
+            intake: Arc::new(intake),
+            groups: Arc::default(),
+            damage: Arc::default(),
+        };
+        (queue, folder)
+    }
+
+    /// A queue, its model, where it tells of a write, and what lets the write happen; a write panics when there is no one to
+    /// tell it.
+    fn gated() -> (Queue, MemoryStore, gate::Receiver<()>, gate::SyncSender<()>) {
+        let (tell, entered) = gate::sync_channel(9);
+        let (let_go, go) = gate::sync_channel(9);
+        let go = Mutex::new(go);
+        let store = MemoryStore::new();
+        let behind = Hooked {
+            store: store.clone(),
+            write: Box::new(move |store, batch, sync| {
+                tell.send(()).unwrap();
+                go.lock().recv().unwrap();
+                store.write(batch, sync)
+            }),
+            sync: Box::new(MemoryStore::sync),
+        };
+        let (queue, _) = threaded(behind, mend::tests::NoHealing);
+        (queue, store, entered, let_go)
     }
 
     pub(crate) fn message(number: u8) -> Arc<NewMessage> {
@@ -786,17 +802,17 @@ pub(crate) mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_too_long_gets_it_back_unless_it_is_in_a_group() {
-        let (intake, store, entered, let_go) = gated();
-        let mut first = Box::pin(intake.accept(message(1)));
+        let (queue, store, entered, let_go) = gated();
+        let mut first = Box::pin(queue.accept(message(1)));
         assert!(poll_once(&mut first).await.is_none());
         entered.recv().unwrap();
         // The first is in a group, the second waits behind it. Both run out of patience.
-        assert_eq!(intake.accept(message(2)).await, Err(CommitError::Withdrawn));
+        assert_eq!(queue.accept(message(2)).await, Err(CommitError::Withdrawn));
         assert!(poll_once(&mut first).await.is_none(), "only the disk can tell");
         let_go.send(()).unwrap();
         assert!(first.await.is_ok());
         // The third's group finds the second withdrawn.
-        let mut third = Box::pin(intake.accept(message(3)));
+        let mut third = Box::pin(queue.accept(message(3)));
         assert!(poll_once(&mut third).await.is_none());
         entered.recv().unwrap();
         let_go.send(()).unwrap();
@@ -805,20 +821,20 @@ pub(crate) mod tests {
             [1, 2, 3].map(|number| is_kept(&store, number)),
             [true, false, true]
         );
-        intake.close();
+        queue.close();
     }
 
     #[tokio::test]
     async fn a_committer_that_panics_is_no_healthy_queue() {
-        let (intake, _, _entered, let_go) = gated();
+        let (queue, _, _entered, let_go) = gated();
         drop(let_go);
         assert!(matches!(
-            intake.accept(message(1)).await,
+            queue.accept(message(1)).await,
             Err(CommitError::Failing(_))
         ));
-        intake.close();
+        queue.close();
         assert_eq!(
-            intake.status(),
+            queue.status(),
             Status::Failing(CommitError::Failing("the thread committer panicked".into()).to_string())
         );
     }

@@ -28,11 +28,10 @@ const MAX_OPEN_FILES: usize = 256;
 /// Logs, locks, the manifest, files that are just written, and the queue's own.
 const OTHER_FILES: usize = 32;
 
-/// `wanted` octets, or an eighth of what memory the process may have: buffers are there twice while they are written to tables, and
+/// `wanted` octets, or an eighth of the `limit` of what memory the process may have: buffers are there twice while they are written to tables, and
 /// the bodies that the relay keeps, its sessions and the kernel's page cache want their part.
-fn within_memory(wanted: usize) -> usize {
-    let limit =
-        crate::memory::limit().map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+fn within_memory(limit: Option<u64>, wanted: usize) -> usize {
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     wanted.min(limit / 8).max(8 << 20)
 }
 
@@ -66,13 +65,15 @@ impl RocksStore {
     /// Opens the store in `folder`, made if it is not there. Fails if another process has it open. Without `compactions` those
     /// tables alone are read that somebody asks for: a compaction that meets a damaged one ends all writing.
     pub fn open(folder: &Path, compactions: bool) -> Result<Self, StoreError> {
-        let cache = Cache::new_lru_cache(within_memory(BLOCK_CACHE));
+        let limit = crate::memory::limit();
+        let cache = Cache::new_lru_cache(within_memory(limit, BLOCK_CACHE));
+        let buffers = within_memory(limit, WRITE_BUFFERS);
         let families = Family::ALL.map(|family| {
-            let mut options = family_options(family, &cache);
+            let mut options = family_options(family, &cache, buffers);
             options.set_disable_auto_compactions(!compactions);
             ColumnFamilyDescriptor::new(family.name(), options)
         });
-        let mut options = database_options();
+        let mut options = database_options(buffers);
         // Counters alone: histograms and timers would cost a reading of the clock for each write.
         options.enable_statistics();
         options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
@@ -100,11 +101,10 @@ fn explain(folder: &Path, error: &str) -> String {
     format!("{}: {error}", folder.display())
 }
 
-fn database_options() -> Options {
+fn database_options(buffers: usize) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    let buffers = within_memory(WRITE_BUFFERS);
     options.set_db_write_buffer_size(buffers);
     options.set_max_total_wal_size(buffers as u64 + (64 << 20));
     // Overwriting old WALs saves the file system's journal a commit for each sync: three times faster on a busy disk.
@@ -123,7 +123,7 @@ fn database_options() -> Options {
     options
 }
 
-fn family_options(family: Family, cache: &Cache) -> Options {
+fn family_options(family: Family, cache: &Cache, buffers: usize) -> Options {
     let mut options = Options::default();
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
@@ -138,7 +138,7 @@ fn family_options(family: Family, cache: &Cache) -> Options {
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(DBCompressionType::Lz4);
     // The limit for all families together decides when to flush.
-    options.set_write_buffer_size(within_memory(WRITE_BUFFERS));
+    options.set_write_buffer_size(buffers);
     if family == Family::Body {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(BLOB_FROM);

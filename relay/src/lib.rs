@@ -1,5 +1,6 @@
 //! The relay `postrider`: submission in front, the durable queue in the middle, delivery behind.
 
+pub mod by_domain;
 pub mod cli;
 pub mod config;
 pub mod control;

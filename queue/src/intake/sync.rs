@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc::WeakSender;
 
 use super::{Entry, Shared};
@@ -12,22 +13,21 @@ use crate::CommitError;
 use crate::committer::{Committer, Failed, Request, Written};
 use crate::store::Store;
 
-/// Groups that could not be synced, and why.
-pub(super) type Returned = Option<(CommitError, Vec<Written>)>;
-
 /// The committer's end.
 pub(super) struct Syncer {
     /// `None` asks whether all before it is through.
     to: SyncSender<Option<Written>>,
-    bench: Arc<Bench>,
+    disk: Arc<Disk>,
 }
 
 /// What both threads sync with.
-pub(super) struct Bench {
+pub(super) struct Disk {
     store: Arc<dyn Store>,
     shared: Arc<Shared>,
     /// Groups handed over and not through yet: as long as there is one, the next goes behind it.
     handed_over: AtomicUsize,
+    /// Groups that could not be synced, and why, until the committer sees to them.
+    returned: Mutex<Option<(CommitError, Vec<Written>)>>,
 }
 
 /// The thread that syncs has ended, which it does not as long as there is a [`Syncer`], unless it panicked.
@@ -37,18 +37,19 @@ pub(super) struct Stopped;
 pub(super) fn way(
     store: Arc<dyn Store>,
     shared: Arc<Shared>,
-) -> (Syncer, Receiver<Option<Written>>, Arc<Bench>) {
+) -> (Syncer, Receiver<Option<Written>>, Arc<Disk>) {
     let (to, handed) = sync_channel(0);
-    let bench = Arc::new(Bench {
+    let disk = Arc::new(Disk {
         store,
         shared,
         handed_over: AtomicUsize::new(0),
+        returned: Mutex::new(None),
     });
     let syncer = Syncer {
         to,
-        bench: bench.clone(),
+        disk: disk.clone(),
     };
-    (syncer, handed, bench)
+    (syncer, handed, disk)
 }
 
 impl Syncer {
@@ -59,9 +60,9 @@ impl Syncer {
             group.answer();
             return Ok(());
         }
-        let handed_over = &self.bench.handed_over;
+        let handed_over = &self.disk.handed_over;
         if !more && handed_over.load(Ordering::Acquire) == 0 {
-            self.bench.sync(group);
+            self.disk.sync(group);
             return Ok(());
         }
         handed_over.fetch_add(1, Ordering::AcqRel);
@@ -74,7 +75,7 @@ impl Syncer {
         committer: &mut Committer,
         next: Option<Box<Failed>>,
     ) -> Result<Option<Box<Failed>>, Stopped> {
-        let returned = &self.bench.shared.returned;
+        let returned = &self.disk.returned;
         if next.is_none() && returned.lock().is_none() {
             return Ok(None);
         }
@@ -94,10 +95,10 @@ impl Syncer {
 
 /// The thread: syncs what is handed over until the committer is gone. `wake` wakes that where it waits for requests and a sync
 /// has failed.
-pub(super) fn run(bench: &Bench, handed: &Receiver<Option<Written>>, wake: &WeakSender<Entry>) {
+pub(super) fn run(disk: &Disk, handed: &Receiver<Option<Written>>, wake: &WeakSender<Entry>) {
     for group in handed.iter().flatten() {
-        let synced = bench.sync(group);
-        bench.handed_over.fetch_sub(1, Ordering::AcqRel);
+        let synced = disk.sync(group);
+        disk.handed_over.fetch_sub(1, Ordering::AcqRel);
         if !synced && let Some(requests) = wake.upgrade() {
             // Where there is no room, it does not wait.
             let _ = requests.try_send(Entry::of(Request::Nudge));
@@ -105,12 +106,12 @@ pub(super) fn run(bench: &Bench, handed: &Receiver<Option<Written>>, wake: &Weak
     }
 }
 
-impl Bench {
+impl Disk {
     /// Syncs a group and answers it. After a failed sync nothing is synced before the committer has taken back what could not be, and
     /// brought back the store.
     fn sync(&self, group: Written) -> bool {
         let shared = &*self.shared;
-        let before = shared.returned.lock().as_ref().map(|(error, _)| error.clone());
+        let before = self.returned.lock().as_ref().map(|(error, _)| error.clone());
         let synced = match before {
             Some(error) => Err(error),
             None => self
@@ -129,7 +130,7 @@ impl Bench {
             }
             Err(error) => {
                 shared.fails(&error);
-                let mut returned = shared.returned.lock();
+                let mut returned = self.returned.lock();
                 returned.get_or_insert((error, Vec::new())).1.push(group);
                 false
             }

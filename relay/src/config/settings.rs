@@ -1,6 +1,6 @@
 //! The configuration as proven: what the rest of the relay reads. Every value here has passed the check.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mail_core::{Domain, Mailbox};
 
+use crate::by_domain::ByDomain;
 use crate::shaping::Shaping;
 use crate::submission::fields::OwnField;
 
@@ -402,19 +403,17 @@ pub struct Destination {
 #[derive(Clone, Default)]
 pub struct Destinations {
     rules: Vec<Destination>,
-    exact: HashMap<Box<str>, usize>,
-    below: HashMap<Box<str>, usize>,
+    by_domain: ByDomain,
 }
 
 impl Destinations {
     /// Of two for the same domains the last one counts; the check tells of them.
     pub fn new(rules: Vec<Destination>) -> Self {
-        let (mut exact, mut below) = (HashMap::new(), HashMap::new());
+        let mut by_domain = ByDomain::default();
         for (number, rule) in rules.iter().enumerate() {
-            let to = if rule.below { &mut below } else { &mut exact };
-            to.insert(rule.domain.as_str().into(), number);
+            by_domain.insert(&rule.domain, rule.below, number);
         }
-        Self { rules, exact, below }
+        Self { rules, by_domain }
     }
 
     /// All of them, as they are written.
@@ -424,25 +423,16 @@ impl Destinations {
 
     /// The number of the rule for `domain`: an exact one before one of a parent, the longest parent first.
     pub fn of(&self, domain: &Domain) -> Option<usize> {
+        // Most have none.
         if self.rules.is_empty() {
             return None;
         }
-        let mut rest = domain.as_str();
-        if let Some(&number) = self.exact.get(rest) {
-            return Some(number);
-        }
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(&number) = self.below.get(parent) {
-                return Some(number);
-            }
-            rest = parent;
-        }
-        None
+        self.by_domain.find(domain.as_str())
     }
 }
 
 impl fmt::Debug for Destinations {
-    /// The indexes say nothing more.
+    /// The index says nothing more.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.rules.fmt(f)
     }

@@ -1,6 +1,5 @@
 //! Providers: who runs a mail host, told by its name, and what they ask of those who send to them.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use mail_core::Domain;
 use serde::Deserialize;
 
+use crate::by_domain::ByDomain;
 use crate::config::settings::{DestinationLimits, OwnLimits};
 
 use super::classes::{ClassId, Classes};
@@ -226,24 +226,21 @@ impl Provider {
 #[derive(Clone)]
 pub struct Providers {
     all: Vec<Arc<Provider>>,
-    hosts: HashMap<Box<str>, usize>,
-    below: HashMap<Box<str>, usize>,
+    by_host: ByDomain,
 }
 
 impl Providers {
     /// Of two that have the same pattern, the last one counts.
     pub fn new(all: Vec<Provider>) -> Self {
-        let (mut hosts, mut below) = (HashMap::new(), HashMap::new());
+        let mut by_host = ByDomain::default();
         for (number, provider) in all.iter().enumerate() {
             for pattern in &provider.mx {
-                let to = if pattern.below { &mut below } else { &mut hosts };
-                to.insert(pattern.domain.as_str().into(), number);
+                by_host.insert(&pattern.domain, pattern.below, number);
             }
         }
         Self {
             all: all.into_iter().map(Arc::new).collect(),
-            hosts,
-            below,
+            by_host,
         }
     }
 
@@ -254,22 +251,7 @@ impl Providers {
 
     /// Who runs a host, in lower case and without a final dot: an exact name before the longest parent.
     pub fn of_host(&self, host: &str) -> Option<&Arc<Provider>> {
-        self.number(host).and_then(|number| self.all.get(number))
-    }
-
-    /// A few look-ups in a hash map for each host, however many providers there are.
-    fn number(&self, host: &str) -> Option<usize> {
-        if let Some(&number) = self.hosts.get(host) {
-            return Some(number);
-        }
-        let mut rest = host;
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(&number) = self.below.get(parent) {
-                return Some(number);
-            }
-            rest = parent;
-        }
-        None
+        self.by_host.find(host).and_then(|number| self.all.get(number))
     }
 
     /// Who runs a site: whoever has most of its hosts, the first in the table among equals. A backup host at somebody else's
@@ -277,7 +259,10 @@ impl Providers {
     pub fn of_site<'a>(&self, hosts: impl IntoIterator<Item = &'a Domain>) -> Option<&Arc<Provider>> {
         // Hosts of one site are at one provider's, nearly always.
         let mut counts: Vec<(usize, usize)> = Vec::new();
-        for number in hosts.into_iter().filter_map(|host| self.number(host.as_str())) {
+        for number in hosts
+            .into_iter()
+            .filter_map(|host| self.by_host.find(host.as_str()))
+        {
             match counts.iter_mut().find(|(known, _)| *known == number) {
                 Some((_, count)) => *count += 1,
                 None => counts.push((number, 1)),
@@ -291,7 +276,7 @@ impl Providers {
 }
 
 impl fmt::Debug for Providers {
-    /// The indexes say nothing more.
+    /// The index says nothing more.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.all.fmt(f)
     }

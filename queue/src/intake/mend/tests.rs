@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8};
 use bytes::Bytes;
 use mail_core::Timestamp;
 
-use super::super::tests::{PATIENCE, message};
-use super::super::{Intake, Space, Status};
+use super::super::Status;
+use super::super::tests::{Hooked, PATIENCE, message, threaded};
 use super::*;
-use crate::mark::Mark;
-use crate::store::{Batch, Family, KeyValue, MemoryStore, Store, StoreError};
-use crate::{Accepted, Again, End, EventKind, Fate, Options, Queue, Settle, UnitKey, sweep};
+use crate::store::{Family, MemoryStore, Store, StoreError};
+use crate::{Accepted, Again, End, EventKind, Fate, Queue, Settle, UnitKey, sweep};
 
 /// Never brings it back.
 pub(in crate::intake) struct NoHealing;
@@ -28,54 +27,11 @@ const REFUSES: u8 = 1;
 /// All is written, and an error told: as when the sync fails.
 const LIES: u8 = 2;
 
-#[derive(Clone)]
-struct Moody {
-    store: MemoryStore,
-    mood: Arc<AtomicU8>,
-}
-
-impl Store for Moody {
-    fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
-        let mood = self.mood.load(Ordering::SeqCst);
-        if mood != REFUSES {
-            self.store.write(batch, sync)?;
-        }
-        match mood {
-            WORKS => Ok(()),
-            _ => Err(StoreError("Input/output error".into())),
-        }
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        match self.mood.load(Ordering::SeqCst) {
-            WORKS => self.store.sync(),
-            _ => Err(StoreError("Input/output error".into())),
-        }
-    }
-
-    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.store.get(family, key)
-    }
-
-    fn scan(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), StoreError> {
-        self.store.scan(family, from, to, each)
-    }
-
-    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
-        self.store.last(family, from, to)
-    }
-}
-
 /// Brings it back once it is let.
-struct Healing {
-    store: Moody,
-    may: Arc<AtomicBool>,
+pub(in crate::intake) struct Healing {
+    pub(in crate::intake) store: MemoryStore,
+    pub(in crate::intake) mood: Arc<AtomicU8>,
+    pub(in crate::intake) may: Arc<AtomicBool>,
 }
 
 impl Heal for Healing {
@@ -83,7 +39,7 @@ impl Heal for Healing {
         if !self.may.load(Ordering::SeqCst) {
             return Err(StoreError("not yet".into()).into());
         }
-        self.store.mood.store(WORKS, Ordering::SeqCst);
+        self.mood.store(WORKS, Ordering::SeqCst);
         let store: Arc<dyn Store> = Arc::new(self.store.clone());
         let taken_out =
             Committer::new(store.clone(), Arc::default(), Arc::default())?.take_out(unanswered)?;
@@ -105,42 +61,32 @@ struct World {
 }
 
 fn world() -> World {
-    let folder = tempfile::tempdir().unwrap();
     let store = MemoryStore::new();
     let (mood, may) = (Arc::new(AtomicU8::new(WORKS)), Arc::new(AtomicBool::new(false)));
-    let moody = Moody {
+    let (of_write, of_sync) = (mood.clone(), mood.clone());
+    let failed = || Err(StoreError("Input/output error".into()));
+    let moody = Hooked {
         store: store.clone(),
-        mood: mood.clone(),
+        write: Box::new(move |store, batch, sync| {
+            let mood = of_write.load(Ordering::SeqCst);
+            if mood != REFUSES {
+                store.write(batch, sync)?;
+            }
+            if mood == WORKS { Ok(()) } else { failed() }
+        }),
+        sync: Box::new(move |store| match of_sync.load(Ordering::SeqCst) {
+            WORKS => store.sync(),
+            _ => failed(),
+        }),
     };
     let heal = Healing {
-        store: moody.clone(),
+        store: store.clone(),
+        mood: mood.clone(),
         may: may.clone(),
     };
-    let options = Options {
-        min_free_bytes: 0,
-        commit_patience: PATIENCE,
-        limits: crate::Limits::NONE,
-    };
-    let mark = Mark::open(&folder.path().join("mark"), [7; 16]).unwrap();
-    let space = Space::new(Box::new(|| u64::MAX), 0, None);
-    let behind: Arc<dyn Store> = Arc::new(moody);
-    let intake = Intake::threaded(
-        behind.clone(),
-        Arc::default(),
-        mark,
-        space,
-        Box::new(heal),
-        Arc::default(),
-        &options,
-    )
-    .unwrap();
+    let (queue, folder) = threaded(moody, heal);
     World {
-        queue: Queue {
-            store: behind,
-            intake: Arc::new(intake),
-            groups: Arc::default(),
-            damage: Arc::default(),
-        },
+        queue,
         store,
         mood,
         may,
@@ -177,7 +123,7 @@ impl World {
     }
 }
 
-fn delivered(unit: UnitKey) -> Settle {
+pub(in crate::intake) fn delivered(unit: UnitKey) -> Settle {
     Settle {
         unit,
         at: Timestamp(5),

@@ -9,80 +9,17 @@ use std::task::Poll;
 use mail_core::{MessageId, Timestamp};
 use parking_lot::Mutex;
 
-use super::super::mend::Heal;
-use super::super::tests::{PATIENCE, message};
-use super::super::{Intake, Space, Status};
+use super::super::Status;
+use super::super::mend::tests::{Healing, delivered};
+use super::super::tests::{Hooked, PATIENCE, message, threaded};
 use super::*;
-use crate::mark::Mark;
-use crate::store::{Batch, Family, KeyValue, MemoryStore, StoreError};
-use crate::{Accepted, End, EventKind, Fate, OpenError, Options, Queue, QueueId, Settle, UnitKey};
+use crate::store::{Family, MemoryStore, StoreError};
+use crate::{Accepted, EventKind, Queue, QueueId};
 
 /// Before all of a queue's units.
 const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
 
-/// Says when a write or a sync begins, and goes on, or fails to sync, when told to.
-struct Gated {
-    store: MemoryStore,
-    writes: gate::Sender<()>,
-    go_on: Mutex<gate::Receiver<()>>,
-    syncs: gate::Sender<()>,
-    go: Mutex<gate::Receiver<bool>>,
-}
-
-impl Store for Gated {
-    fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
-        self.writes.send(()).unwrap();
-        self.go_on.lock().recv().unwrap();
-        self.store.write(batch, sync)
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        self.syncs.send(()).unwrap();
-        match self.go.lock().recv().unwrap() {
-            true => self.store.sync(),
-            false => Err(StoreError("Input/output error".into())),
-        }
-    }
-
-    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.store.get(family, key)
-    }
-
-    fn scan(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), StoreError> {
-        self.store.scan(family, from, to, each)
-    }
-
-    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
-        self.store.last(family, from, to)
-    }
-}
-
-/// Takes out what nobody was told of, once it is let.
-struct Healing {
-    store: MemoryStore,
-    may: Arc<AtomicBool>,
-}
-
-impl Heal for Healing {
-    fn heal(&mut self, _: u64, unanswered: &[MessageId]) -> Result<usize, OpenError> {
-        if !self.may.load(Ordering::SeqCst) {
-            return Err(StoreError("not yet".into()).into());
-        }
-        let store: Arc<dyn Store> = Arc::new(self.store.clone());
-        Ok(Committer::new(store, Arc::default(), Arc::default())?.take_out(unanswered)?)
-    }
-
-    fn first_wait(&self) -> std::time::Duration {
-        std::time::Duration::ZERO
-    }
-}
-
+/// Says when a write or a sync begins, and lets it go on, or a sync fail, when told to.
 struct World {
     queue: Queue,
     store: MemoryStore,
@@ -95,48 +32,36 @@ struct World {
 }
 
 fn world() -> World {
-    let folder = tempfile::tempdir().unwrap();
     let store = MemoryStore::new();
     let (tell_writes, writes) = gate::channel();
     let (tell_syncs, syncs) = gate::channel();
     let (go_on, may_go_on) = gate::channel();
     let (go, told) = gate::channel();
-    let gated: Arc<dyn Store> = Arc::new(Gated {
+    let (may_go_on, told) = (Mutex::new(may_go_on), Mutex::new(told));
+    let gated = Hooked {
         store: store.clone(),
-        writes: tell_writes,
-        go_on: Mutex::new(may_go_on),
-        syncs: tell_syncs,
-        go: Mutex::new(told),
-    });
+        write: Box::new(move |store, batch, sync| {
+            tell_writes.send(()).unwrap();
+            may_go_on.lock().recv().unwrap();
+            store.write(batch, sync)
+        }),
+        sync: Box::new(move |store| {
+            tell_syncs.send(()).unwrap();
+            match told.lock().recv().unwrap() {
+                true => store.sync(),
+                false => Err(StoreError("Input/output error".into())),
+            }
+        }),
+    };
     let may = Arc::new(AtomicBool::new(false));
     let heal = Healing {
         store: store.clone(),
+        mood: Arc::default(),
         may: may.clone(),
     };
-    let options = Options {
-        min_free_bytes: 0,
-        commit_patience: PATIENCE,
-        limits: crate::Limits::NONE,
-    };
-    let mark = Mark::open(&folder.path().join("mark"), [7; 16]).unwrap();
-    let space = Space::new(Box::new(|| u64::MAX), 0, None);
-    let intake = Intake::threaded(
-        gated.clone(),
-        Arc::default(),
-        mark,
-        space,
-        Box::new(heal),
-        Arc::default(),
-        &options,
-    )
-    .unwrap();
+    let (queue, folder) = threaded(gated, heal);
     World {
-        queue: Queue {
-            store: gated,
-            intake: Arc::new(intake),
-            groups: Arc::default(),
-            damage: Arc::default(),
-        },
+        queue,
         store,
         writes,
         go_on,
@@ -194,22 +119,6 @@ impl World {
         let left = self.store.cut_power();
         let is_there = |number: &u8| left.get(Family::Envelope, &[*number; 16]).unwrap().is_some();
         numbers.iter().map(is_there).collect()
-    }
-}
-
-fn delivered(unit: UnitKey) -> Settle {
-    Settle {
-        unit,
-        at: Timestamp(5),
-        attempt: 1,
-        hop: None,
-        ends: vec![End {
-            mailbox: "a@ok.test".parse().unwrap(),
-            fate: Fate::Delivered,
-            reply: "250 ok".into(),
-        }],
-        again: None,
-        reports: Vec::new(),
     }
 }
 
