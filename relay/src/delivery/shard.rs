@@ -9,7 +9,10 @@ mod idle;
 mod limits;
 mod linger;
 mod operator;
+mod pump;
+mod rests;
 mod scan;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
@@ -17,20 +20,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
-use queue::{
-    Backoff, HoldRecord, HoldScope, Queue, QueueId, QueueName, ReadError, SuspensionRecord, UnitKey,
-};
+use queue::{Backoff, HoldScope, Queue, QueueId, QueueName, ReadError, SuspensionRecord, UnitKey};
 use slab::Slab;
 
 use crate::config::settings::DeliverySettings;
 use crate::routing::{Routing, Way as Direction};
-use crate::world::{DnsError, Random, log_time};
+use crate::world::Random;
 
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
 use super::exchange::{Accepted, Order, Place, Word};
-use super::lane::{ConnectionId, Idle, Lane, LaneKey, Plan, Rest};
-use super::limiter::Grant;
+use super::lane::{ConnectionId, Idle, Lane, LaneKey, Plan};
 use super::route::Route;
 
 /// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
@@ -472,107 +472,6 @@ impl Shard {
         }
     }
 
-    /// What the DNS said of a domain asked for by [`Effect::Resolve`].
-    pub fn resolved(&mut self, domain: &Domain, answer: Result<Route, DnsError>, now: Timestamp) {
-        self.lookups_running -= 1;
-        let queues = self.lookups.remove(domain).unwrap_or_default().queues;
-        self.next_lookup();
-        match answer {
-            Ok(route) => {
-                self.lift(&HoldScope::Domain(domain.clone()), now);
-                for id in queues {
-                    self.route(id, &route, now);
-                    self.look_at(id, now);
-                }
-            }
-            Err(error) => {
-                let scope = HoldScope::Domain(domain.clone());
-                let failures = self.rest(&scope, now).map_or(0, |rest| rest.failures) + 1;
-                let until = now + self.wait(failures);
-                tracing::warn!(%domain, %error, failures, until = %log_time(until), "deferred: destination not found");
-                let cause = format!("4.4.3 {error}");
-                self.queue.hold(
-                    scope.clone(),
-                    HoldRecord {
-                        since: now,
-                        until,
-                        failures,
-                        cause,
-                    },
-                );
-                for id in queues {
-                    self.hold_back(id, &scope, until, now);
-                }
-            }
-        }
-    }
-
-    /// A connection has sent its job and is ready for another.
-    pub fn connection_free(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
-        let too_many = |lane: &Lane| lane.open > lane.max_connections;
-        if connection <= self.outdated || self.lanes.get(lane).is_some_and(too_many) {
-            return self.effects.push(Effect::Close(connection));
-        }
-        if self.draining {
-            return self.effects.push(Effect::Close(connection));
-        }
-        self.keep_idle(lane, connection, now);
-        self.pump(lane, now);
-    }
-
-    /// A connection is gone, idle or not.
-    pub fn connection_closed(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
-        self.connections -= 1;
-        self.place.disconnect();
-        self.forget_idle(lane, connection);
-        if let Some(at) = self.lanes.get_mut(lane) {
-            at.open -= 1;
-        }
-        self.pump(lane, now);
-        self.feed_starved(now);
-        self.forget_lane(lane);
-    }
-
-    /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
-    /// stay as they are. The connection is reported closed apart from this.
-    pub fn lane_failed(&mut self, lane: LaneId, cause: &str, now: Timestamp) {
-        let (backoff, random) = (self.backoff.clone(), self.random.clone());
-        let Some(at) = self.lanes.get_mut(lane) else {
-            return;
-        };
-        // The failed connection itself is still counted.
-        at.open -= 1;
-        let rests = at.failed(cause, |failures| backoff.delay(failures, random.fraction()), now);
-        at.open += 1;
-        if let (true, Some(rest)) = (rests, &at.rest) {
-            let until = rest.until;
-            tracing::warn!(site = %at.key.scope(), cause, failures = rest.failures, until = %log_time(until), "deferred: destination rests");
-            let record = HoldRecord {
-                since: now,
-                until,
-                failures: rest.failures,
-                cause: cause.to_owned(),
-            };
-            let scope = HoldScope::Lane(at.key.scope());
-            self.queue.hold(scope.clone(), record);
-            for id in at.turn.queues() {
-                self.hold_back(id, &scope, until, now);
-            }
-        }
-    }
-
-    /// A transaction got through to a host of the lane, whatever it answered.
-    pub fn lane_works(&mut self, lane: LaneId, now: Timestamp) {
-        if let Some(at) = self.lanes.get_mut(lane)
-            && at.rest.take().is_some()
-        {
-            tracing::info!(site = %at.key.scope(), "destination works again");
-            let scope = HoldScope::Lane(at.key.scope());
-            self.lift(&scope, now);
-            self.pump(lane, now);
-        }
-    }
-
     /// A claim is over.
     pub fn settled(&mut self, unit: &UnitKey, settled: Settled, now: Timestamp) {
         let Some(active) = self.active.get_mut(&unit.queue) else {
@@ -588,20 +487,6 @@ impl Shard {
             Settled::Unknown => return,
         }
         self.look_at(unit.queue, now);
-    }
-
-    /// An [`Effect::End`] is done; its claim is reported by [`Shard::settled`] apart from this.
-    pub fn ended(&mut self, lane: Option<LaneId>, now: Timestamp) {
-        self.endings -= 1;
-        if let Some(lane) = lane {
-            self.pump(lane, now);
-        }
-        self.feed_starved(now);
-        self.go_on_ending(now);
-    }
-
-    fn wait(&self, failures: u32) -> Duration {
-        self.backoff.delay(failures, self.random.fraction())
     }
 
     /// Brings a queue into memory. False where it is not there, or there is no room.
@@ -772,202 +657,6 @@ impl Shard {
         self.pump(lane, now);
     }
 
-    fn look_up(&mut self, id: QueueId, now: Timestamp) {
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
-        };
-        let domain = active.name.domain.clone();
-        active.confirm = now + SITE_TTL;
-        match self.routing.way(active.name.route_group) {
-            Direction::Mx => {}
-            Direction::SmartHost(host) => return self.route_at_once(id, &Route::SmartHost(host), now),
-            Direction::Discard(reason) => return self.route_at_once(id, &Route::Discarded(reason), now),
-            Direction::Missing(name) => return self.wait_for_way(id, &name, now),
-        }
-        let Some(active) = self.active.get(&id) else {
-            return;
-        };
-        let scope = HoldScope::Domain(domain.clone());
-        if active.way == Way::Unknown
-            && let Some(rest) = self.rest(&scope, now).filter(|rest| rest.until > now)
-        {
-            return self.hold_back(id, &scope, rest.until, now);
-        }
-        let known = self.lookups.contains_key(&domain);
-        let lookup = self.lookups.entry(domain.clone()).or_default();
-        if !lookup.queues.contains(&id) {
-            lookup.queues.push(id);
-        }
-        if !known {
-            self.lookups_waiting.push_back(domain);
-            self.next_lookup();
-        }
-    }
-
-    /// Takes a way that the DNS has no say in.
-    fn route_at_once(&mut self, id: QueueId, route: &Route, now: Timestamp) {
-        let was_known = self
-            .active
-            .get(&id)
-            .is_some_and(|active| active.way != Way::Unknown);
-        self.route(id, route, now);
-        if !was_known {
-            self.look_at(id, now);
-        }
-    }
-
-    /// The queue's next hop is no longer configured. It waits: whatever another way may be, this mail was not meant for it.
-    fn wait_for_way(&mut self, id: QueueId, name: &str, now: Timestamp) {
-        let scope = HoldScope::Lane(not_configured(name));
-        let until = match self.rest(&scope, now).filter(|rest| rest.until > now) {
-            Some(rest) => rest.until,
-            None => {
-                let until = now + LONGEST_REST;
-                let cause = format!(
-                    "4.3.5 {name} is not configured any more: the mail waits until it is, or expires"
-                );
-                tracing::error!(
-                    next_hop = name,
-                    until = %log_time(until),
-                    "deferred: next hop not configured"
-                );
-                let record = HoldRecord {
-                    since: now,
-                    until,
-                    failures: 1,
-                    cause,
-                };
-                self.queue.hold(scope.clone(), record);
-                until
-            }
-        };
-        if let Some(active) = self.active.get_mut(&id)
-            && let Way::Lane(before) = std::mem::replace(&mut active.way, Way::Unknown)
-        {
-            active.in_turn = false;
-            self.leave_lane(id, before);
-        }
-        self.hold_back(id, &scope, until, now);
-    }
-
-    fn next_lookup(&mut self) {
-        while self.lookups_running < MAX_LOOKUPS
-            && let Some(domain) = self.lookups_waiting.pop_front()
-        {
-            self.lookups_running += 1;
-            self.effects.push(Effect::Resolve(domain));
-        }
-    }
-
-    /// Puts a queue on the lane its route names. A site other than the one in use is believed when a second answer says so.
-    fn route(&mut self, id: QueueId, route: &Route, now: Timestamp) {
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
-        };
-        let site: Rc<str> = route.site().into();
-        if let Way::Lane(current) = active.way
-            && self.lanes.get(current).is_some_and(|lane| lane.key.site != site)
-            && active.rumour.as_ref() != Some(&site)
-        {
-            active.rumour = Some(site);
-            active.confirm = now + SITE_DOUBT;
-            return;
-        }
-        active.rumour = None;
-        if let Some(owner) = self.place.owner_elsewhere(route) {
-            active.leaves_for = Some((owner, route.clone()));
-            active.in_turn = false;
-            if let Way::Lane(before) = std::mem::replace(&mut active.way, Way::Unknown) {
-                self.leave_lane(id, before);
-            }
-            return self.leave(id, now);
-        }
-        let domain = active.name.domain.clone();
-        let lane = self.lane(&domain, site, route, now);
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
-        };
-        let before = std::mem::replace(&mut active.way, Way::Lane(lane));
-        if before != Way::Lane(lane) {
-            active.in_turn = false;
-            self.lanes[lane].queues += 1;
-            if let Way::Lane(before) = before {
-                self.leave_lane(id, before);
-            }
-        }
-        self.hurry_lane(id, lane, now);
-    }
-
-    /// Lends the queue to its site's owner, or sends it home, once nothing of it is claimed here: so no unit can be claimed
-    /// by two.
-    fn leave(&mut self, id: QueueId, now: Timestamp) {
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
-        };
-        if active.agenda.claims() > 0 {
-            return;
-        }
-        let Some((owner, route)) = active.leaves_for.take() else {
-            return;
-        };
-        let hurry = active.hurry;
-        self.unload(id, None, now);
-        // From another home, which looks for the site itself.
-        if self.place.home_elsewhere(id).is_none() {
-            self.lent.insert(id, owner);
-            self.tell(owner, Word::Lent(id, route, hurry));
-        }
-    }
-
-    fn lane(&mut self, domain: &Domain, site: Rc<str>, route: &Route, now: Timestamp) -> LaneId {
-        let key = LaneKey {
-            site,
-            rule: route.rule_name(domain, &self.settings),
-        };
-        let known = self.lane_of.get(&key).copied();
-        let provider = match known {
-            Some(lane) => self.lanes[lane].provider.clone(),
-            None => route.provider(&self.settings).cloned(),
-        };
-        let rule = route.rule(domain, provider.as_deref(), &self.settings);
-        let plan = route.plan(&rule);
-        if let Some(lane) = known {
-            // Preferences may have changed though the hosts did not.
-            self.lanes[lane].plan = Rc::new(plan);
-            self.lanes[lane].renew(&rule, now);
-            return lane;
-        }
-        let rest = self.rest(&HoldScope::Lane(key.scope()), now);
-        let mut lane = Lane::new(key.clone(), plan, &rule, rest, now);
-        lane.provider = provider;
-        let lane = self.lanes.insert(lane);
-        self.lane_of.insert(key, lane);
-        lane
-    }
-
-    pub(super) fn leave_lane(&mut self, id: QueueId, lane: LaneId) {
-        if let Some(at) = self.lanes.get_mut(lane) {
-            at.queues -= 1;
-            at.turn.remove(id);
-        }
-        self.forget_lane(lane);
-    }
-
-    /// A lane without queues and connections leaves memory: its rest is in the store, its bucket begins empty anew.
-    fn forget_lane(&mut self, lane: LaneId) {
-        if self.lanes.get(lane).is_some_and(Lane::is_unused) {
-            let gone = self.lanes.remove(lane);
-            self.lane_of.remove(&gone.key);
-            if let Some(at) = gone.timer {
-                self.timers.remove(&(at, Timer::Lane(lane)));
-            }
-            // A number is given again: what it waited for is no other lane's.
-            for starved in &mut self.starved {
-                starved.waiting.remove(&lane);
-            }
-        }
-    }
-
     /// Takes a queue out of memory. `rest`: it is in the catalogue, and wakes at its first due time, or later if it is told.
     fn unload(&mut self, id: QueueId, rest: Option<Rests>, now: Timestamp) {
         self.stir(id);
@@ -1008,21 +697,6 @@ impl Shard {
         MAX_ACTIVE / self.place.count()
     }
 
-    /// Nothing of the queue goes before `until`, since its destination rests: it waits in memory if that is soon.
-    fn hold_back(&mut self, id: QueueId, scope: &HoldScope, until: Timestamp, now: Timestamp) {
-        let Some(active) = self.active.get(&id) else {
-            return;
-        };
-        if until > now + HORIZON && active.agenda.claims() == 0 {
-            self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
-            if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
-                self.resting_count += 1;
-            }
-        } else {
-            self.set_queue_timer(id, until);
-        }
-    }
-
     fn set_queue_timer(&mut self, id: QueueId, at: Timestamp) {
         let Some(active) = self.active.get_mut(&id) else {
             return;
@@ -1041,197 +715,6 @@ impl Shard {
             self.timers.remove(&(before, Timer::Lane(lane)));
         }
         self.timers.insert((at, Timer::Lane(lane)));
-    }
-
-    /// Sends what can be sent through a lane now: a unit is claimed only when a connection and a token are there.
-    pub(super) fn pump(&mut self, lane: LaneId, now: Timestamp) {
-        while !self.draining && self.lanes.contains(lane) {
-            // What became of it could not be recorded.
-            if self.queue.is_failing() {
-                return self.set_lane_timer(lane, now + READ_AGAIN);
-            }
-            if let Some(until) = self.lanes[lane].resting(now) {
-                return self.rest_lane(lane, until, now);
-            }
-            let Some(id) = self.next_turn(lane, now) else {
-                break;
-            };
-            if !self.has_room(lane, now) {
-                return;
-            }
-            if let Grant::NotBefore { at, .. } = self.lanes[lane].limiter.reserve(now) {
-                return self.set_lane_timer(lane, at);
-            }
-            // It is due, whatever its key says: see `first_due`.
-            let first = |active: &mut Active| active.agenda.claim(Timestamp::MAX);
-            match self.active.get_mut(&id).and_then(first) {
-                Some((place, message)) => {
-                    let (due, message_id, unit) = place;
-                    let job = Job {
-                        unit: UnitKey {
-                            queue: id,
-                            due,
-                            id: message_id,
-                            unit,
-                        },
-                        message,
-                    };
-                    self.lanes[lane].turn.served();
-                    self.send(lane, job, now);
-                }
-                None => self.lanes[lane].limiter.refund(),
-            }
-        }
-    }
-
-    /// The queue whose turn it is. Queues with nothing due leave the turn.
-    fn next_turn(&mut self, lane: LaneId, now: Timestamp) -> Option<QueueId> {
-        loop {
-            let id = self.lanes.get(lane)?.turn.front()?;
-            self.fill(id, now);
-            let active = self.active.get(&id);
-            let due = active.and_then(|active| self.first_due(active, now));
-            if due.is_some_and(|due| due <= now) {
-                return Some(id);
-            }
-            self.lanes[lane].turn.drop_front();
-            if let Some(active) = self.active.get_mut(&id) {
-                active.in_turn = false;
-                self.look_at(id, now);
-            }
-        }
-    }
-
-    /// Whether a unit could be sent through the lane at once.
-    fn has_room(&mut self, lane: LaneId, now: Timestamp) -> bool {
-        let at = &self.lanes[lane];
-        if matches!(*at.plan, Plan::End(_)) {
-            if self.endings >= MAX_ENDINGS {
-                self.starved[For::Ending as usize].push(lane);
-            }
-            return self.endings < MAX_ENDINGS;
-        }
-        if !at.idle.is_empty() {
-            return true;
-        }
-        if !at.may_open(now) {
-            if at.no_more_before > now {
-                let again = at.no_more_before;
-                self.set_lane_timer(lane, again);
-            }
-            return false;
-        }
-        if self.place.may_connect(self.settings.max_connections) {
-            return true;
-        }
-        self.wait_for_connection(lane, now);
-        false
-    }
-
-    /// Lanes that wait for room, as long as there is some: however many wait, what came free is not offered to all.
-    fn feed_starved(&mut self, now: Timestamp) {
-        for what in [For::Connection, For::Ending] {
-            for _ in 0..self.starved[what as usize].waiting.len() {
-                let has_room = match what {
-                    For::Connection => self.place.may_connect(self.settings.max_connections),
-                    For::Ending => self.endings < MAX_ENDINGS,
-                };
-                match self.starved[what as usize].pop() {
-                    Some(lane) if has_room => self.pump(lane, now),
-                    // It has its place still.
-                    Some(lane) => {
-                        self.starved[what as usize].unpop(lane);
-                        if matches!(what, For::Connection) {
-                            self.make_room(now);
-                        }
-                        break;
-                    }
-                    None => break,
-                }
-            }
-        }
-    }
-
-    fn send(&mut self, lane: LaneId, job: Job, now: Timestamp) {
-        if let Some(connection) = self.take_idle(lane) {
-            return self.effects.push(Effect::Send { connection, job });
-        }
-        let at = &mut self.lanes[lane];
-        if let Plan::End(ending) = &*at.plan {
-            let ending = ending.clone();
-            self.endings += 1;
-            return self.effects.push(Effect::End {
-                lane: Some(lane),
-                job,
-                ending,
-            });
-        }
-        if !self.place.connect(self.settings.max_connections) {
-            // Another shard was faster.
-            at.limiter.refund();
-            if let Some(active) = self.active.get_mut(&job.unit.queue) {
-                active.agenda.unclaim(place(&job.unit));
-            }
-            return self.wait_for_connection(lane, now);
-        }
-        at.open += 1;
-        self.connections += 1;
-        self.last_connection += 1;
-        let connection = ConnectionId(self.last_connection);
-        self.effects.push(Effect::Connect {
-            lane,
-            connection,
-            plan: at.plan.clone(),
-            job,
-        });
-    }
-
-    /// A resting lane: its queues leave memory if it is for long, and wait otherwise.
-    fn rest_lane(&mut self, lane: LaneId, until: Timestamp, now: Timestamp) {
-        let waiting = std::mem::take(&mut self.lanes[lane].turn).queues();
-        for &id in &waiting {
-            if let Some(active) = self.active.get_mut(&id) {
-                active.in_turn = false;
-            }
-        }
-        let scope = HoldScope::Lane(self.lanes[lane].key.scope());
-        for id in waiting {
-            self.hold_back(id, &scope, until, now);
-        }
-    }
-
-    pub(super) fn rest(&self, scope: &HoldScope, now: Timestamp) -> Option<Rest> {
-        let lifted = self.lifted.get(scope);
-        // One that begins later than now was written while the clock was ahead: what its end is worth, nobody knows.
-        let stands = |hold: &HoldRecord| {
-            lifted.is_none_or(|&lifted| hold.since > lifted) && hold.since <= now + CLOCKS_DIFFER
-        };
-        match self.queue.held(scope) {
-            Ok(hold) => hold.filter(stands).map(|hold| Rest {
-                failures: hold.failures,
-                until: hold.until,
-                cause: hold.cause,
-            }),
-            Err(error) => {
-                tracing::error!(%error, "a hold cannot be read");
-                None
-            }
-        }
-    }
-
-    /// Ends a rest: all that waited for it is due as it was before.
-    pub(super) fn lift(&mut self, scope: &HoldScope, now: Timestamp) {
-        if self.rest(scope, now).is_some() {
-            self.queue.lift(scope.clone());
-        }
-        let woken = self.resting.remove(scope).unwrap_or_default();
-        self.resting_count -= woken.len();
-        for id in woken {
-            match self.place.home_elsewhere(id) {
-                Some(home) => self.tell(home, Word::Wake(id)),
-                None => self.wake(id, now),
-            }
-        }
     }
 }
 

@@ -1,0 +1,191 @@
+//! What is sent next: a lane pulls a unit when there are a connection and a token for it.
+
+use mail_core::Timestamp;
+use queue::{QueueId, UnitKey};
+
+use crate::delivery::agenda::place;
+use crate::delivery::lane::{ConnectionId, Lane, Plan};
+use crate::delivery::limiter::Grant;
+
+use super::{Active, Effect, For, Job, LaneId, MAX_ENDINGS, READ_AGAIN, Shard};
+
+impl Shard {
+    /// A connection has sent its job and is ready for another.
+    pub fn connection_free(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
+        let too_many = |lane: &Lane| lane.open > lane.max_connections;
+        if connection <= self.outdated || self.lanes.get(lane).is_some_and(too_many) {
+            return self.effects.push(Effect::Close(connection));
+        }
+        if self.draining {
+            return self.effects.push(Effect::Close(connection));
+        }
+        self.keep_idle(lane, connection, now);
+        self.pump(lane, now);
+    }
+
+    /// A connection is gone, idle or not.
+    pub fn connection_closed(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
+        self.connections -= 1;
+        self.place.disconnect();
+        self.forget_idle(lane, connection);
+        if let Some(at) = self.lanes.get_mut(lane) {
+            at.open -= 1;
+        }
+        self.pump(lane, now);
+        self.feed_starved(now);
+        self.forget_lane(lane);
+    }
+
+    /// An [`Effect::End`] is done; its claim is reported by [`Shard::settled`] apart from this.
+    pub fn ended(&mut self, lane: Option<LaneId>, now: Timestamp) {
+        self.endings -= 1;
+        if let Some(lane) = lane {
+            self.pump(lane, now);
+        }
+        self.feed_starved(now);
+        self.go_on_ending(now);
+    }
+
+    /// Sends what can be sent through a lane now: a unit is claimed only when a connection and a token are there.
+    pub(in crate::delivery) fn pump(&mut self, lane: LaneId, now: Timestamp) {
+        while !self.draining && self.lanes.contains(lane) {
+            // What became of it could not be recorded.
+            if self.queue.is_failing() {
+                return self.set_lane_timer(lane, now + READ_AGAIN);
+            }
+            if let Some(until) = self.lanes[lane].resting(now) {
+                return self.rest_lane(lane, until, now);
+            }
+            let Some(id) = self.next_turn(lane, now) else {
+                break;
+            };
+            if !self.has_room(lane, now) {
+                return;
+            }
+            if let Grant::NotBefore { at, .. } = self.lanes[lane].limiter.reserve(now) {
+                return self.set_lane_timer(lane, at);
+            }
+            // It is due, whatever its key says: see `first_due`.
+            let first = |active: &mut Active| active.agenda.claim(Timestamp::MAX);
+            match self.active.get_mut(&id).and_then(first) {
+                Some((place, message)) => {
+                    let (due, message_id, unit) = place;
+                    let job = Job {
+                        unit: UnitKey {
+                            queue: id,
+                            due,
+                            id: message_id,
+                            unit,
+                        },
+                        message,
+                    };
+                    self.lanes[lane].turn.served();
+                    self.send(lane, job, now);
+                }
+                None => self.lanes[lane].limiter.refund(),
+            }
+        }
+    }
+
+    /// The queue whose turn it is. Queues with nothing due leave the turn.
+    pub(super) fn next_turn(&mut self, lane: LaneId, now: Timestamp) -> Option<QueueId> {
+        loop {
+            let id = self.lanes.get(lane)?.turn.front()?;
+            self.fill(id, now);
+            let active = self.active.get(&id);
+            let due = active.and_then(|active| self.first_due(active, now));
+            if due.is_some_and(|due| due <= now) {
+                return Some(id);
+            }
+            self.lanes[lane].turn.drop_front();
+            if let Some(active) = self.active.get_mut(&id) {
+                active.in_turn = false;
+                self.look_at(id, now);
+            }
+        }
+    }
+
+    /// Whether a unit could be sent through the lane at once.
+    pub(super) fn has_room(&mut self, lane: LaneId, now: Timestamp) -> bool {
+        let at = &self.lanes[lane];
+        if matches!(*at.plan, Plan::End(_)) {
+            if self.endings >= MAX_ENDINGS {
+                self.starved[For::Ending as usize].push(lane);
+            }
+            return self.endings < MAX_ENDINGS;
+        }
+        if !at.idle.is_empty() {
+            return true;
+        }
+        if !at.may_open(now) {
+            if at.no_more_before > now {
+                let again = at.no_more_before;
+                self.set_lane_timer(lane, again);
+            }
+            return false;
+        }
+        if self.place.may_connect(self.settings.max_connections) {
+            return true;
+        }
+        self.wait_for_connection(lane, now);
+        false
+    }
+
+    /// Lanes that wait for room, as long as there is some: however many wait, what came free is not offered to all.
+    pub(super) fn feed_starved(&mut self, now: Timestamp) {
+        for what in [For::Connection, For::Ending] {
+            for _ in 0..self.starved[what as usize].waiting.len() {
+                let has_room = match what {
+                    For::Connection => self.place.may_connect(self.settings.max_connections),
+                    For::Ending => self.endings < MAX_ENDINGS,
+                };
+                match self.starved[what as usize].pop() {
+                    Some(lane) if has_room => self.pump(lane, now),
+                    // It has its place still.
+                    Some(lane) => {
+                        self.starved[what as usize].unpop(lane);
+                        if matches!(what, For::Connection) {
+                            self.make_room(now);
+                        }
+                        break;
+                    }
+                    None => break,
+                }
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, lane: LaneId, job: Job, now: Timestamp) {
+        if let Some(connection) = self.take_idle(lane) {
+            return self.effects.push(Effect::Send { connection, job });
+        }
+        let at = &mut self.lanes[lane];
+        if let Plan::End(ending) = &*at.plan {
+            let ending = ending.clone();
+            self.endings += 1;
+            return self.effects.push(Effect::End {
+                lane: Some(lane),
+                job,
+                ending,
+            });
+        }
+        if !self.place.connect(self.settings.max_connections) {
+            // Another shard was faster.
+            at.limiter.refund();
+            if let Some(active) = self.active.get_mut(&job.unit.queue) {
+                active.agenda.unclaim(place(&job.unit));
+            }
+            return self.wait_for_connection(lane, now);
+        }
+        at.open += 1;
+        self.connections += 1;
+        self.last_connection += 1;
+        let connection = ConnectionId(self.last_connection);
+        self.effects.push(Effect::Connect {
+            lane,
+            connection,
+            plan: at.plan.clone(),
+            job,
+        });
+    }
+}

@@ -1,0 +1,121 @@
+//! What a destination rests for: a lane whose hosts can't be spoken to, a domain that the DNS says nothing of.
+
+use std::time::Duration;
+
+use mail_core::Timestamp;
+use queue::{HoldRecord, HoldScope, QueueId};
+
+use crate::delivery::exchange::Word;
+use crate::delivery::lane::Rest;
+use crate::world::log_time;
+
+use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard};
+
+impl Shard {
+    /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
+    /// stay as they are. The connection is reported closed apart from this.
+    pub fn lane_failed(&mut self, lane: LaneId, cause: &str, now: Timestamp) {
+        let (backoff, random) = (self.backoff.clone(), self.random.clone());
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        // The failed connection itself is still counted.
+        at.open -= 1;
+        let rests = at.failed(cause, |failures| backoff.delay(failures, random.fraction()), now);
+        at.open += 1;
+        if let (true, Some(rest)) = (rests, &at.rest) {
+            let until = rest.until;
+            tracing::warn!(site = %at.key.scope(), cause, failures = rest.failures, until = %log_time(until), "deferred: destination rests");
+            let record = HoldRecord {
+                since: now,
+                until,
+                failures: rest.failures,
+                cause: cause.to_owned(),
+            };
+            let scope = HoldScope::Lane(at.key.scope());
+            self.queue.hold(scope.clone(), record);
+            for id in at.turn.queues() {
+                self.hold_back(id, &scope, until, now);
+            }
+        }
+    }
+
+    /// A transaction got through to a host of the lane, whatever it answered.
+    pub fn lane_works(&mut self, lane: LaneId, now: Timestamp) {
+        if let Some(at) = self.lanes.get_mut(lane)
+            && at.rest.take().is_some()
+        {
+            tracing::info!(site = %at.key.scope(), "destination works again");
+            let scope = HoldScope::Lane(at.key.scope());
+            self.lift(&scope, now);
+            self.pump(lane, now);
+        }
+    }
+
+    pub(super) fn wait(&self, failures: u32) -> Duration {
+        self.backoff.delay(failures, self.random.fraction())
+    }
+
+    /// Nothing of the queue goes before `until`, since its destination rests: it waits in memory if that is soon.
+    pub(super) fn hold_back(&mut self, id: QueueId, scope: &HoldScope, until: Timestamp, now: Timestamp) {
+        let Some(active) = self.active.get(&id) else {
+            return;
+        };
+        if until > now + HORIZON && active.agenda.claims() == 0 {
+            self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
+            if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
+                self.resting_count += 1;
+            }
+        } else {
+            self.set_queue_timer(id, until);
+        }
+    }
+
+    /// A resting lane: its queues leave memory if it is for long, and wait otherwise.
+    pub(super) fn rest_lane(&mut self, lane: LaneId, until: Timestamp, now: Timestamp) {
+        let waiting = std::mem::take(&mut self.lanes[lane].turn).queues();
+        for &id in &waiting {
+            if let Some(active) = self.active.get_mut(&id) {
+                active.in_turn = false;
+            }
+        }
+        let scope = HoldScope::Lane(self.lanes[lane].key.scope());
+        for id in waiting {
+            self.hold_back(id, &scope, until, now);
+        }
+    }
+
+    pub(in crate::delivery) fn rest(&self, scope: &HoldScope, now: Timestamp) -> Option<Rest> {
+        let lifted = self.lifted.get(scope);
+        // One that begins later than now was written while the clock was ahead: what its end is worth, nobody knows.
+        let stands = |hold: &HoldRecord| {
+            lifted.is_none_or(|&lifted| hold.since > lifted) && hold.since <= now + CLOCKS_DIFFER
+        };
+        match self.queue.held(scope) {
+            Ok(hold) => hold.filter(stands).map(|hold| Rest {
+                failures: hold.failures,
+                until: hold.until,
+                cause: hold.cause,
+            }),
+            Err(error) => {
+                tracing::error!(%error, "a hold cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Ends a rest: all that waited for it is due as it was before.
+    pub(in crate::delivery) fn lift(&mut self, scope: &HoldScope, now: Timestamp) {
+        if self.rest(scope, now).is_some() {
+            self.queue.lift(scope.clone());
+        }
+        let woken = self.resting.remove(scope).unwrap_or_default();
+        self.resting_count -= woken.len();
+        for id in woken {
+            match self.place.home_elsewhere(id) {
+                Some(home) => self.tell(home, Word::Wake(id)),
+                None => self.wake(id, now),
+            }
+        }
+    }
+}
