@@ -43,7 +43,7 @@ pub use index::{QueuePage, Totals};
 pub use intake::{Pending, Status};
 pub use journal::{Extent, Retention};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
-pub use names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
+pub use names::{HoldScope, QueueId, QueueName, RouteGroup, Scope, UnitKey};
 pub use read::{DeadlineKey, Message, Overdue, Unit};
 pub use records::{
     AsideCause, AsideRecord, DamagedRecord, EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin,

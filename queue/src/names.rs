@@ -47,6 +47,50 @@ pub struct UnitKey {
     pub unit: u16,
 }
 
+/// Which mail on its way out is meant: all for which each part that is named fits. What limits, adjustments and their suspensions
+/// are about. Without any part, all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Scope {
+    /// To this site: its MX hosts, sorted, with commas between, or what its lanes are called otherwise.
+    pub site: Option<Arc<str>>,
+    /// To hosts that this provider runs.
+    pub provider: Option<Arc<str>>,
+    /// Of this tenant.
+    pub tenant: Option<Arc<str>>,
+    /// From this source.
+    pub source: Option<Arc<str>>,
+}
+
+impl Scope {
+    /// Whether all of `mail`, whose parts are those of one message on its way, is meant.
+    pub fn covers(&self, mail: &Scope) -> bool {
+        let fits = |own: &Option<Arc<str>>, of: &Option<Arc<str>>| own.is_none() || own == of;
+        fits(&self.site, &mail.site)
+            && fits(&self.provider, &mail.provider)
+            && fits(&self.tenant, &mail.tenant)
+            && fits(&self.source, &mail.source)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            ("tenant", &self.tenant),
+            ("source", &self.source),
+            ("provider", &self.provider),
+            ("site", &self.site),
+        ];
+        let named = parts
+            .into_iter()
+            .filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
+        let named: Vec<_> = named.collect();
+        if named.is_empty() {
+            return f.write_str("everything");
+        }
+        f.write_str(&named.join(", "))
+    }
+}
+
 /// What rests as a whole, so that no message need be touched.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HoldScope {
@@ -54,4 +98,34 @@ pub enum HoldScope {
     Domain(Domain),
     /// A lane that lets no connection come about, by its own name.
     Lane(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_covers_what_each_of_its_parts_fits() {
+        let mail = Scope {
+            site: Some("mx.a.test".into()),
+            provider: None,
+            tenant: Some("shop".into()),
+            source: Some("out1".into()),
+        };
+        let of = |site: Option<&str>, provider: Option<&str>, tenant: Option<&str>| Scope {
+            site: site.map(Arc::from),
+            provider: provider.map(Arc::from),
+            tenant: tenant.map(Arc::from),
+            source: None,
+        };
+        assert!(Scope::default().covers(&mail));
+        assert!(of(Some("mx.a.test"), None, Some("shop")).covers(&mail));
+        assert!(!of(Some("mx.a.test"), None, Some("other")).covers(&mail));
+        assert!(!of(None, Some("google"), None).covers(&mail), "nobody's hosts");
+        assert_eq!(Scope::default().to_string(), "everything");
+        assert_eq!(
+            of(Some("mx.a.test"), None, Some("shop")).to_string(),
+            "tenant shop, site mx.a.test"
+        );
+    }
 }

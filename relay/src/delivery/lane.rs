@@ -21,7 +21,7 @@ use super::turn::Turn;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LaneKey {
     /// The site: the set of MX hosts, as text.
-    pub site: Rc<str>,
+    pub site: Arc<str>,
     /// Which destination rule applies, as it is written; `None`: the defaults.
     pub rule: Option<Rc<str>>,
 }

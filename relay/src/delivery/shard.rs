@@ -148,7 +148,7 @@ pub(super) struct Active {
     /// When the site is to be looked up again.
     confirm: Timestamp,
     /// A differing site that one answer named.
-    pub(super) rumour: Option<Rc<str>>,
+    pub(super) rumour: Option<Arc<str>>,
     /// To another shard with it, as soon as nothing of it is claimed here.
     leaves_for: Option<(usize, Route)>,
     /// An operator wants it tried whatever its lane rests for.

@@ -93,7 +93,7 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
+    use std::sync::Arc;
 
     use queue::Queue;
     use queue::store::MemoryStore;
@@ -110,7 +110,7 @@ mod tests {
         let settings = shard.settings.clone();
         let rule = Rule::of(&"d.test".parse().unwrap(), None, &settings);
         let key = LaneKey {
-            site: Rc::from(site),
+            site: Arc::from(site),
             rule: None,
         };
         let plan = Plan::End(Ending::Discarded("a test".into()));

@@ -1,6 +1,5 @@
 //! Which limits a lane has: tests of the whole way from the configuration and the MX hosts.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use mail_core::{Domain, Timestamp};
@@ -29,7 +28,7 @@ fn google() -> Route {
 
 fn lane(shard: &mut Shard, domain: &str, route: &Route) -> LaneId {
     let domain: Domain = domain.parse().unwrap();
-    shard.lane(&domain, Rc::from(route.site()), route, NOW)
+    shard.lane(&domain, Arc::from(route.site()), route, NOW)
 }
 
 /// What the lane goes by. The rate is in its limiter, which does not tell it.

@@ -1,6 +1,7 @@
 //! Which way a queue's mail goes: its domain is looked up, and the queue put on the lane of its site, here or at the shard that owns it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use mail_core::{Domain, Timestamp};
 use queue::{HoldRecord, HoldScope, QueueId};
@@ -143,7 +144,7 @@ impl Shard {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        let site: Rc<str> = route.site().into();
+        let site: Arc<str> = route.site().into();
         if let Way::Lane(current) = active.way
             && self.lanes.get(current).is_some_and(|lane| lane.key.site != site)
             && active.rumour.as_ref() != Some(&site)
@@ -198,7 +199,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn lane(&mut self, domain: &Domain, site: Rc<str>, route: &Route, now: Timestamp) -> LaneId {
+    pub(super) fn lane(&mut self, domain: &Domain, site: Arc<str>, route: &Route, now: Timestamp) -> LaneId {
         let key = LaneKey {
             site,
             rule: route.rule_name(domain, &self.settings),
