@@ -7,7 +7,8 @@ use crate::committer::{read, read_counters};
 use crate::keys;
 use crate::names::{HoldScope, QueueId, UnitKey};
 use crate::records::{
-    AsideRecord, EnvelopeRecord, Event, HoldRecord, QueueRecord, Record, StateRecord, decode, unseal,
+    AsideRecord, DueRecord, EnvelopeRecord, Event, HoldRecord, QueueRecord, Record, StateRecord, decode,
+    unseal,
 };
 use crate::store::Family;
 use crate::{Queue, ReadError};
@@ -366,6 +367,12 @@ impl Queue {
             return Err(ReadError::damaged("body", &key, "checksum"));
         }
         Ok(chunk.into())
+    }
+
+    /// The octets that a unit counts in its queue; `None` where it is gone or has moved.
+    pub fn unit_bytes(&self, unit: &UnitKey) -> Result<Option<u64>, ReadError> {
+        let record: Option<DueRecord> = read(&*self.store, Family::Due, &keys::due(unit))?;
+        Ok(record.map(|record| record.bytes))
     }
 
     /// Why a destination rests, if it does.

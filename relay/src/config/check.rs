@@ -16,6 +16,7 @@ use mail_core::{Domain, Mailbox};
 use crate::submission::fields::OwnField;
 
 use super::admin::admin;
+use super::limits::{LimitRules, limits as scope_limits};
 use super::rates;
 use super::routes::routing;
 use super::section::{Check, Section, Spot};
@@ -38,8 +39,8 @@ pub(super) const EVER: Duration = Duration::from_secs(366 * 86_400);
 
 const MIB: u64 = 1 << 20;
 
-const CONNECTIONS: RangeInclusive<u64> = 1..=100_000;
-const MESSAGES_PER_SECOND: RangeInclusive<f64> = 0.001..=1e6;
+pub(super) const CONNECTIONS: RangeInclusive<u64> = 1..=100_000;
+pub(super) const MESSAGES_PER_SECOND: RangeInclusive<f64> = 0.001..=1e6;
 const MESSAGES_PER_CONNECTION: RangeInclusive<u64> = 1..=1_000_000_000;
 const RECIPIENTS_PER_TRANSACTION: RangeInclusive<u64> = 1..=100_000;
 
@@ -82,6 +83,8 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let smart_hosts = smart_hosts(check, &mut top, Some(&delivery));
     let is_tenant = |name: &str| tenants.contains_key(name);
     let routing = routing(check, &mut top, smart_hosts, is_tenant, streams);
+    let is_provider = |name: &str| delivery.shaping.provider(name).is_some();
+    let scopes = scope_limits(check, &mut top, is_provider, is_tenant);
     top.end();
     let hostname = hostname?.value;
     let postmaster = match postmaster {
@@ -97,7 +100,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
         tenants,
         credentials_file: Some(credentials.value),
         routing,
-        delivery,
+        delivery: DeliverySettings { scopes, ..delivery },
         dns,
         dkim,
         metrics,
@@ -635,6 +638,8 @@ fn delivery(
         streams,
         timeouts: timeouts(section.section("timeouts")),
         destinations: destinations(check, top, tls, family),
+        // They name tenants, which are read later.
+        scopes: LimitRules::default(),
         shaping: Arc::new(shaping(check, top, shipped_limits)),
         limits,
         tls,

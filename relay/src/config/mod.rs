@@ -6,6 +6,7 @@
 pub mod admin;
 mod check;
 pub mod effective;
+pub mod limits;
 pub mod rates;
 pub mod rewrites;
 pub mod routes;

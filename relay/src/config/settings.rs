@@ -16,6 +16,7 @@ use crate::submission::fields::OwnField;
 
 use super::admin::AdminSettings;
 use super::effective::Effective;
+use super::limits::LimitRules;
 use super::rates::{AddressRates, Rate, TenantRates};
 use super::routes::RoutingSettings;
 use super::streams::Streams;
@@ -249,6 +250,8 @@ pub struct DeliverySettings {
     pub family: AddressFamily,
     /// Rules by destination domain.
     pub destinations: Destinations,
+    /// What may be used beside the limits of each lane: by site, provider, tenant and source.
+    pub scopes: LimitRules,
     /// What replies mean, and who runs which hosts.
     pub shaping: Arc<Shaping>,
     /// Connections at once, all destinations together.

@@ -133,7 +133,7 @@ fn waits(waits: exchange::Waits) -> Waits {
         exchange::Waits::Underway => (WaitsFor::Underway, None, None),
         exchange::Waits::Suspended { until, cause } => (WaitsFor::Resume, until, Some(cause)),
         exchange::Waits::Rests { until, cause } => (WaitsFor::Rest, Some(until), Some(cause)),
-        exchange::Waits::Throttled { until, limit } => (WaitsFor::Limit, Some(until), Some(limit.to_owned())),
+        exchange::Waits::Throttled { until, limit } => (WaitsFor::Limit, Some(until), Some(limit)),
         exchange::Waits::Connection => (WaitsFor::Connection, None, None),
         exchange::Waits::Turn => (WaitsFor::Turn, None, None),
     };

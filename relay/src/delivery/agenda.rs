@@ -153,6 +153,11 @@ impl<T> Agenda<T> {
         self.claimed.contains(&place)
     }
 
+    /// The first known unit.
+    pub fn first(&self) -> Option<Place> {
+        self.ready.keys().next().copied()
+    }
+
     /// When the first known unit is due.
     pub fn earliest(&self) -> Option<Timestamp> {
         self.ready.keys().next().map(|place| place.0)

@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mail_core::Timestamp;
-use queue::{QueueId, SuspensionRecord, UnitKey};
+use queue::{QueueId, Scope, SuspensionRecord, UnitKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::courier::Kept;
+use super::limits::ledger::Ledger;
 use super::route::Route;
 
 /// Messages kept that the shards have not taken in. Sessions wait while there are so many.
@@ -105,7 +106,7 @@ pub enum Waits {
     /// Its destination rests.
     Rests { until: Timestamp, cause: String },
     /// A limit.
-    Throttled { until: Timestamp, limit: &'static str },
+    Throttled { until: Timestamp, limit: String },
     /// A connection: its lane has as many as it may, or all are taken.
     Connection,
     /// The DNS, or its turn among others.
@@ -143,6 +144,10 @@ pub enum Word {
     Delayed(UnitKey),
     /// All connections are taken: close one that has been idle for so long.
     MakeRoom(Duration),
+    /// There is room at the budget of this scope, and the receiver is first in its line.
+    Room(Scope),
+    /// All connections that a scope may have are open: close one of them that has been idle for so long.
+    MakeRoomAt(Scope, Duration),
     /// An operator's order.
     Order(Order),
     /// An operator wants this queue tried at once, whatever it rests for. The sender goes with the word.
@@ -159,6 +164,7 @@ pub struct Place {
     index: usize,
     count: usize,
     connections: Arc<AtomicUsize>,
+    ledger: Ledger,
 }
 
 impl Place {
@@ -168,7 +174,18 @@ impl Place {
             index: 0,
             count: 1,
             connections: Arc::default(),
+            ledger: Ledger::default(),
         }
+    }
+
+    /// Its number.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The budgets of all shards.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// How many shards there are.
@@ -245,11 +262,13 @@ pub fn open(count: usize) -> (Doors, Vec<Seat>) {
     let connections = Arc::<AtomicUsize>::default();
     let (shards, ends): (Vec<_>, Vec<_>) = (0..count.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
     let shards: Arc<[_]> = shards.into();
+    let ledger = Ledger::default();
     let seat = |(index, words)| Seat {
         place: Place {
             index,
             count: shards.len(),
             connections: connections.clone(),
+            ledger: ledger.clone(),
         },
         words,
         shards: shards.clone(),

@@ -1,10 +1,12 @@
 //! A lane: one site from one source, the unit of connections, tokens and back-off.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
+use queue::{QueueId, Scope};
 
 use crate::config::settings::{AddressFamily, DeliverySettings, Destination, DestinationLimits, TlsLevel};
 use crate::config::smart_hosts::SmartHost;
@@ -12,8 +14,9 @@ use crate::shaping::providers::Provider;
 use crate::world::MxHost;
 
 use super::connection::open::Terms;
-use super::limiter::Limiter;
+use super::limits::limiter::Limiter;
 use super::shard::Ending;
+use super::shard::gates::{GateId, What};
 use super::turn::Turn;
 
 /// What tells lanes apart. Two destination rules never share a lane, so that a rule's limits and TLS level hold for all
@@ -168,6 +171,12 @@ pub struct Lane {
     pub provider: Option<Arc<Provider>>,
     /// Messages a second.
     pub limiter: Limiter,
+    /// What limits it beside others, as the shard numbers it.
+    pub gates: Rc<[GateId]>,
+    /// The same for the mail of one tenant, as far as it was asked for.
+    pub tenant_gates: BTreeMap<Arc<str>, Rc<[GateId]>>,
+    /// The gate it waits at, for which queue.
+    pub waits_at: Option<(GateId, What, QueueId)>,
     /// Connections at once.
     pub max_connections: usize,
     /// Queues with units due, in the order of their turns.
@@ -178,6 +187,8 @@ pub struct Lane {
     pub idle: Vec<Idle>,
     /// All connections, idle ones too.
     pub open: usize,
+    /// When each was opened, where it passes gates.
+    pub opened: BTreeMap<ConnectionId, Timestamp>,
     /// Set by failures to connect, cleared by the first transaction that gets through.
     pub rest: Option<Rest>,
     /// A further connection was refused while others work: none is opened before this moment.
@@ -194,11 +205,15 @@ impl Lane {
             key,
             plan: Rc::new(plan),
             limiter: Limiter::new(rule.limits.messages_per_second, now),
+            gates: Rc::default(),
+            tenant_gates: BTreeMap::new(),
+            waits_at: None,
             max_connections: rule.limits.connections,
             turn: Turn::default(),
             queues: 0,
             idle: Vec::new(),
             open: 0,
+            opened: BTreeMap::new(),
             rest,
             no_more_before: Timestamp(0),
             timer: None,
@@ -209,6 +224,16 @@ impl Lane {
     pub fn renew(&mut self, rule: &Rule, now: Timestamp) {
         self.limiter.set_rate(rule.limits.messages_per_second, now);
         self.max_connections = rule.limits.connections;
+    }
+
+    /// What limits may be about, but for the tenant.
+    pub fn scope(&self) -> Scope {
+        Scope {
+            site: Some(self.key.site.clone()),
+            provider: self.provider.as_ref().map(|provider| provider.name.clone()),
+            tenant: None,
+            source: None,
+        }
     }
 
     /// Until when it rests, if it does.

@@ -8,7 +8,7 @@ pub mod courier;
 pub mod exchange;
 pub mod judge;
 pub mod lane;
-pub mod limiter;
+pub mod limits;
 pub mod metrics;
 pub mod notify;
 mod renew;

@@ -12,7 +12,7 @@ use crate::routing::{Routing, Way as Direction};
 
 use super::lane::{ConnectionId, Hosts, Plan, Rule};
 use super::route::Route;
-use super::shard::{Shard, Way, not_configured};
+use super::shard::{Shard, not_configured};
 use super::smart_host;
 
 impl Shard {
@@ -75,6 +75,10 @@ impl Shard {
                 lane.renew(&rule, now);
             }
         }
+        let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
+        for lane in lanes {
+            self.find_gates(lane, now);
+        }
     }
 
     /// A queue whose lane no longer has its rule, or its smart host, sends no more before it has found its way.
@@ -82,7 +86,7 @@ impl Shard {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        let Way::Lane(lane) = active.way else {
+        let Some(lane) = active.stands.first().map(|stand| stand.lane) else {
             return;
         };
         let fits = match self.routing.way(active.name.route_group) {
@@ -94,10 +98,8 @@ impl Shard {
             Direction::Missing(_) => false,
         };
         if !fits {
-            active.way = Way::Unknown;
-            active.in_turn = false;
             active.rumour = None;
-            self.leave_lane(id, lane);
+            self.leave_lanes(id);
             self.look_at(id, now);
         }
     }

@@ -4,6 +4,9 @@
 //! done about it. Reads of the store are short: a page of a queue's due index, a queue's record. What follows from what never
 //! hangs on the order of a hash map, so that a simulation goes by its seed alone.
 
+#[cfg(test)]
+mod fleet;
+pub mod gates;
 mod idle;
 #[cfg(test)]
 mod limits;
@@ -20,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
-use queue::{Backoff, HoldScope, Queue, QueueId, QueueName, ReadError, SuspensionRecord, UnitKey};
+use queue::{Backoff, HoldScope, Queue, QueueId, QueueName, ReadError, Scope, SuspensionRecord, UnitKey};
 use slab::Slab;
 
 use crate::config::settings::DeliverySettings;
@@ -32,6 +35,8 @@ use super::courier::Kept;
 use super::exchange::{Accepted, Order, Place, Word};
 use super::lane::{ConnectionId, Idle, Lane, LaneKey, Plan};
 use super::route::Route;
+
+use gates::{Gate, GateId, Taken};
 
 /// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
 /// catalogue.
@@ -142,9 +147,8 @@ pub enum Settled {
 pub(super) struct Active {
     pub(super) name: QueueName,
     agenda: Agenda<Arc<Kept>>,
-    pub(super) way: Way,
-    /// The lane's `turn` holds the queue.
-    pub(super) in_turn: bool,
+    /// The lanes that may take its mail; none as long as its site is not known.
+    pub(super) stands: Vec<Stand>,
     /// When the site is to be looked up again.
     confirm: Timestamp,
     /// A differing site that one answer named.
@@ -209,10 +213,22 @@ enum Rests {
     Until(Timestamp),
 }
 
+/// A queue at one of its lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    Unknown,
-    Lane(LaneId),
+pub(super) struct Stand {
+    pub(super) lane: LaneId,
+    pub(super) at: Standing,
+}
+
+/// Where a queue stands for its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nowhere.
+    Out,
+    /// In the lane's turn.
+    Turn,
+    /// At a gate of its tenant's.
+    Gate(GateId),
 }
 
 #[derive(Default)]
@@ -225,6 +241,7 @@ enum Timer {
     Scan,
     Queue(QueueId),
     Lane(LaneId),
+    Gate(GateId),
 }
 
 /// See the module.
@@ -249,6 +266,10 @@ pub struct Shard {
     parked: BTreeSet<QueueId>,
     pub(super) lanes: Slab<Lane>,
     lane_of: HashMap<LaneKey, LaneId>,
+    gates: Slab<Gate>,
+    gate_of: HashMap<Scope, GateId>,
+    /// What units on the wire have taken of limits.
+    taken: HashMap<UnitKey, Taken>,
     lookups: HashMap<Domain, Lookup>,
     lookups_waiting: VecDeque<Domain>,
     lookups_running: usize,
@@ -308,6 +329,9 @@ impl Shard {
             resting_count: 0,
             lanes: Slab::new(),
             lane_of: HashMap::new(),
+            gates: Slab::new(),
+            gate_of: HashMap::new(),
+            taken: HashMap::new(),
             lookups: HashMap::new(),
             lookups_waiting: VecDeque::new(),
             lookups_running: 0,
@@ -374,6 +398,8 @@ impl Shard {
             Word::Delayed(unit) => self.find_delayed(unit, now),
             Word::Wake(id) => self.wake(id, now),
             Word::MakeRoom(idle_for) => drop(self.close_an_idle_one(idle_for, now)),
+            Word::Room(scope) => self.room(&scope, now),
+            Word::MakeRoomAt(scope, idle_for) => drop(self.close_idle_of(&scope, idle_for, now)),
             Word::Order(order) => self.order(order, now),
             Word::Hurry(id, heard) => self.hurry(id, heard, now),
             Word::Why(unit, say) => self.why(&unit, &say, now),
@@ -468,12 +494,20 @@ impl Shard {
                         self.pump(id, now);
                     }
                 }
+                Timer::Gate(id) => {
+                    if let Some(gate) = self.gates.get_mut(id)
+                        && gate.rings(at)
+                    {
+                        self.serve(id, now);
+                    }
+                }
             }
         }
     }
 
     /// A claim is over.
     pub fn settled(&mut self, unit: &UnitKey, settled: Settled, now: Timestamp) {
+        self.came_back(unit, !matches!(settled, Settled::Untouched), now);
         let Some(active) = self.active.get_mut(&unit.queue) else {
             return;
         };
@@ -510,8 +544,7 @@ impl Shard {
         let fresh = Active {
             name: info.name,
             agenda: Agenda::default(),
-            way: Way::Unknown,
-            in_turn: false,
+            stands: Vec::new(),
             confirm: now,
             rumour: None,
             leaves_for: None,
@@ -579,7 +612,7 @@ impl Shard {
             Some(due) if due > now => self.set_queue_timer(id, due),
             // One too many. It is due, so the catalogue brings it back once there is room.
             Some(_)
-                if active.way == Way::Unknown
+                if active.stands.is_empty()
                     && active.agenda.claims() == 0
                     && self.active.len() > self.most() =>
             {
@@ -641,25 +674,25 @@ impl Shard {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        let Way::Lane(lane) = active.way else {
+        if active.stands.is_empty() {
             return self.look_up(id, now);
-        };
-        if !active.in_turn
-            && let Some(at) = self.lanes.get_mut(lane)
-        {
-            active.in_turn = true;
-            let weight = self.settings.streams.weight(&active.name.stream);
-            at.turn.push(id, &active.name, weight);
         }
-        if now >= active.confirm {
+        let confirm = active.confirm;
+        for lane in self.lanes_of(id) {
+            self.stand_in_turn(id, lane);
+        }
+        if now >= confirm {
             self.look_up(id, now);
         }
-        self.pump(lane, now);
+        for lane in self.lanes_of(id) {
+            self.pump(lane, now);
+        }
     }
 
     /// Takes a queue out of memory. `rest`: it is in the catalogue, and wakes at its first due time, or later if it is told.
     fn unload(&mut self, id: QueueId, rest: Option<Rests>, now: Timestamp) {
         self.stir(id);
+        self.leave_lanes(id);
         let Some(active) = self.active.remove(&id) else {
             return;
         };
@@ -674,9 +707,6 @@ impl Shard {
             Some(Rests::UntilDue) => self.queue.rest(id, Some(now)),
             Some(Rests::Until(until)) => self.queue.rest(id, Some(until)),
             None => {}
-        }
-        if let Way::Lane(lane) = active.way {
-            self.leave_lane(id, lane);
         }
         self.give_back(id);
     }

@@ -9,32 +9,38 @@ use std::sync::Arc;
 use queue::{QueueId, QueueName};
 
 /// Queues with units due, in the order of their turns.
-#[derive(Debug, Default)]
-pub struct Turn {
+#[derive(Debug)]
+pub struct Turn<T = QueueId> {
     /// Those with a queue, in the order in which they came.
-    streams: Vec<StreamTurn>,
+    streams: Vec<StreamTurn<T>>,
 }
 
 #[derive(Debug)]
-struct StreamTurn {
+struct StreamTurn<T> {
     name: Arc<str>,
     /// Its part of all turns, beside the other streams' weights.
     weight: i64,
     /// Turns it is owed, in shares of the sum of all weights: smooth weighted round robin, which spreads a stream's turns
     /// evenly. It begins at none and goes with the stream's last queue, so that nobody saves turns up.
     credit: i64,
-    tenants: VecDeque<TenantTurn>,
+    tenants: VecDeque<TenantTurn<T>>,
 }
 
 #[derive(Debug)]
-struct TenantTurn {
+struct TenantTurn<T> {
     name: Arc<str>,
-    queues: VecDeque<QueueId>,
+    queues: VecDeque<T>,
 }
 
-impl Turn {
+impl<T> Default for Turn<T> {
+    fn default() -> Self {
+        Self { streams: Vec::new() }
+    }
+}
+
+impl<T: Copy + Eq> Turn<T> {
     /// A queue that is not there yet takes its place, the last of its tenant's. `weight`: its stream's.
-    pub fn push(&mut self, id: QueueId, name: &QueueName, weight: u32) {
+    pub fn push(&mut self, id: T, name: &QueueName, weight: u32) {
         let known = self.streams.iter().position(|stream| stream.name == name.stream);
         let at = known.unwrap_or_else(|| {
             self.streams.push(StreamTurn {
@@ -65,7 +71,7 @@ impl Turn {
     }
 
     /// The queue whose turn it is.
-    pub fn front(&self) -> Option<QueueId> {
+    pub fn front(&self) -> Option<T> {
         let stream = self.streams.get(self.stream()?)?;
         stream.tenants.front()?.queues.front().copied()
     }
@@ -111,7 +117,7 @@ impl Turn {
     }
 
     /// Takes a queue out, if it is there.
-    pub fn remove(&mut self, id: QueueId) {
+    pub fn remove(&mut self, id: T) {
         for stream in &mut self.streams {
             for tenant in &mut stream.tenants {
                 tenant.queues.retain(|&queue| queue != id);
@@ -121,8 +127,19 @@ impl Turn {
         self.streams.retain(|stream| !stream.tenants.is_empty());
     }
 
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        let tenants = self.streams.iter().flat_map(|stream| &stream.tenants);
+        tenants.map(|tenant| tenant.queues.len()).sum()
+    }
+
     /// All queues, in no order of meaning.
-    pub fn queues(&self) -> Vec<QueueId> {
+    pub fn queues(&self) -> Vec<T> {
         let tenants = self.streams.iter().flat_map(|stream| &stream.tenants);
         tenants.flat_map(|tenant| tenant.queues.iter().copied()).collect()
     }

@@ -83,11 +83,21 @@ impl Shard {
         let Some(&(idle, lane)) = self.idle.first().filter(|(idle, _)| idle.since + idle_for <= now) else {
             return false;
         };
+        self.close_idle_one(idle, lane);
+        true
+    }
+
+    pub(super) fn close_idle_one(&mut self, idle: Idle, lane: LaneId) {
         self.forget_idle(lane, idle.connection);
         // Whatever its lane holds, it is not looked at again.
         self.idle.remove(&(idle, lane));
         self.effects.push(Effect::Close(idle.connection));
-        true
+    }
+
+    /// How long connections of others have been idle that this lane may have closed.
+    pub(super) fn patience_of(&self, lane: LaneId) -> Duration {
+        let has_one = self.lanes.get(lane).is_some_and(|lane| lane.open > 0);
+        if has_one { IN_USE } else { Duration::ZERO }
     }
 }
 

@@ -128,7 +128,7 @@ fn a_rate_that_is_shipped_holds() {
     let granted = (0..10_000_u64).filter(|&millis| {
         matches!(
             limiter.reserve(at(millis)),
-            crate::delivery::limiter::Grant::Granted
+            crate::delivery::limits::Grant::Granted
         )
     });
     let granted = granted.count();

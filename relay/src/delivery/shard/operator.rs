@@ -12,7 +12,7 @@ use crate::delivery::agenda::place;
 use crate::delivery::exchange::{Done, Order, Waits, Word};
 use crate::delivery::lane::Rest;
 
-use super::{Active, Effect, MAX_RESTING, Rests, Shard, Way};
+use super::{Active, Effect, MAX_RESTING, Rests, Shard};
 
 /// A suspended queue is looked at again after this long, or a little more, so that all are not looked at together. Whoever ends
 /// the suspension wakes it; a crash in between may not.
@@ -69,15 +69,19 @@ impl Shard {
         if unit.due > now {
             return None;
         }
-        let Way::Lane(lane) = active.way else {
+        let Some(&stand) = active.stands.first() else {
             let rest = self.rest(&HoldScope::Domain(active.name.domain.clone()), now);
             return Some(rest.and_then(|rest| rests(rest, now)).unwrap_or(Waits::Turn));
         };
-        let lane = self.lanes.get(lane)?;
+        let lane = self.lanes.get(stand.lane)?;
         if let Some(waits) = lane.rest.clone().and_then(|rest| rests(rest, now)) {
             return Some(waits);
         }
         if let Some((until, limit)) = lane.limiter.explain(now) {
+            let limit = limit.to_owned();
+            return Some(Waits::Throttled { until, limit });
+        }
+        if let Some((until, limit)) = self.held_at_gate(stand.lane, &active.name.tenant, now) {
             return Some(Waits::Throttled { until, limit });
         }
         let may_connect = lane.may_open(now) && self.place.may_connect(self.settings.max_connections);
@@ -115,15 +119,8 @@ impl Shard {
         };
         let longest = LONGEST_PARK.mul_f64(1.0 + self.random.fraction() / 8.0);
         let until = record.until.unwrap_or(Timestamp::MAX).min(now + longest);
-        let (claims, in_turn, way) = (active.agenda.claims(), active.in_turn, active.way);
-        if let (true, Way::Lane(lane)) = (in_turn, way)
-            && let Some(at) = self.lanes.get_mut(lane)
-        {
-            at.turn.remove(id);
-        }
-        if let Some(active) = self.active.get_mut(&id) {
-            active.in_turn = false;
-        }
+        let claims = active.agenda.claims();
+        self.leave_turns(id);
         if claims > 0 {
             self.set_queue_timer(id, until);
             return true;
@@ -153,27 +150,33 @@ impl Shard {
             return;
         };
         active.hurry = true;
-        let (domain, way) = (active.name.domain.clone(), active.way);
+        let domain = active.name.domain.clone();
         self.lift(&HoldScope::Domain(domain), now);
-        if let Way::Lane(lane) = way {
-            self.hurry_lane(id, lane, now);
+        if self
+            .active
+            .get(&id)
+            .is_some_and(|active| !active.stands.is_empty())
+        {
+            self.hurry_lanes(id, now);
         }
         self.look_at(id, now);
     }
 
-    /// A queue in a hurry has come to its lane.
-    pub(super) fn hurry_lane(&mut self, id: QueueId, lane: super::LaneId, now: Timestamp) {
+    /// A queue in a hurry has come to its lanes.
+    pub(super) fn hurry_lanes(&mut self, id: QueueId, now: Timestamp) {
         let hurried = self
             .active
             .get_mut(&id)
             .is_some_and(|active| std::mem::take(&mut active.hurry));
-        if let (true, Some(at)) = (hurried, self.lanes.get_mut(lane))
-            && let Some(rest) = &mut at.rest
-        {
-            // Over, but not forgotten: one connection tries, and if it fails, the next rest is longer.
-            rest.until = now;
-            let scope = HoldScope::Lane(at.key.scope());
-            self.lift(&scope, now);
+        for lane in self.lanes_of(id) {
+            if let (true, Some(at)) = (hurried, self.lanes.get_mut(lane))
+                && let Some(rest) = &mut at.rest
+            {
+                // Over, but not forgotten: one connection tries, and if it fails, the next rest is longer.
+                rest.until = now;
+                let scope = HoldScope::Lane(at.key.scope());
+                self.lift(&scope, now);
+            }
         }
     }
 

@@ -5,15 +5,19 @@ use queue::{QueueId, UnitKey};
 
 use crate::delivery::agenda::place;
 use crate::delivery::lane::{ConnectionId, Lane, Plan};
-use crate::delivery::limiter::Grant;
+use crate::delivery::limits::Grant;
 
-use super::{Active, Effect, For, Job, LaneId, MAX_ENDINGS, READ_AGAIN, Shard};
+use super::gates::{GateId, Pass};
+use super::{Active, Effect, For, Job, LaneId, MAX_ENDINGS, READ_AGAIN, Shard, Standing};
 
 impl Shard {
     /// A connection has sent its job and is ready for another.
     pub fn connection_free(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
         let too_many = |lane: &Lane| lane.open > lane.max_connections;
-        if connection <= self.outdated || self.lanes.get(lane).is_some_and(too_many) {
+        if connection <= self.outdated
+            || self.lanes.get(lane).is_some_and(too_many)
+            || self.is_anothers_turn(lane, connection, now)
+        {
             return self.effects.push(Effect::Close(connection));
         }
         if self.draining {
@@ -30,7 +34,9 @@ impl Shard {
         self.forget_idle(lane, connection);
         if let Some(at) = self.lanes.get_mut(lane) {
             at.open -= 1;
+            at.opened.remove(&connection);
         }
+        self.connection_given_back(lane, now);
         self.pump(lane, now);
         self.feed_starved(now);
         self.forget_lane(lane);
@@ -48,23 +54,47 @@ impl Shard {
 
     /// Sends what can be sent through a lane now: a unit is claimed only when a connection and a token are there.
     pub(in crate::delivery) fn pump(&mut self, lane: LaneId, now: Timestamp) {
+        self.pump_for(lane, None, now);
+    }
+
+    /// The same until something went through a gate whose turn it is for. False where nothing did.
+    pub(super) fn pump_through(&mut self, lane: LaneId, gate: GateId, now: Timestamp) -> bool {
+        self.pump_for(lane, Some(gate), now)
+    }
+
+    fn pump_for(&mut self, lane: LaneId, serving: Option<GateId>, now: Timestamp) -> bool {
         while !self.draining && self.lanes.contains(lane) {
             // What became of it could not be recorded.
             if self.queue.is_failing() {
-                return self.set_lane_timer(lane, now + READ_AGAIN);
+                self.set_lane_timer(lane, now + READ_AGAIN);
+                return false;
             }
             if let Some(until) = self.lanes[lane].resting(now) {
-                return self.rest_lane(lane, until, now);
+                self.rest_lane(lane, until, now);
+                return false;
             }
             let Some(id) = self.next_turn(lane, now) else {
-                break;
+                self.leave_gate(lane);
+                return false;
             };
             if !self.has_room(lane, now) {
-                return;
+                return false;
             }
             if let Grant::NotBefore { at, .. } = self.lanes[lane].limiter.reserve(now) {
-                return self.set_lane_timer(lane, at);
+                self.set_lane_timer(lane, at);
+                return false;
             }
+            let taken = match self.pass(lane, id, serving, now) {
+                (Pass::Through, taken) => taken,
+                (Pass::Lane, _) => {
+                    self.lanes[lane].limiter.refund();
+                    return false;
+                }
+                (Pass::Queue, _) => {
+                    self.lanes[lane].limiter.refund();
+                    continue;
+                }
+            };
             // It is due, whatever its key says: see `first_due`.
             let first = |active: &mut Active| active.agenda.claim(Timestamp::MAX);
             match self.active.get_mut(&id).and_then(first) {
@@ -80,11 +110,27 @@ impl Shard {
                         message,
                     };
                     self.lanes[lane].turn.served();
+                    let through = taken
+                        .as_ref()
+                        .is_some_and(|taken| serving.is_some_and(|gate| taken.is_of(gate)));
+                    self.goes_out(job.unit, taken);
                     self.send(lane, job, now);
+                    if through {
+                        return true;
+                    }
                 }
-                None => self.lanes[lane].limiter.refund(),
+                None => {
+                    self.lanes[lane].limiter.refund();
+                    if let Some(taken) = taken {
+                        self.refund(&taken, now);
+                        if self.lanes[lane].idle.is_empty() {
+                            self.connection_refunded(lane, now);
+                        }
+                    }
+                }
             }
         }
+        false
     }
 
     /// The queue whose turn it is. Queues with nothing due leave the turn.
@@ -99,7 +145,9 @@ impl Shard {
             }
             self.lanes[lane].turn.drop_front();
             if let Some(active) = self.active.get_mut(&id) {
-                active.in_turn = false;
+                for stand in active.stands.iter_mut().filter(|stand| stand.lane == lane) {
+                    stand.at = Standing::Out;
+                }
                 self.look_at(id, now);
             }
         }
@@ -172,6 +220,8 @@ impl Shard {
         if !self.place.connect(self.settings.max_connections) {
             // Another shard was faster.
             at.limiter.refund();
+            self.came_back(&job.unit, false, now);
+            self.connection_refunded(lane, now);
             if let Some(active) = self.active.get_mut(&job.unit.queue) {
                 active.agenda.unclaim(place(&job.unit));
             }
@@ -181,6 +231,9 @@ impl Shard {
         self.connections += 1;
         self.last_connection += 1;
         let connection = ConnectionId(self.last_connection);
+        if !at.gates.is_empty() {
+            at.opened.insert(connection, now);
+        }
         self.effects.push(Effect::Connect {
             lane,
             connection,

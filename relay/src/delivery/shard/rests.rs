@@ -9,7 +9,7 @@ use crate::delivery::exchange::Word;
 use crate::delivery::lane::Rest;
 use crate::world::log_time;
 
-use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard};
+use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard, Stand, Standing};
 
 impl Shard {
     /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
@@ -61,7 +61,13 @@ impl Shard {
         let Some(active) = self.active.get(&id) else {
             return;
         };
-        if until > now + HORIZON && active.agenda.claims() == 0 {
+        // Another of its lanes may take it meanwhile.
+        let waits = |stand: &Stand| {
+            let lane = self.lanes.get(stand.lane);
+            lane.is_none_or(|lane| lane.resting(now).is_some())
+        };
+        let all_wait = active.stands.iter().all(waits);
+        if until > now + HORIZON && active.agenda.claims() == 0 && all_wait {
             self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
             if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
                 self.resting_count += 1;
@@ -73,10 +79,16 @@ impl Shard {
 
     /// A resting lane: its queues leave memory if it is for long, and wait otherwise.
     pub(super) fn rest_lane(&mut self, lane: LaneId, until: Timestamp, now: Timestamp) {
+        self.leave_gate(lane);
         let waiting = std::mem::take(&mut self.lanes[lane].turn).queues();
         for &id in &waiting {
-            if let Some(active) = self.active.get_mut(&id) {
-                active.in_turn = false;
+            let stands = self
+                .active
+                .get_mut(&id)
+                .into_iter()
+                .flat_map(|active| &mut active.stands);
+            for stand in stands.filter(|stand| stand.lane == lane) {
+                stand.at = Standing::Out;
             }
         }
         let scope = HoldScope::Lane(self.lanes[lane].key.scope());

@@ -11,7 +11,7 @@ use queue::{DeadlineKey, HoldScope, QueueId, UnitKey};
 use crate::delivery::agenda::place;
 use crate::delivery::exchange::Word;
 
-use super::{Effect, Ending, Job, MAX_ENDINGS, SCAN_EVERY, SCAN_PAGE, Shard, Timer, Way, operator};
+use super::{Effect, Ending, Job, MAX_ENDINGS, SCAN_EVERY, SCAN_PAGE, Shard, Timer, operator};
 
 /// A scan begins so much before the moment of the last one: an accept may have been a while on its way.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -265,14 +265,10 @@ impl Shard {
         if let Some(record) = self.suspension(id, &active.name, now) {
             return Some(operator::cause(record));
         }
-        let by_lane = match active.way {
-            Way::Lane(lane) => self
-                .lanes
-                .get(lane)
-                .and_then(|lane| lane.rest.as_ref())
-                .map(|rest| rest.cause.clone()),
-            Way::Unknown => None,
-        };
+        let by_lane = active.stands.iter().find_map(|stand| {
+            let rest = self.lanes.get(stand.lane)?.rest.as_ref()?;
+            Some(rest.cause.clone())
+        });
         by_lane.or_else(|| {
             self.rest(&HoldScope::Domain(active.name.domain.clone()), now)
                 .map(|rest| rest.cause)

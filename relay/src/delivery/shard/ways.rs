@@ -12,8 +12,8 @@ use crate::delivery::route::Route;
 use crate::world::{DnsError, log_time};
 
 use super::{
-    Direction, Effect, LONGEST_REST, LaneId, MAX_LOOKUPS, SITE_DOUBT, SITE_TTL, Shard, Timer, Way,
-    not_configured,
+    Direction, Effect, LONGEST_REST, LaneId, MAX_LOOKUPS, SITE_DOUBT, SITE_TTL, Shard, Stand, Standing,
+    Timer, not_configured,
 };
 
 impl Shard {
@@ -68,7 +68,7 @@ impl Shard {
             return;
         };
         let scope = HoldScope::Domain(domain.clone());
-        if active.way == Way::Unknown
+        if active.stands.is_empty()
             && let Some(rest) = self.rest(&scope, now).filter(|rest| rest.until > now)
         {
             return self.hold_back(id, &scope, rest.until, now);
@@ -89,7 +89,7 @@ impl Shard {
         let was_known = self
             .active
             .get(&id)
-            .is_some_and(|active| active.way != Way::Unknown);
+            .is_some_and(|active| !active.stands.is_empty());
         self.route(id, route, now);
         if !was_known {
             self.look_at(id, now);
@@ -121,12 +121,7 @@ impl Shard {
                 until
             }
         };
-        if let Some(active) = self.active.get_mut(&id)
-            && let Way::Lane(before) = std::mem::replace(&mut active.way, Way::Unknown)
-        {
-            active.in_turn = false;
-            self.leave_lane(id, before);
-        }
+        self.leave_lanes(id);
         self.hold_back(id, &scope, until, now);
     }
 
@@ -145,8 +140,11 @@ impl Shard {
             return;
         };
         let site: Arc<str> = route.site().into();
-        if let Way::Lane(current) = active.way
-            && self.lanes.get(current).is_some_and(|lane| lane.key.site != site)
+        if let Some(stand) = active.stands.first()
+            && self
+                .lanes
+                .get(stand.lane)
+                .is_some_and(|lane| lane.key.site != site)
             && active.rumour.as_ref() != Some(&site)
         {
             active.rumour = Some(site);
@@ -156,26 +154,26 @@ impl Shard {
         active.rumour = None;
         if let Some(owner) = self.place.owner_elsewhere(route) {
             active.leaves_for = Some((owner, route.clone()));
-            active.in_turn = false;
-            if let Way::Lane(before) = std::mem::replace(&mut active.way, Way::Unknown) {
-                self.leave_lane(id, before);
-            }
+            self.leave_lanes(id);
             return self.leave(id, now);
         }
         let domain = active.name.domain.clone();
-        let lane = self.lane(&domain, site, route, now);
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
-        };
-        let before = std::mem::replace(&mut active.way, Way::Lane(lane));
-        if before != Way::Lane(lane) {
-            active.in_turn = false;
-            self.lanes[lane].queues += 1;
-            if let Way::Lane(before) = before {
-                self.leave_lane(id, before);
+        let lanes = vec![self.lane(&domain, site, route, now)];
+        if self.lanes_of(id) != lanes {
+            // The new ones first, so that one that stays is not forgotten in between.
+            for &lane in &lanes {
+                self.lanes[lane].queues += 1;
+            }
+            self.leave_lanes(id);
+            let stand = |lane| Stand {
+                lane,
+                at: Standing::Out,
+            };
+            if let Some(active) = self.active.get_mut(&id) {
+                active.stands = lanes.into_iter().map(stand).collect();
             }
         }
-        self.hurry_lane(id, lane, now);
+        self.hurry_lanes(id, now);
     }
 
     /// Lends the queue to its site's owner, or sends it home, once nothing of it is claimed here: so no unit can be claimed
@@ -222,21 +220,89 @@ impl Shard {
         lane.provider = provider;
         let lane = self.lanes.insert(lane);
         self.lane_of.insert(key, lane);
+        self.find_gates(lane, now);
         lane
     }
 
-    pub(in crate::delivery) fn leave_lane(&mut self, id: QueueId, lane: LaneId) {
-        if let Some(at) = self.lanes.get_mut(lane) {
-            at.queues -= 1;
-            at.turn.remove(id);
+    /// The lanes that may take a queue's mail.
+    pub(super) fn lanes_of(&self, id: QueueId) -> Vec<LaneId> {
+        let stands = self.active.get(&id).map(|active| active.stands.as_slice());
+        stands
+            .unwrap_or_default()
+            .iter()
+            .map(|stand| stand.lane)
+            .collect()
+    }
+
+    /// Takes its place in the turn of one of its lanes, where it stands nowhere there.
+    pub(super) fn stand_in_turn(&mut self, id: QueueId, lane: LaneId) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let weight = self.settings.streams.weight(&active.name.stream);
+        if let Some(stand) = active.stands.iter_mut().find(|stand| stand.lane == lane)
+            && stand.at == Standing::Out
+            && let Some(at) = self.lanes.get_mut(lane)
+        {
+            stand.at = Standing::Turn;
+            at.turn.push(id, &active.name, weight);
         }
-        self.forget_lane(lane);
+    }
+
+    /// Stands for its turn nowhere any more.
+    pub(super) fn leave_turns(&mut self, id: QueueId) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        for stand in &mut active.stands {
+            match std::mem::replace(&mut stand.at, Standing::Out) {
+                Standing::Out => {}
+                Standing::Turn => {
+                    if let Some(lane) = self.lanes.get_mut(stand.lane) {
+                        lane.turn.remove(id);
+                    }
+                }
+                Standing::Gate(gate) => {
+                    if let Some(gate) = self.gates.get_mut(gate) {
+                        gate.leave((id, stand.lane));
+                    }
+                }
+            }
+        }
+        for lane in self.lanes_of(id) {
+            if self
+                .lanes
+                .get(lane)
+                .is_some_and(|lane| lane.waits_at.is_some_and(|(.., front)| front == id))
+            {
+                self.leave_gate(lane);
+                // Another queue of the lane may have to wait in its place.
+                self.set_lane_timer(lane, Timestamp(0));
+            }
+        }
+    }
+
+    /// Has no way any more.
+    pub(in crate::delivery) fn leave_lanes(&mut self, id: QueueId) {
+        self.leave_turns(id);
+        let stands = self
+            .active
+            .get_mut(&id)
+            .map(|active| std::mem::take(&mut active.stands));
+        for Stand { lane, .. } in stands.unwrap_or_default() {
+            if let Some(at) = self.lanes.get_mut(lane) {
+                at.queues -= 1;
+            }
+            self.forget_lane(lane);
+        }
     }
 
     /// A lane without queues and connections leaves memory: its rest is in the store, its bucket begins empty anew.
     pub(super) fn forget_lane(&mut self, lane: LaneId) {
         if self.lanes.get(lane).is_some_and(Lane::is_unused) {
+            self.leave_gate(lane);
             let gone = self.lanes.remove(lane);
+            self.forget_gates(gone.tenant_gates.into_values().chain([gone.gates]));
             self.lane_of.remove(&gone.key);
             if let Some(at) = gone.timer {
                 self.timers.remove(&(at, Timer::Lane(lane)));

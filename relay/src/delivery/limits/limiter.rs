@@ -1,137 +1,61 @@
-//! Limits of a lane: how many messages a second. Asked before a unit is claimed, so that throttled mail stays queued.
-
-use std::time::Duration;
+//! The limit of one lane: how many messages a second. Asked before a unit is claimed, so that throttled mail stays queued.
 
 use mail_core::Timestamp;
 
-/// What [`Limiter::reserve`] says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Grant {
-    /// Go ahead; the token is spent unless it is refunded.
-    Granted,
-    /// Nothing before this moment, because of the named limit.
-    NotBefore {
-        /// When to ask again; always later than the moment of asking.
-        at: Timestamp,
-        /// The limit's configuration key.
-        held_by: &'static str,
-    },
-}
+use super::Grant;
+use super::bucket::Bucket;
+
+/// The key of the limit.
+const HELD_BY: &str = "messages_per_second";
 
 /// A token bucket on local state: synchronous, never waits, never exceeds its rate.
-///
-/// It begins empty, so that a restart or reload grants nothing a running relay would not have granted.
 #[derive(Clone, Debug)]
-pub struct Limiter {
-    rate: Option<Rate>,
-}
-
-/// How long tokens are saved up: enough for what a busy program is late. More would let connections start together, and where they
-/// are what is scarce, they would end together ever after: mail that goes next would wait for all of them.
-const AT_ONCE: Duration = Duration::from_millis(20);
-
-#[derive(Clone, Debug)]
-struct Rate {
-    /// Between two tokens.
-    interval: Duration,
-    /// Tokens the bucket holds: what falls in [`AT_ONCE`], at least one.
-    burst: u32,
-    tokens: u32,
-    /// When the next token drops; a full bucket lets it pass by.
-    next: Timestamp,
-    /// How much later than exact `next` is: [`Timestamp`] has no finer grain than a millisecond, rates above 1,000 do.
-    late_by: Duration,
-}
+pub struct Limiter(Option<Bucket>);
 
 impl Limiter {
     /// `messages_per_second` above zero, or unlimited.
     pub fn new(messages_per_second: Option<f64>, now: Timestamp) -> Self {
-        let rate = messages_per_second.map(|rate| {
-            let mut fresh = Rate {
-                interval: Duration::from_secs_f64(1.0 / rate.max(1e-6)),
-                burst: (rate * AT_ONCE.as_secs_f64()).max(1.0) as u32,
-                tokens: 0,
-                next: now,
-                late_by: Duration::ZERO,
-            };
-            fresh.advance();
-            fresh
-        });
-        Self { rate }
+        Self(messages_per_second.map(|rate| Bucket::new(rate, now)))
     }
 
-    /// Goes by another rate from here on. Nothing is granted for the change: tokens at hand stay as far as the new bucket holds
-    /// them, and the next one drops after a whole interval. An unchanged rate goes on as it was.
+    /// Goes by another rate from here on; see [`Bucket::set_rate`]. From unlimited to a rate, the bucket begins empty.
     pub fn set_rate(&mut self, messages_per_second: Option<f64>, now: Timestamp) {
-        let fresh = Self::new(messages_per_second, now);
-        match (&self.rate, fresh.rate) {
-            (Some(before), Some(after)) if before.interval == after.interval => {}
-            (Some(before), Some(after)) => {
-                let mut before = before.clone();
-                before.refill(now);
-                let tokens = before.tokens.min(after.burst);
-                self.rate = Some(Rate { tokens, ..after });
-            }
-            (_, after) => self.rate = after,
+        match (&mut self.0, messages_per_second) {
+            (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
+            (before, rate) => *before = rate.map(|rate| Bucket::new(rate, now)),
         }
     }
 
     /// Takes a token, or says when to ask again.
     pub fn reserve(&mut self, now: Timestamp) -> Grant {
-        let Some(rate) = &mut self.rate else {
+        let Some(bucket) = &mut self.0 else {
             return Grant::Granted;
         };
-        rate.refill(now);
-        if rate.tokens == 0 && !crate::sabotage::is_on("no-rates") {
-            return Grant::NotBefore {
-                at: rate.next,
-                held_by: "messages_per_second",
-            };
+        if let Some(at) = bucket.wait(now).filter(|_| !crate::sabotage::is_on("no-rates")) {
+            return Grant::NotBefore { at, held_by: HELD_BY };
         }
-        rate.tokens = rate.tokens.saturating_sub(1);
+        bucket.take();
         Grant::Granted
     }
 
     /// When a token is there again and what limit holds it, if there is none now. Takes nothing.
     pub fn explain(&self, now: Timestamp) -> Option<(Timestamp, &'static str)> {
-        let rate = self.rate.as_ref()?;
-        (rate.tokens == 0 && rate.next > now).then_some((rate.next, "messages_per_second"))
+        let at = self.0.as_ref()?.explain(now)?;
+        Some((at, HELD_BY))
     }
 
     /// Gives back a token that was not used.
     pub fn refund(&mut self) {
-        if let Some(rate) = &mut self.rate {
-            rate.tokens = (rate.tokens + 1).min(rate.burst);
+        if let Some(bucket) = &mut self.0 {
+            bucket.refund();
         }
-    }
-}
-
-impl Rate {
-    fn refill(&mut self, now: Timestamp) {
-        while self.next <= now && self.tokens < self.burst {
-            self.tokens += 1;
-            self.advance();
-        }
-        if self.next <= now {
-            // The bucket ran over: the next token drops one interval from now.
-            self.next = now;
-            self.late_by = Duration::ZERO;
-            self.advance();
-        }
-    }
-
-    /// Moves `next` on by one interval, rounded up to the millisecond; what was rounded shortens the next step.
-    fn advance(&mut self) {
-        let exact = self.interval.saturating_sub(self.late_by);
-        let overdue = self.late_by.saturating_sub(self.interval);
-        let millis = u64::try_from(exact.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        self.late_by = overdue + Duration::from_millis(millis).saturating_sub(exact);
-        self.next = Timestamp(self.next.0.saturating_add(millis));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -191,6 +115,7 @@ mod tests {
                     starts.push(now);
                     free[0] = now + Duration::from_millis(204);
                 }
+                Grant::WhenFreed { held_by } => panic!("{held_by}"),
                 Grant::NotBefore { at, .. } => now = at,
             }
         }
@@ -237,13 +162,14 @@ mod tests {
             while now < end {
                 match limiter.reserve(now) {
                     Grant::Granted => granted += 1,
+                    Grant::WhenFreed { held_by } => panic!("{held_by}"),
                     Grant::NotBefore { at, .. } => {
                         prop_assert!(at > now);
                         now = at;
                     }
                 }
             }
-            let burst = (rate * AT_ONCE.as_secs_f64()).max(1.0) as u64;
+            let burst = (rate * 0.020).max(1.0) as u64;
             prop_assert!(granted <= (rate * 10.0) as u64 + burst + 1, "{granted} granted at {rate}/s");
             prop_assert!(granted as f64 >= rate * 10.0 * 0.98 - 2.0, "{granted} granted at {rate}/s");
         }

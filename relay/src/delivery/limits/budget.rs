@@ -1,0 +1,380 @@
+//! What a scope wider than a lane may use, all shards together.
+//!
+//! Shards that are refused stand in a line, so that the fastest does not have it all: who is first may take what there is, and stands
+//! behind the others once that is used up. Whoever does not come when it is its turn has gone, and is passed over.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use mail_core::Timestamp;
+
+use super::Grant;
+use super::bucket::Bucket;
+use super::window::Window;
+use crate::config::limits::ScopeLimits;
+
+/// A shard comes this much later than it was told to at the most; what is busier than that is passed over once.
+const LATE: Duration = Duration::from_millis(100);
+
+/// When to ask again where there is something, but another shard goes first: less than what a [`Bucket`] saves up.
+const ASK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The keys of the windows, with their spans.
+pub const WINDOWS: [(&str, Duration); 3] = [
+    ("messages_per_minute", Duration::from_secs(60)),
+    ("messages_per_hour", Duration::from_secs(3_600)),
+    ("messages_per_day", Duration::from_secs(86_400)),
+];
+
+/// See the module.
+#[derive(Debug)]
+pub struct Budget {
+    /// A connection serves all tenants: what a tenant has of them is its messages on the wire.
+    of_tenant: bool,
+    limits: ScopeLimits,
+    /// New connections a second.
+    opening: Option<Bucket>,
+    /// Messages a second.
+    messages: Option<Bucket>,
+    /// In the order of [`WINDOWS`].
+    windows: [Option<Window>; 3],
+    /// Connections.
+    open: u64,
+    /// Messages that are being sent, and their octets.
+    sending: u64,
+    in_flight: u64,
+    for_message: Line,
+    for_connection: Line,
+}
+
+impl Budget {
+    /// Nothing of it is known to be used, but what is in a second or a minute may have been used up just before.
+    pub fn new(limits: ScopeLimits, of_tenant: bool, now: Timestamp) -> Self {
+        let mut fresh = Self {
+            of_tenant,
+            limits: ScopeLimits::default(),
+            opening: None,
+            messages: None,
+            windows: [const { None }; 3],
+            open: 0,
+            sending: 0,
+            in_flight: 0,
+            for_message: Line::default(),
+            for_connection: Line::default(),
+        };
+        fresh.renew(&limits, now);
+        fresh
+    }
+
+    /// Goes by other limits from here on. Nothing is granted for the change.
+    pub fn renew(&mut self, limits: &ScopeLimits, now: Timestamp) {
+        if self.limits == *limits {
+            return;
+        }
+        self.limits = limits.clone();
+        renew_bucket(&mut self.opening, limits.connections_per_second, now);
+        renew_bucket(&mut self.messages, limits.messages_per_second, now);
+        let all = self.windows.iter_mut().zip(WINDOWS).zip(limits.windows());
+        for (number, ((window, (_, span)), limit)) in all.enumerate() {
+            match (&mut *window, limit) {
+                (Some(window), Some(limit)) => window.set_limit(limit),
+                (None, Some(limit)) if number == 0 => *window = Some(Window::spent(span, limit, now)),
+                (None, Some(limit)) => *window = Some(Window::new(span, limit)),
+                (_, None) => *window = None,
+            }
+        }
+    }
+
+    /// Takes what one message of so many octets needs, or says when to ask again. What is taken is ended by [`Self::sent`], or given
+    /// back by [`Self::refund`].
+    pub fn message(&mut self, shard: usize, bytes: u64, now: Timestamp) -> Grant {
+        let refused = self.refuses_message(bytes, now);
+        let grant = self.for_message.admit(shard, refused, now);
+        if grant == Grant::Granted {
+            if let Some(bucket) = &mut self.messages {
+                bucket.take();
+            }
+            self.windows.iter_mut().flatten().for_each(Window::take);
+            self.sending += 1;
+            self.in_flight += bytes;
+        }
+        grant
+    }
+
+    /// Whether a message would be refused now, whatever its size, or the connection for it. Nothing is taken, but the shard has its
+    /// place in the line.
+    pub fn refuses(&mut self, shard: usize, needs_connection: bool, now: Timestamp) -> Option<Grant> {
+        let message = self.refuses_message(0, now);
+        let mut grant = self.for_message.admit(shard, message, now);
+        if needs_connection && grant == Grant::Granted {
+            let connection = self.refuses_connection(now);
+            grant = self.for_connection.admit(shard, connection, now);
+        }
+        (grant != Grant::Granted).then_some(grant)
+    }
+
+    /// The message was not sent after all.
+    pub fn refund(&mut self, bytes: u64, now: Timestamp) -> Option<usize> {
+        if let Some(bucket) = &mut self.messages {
+            bucket.refund();
+        }
+        self.windows.iter_mut().flatten().for_each(Window::refund);
+        self.sent(bytes, now)
+    }
+
+    /// The message is sent, or lost. Who is to be told that there is room.
+    pub fn sent(&mut self, bytes: u64, now: Timestamp) -> Option<usize> {
+        self.sending = self.sending.saturating_sub(1);
+        self.in_flight = self.in_flight.saturating_sub(bytes);
+        self.for_message.freed(now)
+    }
+
+    /// Takes one connection, or says when to ask again. It is given back by [`Self::closed`].
+    pub fn connection(&mut self, shard: usize, now: Timestamp) -> Grant {
+        let refused = self.refuses_connection(now);
+        let grant = self.for_connection.admit(shard, refused, now);
+        if grant == Grant::Granted {
+            if let Some(bucket) = &mut self.opening {
+                bucket.take();
+            }
+            self.open += 1;
+        }
+        grant
+    }
+
+    /// The connection was not opened after all.
+    pub fn refund_connection(&mut self, now: Timestamp) -> Option<usize> {
+        if let Some(bucket) = &mut self.opening {
+            bucket.refund();
+        }
+        self.closed(now)
+    }
+
+    /// A connection is closed. Who is to be told that there is room.
+    pub fn closed(&mut self, now: Timestamp) -> Option<usize> {
+        self.open = self.open.saturating_sub(1);
+        self.for_connection.freed(now)
+    }
+
+    /// The shard wants nothing of it any more. Who is to be told in its place.
+    pub fn leave(&mut self, shard: usize, now: Timestamp) -> [Option<usize>; 2] {
+        [&mut self.for_message, &mut self.for_connection].map(|line| {
+            line.leave(shard);
+            line.freed(now)
+        })
+    }
+
+    /// Whether more connections are open than the limits allow: they were tightened meanwhile.
+    pub fn has_too_many(&self) -> bool {
+        self.limits.connections.is_some_and(|most| self.open > most)
+    }
+
+    /// Whether another shard waits for a connection.
+    pub fn others_wait(&self, shard: usize) -> bool {
+        let mut line = self.for_connection.0.iter();
+        line.any(|waiting| waiting.shard != shard && waiting.until.is_none())
+    }
+
+    /// Connections that were opened before the limit was there, or before they came under it.
+    pub fn adopt(&mut self, connections: u64) {
+        self.open += connections;
+    }
+
+    /// They do not come under it any more.
+    pub fn disown(&mut self, connections: u64) {
+        self.open = self.open.saturating_sub(connections);
+    }
+
+    /// Whether it limits octets in flight, and so wants to know a message's size.
+    pub fn counts_bytes(&self) -> bool {
+        self.limits.bytes_in_flight.is_some()
+    }
+
+    /// What holds a message, or a connection for it, at this moment. Nothing is changed.
+    pub fn explain(&self, needs_connection: bool, now: Timestamp) -> Option<Grant> {
+        let not_before = |at, held_by| Some(Grant::NotBefore { at, held_by });
+        if let Some(at) = self.messages.as_ref().and_then(|bucket| bucket.explain(now)) {
+            return not_before(at, "messages_per_second");
+        }
+        for (window, (key, _)) in self.windows.iter().zip(WINDOWS) {
+            if let Some(at) = window.as_ref().and_then(|window| window.explain(now)) {
+                return not_before(at, key);
+            }
+        }
+        if needs_connection {
+            if let Some(at) = self.opening.as_ref().and_then(|bucket| bucket.explain(now)) {
+                return not_before(at, "connections_per_second");
+            }
+            let used = if self.of_tenant { self.sending } else { self.open };
+            if self.limits.connections.is_some_and(|most| used >= most) {
+                return Some(Grant::WhenFreed {
+                    held_by: "connections",
+                });
+            }
+        }
+        let full = |most| self.sending > 0 && self.in_flight >= most;
+        self.limits
+            .bytes_in_flight
+            .is_some_and(full)
+            .then_some(Grant::WhenFreed {
+                held_by: "bytes_in_flight",
+            })
+    }
+
+    /// Whether nothing would be lost by forgetting it: whatever it counts is over, and nothing of it is in use.
+    pub fn is_idle(&mut self, now: Timestamp) -> bool {
+        let counts = |window: &mut Window| {
+            window.advance(now);
+            window.used() > 0
+        };
+        self.open == 0 && self.sending == 0 && !self.windows.iter_mut().flatten().any(counts)
+    }
+
+    /// Connections open, messages being sent, and what each window has counted with its limit.
+    pub fn used(&mut self, now: Timestamp) -> Used {
+        let counted = |window: &mut Option<Window>| {
+            let window = window.as_mut()?;
+            window.advance(now);
+            Some((window.used(), window.limit()))
+        };
+        Used {
+            connections: self.open,
+            sending: self.sending,
+            bytes: self.in_flight,
+            windows: self.windows.each_mut().map(counted),
+        }
+    }
+
+    fn refuses_message(&mut self, bytes: u64, now: Timestamp) -> Option<Grant> {
+        if crate::sabotage::is_on("no-rates") {
+            return None;
+        }
+        let not_before = |at, held_by| Some(Grant::NotBefore { at, held_by });
+        if let Some(at) = self.messages.as_mut().and_then(|bucket| bucket.wait(now)) {
+            return not_before(at, "messages_per_second");
+        }
+        for (window, (key, _)) in self.windows.iter_mut().zip(WINDOWS) {
+            if let Some(at) = window.as_mut().and_then(|window| window.wait(now)) {
+                return not_before(at, key);
+            }
+        }
+        if self.of_tenant && self.limits.connections.is_some_and(|most| self.sending >= most) {
+            return Some(Grant::WhenFreed {
+                held_by: "connections",
+            });
+        }
+        // One that is larger than all that may be in flight goes alone.
+        let full = |most| self.sending > 0 && self.in_flight + bytes > most;
+        self.limits
+            .bytes_in_flight
+            .is_some_and(full)
+            .then_some(Grant::WhenFreed {
+                held_by: "bytes_in_flight",
+            })
+    }
+
+    fn refuses_connection(&mut self, now: Timestamp) -> Option<Grant> {
+        if self.limits.connections.is_some_and(|most| self.open >= most) {
+            return Some(Grant::WhenFreed {
+                held_by: "connections",
+            });
+        }
+        let at = self.opening.as_mut()?.wait(now)?;
+        Some(Grant::NotBefore {
+            at,
+            held_by: "connections_per_second",
+        })
+    }
+}
+
+/// See [`Budget::used`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Open connections.
+    pub connections: u64,
+    /// Messages that are being sent.
+    pub sending: u64,
+    /// Their octets.
+    pub bytes: u64,
+    /// In the order of [`WINDOWS`]: how many were counted, and how many may be.
+    pub windows: [Option<(u64, u64)>; 3],
+}
+
+fn renew_bucket(bucket: &mut Option<Bucket>, rate: Option<f64>, now: Timestamp) {
+    match (&mut *bucket, rate) {
+        (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
+        (_, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
+    }
+}
+
+/// Shards that were refused.
+#[derive(Debug, Default)]
+struct Line(VecDeque<InLine>);
+
+/// A shard that was refused; each stands there once.
+#[derive(Debug)]
+struct InLine {
+    shard: usize,
+    /// From when on it is passed over; `None`: it waits to be told.
+    until: Option<Timestamp>,
+    /// It has had something since it came to be first.
+    served: bool,
+}
+
+impl Line {
+    /// Who is refused stands at the end; who is not, but comes before its turn, too.
+    fn admit(&mut self, shard: usize, refused: Option<Grant>, now: Timestamp) -> Grant {
+        while let Some(first) = self.0.front()
+            && first.shard != shard
+            && first.until.is_some_and(|until| until < now)
+        {
+            self.0.pop_front();
+        }
+        let is_first = self.0.front().is_none_or(|first| first.shard == shard);
+        let grant = match refused {
+            None if is_first => {
+                if let Some(first) = self.0.front_mut() {
+                    first.until = Some(now + ASK_AGAIN);
+                    first.served = true;
+                }
+                return Grant::Granted;
+            }
+            None => Grant::NotBefore {
+                at: now + ASK_AGAIN,
+                held_by: "turn",
+            },
+            Some(refused) => refused,
+        };
+        let until = match &grant {
+            Grant::NotBefore { at, .. } => Some(*at + LATE),
+            Grant::WhenFreed { .. } | Grant::Granted => None,
+        };
+        let known = self.0.iter().position(|known| known.shard == shard);
+        // Who has had what there was goes behind the others.
+        let stays = known.filter(|&at| !self.0[at].served);
+        match stays.and_then(|at| self.0.get_mut(at)) {
+            Some(place) => place.until = until,
+            None => {
+                self.leave(shard);
+                self.0.push_back(InLine {
+                    shard,
+                    until,
+                    served: false,
+                });
+            }
+        }
+        grant
+    }
+
+    /// There is room: who is first comes now.
+    fn freed(&mut self, now: Timestamp) -> Option<usize> {
+        let first = self.0.front_mut()?;
+        first.until = Some(now + LATE);
+        Some(first.shard)
+    }
+
+    /// It wants nothing any more.
+    fn leave(&mut self, shard: usize) {
+        self.0.retain(|known| known.shard != shard);
+    }
+}

@@ -1,0 +1,252 @@
+//! A sliding window: so many within any minute, hour or day.
+
+use std::time::Duration;
+
+use mail_core::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Parts of a window. Each is forgotten as a whole, so that the window counts up to a part more than its span.
+const PARTS: u64 = 60;
+
+/// No more than `limit` within any span of this length, wherever it begins.
+///
+/// Counted by parts of the span, a whole one more than the span holds: whatever falls in an interval of this length is counted.
+/// So at the most one in sixty of the limit is not used.
+#[derive(Clone, Debug)]
+pub struct Window {
+    part: Duration,
+    limit: u64,
+    counts: Counts,
+}
+
+/// What was counted lately.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// The newest part, in parts since 1970.
+    newest: u64,
+    /// The newest part first; at most [`PARTS`] + 1.
+    parts: Vec<u64>,
+}
+
+impl Window {
+    /// One in which nothing was counted yet. `span` of a minute or more.
+    pub fn new(span: Duration, limit: u64) -> Self {
+        Self {
+            part: span / 60,
+            limit,
+            counts: Counts::default(),
+        }
+    }
+
+    /// One of which nothing is known but that it was in use: as if the limit had been spent evenly.
+    pub fn spent(span: Duration, limit: u64, now: Timestamp) -> Self {
+        let mut spent = Self::new(span, limit);
+        let newest = spent.number(now);
+        let until = |part: u64| limit * part / PARTS;
+        spent.counts.newest = newest;
+        spent.counts.parts = std::iter::once(0)
+            .chain((0..PARTS).map(|part| until(part + 1) - until(part)))
+            .collect();
+        spent
+    }
+
+    /// One that goes on from what was counted before.
+    pub fn resumed(span: Duration, limit: u64, counts: Counts) -> Self {
+        Self {
+            counts,
+            ..Self::new(span, limit)
+        }
+    }
+
+    /// For [`Self::resumed`].
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Goes by another limit from here on; what was counted stays counted.
+    pub fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
+    /// When one more fits, if none does now.
+    pub fn wait(&mut self, now: Timestamp) -> Option<Timestamp> {
+        self.advance(now);
+        self.full_until()
+    }
+
+    /// The same, and nothing is changed.
+    pub fn explain(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut advanced = self.clone();
+        advanced.wait(now)
+    }
+
+    fn full_until(&self) -> Option<Timestamp> {
+        let mut over = (self.used() + 1)
+            .checked_sub(self.limit)
+            .filter(|&over| over > 0)?;
+        // Parts are forgotten from the oldest on, until there is room.
+        let mut part = self.counts.newest.saturating_sub(self.counts.parts.len() as u64);
+        for &count in self.counts.parts.iter().rev() {
+            part += 1;
+            if count >= over {
+                return Some(self.begin(part + PARTS + 1));
+            }
+            over -= count;
+        }
+        // A limit of nothing: never, but asked again.
+        Some(self.begin(self.counts.newest + PARTS + 1))
+    }
+
+    /// Counts one, for which [`Self::wait`] has found room.
+    pub fn take(&mut self) {
+        self.add(1);
+    }
+
+    /// Counts several, whether there is room or not: they may have been used before a crash.
+    pub fn add(&mut self, count: u64) {
+        match self.counts.parts.first_mut() {
+            Some(newest) => *newest = newest.saturating_add(count),
+            None => self.counts.parts.push(count),
+        }
+    }
+
+    /// Takes one back out of the newest part that has any.
+    pub fn refund(&mut self) {
+        if let Some(count) = self.counts.parts.iter_mut().find(|count| **count > 0) {
+            *count -= 1;
+        }
+    }
+
+    /// All that counts now.
+    pub fn used(&self) -> u64 {
+        self.counts.parts.iter().sum()
+    }
+
+    /// The limit.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Forgets what is over.
+    pub fn advance(&mut self, now: Timestamp) {
+        let number = self.number(now);
+        // A clock that was ahead has been put right: what was counted then counts as of now.
+        let new = number.saturating_sub(self.counts.newest).min(PARTS + 1);
+        if new == 0 && !self.counts.parts.is_empty() {
+            return;
+        }
+        let known = usize::try_from((PARTS + 1).saturating_sub(new)).unwrap_or(0);
+        self.counts.parts.truncate(known);
+        let fresh = usize::try_from(new)
+            .unwrap_or(0)
+            .max(usize::from(self.counts.parts.is_empty()));
+        self.counts.parts.splice(0..0, std::iter::repeat_n(0, fresh));
+        self.counts.newest = number;
+    }
+
+    fn number(&self, at: Timestamp) -> u64 {
+        at.0 / self.millis()
+    }
+
+    fn begin(&self, part: u64) -> Timestamp {
+        Timestamp(part.saturating_mul(self.millis()))
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.part.as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const START: Timestamp = Timestamp(1_700_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn later(secs: u64) -> Timestamp {
+        START + Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn a_limit_is_used_at_once_and_comes_back_after_its_span() {
+        let mut window = Window::new(HOUR, 3);
+        for _ in 0..3 {
+            assert_eq!(window.wait(START), None);
+            window.take();
+        }
+        let at = window.wait(START).unwrap();
+        assert!(at >= START + HOUR && at <= START + HOUR + HOUR / 60, "{at:?}");
+        assert_eq!(window.explain(later(60)), Some(at));
+        assert_eq!(window.wait(at), None);
+        assert_eq!(window.used(), 0);
+    }
+
+    #[test]
+    fn what_is_refunded_fits_again() {
+        let mut window = Window::new(HOUR, 1);
+        assert_eq!(window.wait(START), None);
+        window.take();
+        assert!(window.wait(later(61)).is_some());
+        window.refund();
+        assert_eq!(window.wait(later(61)), None);
+    }
+
+    #[test]
+    fn one_that_was_in_use_begins_at_its_even_rate() {
+        let mut window = Window::spent(HOUR, 600, START);
+        assert!(window.wait(START).is_some());
+        let mut granted = 0;
+        for second in 0..1_800 {
+            while window.wait(later(second)).is_none() {
+                window.take();
+                granted += 1;
+            }
+        }
+        assert!((280..=310).contains(&granted), "{granted} in half an hour");
+    }
+
+    #[test]
+    fn a_limit_that_shrinks_waits_and_nothing_is_forgotten() {
+        let mut window = Window::new(HOUR, 10);
+        for second in 0..10 {
+            assert_eq!(window.wait(later(second * 120)), None);
+            window.take();
+        }
+        window.set_limit(2);
+        let at = window.wait(later(1_200)).unwrap();
+        assert!(at >= later(8 * 120) + HOUR, "nine of ten have to go: {at:?}");
+    }
+
+    proptest! {
+        /// Whoever takes as soon as it may never has more than the limit in any span, and nearly the limit in the long run,
+        /// whatever restarts there are.
+        #[test]
+        fn never_exceeds_in_any_span(
+            limit in 1u64..200,
+            waits in proptest::collection::vec(0u64..900, 1..60),
+            restart in 0usize..60,
+        ) {
+            let (mut window, mut now) = (Window::new(HOUR, limit), START);
+            let mut taken: Vec<Timestamp> = Vec::new();
+            for (number, wait) in waits.into_iter().enumerate() {
+                now = now + Duration::from_secs(wait);
+                if number == restart {
+                    window = Window::resumed(HOUR, limit, window.counts().clone());
+                }
+                while window.wait(now).is_none() {
+                    window.take();
+                    taken.push(now);
+                }
+                let at = window.wait(now).unwrap();
+                prop_assert!(at > now);
+                prop_assert!(at <= now + HOUR + HOUR / 60);
+            }
+            for (number, &from) in taken.iter().enumerate() {
+                let within = taken[number..].iter().filter(|&&at| at.since(from) < HOUR).count();
+                prop_assert!(within as u64 <= limit);
+            }
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Shards together, without a wire: what they would send is written down with its time, and taken for sent after a while.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
+use queue::store::MemoryStore;
+use queue::{End, Fate, NewMessage, NewUnit, Queue, RouteGroup, Settle, UnitKey};
+
+use super::operator::tests::settings;
+use super::{Effect, LaneId, Settled, Shard};
+use crate::delivery::exchange::{self, Accepted, Word};
+use crate::delivery::lane::ConnectionId;
+use crate::delivery::route::Route;
+use crate::routing::Routing;
+use crate::world::{MxAnswer, MxHost, Random};
+
+pub(super) const START: Timestamp = Timestamp(1_700_000_000_000);
+
+/// One message on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub at: Timestamp,
+    pub until: Timestamp,
+    pub domain: String,
+    pub tenant: String,
+    pub stream: String,
+    pub source: Option<Arc<str>>,
+    pub connection: (usize, u64),
+    /// It was opened for it.
+    pub opened: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Next {
+    Word(usize, u64),
+    Done(usize, LaneId, u64, UnitKey),
+    Closed(usize, LaneId, u64),
+}
+
+pub(super) struct Fleet {
+    pub queue: Queue,
+    pub shards: Vec<Shard>,
+    /// The hosts of a domain; its own `mx.` where nothing is said.
+    pub hosts: BTreeMap<String, Vec<String>>,
+    pub takes: Duration,
+    pub now: Timestamp,
+    pub sent: Vec<Sent>,
+    pub open: BTreeSet<(usize, u64)>,
+    events: BTreeSet<(Timestamp, u64, Next)>,
+    words: BTreeMap<u64, Word>,
+    lanes: BTreeMap<(usize, u64), LaneId>,
+    number: u64,
+    routing: Arc<Routing>,
+}
+
+impl Fleet {
+    pub fn new(shards: usize, more: &str) -> Self {
+        Self::seeded(shards, more, 1)
+    }
+
+    pub fn seeded(shards: usize, more: &str, seed: u64) -> Self {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let settings = settings(more);
+        let routing = Arc::new(Routing::open(settings.clone(), &queue).unwrap());
+        let delivery = Arc::new(settings.delivery.clone());
+        let (_, seats) = exchange::open(shards);
+        let shard = |(number, seat): (u64, exchange::Seat)| {
+            let random = Random::seeded(seed * 1_000 + number);
+            Shard::new(
+                queue.clone(),
+                seat.place,
+                delivery.clone(),
+                routing.clone(),
+                random,
+                START,
+            )
+        };
+        let shards = (0..).zip(seats).map(shard).collect();
+        Self {
+            queue,
+            shards,
+            hosts: BTreeMap::new(),
+            takes: Duration::from_millis(100),
+            now: START,
+            sent: Vec::new(),
+            open: BTreeSet::new(),
+            events: BTreeSet::new(),
+            words: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            number: 0,
+            routing,
+        }
+    }
+
+    pub fn renew(&mut self, more: &str) {
+        let settings = settings(more);
+        let delivery = Arc::new(settings.delivery.clone());
+        for number in 0..self.shards.len() {
+            self.shards[number].renew(delivery.clone(), self.routing.clone(), false, self.now);
+        }
+    }
+
+    /// Messages of a tenant to one domain come in now.
+    pub async fn accept(&mut self, count: usize, tenant: &str, stream: &str, domain: &str, bytes: usize) {
+        for _ in 0..count {
+            self.number += 1;
+            let mut random = [0; 10];
+            random[2..].copy_from_slice(&self.number.to_be_bytes());
+            let message = NewMessage {
+                id: MessageId::new(self.now, &random),
+                received_at: self.now,
+                expires_at: self.now + Duration::from_secs(5 * 86_400),
+                tenant: tenant.into(),
+                stream: stream.into(),
+                reverse_path: ReversePath::Mailbox("from@acme.test".parse().unwrap()),
+                body_type: BodyType::SevenBit,
+                smtputf8: false,
+                dsn: DsnOptions::default(),
+                tag: None,
+                metadata: Vec::new(),
+                prefix: Bytes::new(),
+                body: vec![b'x'; bytes].into(),
+                rest: None,
+                origin: queue::Origin::default(),
+                cause: None,
+                units: vec![NewUnit {
+                    route_group: RouteGroup(0),
+                    domain: domain.parse().unwrap(),
+                    due: self.now,
+                    recipients: vec![Recipient::new(format!("to@{domain}").parse().unwrap())],
+                }],
+            };
+            let units = self.queue.accept(Arc::new(message)).await.unwrap().units;
+            let home = usize::try_from(units[0].queue.0).unwrap() % self.shards.len();
+            self.word(home, Word::Accepted(Accepted::stored(units)));
+        }
+    }
+
+    fn word(&mut self, shard: usize, word: Word) {
+        self.number += 1;
+        self.words.insert(self.number, word);
+        let next = Next::Word(shard, self.number);
+        self.events.insert((self.now, self.number, next));
+    }
+
+    fn later(&mut self, wait: Duration, next: Next) {
+        self.number += 1;
+        self.events.insert((self.now + wait, self.number, next));
+    }
+
+    /// Lets time pass, and all happen that falls in it.
+    pub async fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        loop {
+            for number in 0..self.shards.len() {
+                self.perform(number);
+            }
+            let wake = self.shards.iter().filter_map(Shard::next_wake).min();
+            let event = self.events.first().map(|(at, ..)| *at);
+            let Some(at) = wake.into_iter().chain(event).min().filter(|&at| at <= end) else {
+                break;
+            };
+            self.now = self.now.max(at);
+            for shard in &mut self.shards {
+                shard.tick(self.now);
+            }
+            while self.events.first().is_some_and(|(at, ..)| *at <= self.now) {
+                let (_, _, next) = self.events.pop_first().unwrap();
+                self.happen(next).await;
+            }
+        }
+        self.now = end;
+    }
+
+    async fn happen(&mut self, next: Next) {
+        let now = self.now;
+        match next {
+            Next::Word(shard, word) => {
+                let word = self.words.remove(&word).unwrap();
+                self.shards[shard].hear(word, now);
+            }
+            Next::Done(shard, lane, connection, unit) => {
+                self.queue
+                    .settle(delivered(unit, now))
+                    .await
+                    .unwrap()
+                    .await
+                    .unwrap();
+                let shard = &mut self.shards[shard];
+                shard.settled(&unit, Settled::Gone, now);
+                shard.connection_free(lane, ConnectionId(connection), now);
+            }
+            Next::Closed(shard, lane, connection) => {
+                self.open.remove(&(shard, connection));
+                self.shards[shard].connection_closed(lane, ConnectionId(connection), now);
+            }
+        }
+        for number in 0..self.shards.len() {
+            self.perform(number);
+        }
+    }
+
+    fn perform(&mut self, number: usize) {
+        loop {
+            let effects = self.shards[number].take_effects();
+            if effects.is_empty() {
+                return;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Resolve(domain) => {
+                        let own = vec![format!("mx.{domain}")];
+                        let hosts = self.hosts.get(domain.as_str()).unwrap_or(&own);
+                        let host = |host: &String| MxHost {
+                            preference: 10,
+                            host: host.parse().unwrap(),
+                        };
+                        let answer = MxAnswer::Hosts(hosts.iter().map(host).collect());
+                        let route = Route::from_answer(&domain, answer, &[]);
+                        self.shards[number].resolved(&domain, Ok(route), self.now);
+                    }
+                    Effect::Connect {
+                        lane,
+                        connection,
+                        job,
+                        ..
+                    } => {
+                        self.open.insert((number, connection.0));
+                        self.lanes.insert((number, connection.0), lane);
+                        self.send(number, connection.0, job.unit, true);
+                    }
+                    Effect::Send { connection, job } => self.send(number, connection.0, job.unit, false),
+                    Effect::Close(connection) => {
+                        let lane = self.lanes[&(number, connection.0)];
+                        self.later(Duration::ZERO, Next::Closed(number, lane, connection.0));
+                    }
+                    Effect::Tell(shard, word) => self.word(shard, word),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, shard: usize, connection: u64, unit: UnitKey, opened: bool) {
+        let lane = self.lanes[&(shard, connection)];
+        let name = self.queue.info(unit.queue).unwrap().unwrap().name;
+        self.sent.push(Sent {
+            at: self.now,
+            until: self.now + self.takes,
+            domain: name.domain.to_string(),
+            tenant: name.tenant.to_string(),
+            stream: name.stream.to_string(),
+            source: self.shards[shard].lanes[lane].scope().source,
+            connection: (shard, connection),
+            opened,
+        });
+        self.later(self.takes, Next::Done(shard, lane, connection, unit));
+    }
+
+    /// The most messages on the wire at once, of those that fit.
+    pub fn most_at_once(&self, fits: impl Fn(&Sent) -> bool) -> usize {
+        let sent: Vec<_> = self.sent.iter().filter(|sent| fits(sent)).collect();
+        let at_once = |at: Timestamp| {
+            sent.iter()
+                .filter(|sent| sent.at <= at && at < sent.until)
+                .count()
+        };
+        sent.iter().map(|sent| at_once(sent.at)).max().unwrap_or(0)
+    }
+
+    /// The most messages that fit within any span of this length.
+    pub fn most_within(&self, span: Duration, fits: impl Fn(&Sent) -> bool) -> usize {
+        let at: Vec<_> = self
+            .sent
+            .iter()
+            .filter(|sent| fits(sent))
+            .map(|sent| sent.at)
+            .collect();
+        let mut first = 0;
+        let mut most = 0;
+        for last in 0..at.len() {
+            while at[last].since(at[first]) >= span {
+                first += 1;
+            }
+            most = most.max(last + 1 - first);
+        }
+        most
+    }
+
+    pub fn count(&self, fits: impl Fn(&Sent) -> bool) -> usize {
+        self.sent.iter().filter(|sent| fits(sent)).count()
+    }
+}
+
+fn delivered(unit: UnitKey, at: Timestamp) -> Settle {
+    Settle {
+        unit,
+        at,
+        attempt: 1,
+        hop: None,
+        ends: vec![End {
+            mailbox: "to@d.test".parse().unwrap(),
+            fate: Fate::Delivered,
+            reply: "250".into(),
+        }],
+        again: None,
+        reports: Vec::new(),
+    }
+}

@@ -1,0 +1,649 @@
+//! Limits wider than a lane: a gate is this shard's place at a budget that all shards share.
+//!
+//! What is refused waits here, in turns by stream and tenant as in a lane, so that a limit shared by many lanes is shared fairly. A
+//! limit that is about the tenant holds up one queue; any other holds up the lane, of which the queue whose turn it is stands
+//! here. Whatever was taken from a budget for a message is kept by its unit until the claim ends.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_core::Timestamp;
+use parking_lot::Mutex;
+use queue::{QueueId, Scope, UnitKey};
+
+use crate::delivery::exchange::Word;
+use crate::delivery::lane::{ConnectionId, Hosts, Plan};
+use crate::delivery::limits::Grant;
+use crate::delivery::limits::budget::Budget;
+use crate::delivery::turn::Turn;
+
+use super::{LaneId, Shard, Standing, Timer};
+
+/// Who waits to be told is told at once; it asks by itself this long after, should that be lost.
+const TOLD: Duration = Duration::from_secs(1);
+
+/// Where others wait for a connection, each is a lane's for so long; less, where mail of more weight waits.
+const QUANTUM: Duration = Duration::from_secs(1);
+
+/// Whoever comes behind others that are being served is served in the next round.
+const SOON: Duration = Duration::from_millis(1);
+
+/// Idle connections looked at for one that a gate's other lanes could do without.
+const LOOK_AT_IDLE: usize = 256;
+
+/// A slot of [`Shard`]'s gates.
+pub type GateId = usize;
+
+/// Who waits: the queue itself where the limit is about its tenant, or else its lane.
+pub(super) type Waiter = (QueueId, LaneId);
+
+/// What is waited for at a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// To send a message.
+    Message = 0,
+    /// A connection to send it over.
+    Connection = 1,
+}
+
+/// See the module.
+pub(super) struct Gate {
+    scope: Scope,
+    budget: Arc<Mutex<Budget>>,
+    /// For a message, and for a connection: who has one of the latter is not behind those that have none.
+    waiting: [Turn<Waiter>; 2],
+    /// Lanes, and units on the wire.
+    used_by: usize,
+    timer: Option<Timestamp>,
+}
+
+/// What a unit on the wire has taken.
+pub(super) struct Taken {
+    gates: Vec<GateId>,
+    bytes: u64,
+}
+
+impl Taken {
+    /// Whether something was taken at this gate.
+    pub(super) fn is_of(&self, gate: GateId) -> bool {
+        self.gates.contains(&gate)
+    }
+}
+
+/// What came of asking the gates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// All let it through.
+    Through,
+    /// The lane waits.
+    Lane,
+    /// The queue waits; others of the lane may go.
+    Queue,
+}
+
+impl Gate {
+    /// It waits here no more.
+    pub(super) fn leave(&mut self, waiter: Waiter) {
+        self.waiting.iter_mut().for_each(|waiting| waiting.remove(waiter));
+    }
+
+    /// Whether its timer stood at this moment; it does no more.
+    pub(super) fn rings(&mut self, at: Timestamp) -> bool {
+        let rings = self.timer == Some(at);
+        if rings {
+            self.timer = None;
+        }
+        rings
+    }
+}
+
+impl Shard {
+    /// The gates of a lane, but for those of tenants. Made anew where limits changed; open connections count at once.
+    pub(in crate::delivery) fn find_gates(&mut self, lane: LaneId, now: Timestamp) {
+        let fresh = self.gates_of(lane, None, now);
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let open = at.open as u64;
+        let of_tenants = std::mem::take(&mut at.tenant_gates);
+        let before = std::mem::replace(&mut at.gates, fresh.clone());
+        for &gate in fresh.iter() {
+            if !before.contains(&gate) {
+                self.gates[gate].budget.lock().adopt(open);
+            }
+        }
+        for &gate in before.iter() {
+            if !fresh.contains(&gate) {
+                self.gates[gate].budget.lock().disown(open);
+            }
+        }
+        self.leave_gates_of_lane(lane);
+        let of_tenants = of_tenants.into_values();
+        for gates in std::iter::once(before).chain(of_tenants) {
+            self.release_gates(&gates);
+        }
+    }
+
+    /// A lane leaves memory, with no connection open.
+    pub(super) fn forget_gates(&mut self, gates: impl IntoIterator<Item = Rc<[GateId]>>) {
+        for gates in gates {
+            self.release_gates(&gates);
+        }
+    }
+
+    /// Finds the gates of a lane, or of one tenant's mail in it, each with one more user.
+    fn gates_of(&mut self, lane: LaneId, tenant: Option<&Arc<str>>, now: Timestamp) -> Rc<[GateId]> {
+        let settings = self.settings.clone();
+        let Some(at) = self.lanes.get(lane).filter(|_| !settings.scopes.is_empty()) else {
+            return Rc::default();
+        };
+        let hosts = match &*at.plan {
+            Plan::End(_) => return Rc::default(),
+            Plan::Hosts {
+                hosts: Hosts::Mx(hosts),
+                ..
+            } => hosts.as_slice(),
+            Plan::Hosts {
+                hosts: Hosts::Chosen(_),
+                ..
+            } => &[],
+        };
+        let scope = Scope {
+            tenant: tenant.cloned(),
+            ..at.scope()
+        };
+        let mail = settings.scopes.mail(scope, hosts.iter().map(|mx| &mx.host));
+        let limits = settings.scopes.of(&mail, tenant.is_some());
+        let gates = limits
+            .into_iter()
+            .map(|(scope, limits)| {
+                let budget = self.place.ledger().budget(&scope, &limits, now);
+                self.gate(scope, budget)
+            })
+            .collect();
+        gates
+    }
+
+    fn gate(&mut self, scope: Scope, budget: Arc<Mutex<Budget>>) -> GateId {
+        let gate = match self.gate_of.get(&scope) {
+            Some(&known) => known,
+            None => {
+                let fresh = self.gates.insert(Gate {
+                    scope: scope.clone(),
+                    budget,
+                    waiting: Default::default(),
+                    used_by: 0,
+                    timer: None,
+                });
+                self.gate_of.insert(scope, fresh);
+                fresh
+            }
+        };
+        self.gates[gate].used_by += 1;
+        gate
+    }
+
+    fn release_gates(&mut self, gates: &[GateId]) {
+        for &gate in gates {
+            self.gates[gate].used_by -= 1;
+            if self.gates[gate].used_by == 0 {
+                let gone = self.gates.remove(gate);
+                self.gate_of.remove(&gone.scope);
+                if let Some(at) = gone.timer {
+                    self.timers.remove(&(at, Timer::Gate(gate)));
+                }
+            }
+        }
+    }
+
+    /// Asks all gates of a queue's mail in a lane. `serving`: the gate whose turn it is for.
+    pub(super) fn pass(
+        &mut self,
+        lane: LaneId,
+        id: QueueId,
+        serving: Option<GateId>,
+        now: Timestamp,
+    ) -> (Pass, Option<Taken>) {
+        let Some(of_tenant) = self.tenant_gates(lane, id, now) else {
+            return (Pass::Through, None);
+        };
+        let of_lane = self.lanes[lane].gates.clone();
+        if of_lane.is_empty() && of_tenant.is_empty() {
+            return (Pass::Through, None);
+        }
+        let mut taken = Taken {
+            gates: Vec::with_capacity(of_lane.len() + of_tenant.len()),
+            bytes: self.bytes_of_first(id, of_lane.iter().chain(of_tenant.iter())),
+        };
+        let all = of_tenant.iter().map(|gate| (gate, true));
+        for (&gate, by_tenant) in all.chain(of_lane.iter().map(|gate| (gate, false))) {
+            let grant = self.ask(
+                (gate, What::Message),
+                (id, lane),
+                serving,
+                now,
+                |budget, shard| budget.message(shard, taken.bytes, now),
+            );
+            if let Some(again) = grant {
+                self.refund(&taken, now);
+                self.wait_at((gate, What::Message), (id, lane), by_tenant, again, now);
+                return (if by_tenant { Pass::Queue } else { Pass::Lane }, None);
+            }
+            taken.gates.push(gate);
+        }
+        if self.lanes[lane].idle.is_empty()
+            && let Err((gate, again)) = self.take_connection(lane, id, serving, now)
+        {
+            self.refund(&taken, now);
+            self.wait_at((gate, What::Connection), (id, lane), false, again, now);
+            self.make_room_at(gate, lane, now);
+            return (Pass::Lane, None);
+        }
+        // It was its turn.
+        if let Some((gate, what, _)) = self.lanes[lane].waits_at {
+            self.gates[gate].waiting[what as usize].served();
+            self.leave_gate(lane);
+        }
+        (Pass::Through, Some(taken))
+    }
+
+    /// Takes a connection from all gates of the lane, or from none of them.
+    fn take_connection(
+        &mut self,
+        lane: LaneId,
+        id: QueueId,
+        serving: Option<GateId>,
+        now: Timestamp,
+    ) -> Result<(), (GateId, Timestamp)> {
+        let gates = self.lanes[lane].gates.clone();
+        for (number, &gate) in gates.iter().enumerate() {
+            let grant = self.ask(
+                (gate, What::Connection),
+                (id, lane),
+                serving,
+                now,
+                |budget, shard| budget.connection(shard, now),
+            );
+            if let Some(again) = grant {
+                for &gate in &gates[..number] {
+                    let next = self.gates[gate].budget.lock().refund_connection(now);
+                    self.tell_of_room(gate, next, now);
+                }
+                return Err((gate, again));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks one budget. Whoever comes while others wait here stands behind them. When to ask again, if it is refused.
+    fn ask(
+        &mut self,
+        (gate, for_what): (GateId, What),
+        waiter: Waiter,
+        serving: Option<GateId>,
+        now: Timestamp,
+        what: impl FnOnce(&mut Budget, usize) -> Grant,
+    ) -> Option<Timestamp> {
+        let at = &self.gates[gate];
+        let waiting = &at.waiting[for_what as usize];
+        let is_first = serving == Some(gate) || waiting.is_empty() || waiting.front() == Some(waiter);
+        if !is_first {
+            return Some(at.timer.filter(|&timer| timer > now).unwrap_or(now + SOON));
+        }
+        let grant = what(&mut at.budget.lock(), self.place.index());
+        (grant != Grant::Granted).then(|| again(&grant, now))
+    }
+
+    fn wait_at(
+        &mut self,
+        (gate, what): (GateId, What),
+        waiter: Waiter,
+        by_tenant: bool,
+        again: Timestamp,
+        now: Timestamp,
+    ) {
+        let (id, lane) = waiter;
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let weight = self.settings.streams.weight(&active.name.stream);
+        if by_tenant {
+            // It has stood in its lane's turn till now.
+            self.lanes[lane].turn.remove(id);
+            if let Some(stand) = active.stands.iter_mut().find(|stand| stand.lane == lane) {
+                stand.at = Standing::Gate(gate);
+            }
+            self.gates[gate].waiting[what as usize].push(waiter, &active.name, weight);
+        } else if self.lanes[lane].waits_at != Some((gate, what, id)) {
+            let name = active.name.clone();
+            self.leave_gate(lane);
+            self.lanes[lane].waits_at = Some((gate, what, id));
+            self.gates[gate].waiting[what as usize].push(waiter, &name, weight);
+        }
+        let before = self.gates[gate].timer;
+        if before.is_none_or(|before| before <= now || again < before) {
+            self.set_gate_timer(gate, again);
+        }
+    }
+
+    /// The lane waits at no gate any more.
+    pub(super) fn leave_gate(&mut self, lane: LaneId) {
+        if let Some(at) = self.lanes.get_mut(lane)
+            && let Some((gate, _, id)) = at.waits_at.take()
+            && let Some(gate) = self.gates.get_mut(gate)
+        {
+            gate.leave((id, lane));
+        }
+    }
+
+    /// Nothing of the lane waits at any gate: its queues stand in its turn again.
+    fn leave_gates_of_lane(&mut self, lane: LaneId) {
+        self.leave_gate(lane);
+        for id in self.active_in_order() {
+            let Some(active) = self.active.get_mut(&id) else {
+                continue;
+            };
+            let stand = active.stands.iter_mut().find(|stand| stand.lane == lane);
+            let Some(stand) = stand else { continue };
+            if let Standing::Gate(gate) = stand.at {
+                stand.at = Standing::Out;
+                self.gates[gate].leave((id, lane));
+                self.set_queue_timer(id, Timestamp(0));
+            }
+        }
+    }
+
+    /// Lets through what there is room for, in turns.
+    pub(super) fn serve(&mut self, gate: GateId, now: Timestamp) {
+        for what in [What::Message, What::Connection] {
+            self.serve_those_for(what, gate, now);
+        }
+        let index = self.place.index();
+        if let Some(at) = self
+            .gates
+            .get(gate)
+            .filter(|at| at.waiting.iter().all(Turn::is_empty))
+        {
+            let next = at.budget.lock().leave(index, now);
+            for next in next.into_iter().filter(|&next| next != Some(index)) {
+                self.tell_of_room(gate, next, now);
+            }
+        }
+    }
+
+    fn serve_those_for(&mut self, what: What, gate: GateId, now: Timestamp) {
+        let index = self.place.index();
+        let what = what as usize;
+        // Each that waits is served once at the least before the next look at the clock.
+        let most = self.gates.get(gate).map_or(0, |gate| gate.waiting[what].len());
+        for _ in 0..most {
+            let Some(at) = self.gates.get_mut(gate) else {
+                return;
+            };
+            let Some((id, lane)) = at.waiting[what].front() else {
+                return;
+            };
+            // Who is refused keeps its place.
+            let needs_connection = self.lanes.get(lane).is_some_and(|lane| lane.idle.is_empty());
+            let refused = at.budget.lock().refuses(index, needs_connection, now);
+            if let Some(refused) = refused {
+                return self.set_gate_timer(gate, again(&refused, now));
+            }
+            at.waiting[what].served();
+            at.leave((id, lane));
+            if let Some(at) = self.lanes.get_mut(lane)
+                && at
+                    .waits_at
+                    .is_some_and(|(at, _, front)| (at, front) == (gate, id))
+            {
+                at.waits_at = None;
+            }
+            let stands = self
+                .active
+                .get_mut(&id)
+                .into_iter()
+                .flat_map(|active| &mut active.stands);
+            for stand in stands.filter(|stand| stand.lane == lane && stand.at == Standing::Gate(gate)) {
+                stand.at = Standing::Out;
+            }
+            self.stand_in_turn(id, lane);
+            if !self.pump_through(lane, gate, now) && self.waits_here(gate, (id, lane)) {
+                // Whatever there was is used up.
+                return;
+            }
+            self.pump(lane, now);
+        }
+    }
+
+    fn waits_here(&self, gate: GateId, waiter: Waiter) -> bool {
+        let (id, lane) = waiter;
+        let by_lane = self.lanes.get(lane).and_then(|lane| lane.waits_at);
+        let by_queue = self.active.get(&id).is_some_and(|active| {
+            active
+                .stands
+                .iter()
+                .any(|stand| stand.lane == lane && stand.at == Standing::Gate(gate))
+        });
+        by_queue || by_lane.is_some_and(|(at, ..)| at == gate)
+    }
+
+    /// A unit with what it has taken goes on the wire.
+    pub(super) fn goes_out(&mut self, unit: UnitKey, taken: Option<Taken>) {
+        if let Some(taken) = taken {
+            for &gate in &taken.gates {
+                self.gates[gate].used_by += 1;
+            }
+            self.taken.insert(unit, taken);
+        }
+    }
+
+    /// Nothing was sent: what it has taken is given back.
+    pub(super) fn refund(&mut self, taken: &Taken, now: Timestamp) {
+        for &gate in &taken.gates {
+            let next = self.gates[gate].budget.lock().refund(taken.bytes, now);
+            self.tell_of_room(gate, next, now);
+        }
+    }
+
+    /// The claim is over; `sent`: something was attempted.
+    pub(super) fn came_back(&mut self, unit: &UnitKey, sent: bool, now: Timestamp) {
+        let Some(taken) = self.taken.remove(unit) else {
+            return;
+        };
+        if sent {
+            for &gate in &taken.gates {
+                let next = self.gates[gate].budget.lock().sent(taken.bytes, now);
+                self.tell_of_room(gate, next, now);
+            }
+        } else {
+            self.refund(&taken, now);
+        }
+        self.release_gates(&taken.gates);
+    }
+
+    /// A connection of the lane, taken by [`Self::pass`], was not opened after all.
+    pub(super) fn connection_refunded(&mut self, lane: LaneId, now: Timestamp) {
+        for &gate in self.lanes[lane].gates.clone().iter() {
+            let next = self.gates[gate].budget.lock().refund_connection(now);
+            self.tell_of_room(gate, next, now);
+        }
+    }
+
+    /// A connection of the lane is gone.
+    pub(super) fn connection_given_back(&mut self, lane: LaneId, now: Timestamp) {
+        let Some(gates) = self.lanes.get(lane).map(|lane| lane.gates.clone()) else {
+            return;
+        };
+        for &gate in gates.iter() {
+            let next = self.gates[gate].budget.lock().closed(now);
+            self.tell_of_room(gate, next, now);
+        }
+    }
+
+    /// Whether a connection that is free now is to be closed: a limit that was tightened wants fewer than there are, or another lane
+    /// waits for one, and this one has been this lane's for long enough.
+    pub(super) fn is_anothers_turn(&self, lane: LaneId, connection: ConnectionId, now: Timestamp) -> bool {
+        let Some(at) = self.lanes.get(lane) else {
+            return false;
+        };
+        let opened = at.opened.get(&connection).copied().unwrap_or(Timestamp(0));
+        let own = at.turn.front().map_or(0, |id| self.weight_of(id));
+        let index = self.place.index();
+        let long_enough = opened + QUANTUM <= now;
+        at.gates.iter().any(|&gate| {
+            let gate = &self.gates[gate];
+            let first = gate.waiting[What::Connection as usize].front();
+            let goes_first = |(id, of)| of != lane && (long_enough || self.weight_of(id) > own);
+            let budget = gate.budget.lock();
+            first.is_some_and(goes_first)
+                || budget.has_too_many()
+                || (long_enough && budget.others_wait(index))
+        })
+    }
+
+    fn weight_of(&self, id: QueueId) -> u32 {
+        let active = self.active.get(&id);
+        active.map_or(0, |active| self.settings.streams.weight(&active.name.stream))
+    }
+
+    /// There is room at a budget: the shard that is first in its line comes. What is told here waits for the next tick, so that
+    /// nothing is sent in the midst of something else.
+    fn tell_of_room(&mut self, gate: GateId, next: Option<usize>, now: Timestamp) {
+        match next {
+            None => {}
+            Some(shard) if shard == self.place.index() => self.set_gate_timer(gate, now),
+            Some(shard) => {
+                let scope = self.gates[gate].scope.clone();
+                self.tell(shard, Word::Room(scope));
+            }
+        }
+    }
+
+    /// Another shard says that there is room.
+    pub(super) fn room(&mut self, scope: &Scope, now: Timestamp) {
+        match self.gate_of.get(scope) {
+            Some(&gate) => self.serve(gate, now),
+            None => {
+                let index = self.place.index();
+                let Some(budget) = self.place.ledger().find(scope) else {
+                    return;
+                };
+                let next = budget.lock().leave(index, now);
+                for shard in next.into_iter().flatten().filter(|&shard| shard != index) {
+                    self.tell(shard, Word::Room(scope.clone()));
+                }
+            }
+        }
+    }
+
+    /// All connections that a gate allows are open: one that is idle in another lane is closed, here or elsewhere.
+    fn make_room_at(&mut self, gate: GateId, lane: LaneId, now: Timestamp) {
+        let idle_for = self.patience_of(lane);
+        let scope = self.gates[gate].scope.clone();
+        if !self.close_idle_of(&scope, idle_for, now) {
+            for shard in self.place.others() {
+                self.tell(shard, Word::MakeRoomAt(scope.clone(), idle_for));
+            }
+        }
+    }
+
+    /// Closes the connection that has been idle for longest, and for so long, among those of a scope.
+    pub(super) fn close_idle_of(&mut self, scope: &Scope, idle_for: Duration, now: Timestamp) -> bool {
+        let Some(&gate) = self.gate_of.get(scope) else {
+            return false;
+        };
+        let found = self
+            .idle
+            .iter()
+            .take(LOOK_AT_IDLE)
+            .take_while(|(idle, _)| idle.since + idle_for <= now)
+            .find(|(_, lane)| {
+                self.lanes
+                    .get(*lane)
+                    .is_some_and(|lane| lane.gates.contains(&gate))
+            })
+            .copied();
+        let Some((idle, lane)) = found else {
+            return false;
+        };
+        self.close_idle_one(idle, lane);
+        true
+    }
+
+    /// What holds a queue's mail in a lane, at the first gate that does.
+    pub(super) fn held_at_gate(
+        &self,
+        lane: LaneId,
+        tenant: &Arc<str>,
+        now: Timestamp,
+    ) -> Option<(Timestamp, String)> {
+        let at = self.lanes.get(lane)?;
+        let of_tenant = at.tenant_gates.get(tenant).cloned().unwrap_or_default();
+        let needs_connection = at.idle.is_empty();
+        of_tenant.iter().chain(at.gates.iter()).find_map(|&gate| {
+            let gate = self.gates.get(gate)?;
+            let (until, key) = match gate.budget.lock().explain(needs_connection, now)? {
+                Grant::Granted => return None,
+                Grant::NotBefore { at, held_by } => (at, held_by),
+                Grant::WhenFreed { held_by } => (now, held_by),
+            };
+            Some((until, format!("{key} of {}", gate.scope)))
+        })
+    }
+
+    fn tenant_gates(&mut self, lane: LaneId, id: QueueId, now: Timestamp) -> Option<Rc<[GateId]>> {
+        if self.settings.scopes.is_empty() {
+            return None;
+        }
+        let tenant = self.active.get(&id)?.name.tenant.clone();
+        if let Some(known) = self.lanes.get(lane)?.tenant_gates.get(&tenant) {
+            return Some(known.clone());
+        }
+        let gates = self.gates_of(lane, Some(&tenant), now);
+        self.lanes[lane].tenant_gates.insert(tenant, gates.clone());
+        Some(gates)
+    }
+
+    /// The octets of a queue's first unit, where some gate wants to know.
+    fn bytes_of_first<'a>(&mut self, id: QueueId, gates: impl Iterator<Item = &'a GateId>) -> u64 {
+        let mut gates = gates;
+        if !gates.any(|&gate| self.gates[gate].budget.lock().counts_bytes()) {
+            return 0;
+        }
+        let first = self.active.get(&id).and_then(|active| active.agenda.first());
+        let Some((due, message, unit)) = first else {
+            return 0;
+        };
+        let unit = UnitKey {
+            queue: id,
+            due,
+            id: message,
+            unit,
+        };
+        // What can't be read is found out about when it is claimed.
+        self.queue.unit_bytes(&unit).ok().flatten().unwrap_or(0)
+    }
+
+    fn set_gate_timer(&mut self, gate: GateId, at: Timestamp) {
+        let Some(known) = self.gates.get_mut(gate) else {
+            return;
+        };
+        if let Some(before) = known.timer.replace(at) {
+            self.timers.remove(&(before, Timer::Gate(gate)));
+        }
+        self.timers.insert((at, Timer::Gate(gate)));
+    }
+}
+
+/// When to ask again.
+fn again(refused: &Grant, now: Timestamp) -> Timestamp {
+    match refused {
+        Grant::NotBefore { at, .. } => *at,
+        Grant::WhenFreed { .. } => now + TOLD,
+        Grant::Granted => now,
+    }
+}
+
+#[cfg(test)]
+mod tests;

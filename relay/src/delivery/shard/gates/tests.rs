@@ -1,0 +1,283 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::super::fleet::{Fleet, Sent};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn google(fleet: &mut Fleet, domains: usize) -> Vec<String> {
+    let domains: Vec<_> = (0..domains).map(|number| format!("d{number}.test")).collect();
+    for (number, domain) in domains.iter().enumerate() {
+        // Sites of their own, and so lanes, in both shards.
+        let host = format!("mx{number}.aspmx.l.google.com");
+        fleet.hosts.insert(domain.clone(), vec![host]);
+    }
+    domains
+}
+
+const UNSHIPPED: &str = "[delivery]\nshipped_limits = false\n";
+
+fn every(_: &Sent) -> bool {
+    true
+}
+
+#[tokio::test]
+async fn a_providers_rate_holds_for_all_its_sites_and_shards_and_is_used() {
+    let limit = format!("{UNSHIPPED}[[limit]]\nprovider = \"google\"\nmessages_per_second = 100\n");
+    let mut fleet = Fleet::new(2, &limit);
+    for domain in google(&mut fleet, 20) {
+        fleet.accept(100, "t", "bulk", &domain, 10).await;
+    }
+    fleet.run(10 * SECOND).await;
+    let sent = fleet.count(every);
+    assert!((960..=1_010).contains(&sent), "{sent} of 100 a second in 10 s");
+    let most = fleet.most_within(SECOND, every);
+    assert!(most <= 102, "{most} in a second");
+    let mut by_domain: Vec<_> = (0..20)
+        .map(|number| fleet.count(|sent| sent.domain == format!("d{number}.test")))
+        .collect();
+    by_domain.sort_unstable();
+    assert!(by_domain[0] * 2 >= by_domain[19], "shared fairly: {by_domain:?}");
+}
+
+#[tokio::test]
+async fn a_providers_connections_hold_for_all_its_sites_and_are_handed_on() {
+    let limit = format!("{UNSHIPPED}[[limit]]\nprovider = \"google\"\nconnections = 5\n");
+    let mut fleet = Fleet::new(2, &limit);
+    for domain in google(&mut fleet, 20) {
+        fleet.accept(20, "t", "bulk", &domain, 10).await;
+    }
+    fleet.accept(50, "t", "bulk", "elsewhere.test", 10).await;
+    fleet.run(30 * SECOND).await;
+    let of_google = |sent: &Sent| sent.domain != "elsewhere.test";
+    assert_eq!(fleet.most_at_once(of_google), 5);
+    assert_eq!(fleet.count(every), 450, "all of it has gone");
+    let last = fleet
+        .sent
+        .iter()
+        .filter(|sent| of_google(sent))
+        .map(|sent| sent.at)
+        .max();
+    let took = last.unwrap().since(super::super::fleet::START);
+    // 400 messages of 100 ms over five connections take 8 s at the least.
+    assert!(took <= 12 * SECOND, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_password_reset_goes_before_the_newsletters_of_other_sites() {
+    let limit = format!("{UNSHIPPED}[[limit]]\nprovider = \"google\"\nmessages_per_second = 10\n");
+    let mut fleet = Fleet::new(1, &limit);
+    for domain in google(&mut fleet, 20) {
+        fleet.accept(100, "t", "bulk", &domain, 10).await;
+    }
+    fleet.run(5 * SECOND).await;
+    let asked = fleet.now;
+    fleet.accept(3, "t", "transactional", "d7.test", 10).await;
+    fleet.run(2 * SECOND).await;
+    let resets: Vec<_> = fleet
+        .sent
+        .iter()
+        .filter(|sent| sent.stream == "transactional")
+        .map(|sent| sent.at.since(asked).as_millis())
+        .collect();
+    assert_eq!(resets.len(), 3, "{resets:?}");
+    assert!(resets[2] <= 500, "{resets:?}");
+}
+
+#[tokio::test]
+async fn a_tenants_limit_holds_up_its_own_mail_alone() {
+    let limits = "[tenants.slow]\nsenders = [\"*\"]\n[[limit]]\ntenant = \"slow\"\nmessages_per_second = 2\n\
+                  [[limit]]\ntenant = \"*\"\nconnections = 3\n";
+    let mut fleet = Fleet::new(2, limits);
+    for number in 0..4 {
+        let domain = format!("d{number}.test");
+        fleet.accept(100, "slow", "bulk", &domain, 10).await;
+        fleet.accept(30, "t", "bulk", &domain, 10).await;
+    }
+    fleet.run(10 * SECOND).await;
+    let slow = fleet.count(|sent| sent.tenant == "slow");
+    assert!((18..=21).contains(&slow), "{slow} of 2 a second in 10 s");
+    assert_eq!(fleet.count(|sent| sent.tenant == "t"), 120);
+    assert!(fleet.most_at_once(|sent| sent.tenant == "t") <= 3);
+}
+
+#[tokio::test]
+async fn octets_in_flight_hold_and_one_that_is_larger_goes_alone() {
+    let limits = "[[limit]]\nsite = \"*\"\nbytes_in_flight = \"100 KiB\"\n";
+    let mut fleet = Fleet::new(1, limits);
+    fleet.accept(40, "t", "bulk", "a.test", 30_000).await;
+    fleet.accept(1, "t", "bulk", "b.test", 200_000).await;
+    fleet.run(5 * SECOND).await;
+    assert_eq!(fleet.count(every), 41);
+    assert_eq!(fleet.most_at_once(|sent| sent.domain == "a.test"), 3);
+}
+
+#[tokio::test]
+async fn new_connections_a_second_hold() {
+    let limits = "[[limit]]\nsite = \"mx.a.test\"\nconnections_per_second = 2\n";
+    let mut fleet = Fleet::new(1, limits);
+    fleet.accept(500, "t", "bulk", "a.test", 10).await;
+    fleet.accept(20, "t", "bulk", "b.test", 10).await;
+    fleet.run(4 * SECOND).await;
+    let opened = |domain: &'static str| move |sent: &Sent| sent.opened && sent.domain == domain;
+    assert!(
+        (7..=8).contains(&fleet.count(opened("a.test"))),
+        "{}",
+        fleet.count(opened("a.test"))
+    );
+    assert!(fleet.count(opened("b.test")) > 8, "not another site's");
+    assert!(
+        fleet.count(|sent| sent.domain == "a.test") > 100,
+        "those that are open go on"
+    );
+}
+
+#[tokio::test]
+async fn a_day_is_a_day_and_a_reload_grants_nothing() {
+    let limits = |day: u64| format!("[[limit]]\ntenant = \"t\"\nmessages_per_day = {day}\n");
+    let mut fleet = Fleet::new(2, &limits(100));
+    for number in 0..3 {
+        fleet
+            .accept(100, "t", "bulk", &format!("d{number}.test"), 10)
+            .await;
+    }
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.count(every), 100);
+    fleet.renew(&limits(120));
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.count(every), 120);
+    fleet.renew("");
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.count(every), 300, "without the limit all goes");
+}
+
+#[tokio::test]
+async fn a_limit_that_comes_with_a_reload_counts_what_is_open() {
+    let mut fleet = Fleet::new(1, "");
+    fleet.accept(400, "t", "bulk", "a.test", 10).await;
+    fleet.run(SECOND).await;
+    assert_eq!(fleet.open.len(), 20);
+    fleet.renew("[[limit]]\nsite = \"*\"\nconnections = 4\n");
+    fleet.run(SECOND).await;
+    assert_eq!(fleet.open.len(), 4);
+    fleet.renew("");
+    fleet.run(SECOND).await;
+    assert_eq!(fleet.open.len(), 20);
+}
+
+/// A rule, and what has to hold of what was sent.
+#[derive(Clone, Debug)]
+struct Rule {
+    axes: &'static str,
+    key: &'static str,
+    value: u64,
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let axes = prop_oneof![
+        Just("site = \"*\""),
+        Just("provider = \"google\""),
+        Just("tenant = \"*\""),
+        Just("tenant = \"t\""),
+        Just("tenant = \"*\"\nprovider = \"google\""),
+        Just("site = \"*\"\ntenant = \"u\""),
+    ];
+    let key = prop_oneof![
+        Just("connections"),
+        Just("messages_per_second"),
+        Just("messages_per_minute"),
+        Just("messages_per_hour"),
+    ];
+    (axes, key, 1u64..40).prop_map(|(axes, key, value)| Rule { axes, key, value })
+}
+
+/// Groups of what was sent that share one budget of the rule.
+fn groups<'a>(rule: &Rule, sent: &'a [Sent]) -> Vec<Vec<&'a Sent>> {
+    let mut groups: std::collections::BTreeMap<(String, String), Vec<&Sent>> = Default::default();
+    for sent in sent {
+        let is_google = sent.domain.starts_with('g');
+        let (site, tenant) = (sent.domain.clone(), sent.tenant.clone());
+        let group = match rule.axes {
+            "site = \"*\"" => Some((site, String::new())),
+            "provider = \"google\"" => is_google.then(Default::default),
+            "tenant = \"*\"" => Some((String::new(), tenant)),
+            "tenant = \"t\"" => (tenant == "t").then(Default::default),
+            "tenant = \"*\"\nprovider = \"google\"" => is_google.then_some((String::new(), tenant)),
+            _ => (tenant == "u").then_some((site, String::new())),
+        };
+        if let Some(group) = group {
+            groups.entry(group).or_default().push(sent);
+        }
+    }
+    groups.into_values().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Promise 5: whatever the rules and however their mail is interleaved, no limit is exceeded, in any span; what they leave
+    /// room for is sent.
+    #[test]
+    fn no_limit_is_exceeded(
+        rules in proptest::collection::vec(rule(), 1..4),
+        waves in proptest::collection::vec((0usize..6, any::<bool>(), 1usize..60), 1..12),
+        shards in 1usize..4,
+        seed in 0u64..1_000,
+    ) {
+        let mut rules = rules;
+        rules.sort_by_key(|rule| rule.axes);
+        rules.dedup_by_key(|rule| rule.axes);
+        // The rule that names more holds in place of the other.
+        if rules.iter().any(|rule| rule.axes == "tenant = \"t\"") {
+            rules.retain(|rule| rule.axes != "tenant = \"*\"");
+        }
+        let more: String = rules
+            .iter()
+            .map(|rule| format!("[[limit]]\n{}\n{} = {}\n", rule.axes, rule.key, rule.value))
+            .collect();
+        let more = format!("{UNSHIPPED}[tenants.u]\nsenders = [\"*\"]\n{more}");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let sent = runtime.block_on(async {
+            let mut fleet = Fleet::seeded(shards, &more, seed);
+            for number in 0..3 {
+                let host = format!("mx{number}.aspmx.l.google.com");
+                fleet.hosts.insert(format!("g{number}.test"), vec![host]);
+            }
+            let mut all = 0;
+            for (number, is_t, count) in waves {
+                let domain = format!("{}{}.test", if number < 3 { "g" } else { "d" }, number % 3);
+                fleet.accept(count, if is_t { "t" } else { "u" }, "bulk", &domain, 10).await;
+                fleet.run(Duration::from_millis(700)).await;
+                all += count;
+            }
+            fleet.run(Duration::from_secs(1_800)).await;
+            (fleet.sent, all)
+        });
+        let (sent, all) = sent;
+        let is_window = |rule: &Rule| rule.key == "messages_per_minute" || rule.key == "messages_per_hour";
+        if !rules.iter().any(is_window) {
+            prop_assert_eq!(sent.len(), all, "none is forgotten");
+        }
+        for rule in &rules {
+            for group in groups(rule, &sent) {
+                let value = rule.value as usize;
+                let within = |span: Duration| {
+                    group.iter().enumerate().map(|(first, from)| {
+                        group[first..].iter().take_while(|sent| sent.at.since(from.at) < span).count()
+                    }).max().unwrap_or(0)
+                };
+                let (most, bound) = match rule.key {
+                    "connections" => {
+                        let at_once = |at| group.iter().filter(|sent| sent.at <= at && at < sent.until).count();
+                        (group.iter().map(|sent| at_once(sent.at)).max().unwrap_or(0), value)
+                    }
+                    "messages_per_second" => (within(SECOND), value + 1),
+                    "messages_per_minute" => (within(60 * SECOND), value),
+                    _ => (within(3_600 * SECOND), value),
+                };
+                prop_assert!(most <= bound, "{most} of {rule:?} with {shards} shards");
+            }
+        }
+    }
+}
