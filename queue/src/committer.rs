@@ -15,10 +15,11 @@ use mail_core::{MessageId, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::aside::{Aside, DamageCounts, Met};
+use crate::counts::CountsRecord;
 use crate::index;
 use crate::keys;
 use crate::message::{Accepted, NewMessage, NewUnit, Settle, Settled};
-use crate::names::{HoldScope, QueueId, QueueName, UnitKey};
+use crate::names::{HoldScope, QueueId, QueueName, Scope, UnitKey};
 use crate::records::{
     Counters, DueRecord, EnvelopeRecord, Event, EventKind, HoldRecord, QueueRecord, Record, StateRecord,
     SuspensionRecord, TotalsRecord, UnitRecord, Waiting, decode, unseal,
@@ -82,6 +83,10 @@ pub(crate) enum Request {
         selector: Selector,
         by: String,
         at: Timestamp,
+        reply: Reply<()>,
+    },
+    Count {
+        counts: Vec<(Scope, Option<CountsRecord>)>,
         reply: Reply<()>,
     },
     Retry {
@@ -398,6 +403,16 @@ impl Committer {
                 reply,
             } => {
                 self.resume(group, &selector, &by, at);
+                group.answers.push(Answer::Done(reply, Ok(())));
+                Ok(())
+            }
+            Request::Count { counts, reply } => {
+                for (scope, record) in counts {
+                    match record {
+                        Some(record) => group.batch.put_record(Family::Count, &scope.key(), &record),
+                        None => group.batch.delete(Family::Count, &scope.key()),
+                    }
+                }
                 group.answers.push(Answer::Done(reply, Ok(())));
                 Ok(())
             }

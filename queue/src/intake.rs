@@ -576,6 +576,7 @@ fn body_bytes(request: &Request) -> usize {
         | Request::Forget { .. }
         | Request::Suspend { .. }
         | Request::Resume { .. }
+        | Request::Count { .. }
         | Request::Retry { .. }
         | Request::SetAside { .. }
         | Request::Import { .. }

@@ -17,6 +17,7 @@
 //! | queues | `n` · tenant NUL queue u64, `s` · stream, `m` · domain likewise | nothing: queues by these, empty ones too |
 //! | queues | `t` · tenant NUL stream | [`crate::records::TotalsRecord`] |
 //! | event | sequence u64 | [`crate::records::Event`] |
+//! | count | site · NUL · provider · NUL · tenant · NUL · source | [`crate::counts::CountsRecord`] |
 //! | hold | `d` · domain, or `l` · lane | [`crate::records::HoldRecord`] |
 //! | suspension | tenant NUL stream NUL domain NUL queue, each empty where any | [`crate::records::SuspensionRecord`] |
 //! | aside | `u` · id · unit u16 | [`crate::records::AsideRecord`] |

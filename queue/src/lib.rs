@@ -7,6 +7,7 @@ mod aside;
 mod closed;
 mod committer;
 mod corruption;
+mod counts;
 mod groups;
 mod import;
 mod index;
@@ -37,6 +38,7 @@ pub use aside::{Aside, SetAside, SetAsideRecord};
 use corruption::Corruption;
 
 pub use closed::{Closed, Exported, FamilyCount, Problem, Stop, Verified};
+pub use counts::{Counts, CountsRecord};
 pub use groups::GroupError;
 pub use import::{ImportError, Imported};
 pub use index::{QueuePage, Totals};

@@ -11,6 +11,7 @@ use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timesta
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::counts::CountsRecord;
 use crate::names::{QueueId, QueueName};
 use crate::suspension::Selector;
 
@@ -37,6 +38,7 @@ impl Record for AsideRecord {}
 impl Record for ImportRecord {}
 impl Record for DamagedRecord {}
 impl Record for TotalsRecord {}
+impl Record for CountsRecord {}
 
 /// A record that does not read: wrong checksum, unknown version, or cut short.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

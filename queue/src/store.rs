@@ -46,11 +46,13 @@ pub enum Family {
     Notice,
     /// Units and records that can't be worked with.
     Aside,
+    /// What limits by the hour and the day have counted.
+    Count,
 }
 
 impl Family {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Body,
         Self::Envelope,
         Self::State,
@@ -66,6 +68,7 @@ impl Family {
         Self::Meta,
         Self::Notice,
         Self::Aside,
+        Self::Count,
     ];
 
     /// The family of this name.
@@ -91,6 +94,7 @@ impl Family {
             Self::Meta => "meta",
             Self::Notice => "notice",
             Self::Aside => "aside",
+            Self::Count => "count",
         }
     }
 }

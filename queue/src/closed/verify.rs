@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use mail_core::MessageId;
 
 use super::{Closed, Stop};
+use crate::counts::CountsRecord;
 use crate::names::{QueueId, UnitKey};
 use crate::records::{
     AsideRecord, Counters, Damaged, DamagedRecord, DueRecord, EnvelopeRecord, Event, GroupRecord, HoldRecord,
@@ -165,6 +166,7 @@ impl Look<'_> {
             Family::Event => check::<Event>(value),
             Family::Hold => check::<HoldRecord>(value),
             Family::Suspension => check::<SuspensionRecord>(value),
+            Family::Count => check::<CountsRecord>(value),
             Family::Meta if key == keys::COUNTERS => check::<Counters>(value),
             Family::Meta | Family::Idempotency | Family::Suppression => None,
         };

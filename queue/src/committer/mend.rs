@@ -59,6 +59,7 @@ impl Failed {
             Request::Chunk { reply, .. }
             | Request::Suspend { reply, .. }
             | Request::Resume { reply, .. }
+            | Request::Count { reply, .. }
             | Request::Retry { reply, .. }
             | Request::SetAside { reply, .. }
             | Request::Import { reply, .. } => drop(reply.send(Err(error))),

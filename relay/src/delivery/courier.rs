@@ -18,6 +18,7 @@ use queue::{Aside, CommitError, Fate, Hop, NewMessage, Queue, Settle, UnitKey, W
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Settings;
 use crate::prepare::{Loaded, PrepareError, Prepared, Preparer};
@@ -159,6 +160,11 @@ pub async fn run_renewed<N: Net>(
         parts.random.clone(),
         clock.now(),
     );
+    let _keeper = seat.place.is_first().then(|| {
+        let (ledger, queue) = (seat.place.ledger().clone(), parts.queue.clone());
+        let keeping = async move { ledger.keep(&queue, clock).await };
+        AbortOnDropHandle::new(spawn_local(keeping))
+    });
     let mut courier = Courier::new(parts, events, Rc::default());
     let mut wires = HashMap::new();
     let mut draining = false;

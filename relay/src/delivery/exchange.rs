@@ -183,6 +183,11 @@ impl Place {
         self.index
     }
 
+    /// Whether it is the one that does what is done once for all.
+    pub(super) fn is_first(&self) -> bool {
+        self.index == 0
+    }
+
     /// The budgets of all shards.
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger

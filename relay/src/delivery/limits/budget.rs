@@ -11,6 +11,8 @@ use mail_core::Timestamp;
 use super::Grant;
 use super::bucket::Bucket;
 use super::window::Window;
+use queue::CountsRecord;
+
 use crate::config::limits::ScopeLimits;
 
 /// A shard comes this much later than it was told to at the most; what is busier than that is passed over once.
@@ -18,6 +20,18 @@ const LATE: Duration = Duration::from_millis(100);
 
 /// When to ask again where there is something, but another shard goes first: less than what a [`Bucket`] saves up.
 const ASK_AGAIN: Duration = Duration::from_millis(5);
+
+/// What is counted by the hour and day is on disk before it is used: at the most so much of the limit ahead, in parts of a tenth.
+const AHEAD: u64 = 10;
+
+/// Counts ahead of use, however small the limit: each costs a write.
+const LEAST_AHEAD: u64 = 8;
+
+/// A write that is waited for takes about so long.
+const WRITTEN_IN: Duration = Duration::from_millis(50);
+
+/// The part of an hour that what stands on disk is counted for.
+const PART: u64 = 60_000;
 
 /// The keys of the windows, with their spans.
 pub const WINDOWS: [(&str, Duration); 3] = [
@@ -45,11 +59,37 @@ pub struct Budget {
     in_flight: u64,
     for_message: Line,
     for_connection: Line,
+    /// Where an hour or a day is limited.
+    ahead: Option<Ahead>,
+}
+
+/// How much may be used that stands on disk already.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Messages since the start, and how many may be before more is written.
+    taken: u64,
+    covered: u64,
+    /// The part of the hour that this holds in.
+    part: u64,
+    /// Messages when it was last written.
+    before: u64,
+    /// More is to be written.
+    wanted: bool,
+}
+
+/// What is to be written of a budget, and what may be used once it is.
+#[derive(Debug)]
+pub struct Keep {
+    /// The counts, with what is ahead.
+    pub record: CountsRecord,
+    covered: u64,
+    part: u64,
+    taken: u64,
 }
 
 impl Budget {
-    /// Nothing of it is known to be used, but what is in a second or a minute may have been used up just before.
-    pub fn new(limits: ScopeLimits, of_tenant: bool, now: Timestamp) -> Self {
+    /// What is in a second or a minute may have been used up just before; of hours and days `counted` says what was.
+    pub fn new(limits: ScopeLimits, of_tenant: bool, counted: Counted, now: Timestamp) -> Self {
         let mut fresh = Self {
             of_tenant,
             limits: ScopeLimits::default(),
@@ -61,8 +101,10 @@ impl Budget {
             in_flight: 0,
             for_message: Line::default(),
             for_connection: Line::default(),
+            ahead: None,
         };
         fresh.renew(&limits, now);
+        fresh.resume(counted, now);
         fresh
     }
 
@@ -74,6 +116,8 @@ impl Budget {
         self.limits = limits.clone();
         renew_bucket(&mut self.opening, limits.connections_per_second, now);
         renew_bucket(&mut self.messages, limits.messages_per_second, now);
+        let by_hour_or_day = limits.messages_per_hour.is_some() || limits.messages_per_day.is_some();
+        self.ahead = by_hour_or_day.then(|| self.ahead.take().unwrap_or_default());
         let all = self.windows.iter_mut().zip(WINDOWS).zip(limits.windows());
         for (number, ((window, (_, span)), limit)) in all.enumerate() {
             match (&mut *window, limit) {
@@ -83,6 +127,73 @@ impl Budget {
                 (_, None) => *window = None,
             }
         }
+    }
+
+    /// Goes on from what was counted before the start.
+    fn resume(&mut self, counted: Counted, now: Timestamp) {
+        let [_, hour, day] = &mut self.windows;
+        let (of_hour, of_day) = match counted {
+            Counted::Nothing => (None, None),
+            Counted::Known(record) => (record.hour, record.day),
+            Counted::Unknown => {
+                for (window, (_, span)) in [hour, day].into_iter().zip(&WINDOWS[1..]) {
+                    if let Some(window) = window {
+                        *window = Window::spent(*span, window.limit(), now);
+                    }
+                }
+                return;
+            }
+        };
+        for ((window, counts), (_, span)) in [(hour, of_hour), (day, of_day)].into_iter().zip(&WINDOWS[1..]) {
+            if let (Some(window), Some(counts)) = (window, counts) {
+                *window = Window::resumed(*span, window.limit(), counts);
+            }
+        }
+    }
+
+    /// What is to be written, if anything is. It is wanted still until [`Self::kept`] says that it is on disk.
+    pub fn to_keep(&mut self, now: Timestamp) -> Option<Keep> {
+        let ahead = self.ahead.as_ref().filter(|ahead| ahead.wanted)?;
+        let hours = self.windows[1..].iter().flatten();
+        let least = hours.map(Window::limit).min().unwrap_or(0);
+        // As much again as was used since the last time, and once more.
+        let used = ahead.taken - ahead.before;
+        let block = (2 * used).clamp(LEAST_AHEAD, (least / AHEAD).max(LEAST_AHEAD));
+        let (taken, part) = (ahead.taken, now.0 / PART);
+        let counts = |window: &mut Option<Window>| {
+            let window = window.as_mut()?;
+            window.advance(now);
+            let mut counts = window.counts().clone();
+            if let Some(newest) = counts.parts.first_mut() {
+                *newest += block;
+            }
+            Some(counts)
+        };
+        let [_, hour, day] = &mut self.windows;
+        let record = CountsRecord {
+            at: now,
+            hour: counts(hour),
+            day: counts(day),
+        };
+        Some(Keep {
+            record,
+            covered: taken + block,
+            part,
+            taken,
+        })
+    }
+
+    /// It is on disk. Who is to be told that there is room.
+    pub fn kept(&mut self, keep: &Keep, now: Timestamp) -> Option<usize> {
+        let ahead = self.ahead.as_mut()?;
+        (ahead.covered, ahead.part, ahead.before) = (keep.covered, keep.part, keep.taken);
+        ahead.wanted = ahead.taken >= ahead.covered;
+        self.for_message.freed(now)
+    }
+
+    /// Whether something is to be written.
+    pub fn wants_keeping(&self) -> bool {
+        self.ahead.as_ref().is_some_and(|ahead| ahead.wanted)
     }
 
     /// Takes what one message of so many octets needs, or says when to ask again. What is taken is ended by [`Self::sent`], or given
@@ -95,6 +206,11 @@ impl Budget {
                 bucket.take();
             }
             self.windows.iter_mut().flatten().for_each(Window::take);
+            if let Some(ahead) = &mut self.ahead {
+                ahead.taken += 1;
+                // In time for those that come next.
+                ahead.wanted |= 2 * (ahead.covered - ahead.taken) <= ahead.covered - ahead.before;
+            }
             self.sending += 1;
             self.in_flight += bytes;
         }
@@ -119,6 +235,9 @@ impl Budget {
             bucket.refund();
         }
         self.windows.iter_mut().flatten().for_each(Window::refund);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.taken = ahead.taken.saturating_sub(1).max(ahead.before);
+        }
         self.sent(bytes, now)
     }
 
@@ -258,6 +377,12 @@ impl Budget {
                 return not_before(at, key);
             }
         }
+        if let Some(ahead) = self.ahead.as_mut()
+            && (ahead.part != now.0 / PART || ahead.taken >= ahead.covered)
+        {
+            ahead.wanted = true;
+            return not_before(now + WRITTEN_IN, "counting");
+        }
         if self.of_tenant && self.limits.connections.is_some_and(|most| self.sending >= most) {
             return Some(Grant::WhenFreed {
                 held_by: "connections",
@@ -285,6 +410,17 @@ impl Budget {
             held_by: "connections_per_second",
         })
     }
+}
+
+/// What is known of what was used before.
+#[derive(Debug)]
+pub enum Counted {
+    /// Nothing was.
+    Nothing,
+    /// This, by the hour and day.
+    Known(CountsRecord),
+    /// That can't be read.
+    Unknown,
 }
 
 /// See [`Budget::used`].

@@ -2,55 +2,152 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use queue::Scope;
+use queue::{Queue, Scope};
+use tokio::sync::Notify;
+use tokio::time::sleep;
 
-use super::budget::{Budget, Used};
+use super::budget::{Budget, Counted, Keep, Used};
 use crate::config::limits::ScopeLimits;
+use crate::world::Clock;
+
+/// Budgets whose counts go into one write.
+const AT_ONCE: usize = 1_000;
+
+/// Counts are written at most this often.
+const EVERY: Duration = Duration::from_millis(20);
+
+/// After a write that failed.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Counts older than this count no more: longer than a day, and the part of it that is counted too much.
+const FORGOTTEN: Duration = Duration::from_secs(25 * 3_600);
 
 /// Cloning shares it.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger(Arc<Mutex<HashMap<Scope, Arc<Mutex<Budget>>>>>);
+pub struct Ledger(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    budgets: Mutex<HashMap<Scope, Arc<Mutex<Budget>>>>,
+    wanted: Notify,
+}
 
 impl Ledger {
-    /// The budget of a scope, made where there is none, with these limits from here on.
-    pub fn budget(&self, scope: &Scope, limits: &ScopeLimits, now: Timestamp) -> Arc<Mutex<Budget>> {
-        let mut all = self.0.lock();
+    /// The budget of a scope, with these limits from here on. Where there is none it goes on from what the queue has kept of it.
+    pub fn budget(
+        &self,
+        scope: &Scope,
+        limits: &ScopeLimits,
+        queue: &Queue,
+        now: Timestamp,
+    ) -> Arc<Mutex<Budget>> {
+        let mut all = self.0.budgets.lock();
         if let Some(known) = all.get(scope) {
             known.lock().renew(limits, now);
             return known.clone();
         }
-        let fresh = Arc::new(Mutex::new(Budget::new(
-            limits.clone(),
-            scope.tenant.is_some(),
-            now,
-        )));
+        let counted = match queue.counts_of(scope) {
+            Ok(None) => Counted::Nothing,
+            Ok(Some(record)) => Counted::Known(record),
+            Err(error) => {
+                tracing::error!(%scope, %error, "what was sent can't be read: taken for as much as is allowed");
+                Counted::Unknown
+            }
+        };
+        let fresh = Budget::new(limits.clone(), scope.tenant.is_some(), counted, now);
+        let fresh = Arc::new(Mutex::new(fresh));
         all.insert(scope.clone(), fresh.clone());
         fresh
     }
 
     /// The budget of a scope, if there is one.
     pub fn find(&self, scope: &Scope) -> Option<Arc<Mutex<Budget>>> {
-        self.0.lock().get(scope).cloned()
+        self.0.budgets.lock().get(scope).cloned()
     }
 
     /// Forgets budgets that nobody holds and that count nothing any more.
     pub fn tidy(&self, now: Timestamp) {
-        self.0
-            .lock()
-            .retain(|_, budget| Arc::strong_count(budget) > 1 || !budget.lock().is_idle(now));
+        let mut all = self.0.budgets.lock();
+        all.retain(|_, budget| Arc::strong_count(budget) > 1 || !budget.lock().is_idle(now));
     }
 
     /// What is used of each, by scope.
     pub fn used(&self, now: Timestamp) -> Vec<(Scope, Used)> {
-        let all = self.0.lock();
-        let mut used: Vec<_> = all
-            .iter()
-            .map(|(scope, budget)| (scope.clone(), budget.lock().used(now)))
-            .collect();
+        let all = self.0.budgets.lock();
+        let used = |(scope, budget): (&Scope, &Arc<Mutex<Budget>>)| (scope.clone(), budget.lock().used(now));
+        let mut used: Vec<_> = all.iter().map(used).collect();
         used.sort_by(|one, other| one.0.cmp(&other.0));
         used
+    }
+
+    /// Some budget wants its counts written.
+    pub fn wants_keeping(&self) {
+        self.0.wanted.notify_one();
+    }
+
+    /// Keeps what hours and days have counted on disk, for as long as it is polled: one of it for all shards.
+    pub async fn keep(&self, queue: &Queue, clock: Clock) {
+        self.forget_old(queue, clock.now()).await;
+        loop {
+            self.0.wanted.notified().await;
+            loop {
+                let wanted = self.wanted(clock.now());
+                if wanted.is_empty() {
+                    break;
+                }
+                let counts = wanted
+                    .iter()
+                    .map(|(scope, keep)| (scope.clone(), Some(keep.record.clone())));
+                match queue.keep_counts(counts.collect()).await {
+                    Ok(()) => self.kept(&wanted, clock.now()),
+                    Err(error) => {
+                        tracing::error!(%error, "what limits have counted can't be written: their mail waits");
+                        sleep(AGAIN).await;
+                    }
+                }
+                sleep(EVERY).await;
+            }
+        }
+    }
+
+    /// What is to be written, of some budgets.
+    pub fn wanted(&self, now: Timestamp) -> Vec<(Scope, Keep)> {
+        let all = self.0.budgets.lock();
+        let keep = |(scope, budget): (&Scope, &Arc<Mutex<Budget>>)| {
+            let keep = budget.lock().to_keep(now)?;
+            Some((scope.clone(), keep))
+        };
+        all.iter().filter_map(keep).take(AT_ONCE).collect()
+    }
+
+    /// It is on disk. Shards that wait come by themselves.
+    pub fn kept(&self, written: &[(Scope, Keep)], now: Timestamp) {
+        for (scope, keep) in written {
+            if let Some(budget) = self.find(scope) {
+                budget.lock().kept(keep, now);
+            }
+        }
+    }
+
+    async fn forget_old(&self, queue: &Queue, now: Timestamp) {
+        let kept = queue.counts().unwrap_or_else(|error| {
+            tracing::error!(%error, "counts can't be read");
+            Vec::new()
+        });
+        let is_old = |record: &queue::CountsRecord| record.at + FORGOTTEN < now;
+        let old = kept
+            .into_iter()
+            .filter(|(_, record)| record.as_ref().is_ok_and(is_old))
+            .map(|(scope, _)| (scope, None));
+        let old: Vec<_> = old.collect();
+        if !old.is_empty()
+            && let Err(error) = queue.keep_counts(old).await
+        {
+            tracing::error!(%error, "old counts can't be deleted");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mail_core::Timestamp;
-use serde::{Deserialize, Serialize};
+use queue::Counts;
 
 /// Parts of a window. Each is forgotten as a whole, so that the window counts up to a part more than its span.
 const PARTS: u64 = 60;
@@ -16,16 +16,8 @@ const PARTS: u64 = 60;
 pub struct Window {
     part: Duration,
     limit: u64,
+    /// At most [`PARTS`] + 1 parts.
     counts: Counts,
-}
-
-/// What was counted lately.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// The newest part, in parts since 1970.
-    newest: u64,
-    /// The newest part first; at most [`PARTS`] + 1.
-    parts: Vec<u64>,
 }
 
 impl Window {

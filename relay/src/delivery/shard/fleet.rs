@@ -11,6 +11,7 @@ use queue::{End, Fate, NewMessage, NewUnit, Queue, RouteGroup, Settle, UnitKey};
 
 use super::operator::tests::settings;
 use super::{Effect, LaneId, Settled, Shard};
+use crate::config::Settings;
 use crate::delivery::exchange::{self, Accepted, Word};
 use crate::delivery::lane::ConnectionId;
 use crate::delivery::route::Route;
@@ -65,6 +66,17 @@ impl Fleet {
         let queue = Queue::in_memory(MemoryStore::new()).unwrap();
         let settings = settings(more);
         let routing = Arc::new(Routing::open(settings.clone(), &queue).unwrap());
+        Self::over(queue, shards, settings, routing, seed, START)
+    }
+
+    fn over(
+        queue: Queue,
+        shards: usize,
+        settings: Arc<Settings>,
+        routing: Arc<Routing>,
+        seed: u64,
+        now: Timestamp,
+    ) -> Self {
         let delivery = Arc::new(settings.delivery.clone());
         let (_, seats) = exchange::open(shards);
         let shard = |(number, seat): (u64, exchange::Seat)| {
@@ -75,7 +87,7 @@ impl Fleet {
                 delivery.clone(),
                 routing.clone(),
                 random,
-                START,
+                now,
             )
         };
         let shards = (0..).zip(seats).map(shard).collect();
@@ -84,7 +96,7 @@ impl Fleet {
             shards,
             hosts: BTreeMap::new(),
             takes: Duration::from_millis(100),
-            now: START,
+            now,
             sent: Vec::new(),
             open: BTreeSet::new(),
             events: BTreeSet::new(),
@@ -93,6 +105,17 @@ impl Fleet {
             number: 0,
             routing,
         }
+    }
+
+    /// Ends, and starts again over the same queue.
+    pub fn restarted(self, more: &str) -> Self {
+        let shards = self.shards.len();
+        let settings = settings(more);
+        let routing = Arc::new(Routing::open(settings.clone(), &self.queue).unwrap());
+        let mut fresh = Self::over(self.queue, shards, settings, routing, 2, self.now);
+        fresh.hosts = self.hosts;
+        fresh.number = self.number;
+        fresh
     }
 
     pub fn renew(&mut self, more: &str) {
@@ -167,12 +190,26 @@ impl Fleet {
             for shard in &mut self.shards {
                 shard.tick(self.now);
             }
+            self.keep().await;
             while self.events.first().is_some_and(|(at, ..)| *at <= self.now) {
                 let (_, _, next) = self.events.pop_first().unwrap();
                 self.happen(next).await;
             }
         }
         self.now = end;
+    }
+
+    /// Has what hours and days counted written, as the ledger does by itself.
+    async fn keep(&mut self) {
+        let ledger = self.shards[0].place.ledger().clone();
+        let wanted = ledger.wanted(self.now);
+        if !wanted.is_empty() {
+            let counts = wanted
+                .iter()
+                .map(|(scope, keep)| (scope.clone(), Some(keep.record.clone())));
+            self.queue.keep_counts(counts.collect()).await.unwrap();
+            ledger.kept(&wanted, self.now);
+        }
     }
 
     async fn happen(&mut self, next: Next) {

@@ -158,7 +158,7 @@ impl Shard {
         let gates = limits
             .into_iter()
             .map(|(scope, limits)| {
-                let budget = self.place.ledger().budget(&scope, &limits, now);
+                let budget = self.place.ledger().budget(&scope, &limits, &self.queue, now);
                 self.gate(scope, budget)
             })
             .collect();
@@ -291,7 +291,14 @@ impl Shard {
         if !is_first {
             return Some(at.timer.filter(|&timer| timer > now).unwrap_or(now + SOON));
         }
-        let grant = what(&mut at.budget.lock(), self.place.index());
+        let grant = {
+            let mut budget = at.budget.lock();
+            let grant = what(&mut budget, self.place.index());
+            if budget.wants_keeping() {
+                self.place.ledger().wants_keeping();
+            }
+            grant
+        };
         (grant != Grant::Granted).then(|| again(&grant, now))
     }
 
@@ -386,7 +393,14 @@ impl Shard {
             };
             // Who is refused keeps its place.
             let needs_connection = self.lanes.get(lane).is_some_and(|lane| lane.idle.is_empty());
-            let refused = at.budget.lock().refuses(index, needs_connection, now);
+            let refused = {
+                let mut budget = at.budget.lock();
+                let refused = budget.refuses(index, needs_connection, now);
+                if budget.wants_keeping() {
+                    self.place.ledger().wants_keeping();
+                }
+                refused
+            };
             if let Some(refused) = refused {
                 return self.set_gate_timer(gate, again(&refused, now));
             }

@@ -93,6 +93,9 @@ impl Scans {
 impl Shard {
     /// Asks the catalogue for queues that wake, and the deadline index for units that expire.
     pub(super) fn scan(&mut self, now: Timestamp) {
+        if self.place.is_first() {
+            self.place.ledger().tidy(now);
+        }
         if self.draining {
             return;
         }

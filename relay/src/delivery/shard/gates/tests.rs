@@ -153,6 +153,29 @@ async fn a_day_is_a_day_and_a_reload_grants_nothing() {
 }
 
 #[tokio::test]
+async fn what_an_hour_has_counted_counts_after_a_restart() {
+    let limits = "[[limit]]\nprovider = \"google\"\nmessages_per_hour = 1_000\n";
+    let limits = &format!("{UNSHIPPED}{limits}");
+    let mut fleet = Fleet::new(2, limits);
+    let domains = google(&mut fleet, 10);
+    for domain in &domains {
+        fleet.accept(70, "t", "bulk", domain, 10).await;
+    }
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.count(every), 700);
+    let mut fleet = fleet.restarted(limits);
+    for domain in &domains {
+        fleet.accept(70, "t", "bulk", domain, 10).await;
+    }
+    fleet.run(60 * SECOND).await;
+    let sent = fleet.count(every);
+    // A tenth at the most was written ahead and not used.
+    assert!((190..=300).contains(&sent), "{sent} of 300 that are left");
+    fleet.run(3_600 * SECOND).await;
+    assert_eq!(fleet.count(every), 700);
+}
+
+#[tokio::test]
 async fn a_limit_that_comes_with_a_reload_counts_what_is_open() {
     let mut fleet = Fleet::new(1, "");
     fleet.accept(400, "t", "bulk", "a.test", 10).await;
