@@ -18,6 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use crate::aside::{AsideList, AsideQuery};
+use crate::limits::LimitList;
 use crate::manage::{ConfigView, DrainState, Reloaded};
 use crate::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
@@ -160,6 +161,11 @@ impl Client {
     /// Destinations that rest.
     pub async fn holds(&self) -> Result<HoldList, ClientError> {
         self.get("/v1/holds").await
+    }
+
+    /// Limits in use.
+    pub async fn limits(&self) -> Result<LimitList, ClientError> {
+        self.get("/v1/limits").await
     }
 
     /// What became of a message.

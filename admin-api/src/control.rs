@@ -7,6 +7,7 @@ use mail_core::MessageId;
 use tokio::sync::mpsc;
 
 use crate::aside::{AsideList, AsideQuery};
+use crate::limits::LimitList;
 use crate::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
     SuspensionList,
@@ -36,6 +37,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Destinations that rest as a whole, and why.
     fn holds(&self) -> impl Future<Output = Result<HoldList, ControlError>> + Send;
+
+    /// What is used of limits that more than one lane shares.
+    fn limits(&self) -> impl Future<Output = Result<LimitList, ControlError>> + Send;
 
     /// What became of a message; `None` where nothing is known of it.
     fn message(

@@ -6,6 +6,7 @@ pub mod access;
 pub mod aside;
 pub mod client;
 mod control;
+pub mod limits;
 pub mod manage;
 pub mod openapi;
 pub mod operate;

@@ -36,6 +36,7 @@ pub const PATH: &str = "/openapi.json";
         routes::queues,
         routes::queue,
         routes::holds,
+        routes::limits,
         routes::messages,
         routes::message,
         routes::raw,

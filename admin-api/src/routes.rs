@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::aside::{AsideList, AsideQuery};
 use crate::control::{Caller, Control, ControlError};
+use crate::limits::LimitList;
 use crate::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Suspend, Suspension,
     SuspensionList,
@@ -37,6 +38,7 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route("/v1/queues", get(queues::<C>))
         .route("/v1/queues/{id}", get(queue::<C>))
         .route("/v1/holds", get(holds::<C>))
+        .route("/v1/limits", get(limits::<C>))
         .route("/v1/messages", get(messages::<C>))
         .route("/v1/messages/{id}", get(message::<C>))
         .route("/v1/messages/{id}/raw", get(raw::<C>))
@@ -95,6 +97,12 @@ pub(crate) async fn queue<C: Control>(
 #[utoipa::path(get, path = "/v1/holds", tag = "queues", responses((status = 200, description = "All, up to a bound.", body = HoldList)))]
 pub(crate) async fn holds<C: Control>(State(control): State<Arc<C>>) -> Result<Json<HoldList>, Response> {
     control.holds().await.map(Json).map_err(failed)
+}
+
+/// Lists the limits that more than one lane shares, with what is used of them now.
+#[utoipa::path(get, path = "/v1/limits", tag = "queues", responses((status = 200, description = "All, up to a bound.", body = LimitList)))]
+pub(crate) async fn limits<C: Control>(State(control): State<Arc<C>>) -> Result<Json<LimitList>, Response> {
+    control.limits().await.map(Json).map_err(failed)
 }
 
 /// Lists messages that wait, a page at a time.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use admin_api::aside::{AsideList, AsideQuery};
 use admin_api::client::{Client, ClientError};
+use admin_api::limits::LimitList;
 use admin_api::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Preview, Progress, Resume, Retry, Selector, Suspend,
     Suspension, SuspensionList,
@@ -31,6 +32,10 @@ const KNOWN: MessageId = MessageId::from_bytes([7; 16]);
 struct Made;
 
 impl Control for Made {
+    async fn limits(&self) -> Result<LimitList, ControlError> {
+        Ok(LimitList::default())
+    }
+
     async fn queues(&self, query: QueuesQuery) -> Result<QueueList, ControlError> {
         let queue = QueueSummary {
             id: query.after.unwrap_or(0) + 1,

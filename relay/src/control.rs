@@ -2,6 +2,7 @@
 
 mod aside;
 mod classes;
+mod limits;
 pub mod manage;
 mod operate;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::aside::{AsideList, AsideQuery};
+use admin_api::limits::LimitList;
 use admin_api::operate::{
     Delete, Deletion, MessageList, MessagesQuery, Progress, Resume, Retry, Selector, Suspend, Suspension,
     SuspensionList,
@@ -156,6 +158,10 @@ impl Control for QueueControl {
             classes::hold(hold, &shaping);
         }
         Ok(list)
+    }
+
+    async fn limits(&self) -> Result<LimitList, ControlError> {
+        Ok(limits::list(self.doors.ledger(), self.clock.now()))
     }
 
     async fn holds(&self) -> Result<HoldList, ControlError> {

@@ -4,6 +4,7 @@ mod credential;
 mod damaged;
 mod dkim;
 mod effective;
+mod limits;
 mod manage;
 mod operate;
 mod output;
@@ -62,6 +63,9 @@ enum Command {
     /// See messages and what became of them; retry and delete single ones.
     #[command(subcommand)]
     Message(queue::MessageCommand),
+    /// See what is used of the limits of sites, providers, tenants and sources.
+    #[command(subcommand)]
+    Limit(limits::LimitCommand),
     /// Keep the credentials by which clients log in.
     #[command(subcommand)]
     Credential(credential::Command),
@@ -159,6 +163,7 @@ pub fn main() -> ExitCode {
         Command::Drain(command) => manage::drain(&command),
         Command::Config(command) => manage::config(command),
         Command::Token(command) => manage::token(command),
+        Command::Limit(command) => limits::limit(command),
         Command::Dkim(command) => dkim::run(command),
     };
     match done {

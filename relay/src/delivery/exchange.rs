@@ -251,6 +251,7 @@ fn home(queue: QueueId, count: usize) -> usize {
 pub struct Doors {
     shards: Arc<[mpsc::UnboundedSender<Word>]>,
     room: Arc<Semaphore>,
+    ledger: Ledger,
 }
 
 /// A shard's end: its place, what it is told, and the way to the others.
@@ -280,7 +281,8 @@ pub fn open(count: usize) -> (Doors, Vec<Seat>) {
     };
     let seats = (0..).zip(ends).map(seat).collect();
     let room = Arc::new(Semaphore::new(UNTOLD));
-    (Doors { shards, room }, seats)
+    let doors = Doors { shards, room, ledger };
+    (doors, seats)
 }
 
 impl Doors {
@@ -320,6 +322,11 @@ impl Doors {
 }
 
 impl Doors {
+    /// The budgets of all shards.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     /// Has something done to units, and waits until it is. The caller bounds their number. Those that a shard which has gone
     /// does not answer for are left out.
     pub async fn order(&self, units: &[UnitKey], what: &Ordered) -> Vec<Done> {

@@ -349,16 +349,16 @@ impl Budget {
         self.open == 0 && self.sending == 0 && !self.windows.iter_mut().flatten().any(counts)
     }
 
-    /// Connections open, messages being sent, and what each window has counted with its limit.
+    /// What is used now, and what may be.
     pub fn used(&mut self, now: Timestamp) -> Used {
         let counted = |window: &mut Option<Window>| {
             let window = window.as_mut()?;
             window.advance(now);
-            Some((window.used(), window.limit()))
+            Some(window.used())
         };
         Used {
-            connections: self.open,
-            sending: self.sending,
+            limits: self.limits.clone(),
+            connections: if self.of_tenant { self.sending } else { self.open },
             bytes: self.in_flight,
             windows: self.windows.each_mut().map(counted),
         }
@@ -424,16 +424,16 @@ pub enum Counted {
 }
 
 /// See [`Budget::used`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Used {
-    /// Open connections.
+    /// What may be.
+    pub limits: ScopeLimits,
+    /// Open connections; of a tenant, messages that are being sent.
     pub connections: u64,
-    /// Messages that are being sent.
-    pub sending: u64,
-    /// Their octets.
+    /// Octets of messages that are being sent.
     pub bytes: u64,
-    /// In the order of [`WINDOWS`]: how many were counted, and how many may be.
-    pub windows: [Option<(u64, u64)>; 3],
+    /// In the order of [`WINDOWS`]: how many were counted.
+    pub windows: [Option<u64>; 3],
 }
 
 fn renew_bucket(bucket: &mut Option<Bucket>, rate: Option<f64>, now: Timestamp) {

@@ -1,0 +1,39 @@
+//! Limits that more than one lane shares, and what is used of them.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Limits in use, up to a bound.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LimitList {
+    /// By scope.
+    pub limits: Vec<LimitUse>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// What a scope may use, and does. It is about all mail for which each part that is named fits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LimitUse {
+    /// To this site: its MX hosts, with commas between.
+    pub site: Option<String>,
+    /// To hosts of this provider.
+    pub provider: Option<String>,
+    /// Of this tenant.
+    pub tenant: Option<String>,
+    /// From this source.
+    pub source: Option<String>,
+    /// Each limit that is set.
+    pub uses: Vec<Use>,
+}
+
+/// One limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Use {
+    /// Its key in the configuration, such as `messages_per_day`.
+    pub limit: String,
+    /// How much is allowed.
+    pub allowed: f64,
+    /// How much of it is used now; of rates by the second nothing is counted.
+    pub used: Option<u64>,
+}

@@ -1,0 +1,120 @@
+//! `postrider limit`: what is used of the limits that more than one lane shares.
+
+use admin_api::limits::{LimitList, LimitUse};
+use clap::Subcommand;
+
+use super::Failure;
+use super::output::{columns, print, print_json};
+use super::queue::{Api, block_on};
+
+#[derive(Subcommand)]
+pub(super) enum LimitCommand {
+    /// List the limits of [[limit]] that are in use now: of which site, provider, tenant or source, how much is allowed, and how much
+    /// of it is used.
+    #[command(
+        after_help = "Example:\n  postrider limit list --json | jq '.limits[] | select(.provider == \"google\")'"
+    )]
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: Api,
+    },
+}
+
+pub(super) fn limit(command: LimitCommand) -> Result<(), Failure> {
+    let LimitCommand::List { json, api } = command;
+    let client = api.client()?;
+    let list = block_on(async { client.limits().await })??;
+    if json {
+        return Ok(print_json(&list)?);
+    }
+    Ok(print(&show(&list))?)
+}
+
+fn show(list: &LimitList) -> String {
+    if list.limits.is_empty() {
+        return "No limit of [[limit]] is in use.\n".to_owned();
+    }
+    let mut rows = vec![["OF", "LIMIT", "USED", "ALLOWED"].map(String::from)];
+    for limit in &list.limits {
+        rows.extend(limit.uses.iter().map(|of| {
+            [
+                scope(limit),
+                of.limit.clone(),
+                of.used.map_or_else(|| "-".to_owned(), |used| used.to_string()),
+                of.allowed.to_string(),
+            ]
+        }));
+    }
+    let mut text = columns(&rows);
+    if list.more {
+        text.push_str("There are more.\n");
+    }
+    text
+}
+
+fn scope(limit: &LimitUse) -> String {
+    let parts = [
+        ("tenant", &limit.tenant),
+        ("source", &limit.source),
+        ("provider", &limit.provider),
+        ("site", &limit.site),
+    ];
+    let named = parts
+        .into_iter()
+        .filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
+    named.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use admin_api::limits::Use;
+
+    use super::*;
+
+    #[test]
+    fn each_limit_is_a_line() {
+        let limit = LimitUse {
+            provider: Some("google".into()),
+            tenant: Some("shop".into()),
+            uses: vec![
+                Use {
+                    limit: "messages_per_second".into(),
+                    allowed: 2.5,
+                    used: None,
+                },
+                Use {
+                    limit: "messages_per_day".into(),
+                    allowed: 1_000.0,
+                    used: Some(12),
+                },
+            ],
+            ..LimitUse::default()
+        };
+        let list = LimitList {
+            limits: vec![limit],
+            more: false,
+        };
+        let text = show(&list);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| {
+                line.split("  ")
+                    .filter(|word| !word.is_empty())
+                    .map(str::trim)
+                    .collect()
+            })
+            .collect();
+        assert_eq!(lines[0], ["OF", "LIMIT", "USED", "ALLOWED"]);
+        assert_eq!(
+            lines[1],
+            ["tenant shop, provider google", "messages_per_second", "-", "2.5"]
+        );
+        assert_eq!(
+            lines[2],
+            ["tenant shop, provider google", "messages_per_day", "12", "1000"]
+        );
+    }
+}
