@@ -18,6 +18,8 @@ pub struct Stream {
     pub name: Arc<str>,
     /// Its share of a lane, beside the weights of the other streams that have mail for it.
     pub weight: u32,
+    /// The part of each lane's connections, 0 to 0.9, that only its mail may use.
+    pub reserved: f64,
     /// How long its messages may stay in the queue.
     pub expire_after: Duration,
     /// Waits between attempts at its messages.
@@ -44,6 +46,7 @@ impl Streams {
         let new = |name: &str, weight| Stream {
             name: name.into(),
             weight,
+            reserved: 0.0,
             expire_after,
             retry: retry.clone(),
         };
@@ -53,6 +56,22 @@ impl Streams {
     /// A stream's weight. One that is no longer configured may still have mail, and has the least.
     pub fn weight(&self, name: &str) -> u32 {
         self.get(name).map_or(1, |stream| stream.weight)
+    }
+
+    /// Whether some stream has a part of its own.
+    pub fn any_reserved(&self) -> bool {
+        self.0.iter().any(|stream| stream.reserved > 0.0)
+    }
+
+    /// Whether mail of stream `name` may take one more of `most` connections, of which each stream has so many at `busy`: those that
+    /// are reserved for others are left to them. What a stream has of its own is rounded down.
+    pub fn may_take(&self, name: &str, busy: impl Fn(&str) -> usize, total: usize, most: usize) -> bool {
+        let others = self.0.iter().filter(|stream| *stream.name != *name);
+        let kept = others.map(|stream| {
+            let own = (stream.reserved * most as f64) as usize;
+            own.saturating_sub(busy(&stream.name))
+        });
+        total + kept.sum::<usize>() < most
     }
 
     /// Tells of a name that is no stream's.
@@ -85,6 +104,7 @@ pub(super) fn streams(
     const MOST: usize = 100;
     let Streams(mut streams) = Streams::usual(expire_after, usual);
     let mut seen = BTreeSet::new();
+    let mut all_reserved = 0.0;
     for (number, mut section) in top.sections("stream").into_iter().enumerate() {
         let name = section.string("name");
         let name = section.required("name", name, "what queues, credentials and rules call the stream");
@@ -93,6 +113,14 @@ pub(super) fn streams(
             .and_then(|spot| streams.iter().position(|stream| *stream.name == *spot.value));
         let weight = known.map_or(1, |at| streams[at].weight);
         let weight = section.integer("weight", 1..=1_000, weight.into());
+        let reserved = section.number_or("reserved", 0.0..=0.9, 0.0);
+        all_reserved += reserved;
+        if reserved > 0.0 && all_reserved > 0.9 {
+            let text = format!(
+                "makes {all_reserved} with the streams before it: 0.9 at the most, so that something is left for all"
+            );
+            section.problem("reserved", text);
+        }
         let expire_after = section.duration("expire_after", MS..=EVER, expire_after);
         let retry = retry(section.section("retry"), Some(usual));
         if number == MOST {
@@ -112,6 +140,7 @@ pub(super) fn streams(
         let stream = Stream {
             name: spot.value.into(),
             weight: u32::try_from(weight).unwrap_or(1),
+            reserved,
             expire_after,
             retry,
         };

@@ -77,6 +77,7 @@ fn example_with_defaults() -> String {
         "address_connections",
         "address_messages",
         "archive",
+        "reserved",
         "header_fields",
         "max_message = \"10MiB\"",
         "max_recipients = 500",

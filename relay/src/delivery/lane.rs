@@ -10,6 +10,7 @@ use queue::{QueueId, Scope};
 
 use crate::config::settings::{AddressFamily, DeliverySettings, Destination, DestinationLimits, TlsLevel};
 use crate::config::smart_hosts::SmartHost;
+use crate::config::streams::Streams;
 use crate::shaping::providers::Provider;
 use crate::world::MxHost;
 
@@ -187,6 +188,8 @@ pub struct Lane {
     pub idle: Vec<Idle>,
     /// All connections, idle ones too.
     pub open: usize,
+    /// Messages on the wire by stream, where some stream has a part of its own.
+    pub busy: BTreeMap<Arc<str>, usize>,
     /// When each was opened, where it passes gates.
     pub opened: BTreeMap<ConnectionId, Timestamp>,
     /// Set by failures to connect, cleared by the first transaction that gets through.
@@ -213,6 +216,7 @@ impl Lane {
             queues: 0,
             idle: Vec::new(),
             open: 0,
+            busy: BTreeMap::new(),
             opened: BTreeMap::new(),
             rest,
             no_more_before: Timestamp(0),
@@ -234,6 +238,12 @@ impl Lane {
             tenant: None,
             source: None,
         }
+    }
+
+    /// Whether mail of a stream may be sent beside what is on the wire, so that others keep their part.
+    pub fn may_send(&self, stream: &str, streams: &Streams) -> bool {
+        let busy = |name: &str| self.busy.get(name).copied().unwrap_or(0);
+        streams.may_take(stream, busy, self.busy.values().sum(), self.max_connections)
     }
 
     /// Until when it rests, if it does.

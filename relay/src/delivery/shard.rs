@@ -270,6 +270,8 @@ pub struct Shard {
     gate_of: HashMap<Scope, GateId>,
     /// What units on the wire have taken of limits.
     taken: HashMap<UnitKey, Taken>,
+    /// Units on the wire in lanes that count them by stream.
+    busy: HashMap<UnitKey, (LaneId, Arc<str>)>,
     lookups: HashMap<Domain, Lookup>,
     lookups_waiting: VecDeque<Domain>,
     lookups_running: usize,
@@ -332,6 +334,7 @@ impl Shard {
             gates: Slab::new(),
             gate_of: HashMap::new(),
             taken: HashMap::new(),
+            busy: HashMap::new(),
             lookups: HashMap::new(),
             lookups_waiting: VecDeque::new(),
             lookups_running: 0,

@@ -23,6 +23,8 @@ struct StreamTurn<T> {
     /// Turns it is owed, in shares of the sum of all weights: smooth weighted round robin, which spreads a stream's turns
     /// evenly. It begins at none and goes with the stream's last queue, so that nobody saves turns up.
     credit: i64,
+    /// It is passed over for now.
+    barred: bool,
     tenants: VecDeque<TenantTurn<T>>,
 }
 
@@ -47,6 +49,7 @@ impl<T: Copy + Eq> Turn<T> {
                 name: name.stream.clone(),
                 weight: 0,
                 credit: 0,
+                barred: false,
                 tenants: VecDeque::new(),
             });
             self.streams.len() - 1
@@ -113,7 +116,9 @@ impl<T: Copy + Eq> Turn<T> {
             (stream.credit + stream.weight, stream.weight)
         };
         // The last of several greatest ones would be taken.
-        (0..self.streams.len()).rev().max_by_key(owed)
+        let all = (0..self.streams.len()).rev();
+        all.filter(|&number| !self.streams[number].barred)
+            .max_by_key(owed)
     }
 
     /// Takes a queue out, if it is there.
@@ -142,6 +147,13 @@ impl<T: Copy + Eq> Turn<T> {
     pub fn queues(&self) -> Vec<T> {
         let tenants = self.streams.iter().flat_map(|stream| &stream.tenants);
         tenants.flat_map(|tenant| tenant.queues.iter().copied()).collect()
+    }
+
+    /// Passes over the streams that are barred, from here on.
+    pub fn bar(&mut self, is_barred: impl Fn(&str) -> bool) {
+        for stream in &mut self.streams {
+            stream.barred = is_barred(&stream.name);
+        }
     }
 
     /// Goes by other weights from here on.

@@ -443,7 +443,15 @@ impl Shard {
     }
 
     /// A unit with what it has taken goes on the wire.
-    pub(super) fn goes_out(&mut self, unit: UnitKey, taken: Option<Taken>) {
+    pub(super) fn goes_out(&mut self, lane: LaneId, unit: UnitKey, taken: Option<Taken>) {
+        let is_counted = self.settings.streams.any_reserved();
+        let stream = self.active.get(&unit.queue).filter(|_| is_counted);
+        if let Some(stream) = stream.map(|active| active.name.stream.clone())
+            && let Some(at) = self.lanes.get_mut(lane)
+        {
+            *at.busy.entry(stream.clone()).or_default() += 1;
+            self.busy.insert(unit, (lane, stream));
+        }
         if let Some(taken) = taken {
             for &gate in &taken.gates {
                 self.gates[gate].used_by += 1;
@@ -462,6 +470,15 @@ impl Shard {
 
     /// The claim is over; `sent`: something was attempted.
     pub(super) fn came_back(&mut self, unit: &UnitKey, sent: bool, now: Timestamp) {
+        if let Some((lane, stream)) = self.busy.remove(unit)
+            && let Some(at) = self.lanes.get_mut(lane)
+            && let Some(count) = at.busy.get_mut(&stream)
+        {
+            *count -= 1;
+            if *count == 0 {
+                at.busy.remove(&stream);
+            }
+        }
         let Some(taken) = self.taken.remove(unit) else {
             return;
         };

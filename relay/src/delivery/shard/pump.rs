@@ -73,6 +73,7 @@ impl Shard {
                 self.rest_lane(lane, until, now);
                 return false;
             }
+            self.bar_streams(lane);
             let Some(id) = self.next_turn(lane, now) else {
                 self.leave_gate(lane);
                 return false;
@@ -113,7 +114,7 @@ impl Shard {
                     let through = taken
                         .as_ref()
                         .is_some_and(|taken| serving.is_some_and(|gate| taken.is_of(gate)));
-                    self.goes_out(job.unit, taken);
+                    self.goes_out(lane, job.unit, taken);
                     self.send(lane, job, now);
                     if through {
                         return true;
@@ -131,6 +132,18 @@ impl Shard {
             }
         }
         false
+    }
+
+    /// Streams that would take what is reserved for others have no turn.
+    fn bar_streams(&mut self, lane: LaneId) {
+        let streams = &self.settings.streams;
+        if let Some(at) = self.lanes.get_mut(lane)
+            && (streams.any_reserved() || !at.busy.is_empty())
+        {
+            let mut turn = std::mem::take(&mut at.turn);
+            turn.bar(|stream| !at.may_send(stream, streams));
+            at.turn = turn;
+        }
     }
 
     /// The queue whose turn it is. Queues with nothing due leave the turn.

@@ -302,6 +302,9 @@ impl Shard {
         if self.lanes.get(lane).is_some_and(Lane::is_unused) {
             self.leave_gate(lane);
             let gone = self.lanes.remove(lane);
+            if !gone.busy.is_empty() {
+                self.busy.retain(|_, (of, _)| *of != lane);
+            }
             self.forget_gates(gone.tenant_gates.into_values().chain([gone.gates]));
             self.lane_of.remove(&gone.key);
             if let Some(at) = gone.timer {

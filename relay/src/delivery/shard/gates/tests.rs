@@ -176,6 +176,30 @@ async fn what_an_hour_has_counted_counts_after_a_restart() {
 }
 
 #[tokio::test]
+async fn what_is_reserved_for_a_stream_is_free_when_it_comes() {
+    let more = "[[stream]]\nname = \"transactional\"\nreserved = 0.25\n[delivery.limits]\nconnections = 8\n";
+    let mut fleet = Fleet::new(1, more);
+    fleet.takes = 10 * SECOND;
+    fleet.accept(100, "t", "bulk", "a.test", 10).await;
+    fleet.run(3 * SECOND).await;
+    assert_eq!(fleet.sent.len(), 6, "two of eight are left");
+    fleet.accept(3, "t", "transactional", "a.test", 10).await;
+    fleet.run(SECOND).await;
+    let resets = |sent: &Sent| sent.stream == "transactional";
+    assert_eq!(fleet.count(resets), 2, "they go at once");
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.count(resets), 3);
+    assert_eq!(fleet.most_at_once(|sent| !resets(sent)), 6);
+    fleet.renew("[delivery.limits]\nconnections = 8\n");
+    fleet.run(20 * SECOND).await;
+    assert_eq!(
+        fleet.most_at_once(|sent| !resets(sent)),
+        8,
+        "without it, all are everybody's"
+    );
+}
+
+#[tokio::test]
 async fn a_limit_that_comes_with_a_reload_counts_what_is_open() {
     let mut fleet = Fleet::new(1, "");
     fleet.accept(400, "t", "bulk", "a.test", 10).await;
