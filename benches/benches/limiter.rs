@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use mail_core::Timestamp;
-use relay::delivery::limiter::Limiter;
+use relay::delivery::limits::limiter::Limiter;
 use relay::submission::rates::{Limit, Rates, Who};
 use tokio::time::Instant;
 

@@ -18,7 +18,8 @@ pub struct Stream {
     pub name: Arc<str>,
     /// Its share of a lane, beside the weights of the other streams that have mail for it.
     pub weight: u32,
-    /// The part of each lane's connections, 0 to 0.9, that only its mail may use.
+    /// The part of each lane's connections, and of what limits allow in a minute, an hour and a day, that only its mail may use:
+    /// 0 to 0.9.
     pub reserved: f64,
     /// How long its messages may stay in the queue.
     pub expire_after: Duration,

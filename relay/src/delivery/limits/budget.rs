@@ -4,6 +4,7 @@
 //! behind the others once that is used up. Whoever does not come when it is its turn has gone, and is passed over.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::Timestamp;
@@ -14,6 +15,7 @@ use super::window::Window;
 use queue::CountsRecord;
 
 use crate::config::limits::ScopeLimits;
+use crate::config::streams::Streams;
 
 /// A shard comes this much later than it was told to at the most; what is busier than that is passed over once.
 const LATE: Duration = Duration::from_millis(100);
@@ -32,6 +34,9 @@ const WRITTEN_IN: Duration = Duration::from_millis(50);
 
 /// The part of an hour that what stands on disk is counted for.
 const PART: u64 = 60_000;
+
+/// What holds mail of a stream where the rest is kept for others.
+pub const RESERVED: &str = "reserved";
 
 /// The keys of the windows, with their spans.
 pub const WINDOWS: [(&str, Duration); 3] = [
@@ -57,10 +62,20 @@ pub struct Budget {
     /// Messages that are being sent, and their octets.
     sending: u64,
     in_flight: u64,
+    /// What the windows keep for some streams.
+    reserved: Vec<Reserved>,
     for_message: Line,
     for_connection: Line,
     /// Where an hour or a day is limited.
     ahead: Option<Ahead>,
+}
+
+/// What belongs to one stream's mail alone. After a start all of it is kept for it, whatever it had before.
+#[derive(Debug)]
+struct Reserved {
+    stream: Arc<str>,
+    /// In the order of [`WINDOWS`], of its part of the limit.
+    windows: [Option<Window>; 3],
 }
 
 /// How much may be used that stands on disk already.
@@ -99,6 +114,7 @@ impl Budget {
             open: 0,
             sending: 0,
             in_flight: 0,
+            reserved: Vec::new(),
             for_message: Line::default(),
             for_connection: Line::default(),
             ahead: None,
@@ -127,6 +143,49 @@ impl Budget {
                 (_, None) => *window = None,
             }
         }
+    }
+
+    /// Keeps these parts of its windows for mail of these streams.
+    pub fn reserve(&mut self, streams: &Streams) {
+        let kept = streams.all().iter().filter(|stream| stream.reserved > 0.0);
+        let mut before = std::mem::take(&mut self.reserved);
+        let reserved = kept.map(|stream| {
+            let known = before.iter().position(|known| known.stream == stream.name);
+            let mut of = known.map_or_else(
+                || Reserved {
+                    stream: stream.name.clone(),
+                    windows: [const { None }; 3],
+                },
+                |at| before.swap_remove(at),
+            );
+            for ((window, limit), (_, span)) in of.windows.iter_mut().zip(self.limits.windows()).zip(WINDOWS)
+            {
+                let part = limit.map(|limit| (limit as f64 * stream.reserved) as u64);
+                match (&mut *window, part) {
+                    (Some(window), Some(part)) => window.set_limit(part),
+                    (_, part) => *window = part.map(|part| Window::new(span, part)),
+                }
+            }
+            of
+        });
+        self.reserved = reserved.collect();
+    }
+
+    /// The window of which nothing is left but what is kept for other streams, and when to look again.
+    fn keeps_from(&mut self, stream: &str, now: Timestamp) -> Option<Timestamp> {
+        for (number, window) in self.windows.iter_mut().enumerate() {
+            let Some(window) = window else { continue };
+            let others = self.reserved.iter_mut().filter(|of| *of.stream != *stream);
+            let kept = others.filter_map(|of| {
+                let own = of.windows[number].as_mut()?;
+                own.advance(now);
+                Some(own.limit().saturating_sub(own.used()))
+            });
+            if window.used() + kept.sum::<u64>() >= window.limit() {
+                return Some(now + WINDOWS[number].1 / 60);
+            }
+        }
+        None
     }
 
     /// Goes on from what was counted before the start.
@@ -196,16 +255,29 @@ impl Budget {
         self.ahead.as_ref().is_some_and(|ahead| ahead.wanted)
     }
 
-    /// Takes what one message of so many octets needs, or says when to ask again. What is taken is ended by [`Self::sent`], or given
+    /// Takes what one message of this stream and of so many octets needs, or says when to ask again. What is taken is ended by [`Self::sent`], or given
     /// back by [`Self::refund`].
-    pub fn message(&mut self, shard: usize, bytes: u64, now: Timestamp) -> Grant {
+    pub fn message(&mut self, shard: usize, stream: &str, bytes: u64, now: Timestamp) -> Grant {
         let refused = self.refuses_message(bytes, now);
+        if refused.is_none()
+            && !self.reserved.is_empty()
+            && let Some(at) = self.keeps_from(stream, now)
+        {
+            // It has no part in the line: others may take what is kept for them.
+            let held_by = RESERVED;
+            return Grant::NotBefore { at, held_by };
+        }
         let grant = self.for_message.admit(shard, refused, now);
         if grant == Grant::Granted {
             if let Some(bucket) = &mut self.messages {
                 bucket.take();
             }
             self.windows.iter_mut().flatten().for_each(Window::take);
+            let own = self.reserved.iter_mut().find(|of| *of.stream == *stream);
+            own.into_iter()
+                .flat_map(|of| &mut of.windows)
+                .flatten()
+                .for_each(|window| window.add(1));
             if let Some(ahead) = &mut self.ahead {
                 ahead.taken += 1;
                 // In time for those that come next.

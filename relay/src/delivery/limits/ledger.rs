@@ -12,6 +12,7 @@ use tokio::time::sleep;
 
 use super::budget::{Budget, Counted, Keep, Used};
 use crate::config::limits::ScopeLimits;
+use crate::config::streams::Streams;
 use crate::world::Clock;
 
 /// Budgets whose counts go into one write.
@@ -37,17 +38,20 @@ struct Shared {
 }
 
 impl Ledger {
-    /// The budget of a scope, with these limits from here on. Where there is none it goes on from what the queue has kept of it.
+    /// The budget of a scope, with these limits, and what of them is some streams' own, from here on. Where there is none it goes on from what the queue has kept of it.
     pub fn budget(
         &self,
         scope: &Scope,
-        limits: &ScopeLimits,
+        (limits, streams): (&ScopeLimits, &Streams),
         queue: &Queue,
         now: Timestamp,
     ) -> Arc<Mutex<Budget>> {
         let mut all = self.0.budgets.lock();
         if let Some(known) = all.get(scope) {
-            known.lock().renew(limits, now);
+            let mut budget = known.lock();
+            budget.renew(limits, now);
+            budget.reserve(streams);
+            drop(budget);
             return known.clone();
         }
         let counted = match queue.counts_of(scope) {
@@ -58,7 +62,8 @@ impl Ledger {
                 Counted::Unknown
             }
         };
-        let fresh = Budget::new(limits.clone(), scope.tenant.is_some(), counted, now);
+        let mut fresh = Budget::new(limits.clone(), scope.tenant.is_some(), counted, now);
+        fresh.reserve(streams);
         let fresh = Arc::new(Mutex::new(fresh));
         all.insert(scope.clone(), fresh.clone());
         fresh

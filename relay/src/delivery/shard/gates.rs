@@ -15,7 +15,7 @@ use queue::{QueueId, Scope, UnitKey};
 use crate::delivery::exchange::Word;
 use crate::delivery::lane::{ConnectionId, Hosts, Plan};
 use crate::delivery::limits::Grant;
-use crate::delivery::limits::budget::Budget;
+use crate::delivery::limits::budget::{Budget, RESERVED};
 use crate::delivery::turn::Turn;
 
 use super::{LaneId, Shard, Standing, Timer};
@@ -45,14 +45,16 @@ pub enum What {
     Message = 0,
     /// A connection to send it over.
     Connection = 1,
+    /// More than what is kept for other streams.
+    Unreserved = 2,
 }
 
 /// See the module.
 pub(super) struct Gate {
     scope: Scope,
     budget: Arc<Mutex<Budget>>,
-    /// For a message, and for a connection: who has one of the latter is not behind those that have none.
-    waiting: [Turn<Waiter>; 2],
+    /// For each [`What`]: who has a connection is not behind those that have none, nor who may send behind those of whom all is kept.
+    waiting: [Turn<Waiter>; 3],
     /// Lanes, and units on the wire.
     used_by: usize,
     timer: Option<Timestamp>,
@@ -158,7 +160,10 @@ impl Shard {
         let gates = limits
             .into_iter()
             .map(|(scope, limits)| {
-                let budget = self.place.ledger().budget(&scope, &limits, &self.queue, now);
+                let budget =
+                    self.place
+                        .ledger()
+                        .budget(&scope, (&limits, &settings.streams), &self.queue, now);
                 self.gate(scope, budget)
             })
             .collect();
@@ -212,6 +217,9 @@ impl Shard {
         if of_lane.is_empty() && of_tenant.is_empty() {
             return (Pass::Through, None);
         }
+        let Some(stream) = self.active.get(&id).map(|active| active.name.stream.clone()) else {
+            return (Pass::Through, None);
+        };
         let mut taken = Taken {
             gates: Vec::with_capacity(of_lane.len() + of_tenant.len()),
             bytes: self.bytes_of_first(id, of_lane.iter().chain(of_tenant.iter())),
@@ -223,12 +231,14 @@ impl Shard {
                 (id, lane),
                 serving,
                 now,
-                |budget, shard| budget.message(shard, taken.bytes, now),
+                |budget, shard| budget.message(shard, &stream, taken.bytes, now),
             );
-            if let Some(again) = grant {
+            if let Some((again, what)) = grant {
+                // What is another stream's holds up this one's mail alone.
+                let queue_alone = by_tenant || what == What::Unreserved;
                 self.refund(&taken, now);
-                self.wait_at((gate, What::Message), (id, lane), by_tenant, again, now);
-                return (if by_tenant { Pass::Queue } else { Pass::Lane }, None);
+                self.wait_at((gate, what), (id, lane), queue_alone, again, now);
+                return (if queue_alone { Pass::Queue } else { Pass::Lane }, None);
             }
             taken.gates.push(gate);
         }
@@ -265,7 +275,7 @@ impl Shard {
                 now,
                 |budget, shard| budget.connection(shard, now),
             );
-            if let Some(again) = grant {
+            if let Some((again, _)) = grant {
                 for &gate in &gates[..number] {
                     let next = self.gates[gate].budget.lock().refund_connection(now);
                     self.tell_of_room(gate, next, now);
@@ -284,12 +294,13 @@ impl Shard {
         serving: Option<GateId>,
         now: Timestamp,
         what: impl FnOnce(&mut Budget, usize) -> Grant,
-    ) -> Option<Timestamp> {
+    ) -> Option<(Timestamp, What)> {
         let at = &self.gates[gate];
         let waiting = &at.waiting[for_what as usize];
         let is_first = serving == Some(gate) || waiting.is_empty() || waiting.front() == Some(waiter);
         if !is_first {
-            return Some(at.timer.filter(|&timer| timer > now).unwrap_or(now + SOON));
+            let timer = at.timer.filter(|&timer| timer > now);
+            return Some((timer.unwrap_or(now + SOON), for_what));
         }
         let grant = {
             let mut budget = at.budget.lock();
@@ -299,14 +310,19 @@ impl Shard {
             }
             grant
         };
-        (grant != Grant::Granted).then(|| again(&grant, now))
+        let what = match &grant {
+            Grant::Granted => return None,
+            Grant::NotBefore { held_by, .. } if *held_by == RESERVED => What::Unreserved,
+            Grant::NotBefore { .. } | Grant::WhenFreed { .. } => for_what,
+        };
+        Some((again(&grant, now), what))
     }
 
     fn wait_at(
         &mut self,
         (gate, what): (GateId, What),
         waiter: Waiter,
-        by_tenant: bool,
+        queue_alone: bool,
         again: Timestamp,
         now: Timestamp,
     ) {
@@ -315,7 +331,7 @@ impl Shard {
             return;
         };
         let weight = self.settings.streams.weight(&active.name.stream);
-        if by_tenant {
+        if queue_alone {
             // It has stood in its lane's turn till now.
             self.lanes[lane].turn.remove(id);
             if let Some(stand) = active.stands.iter_mut().find(|stand| stand.lane == lane) {
@@ -363,7 +379,7 @@ impl Shard {
 
     /// Lets through what there is room for, in turns.
     pub(super) fn serve(&mut self, gate: GateId, now: Timestamp) {
-        for what in [What::Message, What::Connection] {
+        for what in [What::Message, What::Connection, What::Unreserved] {
             self.serve_those_for(what, gate, now);
         }
         let index = self.place.index();
@@ -402,6 +418,9 @@ impl Shard {
                 refused
             };
             if let Some(refused) = refused {
+                if matches!(refused, Grant::WhenFreed { .. }) && what == What::Connection as usize {
+                    self.make_room_at(gate, lane, now);
+                }
                 return self.set_gate_timer(gate, again(&refused, now));
             }
             at.waiting[what].served();

@@ -153,6 +153,43 @@ async fn a_day_is_a_day_and_a_reload_grants_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_reserved_of_a_day_is_left_to_its_stream() {
+    let more = "[[stream]]\nname = \"transactional\"\nreserved = 0.1\n[[limit]]\nprovider = \"google\"\nmessages_per_day = 200\n";
+    let mut fleet = Fleet::new(2, &format!("{UNSHIPPED}{more}"));
+    let domains = google(&mut fleet, 6);
+    for domain in &domains {
+        fleet.accept(100, "t", "bulk", domain, 10).await;
+    }
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.count(every), 180);
+    let asked = fleet.now;
+    for domain in &domains {
+        fleet.accept(4, "t", "transactional", domain, 10).await;
+    }
+    fleet.run(60 * SECOND).await;
+    let resets: Vec<_> = fleet
+        .sent
+        .iter()
+        .filter(|sent| sent.stream == "transactional")
+        .collect();
+    assert_eq!(resets.len(), 20, "and no more than the limit");
+    assert!(resets.iter().all(|sent| sent.at.since(asked) < SECOND));
+    assert_eq!(fleet.count(every), 200);
+}
+
+/// The last of three sites waited for ever while the others' connections were idle.
+#[tokio::test]
+async fn idle_connections_make_room_for_another_site() {
+    let limit = format!("{UNSHIPPED}[[limit]]\nprovider = \"google\"\nconnections = 5\n");
+    let mut fleet = Fleet::new(2, &limit);
+    for (domain, count) in google(&mut fleet, 3).iter().zip([37, 38, 1]) {
+        fleet.accept(count, "t", "bulk", domain, 10).await;
+    }
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.count(every), 76);
+}
+
+#[tokio::test]
 async fn what_an_hour_has_counted_counts_after_a_restart() {
     let limits = "[[limit]]\nprovider = \"google\"\nmessages_per_hour = 1_000\n";
     let limits = &format!("{UNSHIPPED}{limits}");
