@@ -1,0 +1,245 @@
+//! Measures insides of delivery for `loadtest marks delivery`: each command prints `{"name": ..., "value": ...}` lines.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use clap::{Parser, Subcommand};
+use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
+use queue::store::MemoryStore;
+use queue::{NewMessage, NewUnit, Origin, Queue, RouteGroup, UnitKey};
+use relay::config::Settings;
+use relay::delivery::exchange::{Accepted, Place, Word};
+use relay::delivery::lane::{ConnectionId, LaneKey, Rule};
+use relay::delivery::route::Route;
+use relay::delivery::shard::{Effect, LaneId, Settled, Shard};
+use relay::routing::Routing;
+use relay::world::{MxAnswer, MxHost, Random};
+
+const START: Timestamp = Timestamp(1_700_000_000_000);
+
+/// Units of each lane's queue.
+const UNITS: u64 = 12;
+
+#[derive(Parser)]
+#[command(version, about = "Measures insides of delivery")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Choosing the next unit of lanes that all have mail and a connection: microseconds each, without limits and with.
+    Next {
+        #[arg(long, default_value_t = 10_000)]
+        lanes: u64,
+    },
+    /// Finding the rules of a site among as many of each kind: microseconds, and nanoseconds where its lane is there.
+    Rules {
+        #[arg(long, default_value_t = 1_000)]
+        rules: usize,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Next { lanes } => {
+            tell("next_us", next(lanes, "")?);
+            let limits = "[[limit]]\nsite = \"*\"\nconnections = 10\n[[limit]]\ntenant = \"*\"\nmessages_per_second = 1e6\n\
+                          [[limit]]\ntenant = \"*\"\nsite = \"*\"\nmessages_per_minute = 100_000\n";
+            tell("next_limited_us", next(lanes, limits)?);
+            Ok(())
+        }
+        Command::Rules { rules } => find_rules(rules),
+    }
+}
+
+fn tell(name: &str, value: f64) {
+    println!("{{\"name\": \"{name}\", \"value\": {value}}}");
+}
+
+fn settings(more: &str) -> anyhow::Result<Arc<Settings>> {
+    let text = format!(
+        "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\nkind = \"trusted\"\n\
+         address = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n[delivery]\nmax_connections = 100_000\n\
+         [delivery.limits]\nconnections = 1\n{more}"
+    );
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("postrider.toml");
+    std::fs::write(&path, text)?;
+    relay::config::load(&path)
+        .map(Arc::new)
+        .map_err(|mistakes| anyhow::anyhow!("{mistakes}"))
+}
+
+/// Microseconds from a connection that has sent its unit to the next one's being chosen. The store is one in memory: what it takes
+/// to read a page of an index is among them, once for all of a queue's units.
+fn next(lanes: u64, more: &str) -> anyhow::Result<f64> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let queue = Queue::in_memory(MemoryStore::new()).context("a queue in memory")?;
+    let settings = settings(more)?;
+    let routing = Arc::new(Routing::open(settings.clone(), &queue)?);
+    let delivery = Arc::new(settings.delivery.clone());
+    let mut shard = Shard::new(
+        queue.clone(),
+        Place::alone(),
+        delivery,
+        routing,
+        Random::seeded(1),
+        START,
+    );
+    let mut open: Vec<(LaneId, ConnectionId, UnitKey)> = Vec::new();
+    for number in 0..lanes {
+        let units = runtime.block_on(fill(&queue, number))?;
+        shard.hear(Word::Accepted(Accepted::stored(units)), START);
+        for effect in shard.take_effects() {
+            if let Effect::Resolve(domain) = effect {
+                let route = Route::from_answer(&domain, MxAnswer::Implicit, &[]);
+                shard.resolved(&domain, Ok(route), START);
+            }
+        }
+        for effect in shard.take_effects() {
+            if let Effect::Connect {
+                lane,
+                connection,
+                job,
+                ..
+            } = effect
+            {
+                open.push((lane, connection, job.unit));
+            }
+        }
+    }
+    anyhow::ensure!(
+        open.len() as u64 == lanes,
+        "{} of {lanes} lanes have a connection",
+        open.len()
+    );
+    let lane_of: HashMap<ConnectionId, LaneId> = open
+        .iter()
+        .map(|&(lane, connection, _)| (connection, lane))
+        .collect();
+    let (mut chosen, mut effects, mut now) = (0_u64, Vec::new(), START);
+    let begun = Instant::now();
+    for _ in 1..UNITS {
+        let mut again = Vec::with_capacity(open.len());
+        for (lane, connection, unit) in open {
+            now = now + Duration::from_millis(1);
+            shard.settled(&unit, Settled::Gone, now);
+            shard.connection_free(lane, connection, now);
+            shard.swap_effects(&mut effects);
+            for effect in effects.drain(..) {
+                if let Effect::Send { connection, job } = effect {
+                    chosen += 1;
+                    again.push((lane_of[&connection], connection, job.unit));
+                }
+            }
+        }
+        open = again;
+    }
+    let took = begun.elapsed();
+    anyhow::ensure!(chosen == lanes * (UNITS - 1), "{chosen} were chosen");
+    Ok(took.as_secs_f64() * 1e6 / chosen as f64)
+}
+
+/// Messages to one domain.
+async fn fill(queue: &Queue, number: u64) -> anyhow::Result<Vec<UnitKey>> {
+    let domain = format!("d{number}.test");
+    let mut units = Vec::new();
+    for of in 0..UNITS {
+        let mut random = [0; 10];
+        random[2..].copy_from_slice(&(number * UNITS + of).to_be_bytes());
+        let message = NewMessage {
+            id: MessageId::new(START, &random),
+            received_at: START,
+            expires_at: START + Duration::from_secs(86_400),
+            tenant: "t".into(),
+            stream: "bulk".into(),
+            reverse_path: ReversePath::Null,
+            body_type: BodyType::SevenBit,
+            smtputf8: false,
+            dsn: DsnOptions::default(),
+            tag: None,
+            metadata: Vec::new(),
+            prefix: Bytes::new(),
+            body: Bytes::from_static(b"Subject: x\r\n\r\nx\r\n"),
+            rest: None,
+            origin: Origin::default(),
+            cause: None,
+            units: vec![NewUnit {
+                route_group: RouteGroup(0),
+                domain: domain.parse()?,
+                due: START,
+                recipients: vec![Recipient::new(format!("to@{domain}").parse()?)],
+            }],
+        };
+        units.extend(queue.accept(Arc::new(message)).await?.units);
+    }
+    Ok(units)
+}
+
+fn find_rules(rules: usize) -> anyhow::Result<()> {
+    let mut more = String::new();
+    for number in 0..rules {
+        let _ = write!(
+            more,
+            "[[provider]]\nname = \"p{number}\"\nmx = [\"*.p{number}.example\"]\n[provider.limits]\nconnections = 3\n\
+             [[destination]]\ndomain = \"*.d{number}.example\"\n[destination.limits]\nmessages_per_connection = 3\n\
+             [[limit]]\nsite = \"*.p{number}.example\"\nconnections = 3\n\
+             [[limit]]\nprovider = \"p{number}\"\ntenant = \"*\"\nmessages_per_minute = 3\n"
+        );
+    }
+    let settings = settings(&more)?;
+    let delivery = &settings.delivery;
+    let host = |name: String| {
+        anyhow::Ok(MxHost {
+            preference: 10,
+            host: name.parse()?,
+        })
+    };
+    let names = (0..5).map(|number| host(format!("mx{number}.p500.example")));
+    let route = Route::Hosts(names.collect::<Result<_, _>>()?);
+    let domain = "mail.d500.example".parse()?;
+    let turns = 20_000;
+    let begun = Instant::now();
+    for _ in 0..turns {
+        let provider = black_box(&route).provider(delivery);
+        black_box(Rule::of(
+            black_box(&domain),
+            provider.map(|found| &**found),
+            delivery,
+        ));
+        let Route::Hosts(hosts) = &route else { continue };
+        let scope = queue::Scope {
+            site: Some("mx0.p500.example".into()),
+            provider: provider.map(|found| found.name.clone()),
+            tenant: Some("t".into()),
+            source: None,
+        };
+        let mail = delivery.scopes.mail(scope, hosts.iter().map(|mx| &mx.host));
+        black_box([delivery.scopes.of(&mail, false), delivery.scopes.of(&mail, true)]);
+    }
+    tell("rules_us", begun.elapsed().as_secs_f64() * 1e6 / f64::from(turns));
+    let key = |number: usize| LaneKey {
+        site: format!("mx{number}.example.org").into(),
+        rule: None,
+    };
+    let lanes: HashMap<LaneKey, usize> = (0..10_000).map(|number| (key(number), number)).collect();
+    let wanted = key(5_000);
+    let begun = Instant::now();
+    for _ in 0..turns {
+        black_box(lanes.get(black_box(&wanted)));
+    }
+    tell(
+        "rules_cached_ns",
+        begun.elapsed().as_secs_f64() * 1e9 / f64::from(turns),
+    );
+    Ok(())
+}
