@@ -251,6 +251,8 @@ pub struct EventView {
     pub attempt: u32,
     /// Host and address where it was tried.
     pub host: Option<String>,
+    /// The source that it was sent from, by its name; or the address, where `delivery.source` names one.
+    pub source: Option<String>,
     /// The TLS version and cipher suite.
     pub tls: Option<String>,
     /// How long the transaction took, in milliseconds.

@@ -209,6 +209,7 @@ fn answers_are_as_described() {
         recipients: vec!["a@example.net".into()],
         attempt: 1,
         host: None,
+        source: Some("out1".into()),
         tls: None,
         millis: Some(12),
         reply: "250 ok".into(),

@@ -73,10 +73,15 @@ fn shaping(criterion: &mut Criterion) {
     let key = |number: usize| LaneKey {
         site: format!("mx{number}.example.org").into(),
         rule: None,
+        source: None,
     };
     let provider = hosts(&google).provider(delivery).cloned();
     let mut lanes: HashMap<LaneKey, _> = (0..10_000).map(|number| (key(number), None)).collect();
-    let key = LaneKey { site, rule: None };
+    let key = LaneKey {
+        site,
+        rule: None,
+        source: None,
+    };
     lanes.insert(key.clone(), provider);
     group.bench_function("the provider of a lane that is there, among 10,000", |bench| {
         bench.iter(|| lanes.get(black_box(&key)).cloned());

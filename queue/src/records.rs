@@ -433,7 +433,7 @@ pub struct Hop {
     pub host: String,
     /// Its address and port.
     pub address: String,
-    /// The address we came from, where one was chosen.
+    /// The source's name; the address we came from, where one was chosen without a name.
     pub source: String,
     /// The TLS version and cipher suite; empty in clear.
     pub tls: String,

@@ -576,7 +576,10 @@ fn end(kind: EventKind) -> Option<RecipientState> {
 
 fn host(event: &Event) -> Option<String> {
     let hop = event.hop.as_ref()?;
-    Some(format!("{} [{}]", hop.host, hop.address))
+    match hop.address.as_str() {
+        "" => Some(hop.host.clone()),
+        address => Some(format!("{} [{address}]", hop.host)),
+    }
 }
 
 fn event(event: &Event) -> EventView {
@@ -587,6 +590,9 @@ fn event(event: &Event) -> EventView {
         recipients: event.recipients.clone(),
         attempt: event.attempt,
         host: host(event),
+        source: hop
+            .map(|hop| hop.source.clone())
+            .filter(|source| !source.is_empty()),
         tls: hop.map(|hop| hop.tls.clone()).filter(|tls| !tls.is_empty()),
         millis: hop.map(|hop| hop.millis),
         reply: event.reply.clone(),
@@ -647,8 +653,27 @@ pub(crate) mod tests {
         accept_body(queue, MessageId::new(START, &random), domains, body).await
     }
 
+    /// The same to one domain by a way of its own.
+    pub(crate) async fn accept_routed(
+        queue: &Queue,
+        number: u8,
+        group: RouteGroup,
+        domain: &str,
+    ) -> Accepted {
+        let body = Bytes::from_static(b"Subject: x\r\n\r\nx\r\n");
+        let mut message = message(MessageId::new(START, &[number; 10]), &[domain], body);
+        for unit in &mut message.units {
+            unit.route_group = group;
+        }
+        queue.accept(Arc::new(message)).await.unwrap()
+    }
+
     async fn accept_body(queue: &Queue, id: MessageId, domains: &[&str], body: Bytes) -> Accepted {
-        let message = NewMessage {
+        queue.accept(Arc::new(message(id, domains, body))).await.unwrap()
+    }
+
+    fn message(id: MessageId, domains: &[&str], body: Bytes) -> NewMessage {
+        NewMessage {
             id,
             received_at: START,
             expires_at: START + Duration::from_secs(3_600),
@@ -676,8 +701,7 @@ pub(crate) mod tests {
                         .into(),
                 })
                 .collect(),
-        };
-        queue.accept(Arc::new(message)).await.unwrap()
+        }
     }
 
     fn control() -> (Queue, QueueControl) {
@@ -818,6 +842,7 @@ pub(crate) mod tests {
         let hop = Hop {
             host: "mx.a.test".into(),
             address: "192.0.2.1:25".into(),
+            source: "out1".into(),
             ..Hop::default()
         };
         let settle = Settle {
@@ -853,6 +878,12 @@ pub(crate) mod tests {
         assert_eq!(
             view.recipients[0].host.as_deref(),
             Some("mx.a.test [192.0.2.1:25]")
+        );
+        let sources: Vec<_> = view.events.iter().map(|event| event.source.as_deref()).collect();
+        assert_eq!(sources[0], None);
+        assert!(
+            sources[1..].iter().all(|source| *source == Some("out1")),
+            "{sources:?}"
         );
         assert_eq!(
             (view.recipients[0].next_due, view.recipients[1].next_due),

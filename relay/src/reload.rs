@@ -21,7 +21,7 @@ use rustls::ServerConfig;
 use tokio::sync::mpsc;
 
 use crate::config::settings::{Listener, ListenerKind, TlsFiles};
-use crate::config::{self, Problem, Settings, smart_hosts};
+use crate::config::{self, Problem, Settings, egress, smart_hosts};
 use crate::credentials::Credentials;
 use crate::delivery::client_tls::ClientTls;
 use crate::delivery::resolver::RealNet;
@@ -53,13 +53,14 @@ const AT_START_ONLY: [&str; 7] = [
 ];
 
 /// Where a change means that next hops are to be met anew.
-const OF_CONNECTIONS: [&str; 8] = [
+const OF_CONNECTIONS: [&str; 9] = [
     "hostname",
     "bounce_",
     "delivery.",
     "destination",
     "provider",
     "smart_host",
+    "source",
     "dns.",
     "safe_mode.",
 ];
@@ -300,7 +301,7 @@ impl Reloader {
         if now == state.contents || state.refused.as_ref() == Some(&now) {
             return;
         }
-        let done = smart_hosts::with_passwords_read_anew(&settings)
+        let done = with_passwords_read_anew(&settings)
             .map_err(ReloadError::Failed)
             .and_then(|settings| state.prepare(settings))
             .map(|prepared| state.commit(prepared));
@@ -325,7 +326,7 @@ impl State {
     fn reload(&mut self) -> Result<Reloaded, ReloadError> {
         let before = &self.parts.front.settings.effective;
         let settings =
-            config::load(before.file()).map_err(|config::Mistakes(all)| ReloadError::Mistakes(all))?;
+            config::load_here(before.file()).map_err(|config::Mistakes(all)| ReloadError::Mistakes(all))?;
         let fixed = settings_at_start_only(before, &settings);
         if !fixed.is_empty() {
             return Err(ReloadError::Mistakes(fixed));
@@ -539,7 +540,19 @@ fn tls_files(kind: &ListenerKind) -> Option<&TlsFiles> {
 /// Whether next hops are met otherwise with another content of this file.
 fn is_of_connections(settings: &Settings, file: &Path) -> bool {
     settings.delivery.ca_file.as_deref() == Some(file)
-        || smart_hosts::password_files(settings).any(|password| password == file)
+        || password_files(settings).any(|password| password == file)
+}
+
+/// Those of next hops and proxies.
+fn password_files(settings: &Settings) -> impl Iterator<Item = &Path> {
+    smart_hosts::password_files(settings).chain(egress::password_files(settings))
+}
+
+fn with_passwords_read_anew(settings: &Settings) -> Result<Settings, String> {
+    let mut settings = settings.clone();
+    smart_hosts::read_passwords_anew(&mut settings)?;
+    egress::read_passwords_anew(&mut settings)?;
+    Ok(settings)
 }
 
 /// The certificates of listeners and admin API.
@@ -558,7 +571,7 @@ fn contents(settings: &Settings) -> Contents {
     let files: HashSet<&Path> = of_certificates
         .chain(settings.dkim.iter().map(|key| key.file.as_path()))
         .chain(settings.delivery.ca_file.as_deref())
-        .chain(smart_hosts::password_files(settings))
+        .chain(password_files(settings))
         .collect();
     files
         .into_iter()

@@ -13,6 +13,7 @@ use mail_core::{Domain, Mailbox, Notify, Recipient, Reply, ReversePath, Timestam
 use queue::{GroupError, NewMessage, NewUnit, Queue, RouteGroup};
 
 use crate::config::Settings;
+use crate::config::egress::{Egress, Pool};
 use crate::config::routes::{NextHop, RouteRule, SafeMode};
 use crate::config::smart_hosts::SmartHost;
 
@@ -25,13 +26,20 @@ const DISCARD: &str = "discard ";
 /// Before the smart host's name in a group's name.
 const SMART_HOST: &str = "smart host ";
 
-/// What a route group stands for now.
+/// Before the pool's name in a group's name.
+const POOL: &str = "pool ";
+
+/// Between a smart host's name and a pool's. Neither has a blank.
+const SMART_HOST_POOL: &str = " pool ";
+
+/// What a route group stands for now. Mail that no rule gave a pool goes from the default one, which is looked up when it is
+/// needed: it may be another one than when the mail came.
 #[derive(Clone, Debug)]
 pub enum Way {
-    /// The destination's own MX hosts.
-    Mx,
-    /// This smart host.
-    SmartHost(Arc<SmartHost>),
+    /// The destination's own MX hosts, from this pool.
+    Mx(Option<Arc<Pool>>),
+    /// This smart host, from this pool.
+    SmartHost(Arc<SmartHost>, Option<Arc<Pool>>),
     /// None: it ends as discarded, for this reason.
     Discard(Arc<str>),
     /// What the name stands for is not configured any more: the mail waits until it is again, or expires.
@@ -81,20 +89,19 @@ impl Routing {
     /// Gives all ways of the configuration their numbers. Writes to the store where one is new.
     pub fn open(settings: Arc<Settings>, queue: &Queue) -> Result<Self, GroupError> {
         let routing = &settings.routing;
-        let discards = routing.rules.iter().filter_map(|rule| match &rule.next_hop {
-            // A report can't be refused: it is discarded for the same reason.
-            NextHop::Discard(reason) | NextHop::Refuse(reason) => Some(discard_name(reason)),
-            NextHop::Mx | NextHop::SmartHost(_) => None,
-        });
-        let smart_hosts = routing.smart_hosts.iter().map(|host| smart_host_name(&host.name));
+        let of_rules = routing.rules.iter().filter_map(group_name);
+        let smart_hosts = routing
+            .smart_hosts
+            .iter()
+            .map(|host| smart_host_name(&host.name, None));
         let safe_mode = routing.safe_mode.as_ref().map(|_| discard_name(SAFE_MODE));
-        let names: Vec<String> = discards.chain(smart_hosts).chain(safe_mode).collect();
+        let names: Vec<String> = of_rules.chain(smart_hosts).chain(safe_mode).collect();
         let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
         let numbers = queue.route_groups(&wanted)?;
         let numbers = names.into_iter().zip(numbers).collect();
         let known = queue.route_group_names()?.into_iter();
         let ways = known
-            .map(|(group, name)| (group, way(&name, &routing.smart_hosts)))
+            .map(|(group, name)| (group, way(&name, &settings)))
             .collect();
         Ok(Self {
             settings,
@@ -106,10 +113,22 @@ impl Routing {
     /// What a queue's group stands for.
     pub fn way(&self, group: RouteGroup) -> Way {
         if group == RouteGroup::default() {
-            return Way::Mx;
+            return Way::Mx(self.default_pool());
         }
         let unknown = || Way::Missing(format!("route group {}", group.0).into());
         self.ways.get(&group).cloned().unwrap_or_else(unknown)
+    }
+
+    /// Names of groups whose way is not configured any more.
+    pub fn missing(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.ways.values().filter_map(|way| match way {
+            Way::Missing(name) => Some(name),
+            Way::Mx(_) | Way::SmartHost(..) | Way::Discard(_) => None,
+        })
+    }
+
+    fn default_pool(&self) -> Option<Arc<Pool>> {
+        self.egress().default_pool.clone()
     }
 
     /// What rules may name.
@@ -117,9 +136,14 @@ impl Routing {
         &self.settings.routing.smart_hosts
     }
 
+    /// What mail is sent from.
+    pub fn egress(&self) -> &Egress {
+        &self.settings.delivery.egress
+    }
+
     /// Whether a rule refuses the recipient. Without a stream, only what holds for all of them.
     pub fn refusal(&self, sender: Sender<'_>, to: &Mailbox) -> Option<Reply> {
-        match self.next_hop(sender, to)? {
+        match &self.rule(sender, to)?.next_hop {
             NextHop::Refuse(reason) => Some(Reply::new(550, 7, 1, "").with_text(reason.to_string())),
             NextHop::Mx | NextHop::SmartHost(_) | NextHop::Discard(_) => None,
         }
@@ -221,11 +245,8 @@ impl Routing {
     }
 
     fn group(&self, sender: Sender<'_>, to: &Mailbox) -> RouteGroup {
-        match self.next_hop(sender, to) {
-            None | Some(NextHop::Mx) => RouteGroup::default(),
-            Some(NextHop::SmartHost(name)) => self.number(&smart_host_name(name)),
-            Some(NextHop::Discard(reason) | NextHop::Refuse(reason)) => self.number(&discard_name(reason)),
-        }
+        let name = self.rule(sender, to).and_then(group_name);
+        name.map_or_else(RouteGroup::default, |name| self.number(&name))
     }
 
     /// All names were given numbers at the start.
@@ -233,8 +254,8 @@ impl Routing {
         self.numbers.get(name).copied().unwrap_or_default()
     }
 
-    /// The next hop of the first rule that fits; `None` by MX, or where it can't be told yet.
-    fn next_hop(&self, sender: Sender<'_>, to: &Mailbox) -> Option<&NextHop> {
+    /// The first rule that fits; `None` where none does, or it can't be told yet.
+    fn rule(&self, sender: Sender<'_>, to: &Mailbox) -> Option<&RouteRule> {
         for rule in &self.settings.routing.rules {
             if !fits(rule, sender, to) {
                 continue;
@@ -242,7 +263,7 @@ impl Routing {
             if sender.stream.is_none() && !rule.streams.is_empty() {
                 return None;
             }
-            return Some(&rule.next_hop);
+            return Some(rule);
         }
         None
     }
@@ -273,19 +294,44 @@ fn discard_name(reason: &str) -> String {
     format!("{DISCARD}{reason}")
 }
 
-fn smart_host_name(name: &str) -> String {
-    format!("{SMART_HOST}{name}")
+fn smart_host_name(name: &str, pool: Option<&str>) -> String {
+    match pool {
+        None => format!("{SMART_HOST}{name}"),
+        Some(pool) => format!("{SMART_HOST}{name}{SMART_HOST_POOL}{pool}"),
+    }
 }
 
-fn way(name: &str, smart_hosts: &[Arc<SmartHost>]) -> Way {
+/// The name of the group that a rule's mail is in; `None`: that of all mail.
+fn group_name(rule: &RouteRule) -> Option<String> {
+    match &rule.next_hop {
+        NextHop::Mx => rule.pool.as_ref().map(|pool| format!("{POOL}{pool}")),
+        NextHop::SmartHost(name) => Some(smart_host_name(name, rule.pool.as_deref())),
+        // A report can't be refused: it is discarded for the same reason.
+        NextHop::Discard(reason) | NextHop::Refuse(reason) => Some(discard_name(reason)),
+    }
+}
+
+/// What a group of this name stands for.
+fn way(name: &str, settings: &Settings) -> Way {
     if let Some(reason) = name.strip_prefix(DISCARD) {
         return Way::Discard(reason.into());
     }
-    let of_name = |host: &&Arc<SmartHost>| name.strip_prefix(SMART_HOST) == Some(&*host.name);
-    match smart_hosts.iter().find(of_name) {
-        Some(host) => Way::SmartHost(host.clone()),
-        None => Way::Missing(name.into()),
-    }
+    let egress = &settings.delivery.egress;
+    let known = if let Some(pool) = name.strip_prefix(POOL) {
+        egress.pool(pool).map(|pool| Way::Mx(Some(pool.clone())))
+    } else if let Some(rest) = name.strip_prefix(SMART_HOST) {
+        let (host, pool) = match rest.split_once(SMART_HOST_POOL) {
+            Some((host, pool)) => (host, egress.pool(pool).cloned().map(Some)),
+            None => (rest, Some(egress.default_pool.clone())),
+        };
+        let mut hosts = settings.routing.smart_hosts.iter();
+        let host = hosts.find(|known| *known.name == *host);
+        host.zip(pool)
+            .map(|(host, pool)| Way::SmartHost(host.clone(), pool))
+    } else {
+        None
+    };
+    known.unwrap_or_else(|| Way::Missing(name.into()))
 }
 
 /// Whether all of a rule's lists fit. A stream that is not known yet may.
@@ -347,11 +393,13 @@ mod tests {
             reverse_path: &path,
         };
         let placed = routing.place(sender, &to(recipients));
+        let from_pool =
+            |pool: Option<Arc<Pool>>| pool.map_or_else(String::new, |pool| format!(" from {}", pool.name));
         let unit = |unit: &Placing| {
             let who: Vec<_> = unit.recipients.iter().map(|to| to.mailbox.to_string()).collect();
             let way = match routing.way(unit.group) {
-                Way::Mx => "mx".to_owned(),
-                Way::SmartHost(host) => host.name.to_string(),
+                Way::Mx(pool) => format!("mx{}", from_pool(pool)),
+                Way::SmartHost(host, pool) => format!("{}{}", host.name, from_pool(pool)),
                 Way::Discard(reason) => format!("discard {reason}"),
                 Way::Missing(name) => format!("missing {name}"),
             };
@@ -449,7 +497,7 @@ mod tests {
         let after = routing_of(PLAIN, &queue);
         assert!(matches!(after.way(group), Way::Discard(reason) if &*reason == "gone"));
         assert!(matches!(after.way(RouteGroup(999)), Way::Missing(_)));
-        assert!(matches!(after.way(RouteGroup(0)), Way::Mx));
+        assert!(matches!(after.way(RouteGroup(0)), Way::Mx(None)));
     }
 
     #[test]
@@ -466,7 +514,59 @@ mod tests {
         let gone = routing_of(PLAIN, &queue);
         assert!(matches!(gone.way(group), Way::Missing(name) if &*name == "smart host out"));
         let again = routing_of(&format!("{PLAIN}{smart}"), &queue);
-        assert!(matches!(again.way(group), Way::SmartHost(host) if &*host.name == "out"));
+        assert!(matches!(again.way(group), Way::SmartHost(host, None) if &*host.name == "out"));
+    }
+
+    const POOLS: &str = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n[[source]]\nname = \"s2\"\n\
+        addresses = [\"192.0.2.2\"]\n[[pool]]\nname = \"bulk\"\nsources = [\"s1\"]\n[[pool]]\nname = \"fast\"\nsources = [\"s2\"]\n";
+
+    #[test]
+    fn a_rule_gives_mail_a_pool_and_the_rest_has_the_default() {
+        let rules = "[[smart_host]]\nname = \"out\"\nhosts = [{ address = \"::1\" }]\n\
+             [[route]]\nstreams = [\"bulk\"]\nto = [\"x.test\"]\nnext_hop = \"out\"\npool = \"bulk\"\n\
+             [[route]]\nstreams = [\"bulk\"]\nnext_hop = \"mx\"\npool = \"bulk\"\n\
+             [[route]]\nto = [\"x.test\"]\nnext_hop = \"out\"\n";
+        let to = ["a@x.test", "a@y.test"];
+        let routing = |more: &str| routing(&format!("{more}{POOLS}{rules}"));
+        let default = routing("[delivery]\npool = \"fast\"\n");
+        assert_eq!(
+            ways(&default, "a", "bulk", &to),
+            ["out from bulk: a@x.test", "mx from bulk: a@y.test"]
+        );
+        assert_eq!(
+            ways(&default, "a", "transactional", &to),
+            ["out from fast: a@x.test", "mx from fast: a@y.test"]
+        );
+        assert_eq!(
+            ways(&routing(""), "a", "transactional", &to),
+            ["out: a@x.test", "mx: a@y.test"]
+        );
+    }
+
+    #[test]
+    fn mail_of_a_pool_that_is_gone_waits_for_it() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let smart = "[[smart_host]]\nname = \"out\"\nhosts = [{ address = \"::1\" }]\n";
+        let rules = "[[route]]\nto = [\"x.test\"]\nnext_hop = \"out\"\npool = \"bulk\"\n\
+             [[route]]\nnext_hop = \"mx\"\npool = \"bulk\"\n";
+        let before = routing_of(&format!("{PLAIN}{POOLS}{smart}{rules}"), &queue);
+        let groups = ["pool bulk", "smart host out pool bulk"].map(|name| before.number(name));
+        assert!(groups.iter().all(|group| *group != RouteGroup::default()));
+        assert_eq!(before.missing().count(), 0);
+        let pools = POOLS.replace("\"bulk\"", "\"other\"");
+        let gone = routing_of(&format!("{PLAIN}{pools}{smart}"), &queue);
+        assert!(
+            groups
+                .iter()
+                .all(|group| matches!(gone.way(*group), Way::Missing(_)))
+        );
+        assert_eq!(gone.missing().count(), 2);
+        // The smart host alone would not do either: it is not known to go from there.
+        let no_host = routing_of(&format!("{PLAIN}{POOLS}"), &queue);
+        assert!(matches!(no_host.way(groups[0]), Way::Mx(Some(pool)) if &*pool.name == "bulk"));
+        assert!(matches!(no_host.way(groups[1]), Way::Missing(name) if &*name == "smart host out pool bulk"));
+        let again = routing_of(&format!("{PLAIN}{POOLS}{smart}"), &queue);
+        assert!(matches!(again.way(groups[1]), Way::SmartHost(_, Some(pool)) if &*pool.name == "bulk"));
     }
 
     #[test]

@@ -128,6 +128,32 @@ pub struct DnsError {
     pub cause: String,
 }
 
+/// Our end of a connection, as far as it is not left to the system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalEnd<'a> {
+    /// The address it comes from. One of another family than the target's is left out.
+    pub address: Option<IpAddr>,
+    /// The network interface it leaves by.
+    pub interface: Option<&'a str>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Our end could not be had: an address or interface that is not there, or has no port left. Says nothing of the other end.
+    #[error("{0}")]
+    Ours(io::Error),
+    /// The other end, or the way to it.
+    #[error("{0}")]
+    Theirs(#[from] io::Error),
+}
+
+impl From<io::ErrorKind> for ConnectError {
+    fn from(kind: io::ErrorKind) -> Self {
+        Self::Theirs(kind.into())
+    }
+}
+
 /// The network as the delivery side sees it.
 ///
 /// Tasks stay on the core that made them, so futures need not be `Send` (docs/architecture.md, "The runtime").
@@ -141,12 +167,12 @@ pub trait Net: Clone + 'static {
     /// The host's addresses, IPv6 and IPv4; empty where it has none or does not exist.
     fn addresses(&self, host: &Domain) -> impl Future<Output = Result<Vec<IpAddr>, DnsError>>;
 
-    /// Connects, from `source` where given. The caller bounds the time.
+    /// Connects. The caller bounds the time.
     fn connect(
         &self,
-        source: Option<IpAddr>,
+        from: LocalEnd<'_>,
         to: SocketAddr,
-    ) -> impl Future<Output = io::Result<Self::Stream>>;
+    ) -> impl Future<Output = Result<Self::Stream, ConnectError>>;
 
     /// Whether it is an address of this machine's.
     fn is_here(&self, address: IpAddr) -> bool;

@@ -30,7 +30,7 @@ use relay::prepare::{self, Preparer};
 use relay::routing::Routing;
 use relay::submission::front::Front;
 use relay::submission::listener::{self, Terms};
-use relay::world::{Clock, DnsError, MxAnswer, MxHost, Net, Random};
+use relay::world::{Clock, ConnectError, DnsError, LocalEnd, MxAnswer, MxHost, Net, Random};
 use relay::{delivery, logging, submission};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -351,7 +351,7 @@ impl Net for OneHost {
         Ok(vec![Ipv4Addr::LOCALHOST.into()])
     }
 
-    async fn connect(&self, _: Option<IpAddr>, _: SocketAddr) -> io::Result<TcpStream> {
+    async fn connect(&self, _: LocalEnd<'_>, _: SocketAddr) -> Result<TcpStream, ConnectError> {
         let stream = TcpStream::connect(self.0).await?;
         stream.set_nodelay(true)?;
         Ok(stream)

@@ -28,7 +28,7 @@ use relay::delivery::metrics::Metrics;
 use relay::metrics::Registry;
 use relay::prepare::{self, Preparer};
 use relay::routing::{Routing, Sender};
-use relay::world::{Clock, DnsError, MxAnswer, MxHost, Net, Random};
+use relay::world::{Clock, ConnectError, DnsError, LocalEnd, MxAnswer, MxHost, Net, Random};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
@@ -125,7 +125,7 @@ impl Net for SimNet {
         Ok(vec![Ipv4Addr::new(10, 0, 0, number).into()])
     }
 
-    async fn connect(&self, _source: Option<IpAddr>, to: SocketAddr) -> io::Result<poison::Wire> {
+    async fn connect(&self, _: LocalEnd<'_>, to: SocketAddr) -> Result<poison::Wire, ConnectError> {
         let IpAddr::V4(address) = to.ip() else {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         };

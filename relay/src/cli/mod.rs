@@ -97,7 +97,14 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn load(&self) -> Result<Settings, Failure> {
-        load(&self.path)
+        exists(&self.path)?;
+        config::load(&self.path).map_err(mistaken)
+    }
+
+    /// See [`config::load_here`].
+    fn load_here(&self) -> Result<Settings, Failure> {
+        exists(&self.path)?;
+        config::load_here(&self.path).map_err(mistaken)
     }
 
     /// See [`config::look`].
@@ -132,9 +139,8 @@ fn exists(path: &Path) -> Result<(), Failure> {
     )))
 }
 
-fn load(path: &Path) -> Result<Settings, Failure> {
-    exists(path)?;
-    config::load(path).map_err(|mistakes| Failure::Usage(mistakes.to_string()))
+fn mistaken(mistakes: Mistakes) -> Failure {
+    Failure::Usage(mistakes.to_string())
 }
 
 /// All commands and their options.
@@ -147,7 +153,7 @@ pub fn main() -> ExitCode {
     // With two providers in a binary rustls would panic; there is one, and it is said which.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let done = match Cli::parse().command {
-        Command::Run { config } => config.load().and_then(run::run),
+        Command::Run { config } => config.load_here().and_then(run::run),
         Command::Lab(options) => match crate::lab::main(&options) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
@@ -186,7 +192,7 @@ const EXAMPLE: &str = include_str!("../../../docs/postrider.example.toml");
 
 fn check(file: &Path, json: bool) -> Result<(), Failure> {
     exists(file)?;
-    let mistakes = match config::load(file) {
+    let mistakes = match config::load_here(file) {
         Ok(_) if json => {
             return Ok(output::print_json(
                 &serde_json::json!({ "ok": true, "mistakes": [] }),

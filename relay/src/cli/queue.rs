@@ -563,7 +563,7 @@ fn show_message(message: &MessageView) -> String {
         ]
     }));
     let _ = write!(text, "\n{}", columns(&rows));
-    let mut rows = vec![["TIME", "EVENT", "RECIPIENTS", "CLASS", "REPLY"].map(String::from)];
+    let mut rows = vec![["TIME", "EVENT", "RECIPIENTS", "SOURCE", "CLASS", "REPLY"].map(String::from)];
     rows.extend(message.events.iter().map(|event| {
         let recipients = match event.recipients.as_slice() {
             [first, _, ..] => format!("{first} and {} more", event.recipients.len() - 1),
@@ -573,6 +573,7 @@ fn show_message(message: &MessageView) -> String {
             event.at.to_string(),
             event.kind.clone(),
             recipients,
+            event.source.clone().unwrap_or_default(),
             event.class.clone().unwrap_or_default(),
             event.reply.clone(),
         ]

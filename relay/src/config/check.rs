@@ -16,9 +16,10 @@ use mail_core::{Domain, Mailbox};
 use crate::submission::fields::OwnField;
 
 use super::admin::admin;
+use super::egress::egress;
 use super::limits::{LimitRules, limits as scope_limits};
 use super::rates;
-use super::routes::routing;
+use super::routes::{Named, routing};
 use super::section::{Check, Section, Spot};
 use super::settings::{
     AddressFamily, ClientTimeouts, DeliverySettings, Destination, DestinationLimits, Destinations, DkimKey,
@@ -82,9 +83,16 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let (log, log_level) = log(top.section("log"));
     let smart_hosts = smart_hosts(check, &mut top, Some(&delivery));
     let is_tenant = |name: &str| tenants.contains_key(name);
-    let routing = routing(check, &mut top, smart_hosts, is_tenant, streams);
+    let named = Named {
+        smart_hosts: &smart_hosts,
+        pools: &delivery.egress.pools,
+        is_tenant: &is_tenant,
+        streams,
+    };
+    let routing = routing(check, &mut top, &named);
     let is_provider = |name: &str| delivery.shaping.provider(name).is_some();
-    let scopes = scope_limits(check, &mut top, is_provider, is_tenant);
+    let is_source = |name: &str| delivery.egress.source(name).is_some();
+    let scopes = scope_limits(check, &mut top, is_provider, is_tenant, is_source);
     top.end();
     let hostname = hostname?.value;
     let postmaster = match postmaster {
@@ -622,11 +630,13 @@ fn delivery(
     }
     let shipped_limits = section.boolean("shipped_limits", true);
     let own_addresses = section.list::<IpAddr>("own_addresses").unwrap_or_default();
+    let pool = section.string("pool");
     let delivery = DeliverySettings {
         port: section.integer("port", 1..=65_535, 25) as u16,
         // In place of what is missing, so that the rest is checked too.
         ehlo: ehlo.or_else(|| "localhost".parse().ok())?,
         source: section.parsed::<IpAddr>("source").map(|spot| spot.value),
+        egress: egress(check, top, pool),
         own_addresses: own_addresses.into_iter().map(|spot| spot.value).collect(),
         ca_file: section.file("ca_file").map(|spot| {
             if let Err(error) = crate::delivery::client_tls::ClientTls::new(Some(&spot.value)) {

@@ -10,7 +10,7 @@ use queue::Scope;
 use crate::by_domain::ByDomain;
 use crate::shaping::providers::HostPattern;
 
-use super::check::{CONNECTIONS, MESSAGES_PER_SECOND, is_name};
+use super::check::{CONNECTIONS, MESSAGES_PER_SECOND};
 use super::section::{Check, Section, Spot};
 
 /// Tables there may be.
@@ -221,6 +221,7 @@ pub(super) fn limits(
     top: &mut Section<'_>,
     is_provider: impl Fn(&str) -> bool,
     is_tenant: impl Fn(&str) -> bool,
+    is_source: impl Fn(&str) -> bool,
 ) -> LimitRules {
     let mut rules = LimitRules::default();
     let mut by_host = ByDomain::default();
@@ -256,8 +257,8 @@ pub(super) fn limits(
         let tenant = part(check, &mut section, "tenant", &is_tenant, |name| {
             format!("there is no tenant \"{name}\"; it would be a [tenants.{name}] table")
         });
-        let source = part(check, &mut section, "source", is_name, |_| {
-            "a source's name is made of letters, digits, '-', '_' and '.', 64 at the most".to_owned()
+        let source = part(check, &mut section, "source", &is_source, |name| {
+            format!("there is no source \"{name}\"; it would be a [[source]] with name = \"{name}\"")
         });
         let key = [site, provider, tenant, source];
         let limits = scope_limits(&mut section);

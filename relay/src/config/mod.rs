@@ -6,6 +6,7 @@
 pub mod admin;
 mod check;
 pub mod effective;
+pub mod egress;
 pub mod limits;
 pub mod rates;
 pub mod rewrites;
@@ -50,6 +51,20 @@ pub fn load(path: &Path) -> Result<Settings, Mistakes> {
     match settings {
         Some(settings) if problems.is_empty() => Ok(settings),
         _ => Err(Mistakes(problems)),
+    }
+}
+
+/// As [`load`], for a relay that is to run on this machine: sources that can't be used here are mistakes.
+pub fn load_here(path: &Path) -> Result<Settings, Mistakes> {
+    let settings = load(path)?;
+    let problems = egress::not_here(
+        &settings,
+        crate::delivery::resolver::is_here,
+        egress::has_interface,
+    );
+    match problems.is_empty() {
+        true => Ok(settings),
+        false => Err(Mistakes(problems)),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mail_core::{Mailbox, ReversePath};
 
+use super::egress::{Pool, known_pool};
 use super::rewrites::{Rewrite, rewrites};
 use super::section::{Check, Section, Spot};
 use super::settings::SenderPattern;
@@ -40,6 +41,8 @@ pub struct RouteRule {
     pub streams: Vec<Arc<str>>,
     /// Where what fits goes.
     pub next_hop: NextHop,
+    /// The pool of sources that it goes from; `None`: the default. Only of what goes on.
+    pub pool: Option<Arc<str>>,
 }
 
 /// An entry of a rule's `from`.
@@ -95,21 +98,23 @@ pub struct SafeMode {
     pub redirect_all: Option<Mailbox>,
 }
 
+/// What rules may name.
+pub(super) struct Named<'a> {
+    pub(super) smart_hosts: &'a [Arc<SmartHost>],
+    pub(super) pools: &'a [Arc<Pool>],
+    pub(super) is_tenant: &'a dyn Fn(&str) -> bool,
+    pub(super) streams: &'a Streams,
+}
+
 /// Reads `[[route]]` and `[safe_mode]`.
-pub(super) fn routing(
-    check: &Check<'_>,
-    top: &mut Section<'_>,
-    smart_hosts: Vec<Arc<SmartHost>>,
-    is_tenant: impl Fn(&str) -> bool,
-    known_streams: &Streams,
-) -> RoutingSettings {
+pub(super) fn routing(check: &Check<'_>, top: &mut Section<'_>, named: &Named<'_>) -> RoutingSettings {
     let mut rules: Vec<RouteRule> = Vec::new();
     let mut all_taken: Option<usize> = None;
     for (number, section) in top.sections("route").into_iter().enumerate() {
         if let Some(taker) = all_taken {
             section.problem("", format!("is never reached: route[{taker}] fits everything"));
         }
-        let Some(rule) = rule(check, section, &smart_hosts, &is_tenant, known_streams) else {
+        let Some(rule) = rule(check, section, named) else {
             continue;
         };
         if rule.to.iter().all(is_any)
@@ -125,7 +130,7 @@ pub(super) fn routing(
         rules.push(rule);
     }
     RoutingSettings {
-        smart_hosts,
+        smart_hosts: named.smart_hosts.to_vec(),
         rewrites: rewrites(check, top),
         rules,
         safe_mode: safe_mode(top),
@@ -136,17 +141,11 @@ fn is_any(pattern: &SenderPattern) -> bool {
     *pattern == SenderPattern::Any
 }
 
-fn rule(
-    check: &Check<'_>,
-    mut section: Section<'_>,
-    smart_hosts: &[Arc<SmartHost>],
-    is_tenant: &impl Fn(&str) -> bool,
-    known_streams: &Streams,
-) -> Option<RouteRule> {
+fn rule(check: &Check<'_>, mut section: Section<'_>, named: &Named<'_>) -> Option<RouteRule> {
     let to = values(section.list::<SenderPattern>("to"));
     let from = values(section.list::<PathPattern>("from"));
     let tenants = section.list::<String>("tenants").unwrap_or_default();
-    for spot in tenants.iter().filter(|spot| !is_tenant(&spot.value)) {
+    for spot in tenants.iter().filter(|spot| !(named.is_tenant)(&spot.value)) {
         let text = format!(
             "there is no tenant \"{0}\"; it would be a table [tenants.{0}]",
             spot.value
@@ -155,7 +154,7 @@ fn rule(
     }
     let streams = section.list::<String>("streams").unwrap_or_default();
     for spot in &streams {
-        known_streams.check(check, spot);
+        named.streams.check(check, spot);
     }
     let name = section.string("next_hop");
     let name = section.required(
@@ -164,7 +163,16 @@ fn rule(
         "\"mx\", \"refuse\", \"discard\", or a smart host's name",
     );
     let reason = section.parsed::<Reason>("reason");
-    let next_hop = name.and_then(|spot| next_hop(check, &section, &spot, smart_hosts, reason));
+    let pool = section.string("pool");
+    let next_hop = name.and_then(|spot| next_hop(check, &section, &spot, named.smart_hosts, reason));
+    let goes_on = !matches!(next_hop, Some(NextHop::Refuse(_) | NextHop::Discard(_)));
+    let pool = pool.and_then(|spot| match goes_on {
+        true => known_pool(check, &spot, named.pools),
+        false => {
+            check.problem(spot.at, &spot.key, "is for mail that goes on; this goes nowhere");
+            None
+        }
+    });
     section.end();
     Some(RouteRule {
         to,
@@ -172,6 +180,7 @@ fn rule(
         tenants: values(Some(tenants)).into_iter().map(Arc::from).collect(),
         streams: values(Some(streams)).into_iter().map(Arc::from).collect(),
         next_hop: next_hop?,
+        pool: pool.map(|pool| pool.name.clone()),
     })
 }
 

@@ -499,6 +499,24 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A list of tables, in which a string stands for a table that says nothing but `short`.
+    pub fn sections_or_strings(&mut self, key: &'static str, short: &str) -> Vec<Section<'a>> {
+        if let Some(node) = self.entries.get_mut(key)
+            && let Value::Array(items) = &mut node.value
+        {
+            for item in items {
+                if matches!(item.value, Value::String(_)) {
+                    let at = item.at;
+                    let value = std::mem::replace(&mut item.value, Value::Table(BTreeMap::new()));
+                    if let Value::Table(entries) = &mut item.value {
+                        entries.insert(short.to_owned(), Node { value, at });
+                    }
+                }
+            }
+        }
+        self.sections(key)
+    }
+
     /// Tables by names of the user's own.
     pub fn named(&mut self, key: &'static str) -> Vec<(String, Section<'a>)> {
         let section = self.section(key);
@@ -523,7 +541,7 @@ impl<'a> Section<'a> {
         for (key, node) in &self.entries {
             let near = self.asked.iter().map(|known| (distance(key, known), known)).min();
             let text = match near {
-                Some((steps, known)) if steps <= 2 || known.contains(key.as_str()) => {
+                Some((steps, known)) if is_near(key, steps) || known.contains(key.as_str()) => {
                     format!("is not known; is \"{known}\" meant?")
                 }
                 _ => format!("is not known; here there can be {}", self.asked.join(", ")),
@@ -610,19 +628,28 @@ fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
-/// Letters to change, add or drop (Levenshtein).
+/// Whether so many steps from the key is what was meant: of a short one nearly anything is two steps away.
+fn is_near(key: &str, steps: usize) -> bool {
+    steps <= 1 || (steps == 2 && key.len() > 4)
+}
+
+/// Letters to change, add, drop, or swap with their neighbours (optimal string alignment).
 fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.chars().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, r) in right.iter().enumerate() {
-            let change = corner + usize::from(l != *r);
-            corner = row[j + 1];
-            row[j + 1] = change.min(corner + 1).min(row[j] + 1);
+    let (left, right): (Vec<char>, Vec<char>) = (left.chars().collect(), right.chars().collect());
+    let mut rows = vec![(0..=right.len()).collect::<Vec<usize>>()];
+    for i in 1..=left.len() {
+        let mut row = vec![i];
+        for j in 1..=right.len() {
+            let change = rows[i - 1][j - 1] + usize::from(left[i - 1] != right[j - 1]);
+            let mut steps = change.min(row[j - 1] + 1).min(rows[i - 1][j] + 1);
+            if i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1] {
+                steps = steps.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(steps);
         }
+        rows.push(row);
     }
-    row[right.len()]
+    rows[left.len()][right.len()]
 }
 
 #[cfg(test)]
@@ -646,6 +673,7 @@ mod tests {
     #[test]
     fn near_misses_are_near() {
         assert_eq!(distance("adress", "address"), 1);
+        assert_eq!(distance("prot", "port"), 1);
         assert_eq!(distance("", "abc"), 3);
         assert!(distance("tenants", "listener") > 2);
     }

@@ -16,6 +16,7 @@ use crate::submission::fields::OwnField;
 
 use super::admin::AdminSettings;
 use super::effective::Effective;
+use super::egress::Egress;
 use super::limits::LimitRules;
 use super::rates::{AddressRates, Rate, TenantRates};
 use super::routes::RoutingSettings;
@@ -230,8 +231,10 @@ pub struct DeliverySettings {
     pub port: u16,
     /// EHLO name; the hostname unless set.
     pub ehlo: Domain,
-    /// Addresses to send from; empty: the system chooses.
+    /// The address to send from where there is no pool; `None`: the system chooses.
     pub source: Option<IpAddr>,
+    /// Sources and pools of them.
+    pub egress: Egress,
     /// Addresses of ours, so that an MX that is ourselves is found (RFC 5321 §5.1).
     pub own_addresses: Vec<IpAddr>,
     /// CA certificates (PEM) beside the system's, for destinations whose certificate must be valid.

@@ -64,9 +64,8 @@ pub fn password_files(settings: &Settings) -> impl Iterator<Item = &Path> {
     hosts.filter_map(|host| host.login.as_ref()?.file.as_deref())
 }
 
-/// The settings with the passwords that are in their files now.
-pub fn with_passwords_read_anew(settings: &Settings) -> Result<Settings, String> {
-    let mut settings = settings.clone();
+/// Puts the passwords into the settings that are in their files now.
+pub fn read_passwords_anew(settings: &mut Settings) -> Result<(), String> {
     for host in &mut settings.routing.smart_hosts {
         let Some(login) = &host.login else { continue };
         let Some(file) = &login.file else { continue };
@@ -82,7 +81,7 @@ pub fn with_passwords_read_anew(settings: &Settings) -> Result<Settings, String>
             });
         }
     }
-    Ok(settings)
+    Ok(())
 }
 
 /// Reads `[[smart_host]]`.
@@ -128,7 +127,7 @@ fn smart_host(
     section: &mut Section<'_>,
     delivery: Option<&DeliverySettings>,
 ) -> Option<SmartHost> {
-    let login = login(check, section);
+    let login = login(check, section, &LOGIN);
     let says_user = login.is_some();
     let level = if says_user {
         (TlsLevel::Required, false)
@@ -213,12 +212,29 @@ fn relay_host(check: &Check<'_>, mut section: Section<'_>, port: u16) -> Option<
     place.map(|_| host)
 }
 
+/// The keys by which a table says who we are to some other server.
+pub(super) struct LoginKeys {
+    pub(super) user: &'static str,
+    pub(super) file: &'static str,
+    pub(super) variable: &'static str,
+}
+
+const LOGIN: LoginKeys = LoginKeys {
+    user: "user",
+    file: "password_file",
+    variable: "password_env",
+};
+
 /// `None`: no user. `Some(None)`: one whose password can't be had.
-fn login(check: &Check<'_>, section: &mut Section<'_>) -> Option<Option<Credentials>> {
-    let says_user = section.has("user");
-    let user = section.parsed::<User>("user");
-    let file = section.file("password_file");
-    let variable = section.string("password_env");
+pub(super) fn login(
+    check: &Check<'_>,
+    section: &mut Section<'_>,
+    keys: &LoginKeys,
+) -> Option<Option<Credentials>> {
+    let says_user = section.has(keys.user);
+    let user = section.parsed::<User>(keys.user);
+    let file = section.file(keys.file);
+    let variable = section.string(keys.variable);
     match (&user, &file, &variable) {
         (_, Some(_), Some(spot)) => {
             check.problem(
@@ -228,14 +244,17 @@ fn login(check: &Check<'_>, section: &mut Section<'_>) -> Option<Option<Credenti
             );
         }
         (None, Some(Spot { at, key, .. }), _) if !says_user => {
-            check.problem(*at, key, "is of no use without user");
+            check.problem(*at, key, format!("is of no use without {}", keys.user));
         }
         (None, _, Some(Spot { at, key, .. })) if !says_user => {
-            check.problem(*at, key, "is of no use without user")
+            check.problem(*at, key, format!("is of no use without {}", keys.user));
         }
         (Some(_), None, None) => {
-            let what = "the file with the user's password; or password_env, a variable of the environment";
-            section.required::<()>("password_file", None, what);
+            let what = format!(
+                "the file with the user's password; or {}, a variable of the environment",
+                keys.variable
+            );
+            section.required::<()>(keys.file, None, &what);
         }
         _ => {}
     }
@@ -262,7 +281,7 @@ fn login(check: &Check<'_>, section: &mut Section<'_>) -> Option<Option<Credenti
     }))
 }
 
-fn read_password(path: &Path) -> Result<Secret, String> {
+pub(super) fn read_password(path: &Path) -> Result<Secret, String> {
     let octets = dkim_signer::secret::read(path).map_err(|error| error.to_string())?;
     sound(octets.to_vec()).map_err(|why| format!("{}: {why}", path.display()))
 }

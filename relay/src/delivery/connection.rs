@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::config::settings::ClientTimeouts;
 use crate::prepare::{PrepareError, Reader};
 
 pub mod open;
+mod proxy;
 
 use open::Why;
 
@@ -47,7 +48,7 @@ pub struct Connection<S> {
     timeouts: ClientTimeouts,
     host: String,
     address: SocketAddr,
-    source: Option<IpAddr>,
+    source: String,
     tls: String,
     messages: u32,
     usable: bool,
@@ -182,7 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             site: String::new(),
             host: self.host.clone(),
             address: self.address.to_string(),
-            source: self.source.map(|source| source.to_string()).unwrap_or_default(),
+            source: self.source.clone(),
             tls: self.tls.clone(),
             millis: 0,
         }
@@ -482,5 +483,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 mod large_tests;
 #[cfg(test)]
 mod smart_host_tests;
+#[cfg(test)]
+mod source_tests;
 #[cfg(test)]
 mod tests;

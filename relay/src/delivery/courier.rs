@@ -32,7 +32,7 @@ use guard::Stumbles;
 use super::attempt::{self, Attempt, Load, OpenRecipient};
 use super::client_tls::ClientTls;
 use super::connection::Connection;
-use super::connection::open::Opener;
+use super::connection::open::{Opener, Terms};
 use super::exchange::{Accepted, Done, Seat, Word};
 use super::judge;
 use super::lane::{ConnectionId, Hosts, Plan};
@@ -317,10 +317,7 @@ impl<N: Net> Courier<N> {
                 cause: "timed out".into(),
             }),
         };
-        let names = [
-            self.parts.settings.hostname.clone(),
-            self.parts.settings.delivery.ehlo.clone(),
-        ];
+        let names = own_names(&self.parts.settings);
         let route = answer.map(|answer| Route::from_answer(&domain, answer, &names));
         self.tell(Event::Resolved(domain, route));
     }
@@ -364,17 +361,23 @@ impl<N: Net> Courier<N> {
             random,
             terms,
         };
-        match opener.open(&hosts).await {
-            Ok(connection) => {
-                self.parts.metrics.connected.inc();
-                Some(connection)
-            }
+        let opened = opener.open(&hosts).await;
+        let source = terms.source.as_ref().map(|source| &*source.name);
+        self.parts.metrics.connects(source, opened.as_ref().err());
+        match opened {
+            Ok(connection) => Some(connection),
             Err(failure) => {
-                self.parts.metrics.not_connected.inc();
                 let shaping = &self.parts.settings.delivery.shaping;
                 let permanent = failure.permanent();
                 match permanent.filter(|(cause, host)| judge::is_the_end(cause, host, shaping)) {
-                    Some((cause, host)) => self.refuse(first, cause, host).await,
+                    Some((cause, host)) => {
+                        let hop = Hop {
+                            source: opener.source_name(),
+                            host,
+                            ..Hop::default()
+                        };
+                        self.refuse(first, cause, hop).await;
+                    }
                     None => {
                         self.tell(Event::LaneFailed(lane, failure.to_string()));
                         self.tell(Event::Settled(first.unit, Settled::Untouched));
@@ -406,13 +409,7 @@ impl<N: Net> Courier<N> {
         let mut job = first;
         let mut messages = 0;
         loop {
-            let work = self.deliver(
-                lane,
-                &mut connection,
-                &job,
-                recipients_per_transaction,
-                terms.chosen,
-            );
+            let work = self.deliver(lane, &mut connection, &job, recipients_per_transaction, terms);
             if self.guarded(job.unit, work).await.is_none() {
                 // Where the conversation stands, nobody knows.
                 return;
@@ -443,7 +440,7 @@ impl<N: Net> Courier<N> {
         connection: &mut Connection<N::Stream>,
         job: &Job,
         most: usize,
-        chosen: bool,
+        terms: &Terms,
     ) {
         let Some(mut prepared) = self.prepare(job).await else {
             return;
@@ -474,8 +471,14 @@ impl<N: Net> Courier<N> {
         }
         let took = begun.elapsed();
         self.parts.metrics.transaction.observe(took.as_secs_f64());
-        let unwelcome = chosen.then(|| smart_host::unwelcome(&mut outcomes)).flatten();
+        let unwelcome = match terms.chosen {
+            true => smart_host::unwelcome(&mut outcomes),
+            false => None,
+        };
         judge::decide(&mut outcomes, &self.parts.settings.delivery.shaping);
+        if let Some(source) = &terms.source {
+            self.parts.metrics.outcomes(&source.name, &outcomes);
+        }
         if let Some(cause) = unwelcome {
             // Every other message would fare alike.
             connection.retire();
@@ -550,7 +553,7 @@ impl<N: Net> Courier<N> {
     }
 
     /// Every host of the lane refused us for good: so does the unit end.
-    async fn refuse(self: &Rc<Self>, job: &Job, cause: Cause, host: String) {
+    async fn refuse(self: &Rc<Self>, job: &Job, cause: Cause, hop: Hop) {
         let Some(prepared) = self.prepare(job).await else {
             return;
         };
@@ -567,11 +570,11 @@ impl<N: Net> Courier<N> {
                 mailbox: open.to.mailbox,
                 verdict: Verdict::Failed(cause.clone()),
                 reply: reply.clone(),
-                host: Some(host.clone()),
+                host: Some(hop.host.clone()),
                 class: None,
             });
-        self.record(job.unit, &prepared, outcomes.collect(), None, false)
-            .await;
+        let outcomes = outcomes.collect();
+        self.record(job.unit, &prepared, outcomes, Some(hop), false).await;
     }
 
     /// The unit's message, ready to be sent. `None`: it was told to the shard what becomes of the claim.
@@ -649,6 +652,7 @@ impl<N: Net> Courier<N> {
         let delivery = &self.parts.settings.delivery;
         let stream = delivery.streams.get(original.stream);
         let backoff = super::backoff(stream.map_or(&delivery.retry, |stream| &stream.retry));
+        let source = hop.as_ref().map(|hop| hop.source.clone());
         let mut settle = settle::settle(
             unit,
             past,
@@ -666,6 +670,7 @@ impl<N: Net> Courier<N> {
             received_at: received_at(prepared),
             attempt: past.attempts + 1,
             tag: prepared.message.tag().cloned(),
+            source: source.filter(|source| !source.is_empty()),
             outcomes,
             kinds,
         };
@@ -771,7 +776,7 @@ impl<N: Net> Courier<N> {
         let metrics = &self.parts.metrics;
         let Outcome { mailbox, reply, .. } = outcome;
         let (id, attempt, host) = (unit.id, told.attempt, outcome.host.as_deref().unwrap_or_default());
-        let tag = told.tag.as_deref();
+        let (tag, source) = (told.tag.as_deref(), told.source.as_deref());
         let classes = &self.parts.settings.delivery.shaping.classes;
         let class = outcome.class.map(|id| &*classes.get(id).name);
         match &outcome.verdict {
@@ -779,7 +784,7 @@ impl<N: Net> Courier<N> {
                 let delay = told.at.since(told.received_at).as_secs_f64();
                 metrics.ended(Fate::Delivered);
                 metrics.delay.observe(delay);
-                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, delay, reply, "delivered");
+                tracing::info!(%id, tag, recipient = %mailbox, host, source, attempt, delay, reply, "delivered");
             }
             Verdict::Failed(Cause::Expired(_)) => {
                 metrics.ended(Fate::Expired);
@@ -789,7 +794,7 @@ impl<N: Net> Courier<N> {
             Verdict::Failed(_) => {
                 metrics.ended(Fate::Bounced);
                 metrics.classed(class, "bounced");
-                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, class, reply, "bounced");
+                tracing::info!(%id, tag, recipient = %mailbox, host, source, attempt, class, reply, "bounced");
             }
             Verdict::Deleted(_) => {
                 metrics.ended(Fate::Deleted);
@@ -802,15 +807,27 @@ impl<N: Net> Courier<N> {
             Verdict::Later => {
                 metrics.deferred.inc();
                 metrics.classed(class, "deferred");
-                tracing::info!(%id, tag, recipient = %mailbox, host, attempt, class, reply, "deferred");
+                tracing::info!(%id, tag, recipient = %mailbox, host, source, attempt, class, reply, "deferred");
             }
             Verdict::InDoubt => {
                 metrics.in_doubt.inc();
                 metrics.classed(class, "in_doubt");
-                tracing::warn!(%id, tag, recipient = %mailbox, host, attempt, class, reply, "in doubt");
+                tracing::warn!(%id, tag, recipient = %mailbox, host, source, attempt, class, reply, "in doubt");
             }
         }
     }
+}
+
+/// What this relay goes by: an MX host of such a name is this relay.
+pub fn own_names(settings: &Settings) -> Vec<Domain> {
+    let delivery = &settings.delivery;
+    let of_sources = delivery
+        .egress
+        .sources
+        .iter()
+        .filter_map(|source| source.ehlo.as_ref());
+    let names = [&settings.hostname, &delivery.ehlo].into_iter().chain(of_sources);
+    names.cloned().collect()
 }
 
 /// What is said of an attempt once it is recorded.
@@ -819,6 +836,8 @@ struct Told {
     received_at: Timestamp,
     attempt: u32,
     tag: Option<Arc<str>>,
+    /// What it was sent from, where that was chosen.
+    source: Option<String>,
     outcomes: Vec<Outcome>,
     /// Of the reports, in order.
     kinds: Vec<Kind>,

@@ -28,16 +28,31 @@ pub struct LaneKey {
     pub site: Arc<str>,
     /// Which destination rule applies, as it is written; `None`: the defaults.
     pub rule: Option<Rc<str>>,
+    /// The name of the source that it sends from; `None`: whatever `delivery.source` says.
+    pub source: Option<Arc<str>>,
 }
 
 impl LaneKey {
     /// The name under which the lane's hold is kept in the store. A hold that no longer finds its lane, since the rule has gone,
     /// is merely forgotten.
     pub fn scope(&self) -> String {
-        match &self.rule {
-            None => self.site.to_string(),
-            Some(rule) => format!("{} rule {rule}", self.site),
+        let mut name = self.site.to_string();
+        // Neither a rule nor a source has a blank in its name.
+        for (what, part) in [("rule", self.rule.as_deref()), ("source", self.source.as_deref())] {
+            if let Some(part) = part {
+                name.extend([" ", what, " ", part]);
+            }
         }
+        name
+    }
+
+    /// The site and the source that a lane's name says.
+    pub fn site_and_source(name: &str) -> (&str, Option<&str>) {
+        let (rest, source) = match name.rsplit_once(" source ") {
+            Some((rest, source)) => (rest, Some(source)),
+            None => (name, None),
+        };
+        (rest.rsplit_once(" rule ").map_or(rest, |(site, _)| site), source)
     }
 }
 
@@ -236,7 +251,7 @@ impl Lane {
             site: Some(self.key.site.clone()),
             provider: self.provider.as_ref().map(|provider| provider.name.clone()),
             tenant: None,
-            source: None,
+            source: self.key.source.clone(),
         }
     }
 
@@ -313,6 +328,7 @@ mod tests {
         let key = LaneKey {
             site: "mx.example".into(),
             rule: None,
+            source: None,
         };
         Lane::new(
             key,
@@ -321,6 +337,28 @@ mod tests {
             None,
             Timestamp(0),
         )
+    }
+
+    /// Holds are kept by it: those of a relay without sources have to be found again.
+    #[test]
+    fn a_lanes_name_says_what_tells_it_apart() {
+        let name = |rule: Option<&str>, source: Option<&str>| {
+            let key = LaneKey {
+                site: "a.test,b.test".into(),
+                rule: rule.map(Rc::from),
+                source: source.map(Arc::from),
+            };
+            let name = key.scope();
+            assert_eq!(LaneKey::site_and_source(&name), ("a.test,b.test", source));
+            name
+        };
+        assert_eq!(name(None, None), "a.test,b.test");
+        assert_eq!(name(Some("*.x.test"), None), "a.test,b.test rule *.x.test");
+        assert_eq!(name(None, Some("out1")), "a.test,b.test source out1");
+        assert_eq!(
+            name(Some("x.test"), Some("out1")),
+            "a.test,b.test rule x.test source out1"
+        );
     }
 
     #[test]

@@ -4,6 +4,9 @@ use crate::metrics::Registry;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, exponential_buckets};
 use queue::Fate;
 
+use super::connection::open::OpenFailure;
+use super::settle::{Outcome, Verdict};
+
 /// Handles of the delivery side's series; cloning shares them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -24,9 +27,13 @@ pub struct Metrics {
     /// Reports, by kind and by what became of them.
     pub reports: IntCounterVec,
     /// Connections that came about.
-    pub connected: IntCounter,
+    connected: IntCounter,
     /// Attempts to connect, over all hosts of a site, that failed.
-    pub not_connected: IntCounter,
+    not_connected: IntCounter,
+    /// Attempts to connect from a source that has a name.
+    source_connects: IntCounterVec,
+    /// What recipients of attempts from such a source were told.
+    source_outcomes: IntCounterVec,
     /// Open now, idle ones too.
     pub connections: IntGauge,
     /// Queues in memory.
@@ -90,6 +97,20 @@ impl Metrics {
             )?,
             connected: connections_made.with_label_values(&["connected"]),
             not_connected: connections_made.with_label_values(&["failed"]),
+            source_connects: IntCounterVec::new(
+                Opts::new(
+                    "postrider_source_connects_total",
+                    "Attempts to connect from each [[source]] (docs/egress.md), by result: connected, failed (none of the site's hosts took us), source_failed (its address,                      interface or proxy did not serve). Alert on source_failed.",
+                ),
+                &["source", "result"],
+            )?,
+            source_outcomes: IntCounterVec::new(
+                Opts::new(
+                    "postrider_source_outcomes_total",
+                    "Recipients of attempts from each [[source]] by what came of them: delivered, bounced, deferred, in_doubt. Alert when bounced or                      deferred of one source grow against those of the others: it may be blocked.",
+                ),
+                &["source", "outcome"],
+            )?,
             connections: IntGauge::new(
                 "postrider_delivery_connections",
                 "Connections to next hops open now.",
@@ -112,6 +133,8 @@ impl Metrics {
         };
         registry.register(Box::new(metrics.reports.clone()))?;
         registry.register(Box::new(metrics.classes.clone()))?;
+        registry.register(Box::new(metrics.source_connects.clone()))?;
+        registry.register(Box::new(metrics.source_outcomes.clone()))?;
         registry.register(Box::new(ends))?;
         registry.register(Box::new(connections_made))?;
         for counter in [&metrics.deferred, &metrics.in_doubt, &metrics.unrecorded] {
@@ -131,6 +154,39 @@ impl Metrics {
     pub fn classed(&self, class: Option<&str>, then: &str) {
         if let Some(class) = class {
             self.classes.with_label_values(&[class, then]).inc();
+        }
+    }
+
+    /// Counts an attempt to connect. Sources are those of the configuration, which is bounded.
+    pub fn connects(&self, source: Option<&str>, failure: Option<&OpenFailure>) {
+        let made = if failure.is_none() {
+            &self.connected
+        } else {
+            &self.not_connected
+        };
+        made.inc();
+        if let Some(source) = source {
+            let result = match failure {
+                None => "connected",
+                Some(failure) if failure.of_source() => "source_failed",
+                Some(_) => "failed",
+            };
+            self.source_connects.with_label_values(&[source, result]).inc();
+        }
+    }
+
+    /// Counts what recipients were told in an attempt from a source.
+    pub fn outcomes(&self, source: &str, outcomes: &[Outcome]) {
+        for outcome in outcomes {
+            let word = match &outcome.verdict {
+                Verdict::Delivered => "delivered",
+                Verdict::Failed(_) => "bounced",
+                Verdict::Later => "deferred",
+                Verdict::InDoubt => "in_doubt",
+                // No peer had a say in it.
+                Verdict::Deleted(_) | Verdict::Discarded => continue,
+            };
+            self.source_outcomes.with_label_values(&[source, word]).inc();
         }
     }
 

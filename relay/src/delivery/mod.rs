@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod client_tls;
 pub mod connection;
 pub mod courier;
+pub mod egress;
 pub mod exchange;
 pub mod judge;
 pub mod lane;

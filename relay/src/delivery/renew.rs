@@ -1,5 +1,6 @@
 //! What a reload means to a shard: limits hold at once, what is on the wire finishes as it began.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -7,10 +8,9 @@ use mail_core::Timestamp;
 use queue::{HoldScope, QueueId};
 
 use crate::config::settings::DeliverySettings;
-use crate::config::smart_hosts::SmartHost;
 use crate::routing::{Routing, Way as Direction};
 
-use super::lane::{ConnectionId, Hosts, Plan, Rule};
+use super::lane::{ConnectionId, Hosts, Lane, LaneKey, Plan, Rule};
 use super::route::Route;
 use super::shard::{Shard, not_configured};
 use super::smart_host;
@@ -34,10 +34,16 @@ impl Shard {
             self.outdated = ConnectionId(self.last_connection);
             self.close_all_idle();
         }
-        self.lift_mended(&before, now);
         self.renew_lanes(now);
-        for id in self.active_in_order() {
-            self.find_way_anew(id, now);
+        // None is looked at before all have left: a lane that is pumped for one sends what any other has in it.
+        let queues = self.active_in_order();
+        let lost: Vec<_> = queues.into_iter().filter(|id| self.has_no_way(*id)).collect();
+        self.lift_mended(&before, now);
+        if before.egress() != self.routing.egress() {
+            self.wake_of_lanes(now);
+        }
+        for id in lost {
+            self.look_at(id, now);
         }
         // Limits may be wider.
         let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
@@ -53,6 +59,12 @@ impl Shard {
             let hosts = match &*lane.plan {
                 Plan::Hosts { hosts, .. } => hosts.clone(),
                 Plan::End(_) => continue,
+            };
+            let name = lane.key.source.as_deref();
+            let source = name.map(|name| self.settings.egress.source(name));
+            // Its queues find another one.
+            let Some(source) = source.map_or(Some(None), |found| found.map(Some)) else {
+                continue;
             };
             let (route, rule) = match hosts {
                 Hosts::Mx(hosts) => {
@@ -71,7 +83,7 @@ impl Shard {
                 }
             };
             if let Some(rule) = rule {
-                lane.plan = Rc::new(route.plan(&rule));
+                lane.plan = Rc::new(route.plan(&rule, source));
                 lane.renew(&rule, now);
             }
         }
@@ -81,52 +93,135 @@ impl Shard {
         }
     }
 
-    /// A queue whose lane no longer has its rule, or its smart host, sends no more before it has found its way.
-    fn find_way_anew(&mut self, id: QueueId, now: Timestamp) {
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
+    /// Whether a queue has to find its way. One whose lane no longer has its rule, its smart host or its source leaves it; one that
+    /// has no lane may have waited for what is there now.
+    fn has_no_way(&mut self, id: QueueId) -> bool {
+        let Some(active) = self.active.get(&id) else {
+            return false;
         };
-        let Some(lane) = active.stands.first().map(|stand| stand.lane) else {
-            return;
+        if active.stands.is_empty() {
+            return true;
+        }
+        let group = active.name.route_group;
+        let rule = match self.routing.way(group) {
+            Direction::Mx(_) => Some(Rule::name_of(&active.name.domain, &self.settings)),
+            Direction::SmartHost(..) | Direction::Discard(_) | Direction::Missing(_) => None,
         };
-        let fits = match self.routing.way(active.name.route_group) {
-            Direction::Mx => {
-                let rule = Rule::name_of(&active.name.domain, &self.settings);
-                self.lanes.get(lane).is_some_and(|lane| lane.key.rule == rule)
-            }
-            Direction::SmartHost(_) | Direction::Discard(_) => true,
-            Direction::Missing(_) => false,
+        let source = self.source_of(id, group);
+        let source = source
+            .as_ref()
+            .map(|source| source.as_ref().map(|source| &source.name));
+        let fits = |lane: &Lane| {
+            let ends = matches!(*lane.plan, Plan::End(_));
+            let same_source = source.is_ok_and(|source| ends || source == lane.key.source.as_ref());
+            same_source && rule.as_ref().is_none_or(|rule| lane.key.rule == *rule)
         };
-        if !fits {
+        let mut lanes = self.lanes_of(id).into_iter();
+        if lanes.all(|lane| self.lanes.get(lane).is_some_and(&fits)) {
+            return false;
+        }
+        if let Some(active) = self.active.get_mut(&id) {
             active.rumour = None;
-            self.leave_lanes(id);
-            self.look_at(id, now);
+        }
+        self.leave_lanes(id);
+        true
+    }
+
+    /// Pools are others than they were: mail that rests with a lane may have another one now, or none.
+    fn wake_of_lanes(&mut self, now: Timestamp) {
+        let scopes = self
+            .resting_scopes()
+            .filter(|scope| matches!(scope, HoldScope::Lane(_)));
+        for scope in scopes.cloned().collect::<Vec<_>>() {
+            self.wake_resting(&scope, now);
         }
     }
 
-    /// Smart hosts that are there again, or other than they were, need not rest for what they did before. Mail of those that are
-    /// gone rests for another reason now.
+    /// Smart hosts, pools and sources that are there again, or other than they were, need not rest for what they did before. Mail of
+    /// those that are gone rests for another reason now.
     fn lift_mended(&mut self, before: &Routing, now: Timestamp) {
         self.lifted.clear();
-        let now_there = self.routing.smart_hosts();
-        let gone = |old: &&Arc<SmartHost>| !now_there.iter().any(|host| host.name == old.name);
-        let gone = before.smart_hosts().iter().filter(gone);
-        let other = now_there
-            .iter()
-            .filter(|host| !before.smart_hosts().contains(host));
-        for host in other.chain(gone).cloned().collect::<Vec<_>>() {
-            let scope = Route::SmartHost(host).site();
-            for (_, lane) in self.lanes.iter_mut().filter(|(_, lane)| *lane.key.site == *scope) {
+        let mended = Mended::between(before, &self.routing);
+        if mended.is_empty() {
+            return;
+        }
+        let mut scopes: BTreeSet<HoldScope> = self.resting_scopes().cloned().collect();
+        match self.queue.holds(MAX_HOLDS) {
+            Ok(holds) => scopes.extend(holds.into_iter().map(|(scope, _)| scope)),
+            Err(error) => tracing::error!(%error, "holds can't be read"),
+        }
+        for (_, lane) in &mut self.lanes {
+            let name = lane.key.scope();
+            if mended.covers(&name) {
                 lane.rest = None;
-            }
-            for scope in [not_configured(&scope), scope].map(HoldScope::Lane) {
-                if self.rest(&scope, now).is_some() {
-                    self.queue.lift(scope.clone());
-                }
-                // First of all: whoever is woken asks.
-                self.lifted.insert(scope.clone(), now);
-                self.lift(&scope, now);
+                scopes.insert(HoldScope::Lane(name));
             }
         }
+        for scope in scopes {
+            let HoldScope::Lane(name) = &scope else { continue };
+            if !mended.covers(name) {
+                continue;
+            }
+            if self.rest(&scope, now).is_some() {
+                self.queue.lift(scope.clone());
+            }
+            // First of all: whoever is woken asks.
+            self.lifted.insert(scope.clone(), now);
+            self.lift(&scope, now);
+        }
     }
+}
+
+/// Holds looked through at a reload. What is beyond ends by itself.
+const MAX_HOLDS: usize = 10_000;
+
+/// What a reload has mended, or taken away.
+struct Mended {
+    /// Smart hosts' sites.
+    sites: Vec<String>,
+    /// Sources' names.
+    sources: Vec<Arc<str>>,
+    /// Holds of mail whose way was not configured, and is now.
+    waits: HashSet<String>,
+}
+
+impl Mended {
+    fn between(before: &Routing, now: &Routing) -> Self {
+        let sites = changed(before.smart_hosts(), now.smart_hosts(), |host| &host.name);
+        let sites = sites.map(|host| Route::SmartHost(host.clone()).site());
+        let (old, new) = (&before.egress().sources, &now.egress().sources);
+        let sources = changed(old, new, |source| &source.name);
+        let still: HashSet<_> = now.missing().collect();
+        let waits = before.missing().filter(|name| !still.contains(name));
+        Self {
+            sites: sites.collect(),
+            sources: sources.map(|source| source.name.clone()).collect(),
+            waits: waits.map(|name| not_configured(name)).collect(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sites.is_empty() && self.sources.is_empty() && self.waits.is_empty()
+    }
+
+    /// Whether the hold of this name, a lane's or that of mail without a way, is about any of it.
+    fn covers(&self, name: &str) -> bool {
+        let (site, source) = LaneKey::site_and_source(name);
+        self.waits.contains(name)
+            || self.sites.iter().any(|mended| mended == site)
+            || source.is_some_and(|source| self.sources.iter().any(|mended| **mended == *source))
+    }
+}
+
+/// Those of `after` that are new or other than before, and those of `before` that are gone.
+fn changed<'a, T: PartialEq>(
+    before: &'a [Arc<T>],
+    after: &'a [Arc<T>],
+    name: impl Fn(&T) -> &Arc<str> + 'a,
+) -> impl Iterator<Item = &'a Arc<T>> {
+    let old: HashMap<_, _> = before.iter().map(|one| (name(one).clone(), one)).collect();
+    let new: HashSet<_> = after.iter().map(|one| name(one).clone()).collect();
+    let gone: Vec<_> = before.iter().filter(|one| !new.contains(name(one))).collect();
+    let other = after.iter().filter(move |one| old.get(name(one)) != Some(one));
+    other.chain(gone)
 }

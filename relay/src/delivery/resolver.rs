@@ -17,7 +17,7 @@ use mail_core::Domain;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::config::settings::DnsSettings;
-use crate::world::{DnsError, MxAnswer, MxHost, Net};
+use crate::world::{ConnectError, DnsError, LocalEnd, MxAnswer, MxHost, Net};
 
 /// Answers kept, some 500 octets each; TTLs are obeyed within a day.
 const CACHE: u64 = 16_384;
@@ -173,23 +173,55 @@ impl Net for RealNet {
         Ok(turns.flatten().copied().collect())
     }
 
-    async fn connect(&self, source: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if to.is_ipv6() {
-            TcpSocket::new_v6()?
-        } else {
-            TcpSocket::new_v4()?
-        };
-        if let Some(source) = source.filter(|source| source.is_ipv6() == to.is_ipv6()) {
-            socket.bind(SocketAddr::new(source, 0))?;
-        }
-        socket.set_nodelay(true)?;
-        socket.connect(to).await
+    async fn connect(&self, from: LocalEnd<'_>, to: SocketAddr) -> Result<TcpStream, ConnectError> {
+        let socket = own_end(from, to).map_err(ConnectError::Ours)?;
+        let connected = socket.connect(to).await;
+        connected.map_err(|error| match error.kind() {
+            // From this address, or by this interface, nobody gets there.
+            io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput if from != LocalEnd::default() => {
+                ConnectError::Ours(error)
+            }
+            _ => ConnectError::Theirs(error),
+        })
     }
 
     fn is_here(&self, address: IpAddr) -> bool {
-        // Only its own addresses can be bound.
-        std::net::UdpSocket::bind((address, 0)).is_ok()
+        is_here(address)
     }
+}
+
+/// Whether it is an address of this machine's: only those can be bound. Where the system lets foreign ones be bound too
+/// (`net.ipv4.ip_nonlocal_bind`), all are.
+pub fn is_here(address: IpAddr) -> bool {
+    std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
+fn own_end(from: LocalEnd<'_>, to: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if to.is_ipv6() {
+        TcpSocket::new_v6()?
+    } else {
+        TcpSocket::new_v4()?
+    };
+    if let Some(interface) = from.interface {
+        leave_by(&socket, interface)?;
+    }
+    if let Some(address) = from.address.filter(|address| address.is_ipv6() == to.is_ipv6()) {
+        socket.bind(SocketAddr::new(address, 0))?;
+    }
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
+
+#[cfg(target_os = "linux")]
+fn leave_by(socket: &TcpSocket, interface: &str) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("interface {interface}: {error}"));
+    socket.bind_device(Some(interface.as_bytes())).map_err(named)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn leave_by(_: &TcpSocket, interface: &str) -> io::Result<()> {
+    let text = format!("interface {interface}: only Linux lets a connection be bound to one");
+    Err(io::Error::new(io::ErrorKind::Unsupported, text))
 }
 
 #[cfg(test)]

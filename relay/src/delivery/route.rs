@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mail_core::{Domain, Reply};
 
+use crate::config::egress::Source;
 use crate::config::settings::DeliverySettings;
 use crate::config::smart_hosts::SmartHost;
 use crate::shaping::providers::Provider;
@@ -95,11 +96,14 @@ impl Route {
         }
     }
 
-    /// How a lane serves it.
-    pub fn plan(&self, rule: &Rule) -> Plan {
+    /// How a lane serves it that sends from this source.
+    pub fn plan(&self, rule: &Rule, source: Option<&Arc<Source>>) -> Plan {
         let plan = |hosts, terms| Plan::Hosts {
             hosts,
-            terms,
+            terms: Terms {
+                source: source.cloned(),
+                ..terms
+            },
             recipients_per_transaction: rule.limits.recipients_per_transaction,
             messages_per_connection: rule.limits.messages_per_connection,
         };

@@ -15,6 +15,8 @@ mod operator;
 mod pump;
 mod rests;
 mod scan;
+#[cfg(test)]
+mod sources;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};

@@ -52,6 +52,7 @@ pub fn terms(group: &SmartHost) -> Terms {
         family: group.family,
         chosen: true,
         login: group.login.clone(),
+        source: None,
     }
 }
 

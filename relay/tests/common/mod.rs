@@ -23,7 +23,7 @@ use relay::delivery::metrics::Metrics;
 use relay::metrics::Registry;
 use relay::prepare::{self, Preparer};
 use relay::routing::Routing;
-use relay::world::{Clock, DnsError, MxAnswer, MxHost, Net, Random};
+use relay::world::{Clock, ConnectError, DnsError, LocalEnd, MxAnswer, MxHost, Net, Random};
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
@@ -160,7 +160,7 @@ impl Net for ScriptedNet {
         Ok(vec![address.into()])
     }
 
-    async fn connect(&self, _: Option<IpAddr>, to: SocketAddr) -> io::Result<DuplexStream> {
+    async fn connect(&self, _: LocalEnd<'_>, to: SocketAddr) -> Result<DuplexStream, ConnectError> {
         let IpAddr::V4(address) = to.ip() else {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         };

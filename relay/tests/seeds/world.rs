@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mail_core::Domain;
-use relay::world::{DnsError, MxAnswer, MxHost, Net, Random};
+use relay::world::{ConnectError, DnsError, LocalEnd, MxAnswer, MxHost, Net, Random};
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream, ReadBuf, duplex,
 };
@@ -219,7 +219,7 @@ impl Net for SimNet {
         Ok(vec![Ipv4Addr::new(10, 0, 0, number).into()])
     }
 
-    async fn connect(&self, _source: Option<IpAddr>, to: SocketAddr) -> io::Result<Counted> {
+    async fn connect(&self, _: LocalEnd<'_>, to: SocketAddr) -> Result<Counted, ConnectError> {
         let IpAddr::V4(address) = to.ip() else {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         };

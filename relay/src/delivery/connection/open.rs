@@ -11,14 +11,16 @@ use mail_core::{Domain, EnhancedCode, Reply};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::proxy::{self, Refused};
 use super::{Broken, Connection, Wire};
 use crate::config::Settings;
+use crate::config::egress::{Proxy, Source};
 use crate::config::settings::{AddressFamily, Listener, TlsLevel};
 use crate::config::smart_hosts::Credentials;
 use crate::delivery::client_tls::ClientTls;
 use crate::delivery::scram;
 use crate::report::Cause;
-use crate::world::{Net, Random};
+use crate::world::{ConnectError, LocalEnd, Net, Random};
 
 /// Addresses tried for one connection, all hosts together: two of each of as many hosts as the resolver gives.
 pub(super) const MAX_ADDRESSES: usize = 32;
@@ -69,6 +71,8 @@ pub struct Terms {
     pub chosen: bool,
     /// Who we are to them.
     pub login: Option<Arc<Credentials>>,
+    /// What is sent from; `None`: whatever `delivery.source` says.
+    pub source: Option<Arc<Source>>,
 }
 
 impl Terms {
@@ -80,6 +84,7 @@ impl Terms {
             family,
             chosen: false,
             login: None,
+            source: None,
         }
     }
 }
@@ -110,9 +115,33 @@ pub(super) enum Why {
     NoAddress,
     /// The TLS handshake failed; in clear it may work.
     Handshake(String),
+    /// What we send from could not be had, or its proxy does not serve us: nothing is said of the host.
+    Source(SourceFailure),
+}
+
+/// See [`Why::Source`].
+#[derive(Debug)]
+pub(super) struct SourceFailure {
+    /// What it says of the source, the source's name included.
+    pub(super) cause: String,
+    /// Other hosts would fare alike, and trying each would cost its time.
+    pub(super) for_all: bool,
 }
 
 impl OpenFailure {
+    /// Nothing more is to be tried.
+    fn ends(&self) -> bool {
+        let last = self.tries.last().map(|tried| &tried.why);
+        matches!(last, Some(Why::Source(failure)) if failure.for_all)
+    }
+
+    /// Whether it was the source that failed: then nothing is said of the hosts, which may be reached from another one.
+    pub fn of_source(&self) -> bool {
+        let by_source = |tried: &Try| matches!(tried.why, Why::Source(_));
+        let for_all = |tried: &Try| matches!(&tried.why, Why::Source(failure) if failure.for_all);
+        !self.tries.is_empty() && (self.tries.iter().all(by_source) || self.tries.iter().any(for_all))
+    }
+
     /// Why, and which host said it, if every host refuses for good and asking again is no use (RFC 5321 §4.2.4.2). Never so
     /// for hosts that we chose: that they refuse us is for us to mend.
     pub fn permanent(&self) -> Option<(Cause, String)> {
@@ -155,9 +184,20 @@ impl fmt::Display for OpenFailure {
                 Why::Failed(code, cause) => write!(f, "{code} {host}: {cause}"),
                 Why::NoAddress => write!(f, "4.4.4 {host} has no address"),
                 Why::Handshake(cause) => write!(f, "4.7.5 {host}: TLS: {cause}"),
+                Why::Source(failure) => write!(f, "4.4.0 {}", failure.cause),
             },
         }
     }
+}
+
+/// As [`ConnectError`], or nobody answered in time.
+enum NotConnected {
+    Ours(String),
+    Theirs(String),
+}
+
+fn unreachable(to: SocketAddr, cause: &str) -> Why {
+    Why::Failed(EnhancedCode(4, 4, 1), format!("[{}]: {cause}", to.ip()))
 }
 
 /// What opening takes.
@@ -214,11 +254,17 @@ impl<N: Net> Opener<'_, N> {
             if let Some(connection) = self.try_each(next, first, &mut left, &mut failure).await {
                 return Ok(connection);
             }
+            if failure.ends() {
+                return Err(failure);
+            }
             more.push((next, rest.to_vec()));
         }
         for (next, addresses) in more {
             if let Some(connection) = self.try_each(next, &addresses, &mut left, &mut failure).await {
                 return Ok(connection);
+            }
+            if failure.ends() {
+                break;
             }
         }
         Err(failure)
@@ -249,25 +295,34 @@ impl<N: Net> Opener<'_, N> {
                     why,
                 }),
             }
+            if failure.ends() {
+                return None;
+            }
         }
         None
     }
 
     /// Whether a connection would end at a listener of this relay's, as far as can be known: behind a port that is mapped to
-    /// ours only `own_addresses` tells.
+    /// ours only `own_addresses` tells. An address that we send from leads to listeners on all addresses, though address
+    /// translation may keep it from being this machine's; at other ports there may be another mail server on the same address.
     fn is_ourselves(&self, address: IpAddr, port: u16) -> bool {
+        let delivery = &self.settings.delivery;
+        let is_source = || {
+            let mut sources = delivery.egress.sources.iter();
+            sources.any(|source| source.addresses.contains(&address))
+        };
         let listens = |listener: &Listener| {
             let own = listener.address;
-            own.port() == port
-                && (own.ip() == address || (own.ip().is_unspecified() && self.net.is_here(address)))
+            let anywhere = || own.ip().is_unspecified() && (self.net.is_here(address) || is_source());
+            own.port() == port && (own.ip() == address || anywhere())
         };
-        self.settings.delivery.own_addresses.contains(&address) || self.settings.listeners.iter().any(listens)
+        delivery.own_addresses.contains(&address) || self.settings.listeners.iter().any(listens)
     }
 
     /// At least one.
     async fn addresses(&self, place: &HostPlace) -> Result<Vec<IpAddr>, Why> {
         let name = match place {
-            HostPlace::Address(address) => return Ok(vec![*address]),
+            HostPlace::Address(address) => return self.within_reach(vec![*address]),
             HostPlace::Name(name) => name,
         };
         let patience = self.settings.delivery.timeouts.dns * 2;
@@ -285,7 +340,19 @@ impl<N: Net> Opener<'_, N> {
             let text = "no address of the family that address_family asks for";
             return Err(Why::Failed(EnhancedCode(4, 4, 4), text.into()));
         }
-        Ok(wanted)
+        self.within_reach(wanted)
+    }
+
+    /// Those that the source can get to.
+    fn within_reach(&self, mut addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, Why> {
+        if let Some(source) = &self.terms.source {
+            addresses.retain(|address| source.reaches(*address));
+            if addresses.is_empty() {
+                let text = format!("no address of a family that the source {} has", source.name);
+                return Err(Why::Failed(EnhancedCode(4, 4, 4), text));
+            }
+        }
+        Ok(addresses)
     }
 
     async fn open_one(
@@ -309,6 +376,113 @@ impl<N: Net> Opener<'_, N> {
         }
     }
 
+    /// Connects from the source, by its proxy where it has one.
+    async fn connect(&self, to: SocketAddr) -> Result<N::Stream, Why> {
+        let mut from = self.local_end(to.ip());
+        let Some(proxy) = self.proxy() else {
+            return match self.connect_from(from, to).await {
+                Ok(stream) => Ok(stream),
+                Err(NotConnected::Ours(cause)) => Err(self.source_failed(&cause, true)),
+                Err(NotConnected::Theirs(cause)) => Err(unreachable(to, &cause)),
+            };
+        };
+        // The address is the proxy's.
+        let address = from.address.take();
+        let failed = |cause: &str, for_all| self.source_failed(&format!("{proxy}: {cause}"), for_all);
+        let stream = self.connect_to_proxy(proxy, from).await;
+        let mut stream = stream.map_err(|cause| failed(&cause, true))?;
+        let patience = self.settings.delivery.timeouts.connect;
+        match proxy::ask(&mut stream, proxy, address, to, patience).await {
+            Ok(()) => Ok(stream),
+            Err(Refused::Proxy(cause)) => Err(failed(&cause, true)),
+            Err(Refused::Request(cause)) => Err(failed(&format!("{cause} ([{}])", to.ip()), false)),
+            Err(Refused::Target(cause)) => Err(unreachable(to, &format!("{cause}, says {proxy}"))),
+        }
+    }
+
+    fn local_end(&self, to: IpAddr) -> LocalEnd<'_> {
+        match &self.terms.source {
+            None => LocalEnd {
+                address: self.settings.delivery.source,
+                interface: None,
+            },
+            Some(source) => LocalEnd {
+                address: source.address_for(to),
+                interface: source.interface.as_deref(),
+            },
+        }
+    }
+
+    fn source_failed(&self, cause: &str, for_all: bool) -> Why {
+        let of = match (&self.terms.source, self.settings.delivery.source) {
+            (Some(source), _) => format!("source {}", source.name),
+            (None, Some(_)) => "delivery.source".to_owned(),
+            (None, None) => "our own end".to_owned(),
+        };
+        let cause = format!("{of}: {cause}");
+        Why::Source(SourceFailure { cause, for_all })
+    }
+
+    async fn connect_from(&self, from: LocalEnd<'_>, to: SocketAddr) -> Result<N::Stream, NotConnected> {
+        let patience = self.settings.delivery.timeouts.connect;
+        match timeout(patience, self.net.connect(from, to)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(ConnectError::Theirs(error))) => Err(NotConnected::Theirs(error.to_string())),
+            Ok(Err(ConnectError::Ours(error))) => {
+                let address = from.address.map(|address| format!("[{address}]: "));
+                Err(NotConnected::Ours(format!(
+                    "{}{error}",
+                    address.unwrap_or_default()
+                )))
+            }
+            Err(_) => Err(NotConnected::Theirs("no answer to the connection".into())),
+        }
+    }
+
+    /// To the first of its addresses that answers. Whatever fails is the source's failure.
+    async fn connect_to_proxy(&self, proxy: &Proxy, from: LocalEnd<'_>) -> Result<N::Stream, String> {
+        let addresses = match &proxy.place {
+            Err(address) => vec![*address],
+            Ok(name) => {
+                let patience = self.settings.delivery.timeouts.dns * 2;
+                match timeout(patience, self.net.addresses(name)).await {
+                    Ok(Ok(all)) => all,
+                    Ok(Err(error)) => return Err(error.to_string()),
+                    Err(_) => return Err("DNS timed out".into()),
+                }
+            }
+        };
+        let mut why = "it has no address".to_owned();
+        for address in addresses.into_iter().take(ADDRESSES_OF_A_HOST) {
+            match self
+                .connect_from(from, SocketAddr::new(address, proxy.port))
+                .await
+            {
+                Ok(stream) => return Ok(stream),
+                Err(NotConnected::Ours(cause) | NotConnected::Theirs(cause)) => why = cause,
+            }
+        }
+        Err(why)
+    }
+
+    /// For the journal: the source's name, or the address where it has none.
+    pub fn source_name(&self) -> String {
+        match (&self.terms.source, self.settings.delivery.source) {
+            (Some(source), _) => source.name.to_string(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => String::new(),
+        }
+    }
+
+    fn proxy(&self) -> Option<&Proxy> {
+        self.terms.source.as_ref()?.proxy.as_ref()
+    }
+
+    fn ehlo(&self) -> &Domain {
+        let of_source = self.terms.source.as_ref().and_then(|source| source.ehlo.as_ref());
+        of_source.unwrap_or(&self.settings.delivery.ehlo)
+    }
+
     async fn greet(
         &self,
         next: &NextHost,
@@ -318,14 +492,7 @@ impl<N: Net> Opener<'_, N> {
         connector: Option<TlsConnector>,
     ) -> Result<Connection<N::Stream>, Why> {
         let delivery = &self.settings.delivery;
-        let unreachable =
-            |cause: String| Why::Failed(EnhancedCode(4, 4, 1), format!("[{}]: {cause}", to.ip()));
-        let connected = timeout(delivery.timeouts.connect, self.net.connect(delivery.source, to));
-        let stream = match connected.await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(unreachable(error.to_string())),
-            Err(_) => return Err(unreachable("no answer to the connection".into())),
-        };
+        let stream = self.connect(to).await?;
         let mut connection = Connection {
             wire: Wire::Clear(stream),
             reader: ReplyReader::default(),
@@ -334,7 +501,7 @@ impl<N: Net> Opener<'_, N> {
             timeouts: delivery.timeouts.clone(),
             host: host.to_owned(),
             address: to,
-            source: delivery.source,
+            source: self.source_name(),
             tls: String::new(),
             messages: 0,
             usable: true,
@@ -345,14 +512,18 @@ impl<N: Net> Opener<'_, N> {
         if encrypted && let Some(connector) = &connector {
             connection = connection.start_tls(connector, tls_name).await?;
         }
-        let mut session = Hello::new(delivery.ehlo.clone(), wish, encrypted);
+        let mut session = Hello::new(self.ehlo().clone(), wish, encrypted);
         if let Some(login) = &self.terms.login {
             session = session.with_login(self.login(login));
         }
         loop {
             let stage = session.stage();
             let lost = |cause: Broken| {
-                let told = format!("{cause} at {}", stage.name());
+                let mut told = format!("{cause} at {}", stage.name());
+                if let (Stage::Greeting, Some(proxy)) = (stage, self.proxy()) {
+                    // A PROXY header has no answer: that it was not followed is seen here alone.
+                    told.push_str(&format!(" through {proxy}"));
+                }
                 match stage {
                     // As good as a handshake that failed: whoever can't do TLS, or is kept from it, may take mail in clear.
                     Stage::StartTls => Why::Handshake(told),

@@ -30,6 +30,7 @@ fn terms(tls: TlsLevel, implicit_tls: bool) -> Terms {
         family: AddressFamily::Any,
         chosen: true,
         login: Some(Arc::new(login)),
+        source: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,10 +15,11 @@ use tokio::time::{Instant, sleep};
 use super::open::{ADDRESSES_OF_A_HOST, HostPlace, MAX_ADDRESSES, NextHost, OpenFailure, Opener, Terms};
 use super::*;
 use crate::config::Settings;
+use crate::config::egress::Source;
 use crate::config::settings::{AddressFamily, TlsLevel};
 use crate::delivery::client_tls::ClientTls;
 use crate::report::Cause;
-use crate::world::{DnsError, MxAnswer, Net, Random};
+use crate::world::{ConnectError, DnsError, LocalEnd, MxAnswer, Net, Random};
 
 /// What a peer does on one connection, in order:
 ///
@@ -25,6 +27,7 @@ use crate::world::{DnsError, MxAnswer, Net, Random};
 /// - `C word`: reads a line, which must begin so
 /// - `BODY`: reads up to the final dot; `TAKE n`: reads that many octets of it
 /// - `WAIT n`: does nothing for so many seconds
+/// - `X octets`, `O octets`: hears and says these, in hexadecimal
 /// - `TLS`: negotiates; `SILENT`: says nothing ever after
 ///
 /// At the end it hangs up.
@@ -33,14 +36,14 @@ type Script = Vec<String>;
 #[derive(Clone)]
 struct SimNet(Rc<World>);
 
-struct World {
+pub(super) struct World {
     scripts: RefCell<VecDeque<Script>>,
     /// What came in, a line for each command; a connection begins with its host's number.
     heard: RefCell<Vec<String>>,
     /// Octets a pipe holds.
     width: usize,
     /// Of each host.
-    addresses: Cell<u8>,
+    pub(super) addresses: Cell<u8>,
     /// An address of this machine's.
     here: Cell<Option<IpAddr>>,
     tls: Option<Arc<rustls::ServerConfig>>,
@@ -63,10 +66,20 @@ impl Net for SimNet {
             .collect())
     }
 
-    async fn connect(&self, _: Option<IpAddr>, to: SocketAddr) -> io::Result<DuplexStream> {
+    async fn connect(&self, from: LocalEnd<'_>, to: SocketAddr) -> Result<DuplexStream, ConnectError> {
+        if from.address == Some(NOT_HERE) {
+            return Err(ConnectError::Ours(io::ErrorKind::AddrNotAvailable.into()));
+        }
         let script = self.0.scripts.borrow_mut().pop_front();
         let script = script.ok_or(io::ErrorKind::ConnectionRefused)?;
-        self.0.heard.borrow_mut().push(format!("to {}", to.ip()));
+        let mut said = format!("to {}", to.ip());
+        for (word, part) in [
+            (" from ", from.address.map(|address| address.to_string())),
+            (" by ", from.interface.map(str::to_owned)),
+        ] {
+            said.extend(part.map(|part| format!("{word}{part}")));
+        }
+        self.0.heard.borrow_mut().push(said);
         let (ours, theirs) = duplex(self.0.width);
         let world = self.0.clone();
         drop(spawn_local(async move {
@@ -113,6 +126,13 @@ impl World {
                     let mut some = vec![0; rest.parse().unwrap()];
                     pipe.read_exact(&mut some).await?;
                 }
+                "O" => pipe.write_all(&octets(rest)).await?,
+                "X" => {
+                    let wanted = octets(rest);
+                    let mut heard = vec![0; wanted.len()];
+                    pipe.read_exact(&mut heard).await?;
+                    assert_eq!(heard, wanted);
+                }
                 "WAIT" => sleep(Duration::from_secs(rest.parse().unwrap())).await,
                 "TLS" => {
                     let acceptor = tokio_rustls::TlsAcceptor::from(self.tls.clone().unwrap());
@@ -129,9 +149,18 @@ impl World {
         self.heard.borrow().join(" ")
     }
 
-    fn connections(&self) -> usize {
+    pub(super) fn connections(&self) -> usize {
         self.heard().matches("to 10.").count()
     }
+}
+
+/// No machine of these tests has it.
+pub(super) const NOT_HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 66));
+
+fn octets(hexadecimal: &str) -> Vec<u8> {
+    let digits: String = hexadecimal.split_whitespace().collect();
+    let octet = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+    (0..digits.len()).step_by(2).map(octet).collect()
 }
 
 async fn line(pipe: &mut Box<dyn Pipe>) -> io::Result<String> {
@@ -145,14 +174,14 @@ async fn line(pipe: &mut Box<dyn Pipe>) -> io::Result<String> {
 
 /// A test's surroundings, with an authority whose certificate is trusted.
 pub(super) struct Lab {
-    world: Rc<World>,
+    pub(super) world: Rc<World>,
     pub(super) settings: Settings,
     pub(super) tls: ClientTls,
     _folder: tempfile::TempDir,
 }
 
 impl Lab {
-    fn new(scripts: &[&[&str]]) -> Self {
+    pub(super) fn new(scripts: &[&[&str]]) -> Self {
         Self::with(scripts, 64, "mx1.test")
     }
 
@@ -267,7 +296,7 @@ pub(super) fn paused(test: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, test);
 }
 
-const HELLO: [&str; 3] = ["S 220 hi", "C EHLO relay.test", "R 250-mx|250 PIPELINING|"];
+pub(super) const HELLO: [&str; 3] = ["S 220 hi", "C EHLO relay.test", "R 250-mx|250 PIPELINING|"];
 const MAIL: [&str; 8] = [
     "C MAIL",
     "C RCPT",
@@ -677,6 +706,7 @@ fn a_host_that_is_ourselves_is_never_connected_to() {
             ("10.0.0.1:25", false, true),
             ("0.0.0.0:25", true, true),
             ("0.0.0.0:25", false, false),
+            ("10.0.0.2:25", false, false),
             ("10.0.0.1:587", true, false),
         ] {
             let mut lab = Lab::new(&[&["S 554 5.7.1 go away", "C QUIT", "S 221 bye"]]);
@@ -687,5 +717,25 @@ fn a_host_that_is_ourselves_is_never_connected_to() {
             let (cause, _) = failure.permanent().unwrap();
             assert_eq!(cause.status().to_string(), if is_own { "5.4.6" } else { "5.7.1" });
         }
+        // An address that we send from is ours where we listen on all, whatever the machine says; another mail server may be there
+        // at another port.
+        for (listens, connections) in [("0.0.0.0:25", 0), ("0.0.0.0:587", 1)] {
+            let mut lab = Lab::new(&[&["S 554 5.7.1 go away", "C QUIT", "S 221 bye"]]);
+            lab.settings.listeners[0].address = listens.parse().unwrap();
+            lab.settings.delivery.egress.sources.push(source(&[here]));
+            assert!(lab.open(1, TlsLevel::Off).await.is_err());
+            assert_eq!(lab.world.connections(), connections, "{listens}");
+        }
     });
+}
+
+pub(super) fn source(addresses: &[IpAddr]) -> Arc<Source> {
+    Arc::new(Source {
+        name: "out1".into(),
+        addresses: addresses.to_vec(),
+        interface: None,
+        ehlo: None,
+        proxy: None,
+        must_be_here: true,
+    })
 }

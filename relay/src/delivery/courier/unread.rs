@@ -121,6 +121,7 @@ impl<N: Net> Courier<N> {
             received_at: unit.id.created(),
             attempt: 0,
             tag: None,
+            source: None,
             outcomes,
             kinds: Vec::new(),
         };

@@ -245,3 +245,41 @@ fn addresses_of_both_families_take_turns() {
         assert!(addresses("untold.test").await.is_err());
     });
 }
+
+#[tokio::test]
+async fn a_connection_comes_from_where_it_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let net = RealNet::new(
+        &DnsSettings {
+            servers: vec!["127.0.0.1:1".parse().unwrap()],
+        },
+        Duration::from_secs(1),
+    )
+    .unwrap();
+    let from = |address: &str, interface| LocalEnd {
+        address: Some(address.parse().unwrap()),
+        interface,
+    };
+    let stream = net.connect(from("127.0.0.23", None), to).await.unwrap();
+    let (_, peer) = listener.accept().await.unwrap();
+    assert_eq!(peer.ip().to_string(), "127.0.0.23");
+    assert_eq!(stream.local_addr().unwrap(), peer);
+    // One of another family is left out.
+    assert!(net.connect(from("::1", None), to).await.is_ok());
+    let told = net.connect(from("127.0.0.23", Some("none9")), to).await;
+    assert!(
+        matches!(&told, Err(ConnectError::Ours(error)) if error.to_string().starts_with("interface none9: ")),
+        "{told:?}"
+    );
+    if !is_here("192.0.2.66".parse().unwrap()) {
+        let told = net.connect(from("192.0.2.66", None), to).await;
+        assert!(matches!(told, Err(ConnectError::Ours(_))), "{told:?}");
+    }
+    drop(listener);
+    let told = net.connect(from("127.0.0.23", None), to).await;
+    assert!(
+        matches!(told, Err(ConnectError::Theirs(_))),
+        "nobody listens: {told:?}"
+    );
+}

@@ -122,6 +122,7 @@ mod tests {
         let key = LaneKey {
             site: Arc::from(site),
             rule: None,
+            source: None,
         };
         let plan = Plan::End(Ending::Discarded("a test".into()));
         let id = shard.lanes.insert(Lane::new(key, plan, &rule, None, START));

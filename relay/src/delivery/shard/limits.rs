@@ -28,7 +28,7 @@ fn google() -> Route {
 
 fn lane(shard: &mut Shard, domain: &str, route: &Route) -> LaneId {
     let domain: Domain = domain.parse().unwrap();
-    shard.lane(&domain, Arc::from(route.site()), route, NOW)
+    shard.lane(&domain, Arc::from(route.site()), route, None, NOW)
 }
 
 /// What the lane goes by. The rate is in its limiter, which does not tell it.

@@ -52,6 +52,11 @@ impl Shard {
         }
     }
 
+    /// What queues that left memory rest for.
+    pub(in crate::delivery) fn resting_scopes(&self) -> impl Iterator<Item = &HoldScope> {
+        self.resting.keys()
+    }
+
     pub(super) fn wait(&self, failures: u32) -> Duration {
         self.backoff.delay(failures, self.random.fraction())
     }
@@ -121,6 +126,11 @@ impl Shard {
         if self.rest(scope, now).is_some() {
             self.queue.lift(scope.clone());
         }
+        self.wake_resting(scope, now);
+    }
+
+    /// Has the queues that left memory for a rest look for their way, whether it is over or not.
+    pub(in crate::delivery) fn wake_resting(&mut self, scope: &HoldScope, now: Timestamp) {
         let woken = self.resting.remove(scope).unwrap_or_default();
         self.resting_count -= woken.len();
         for id in woken {

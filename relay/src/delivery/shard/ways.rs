@@ -4,8 +4,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use mail_core::{Domain, Timestamp};
-use queue::{HoldRecord, HoldScope, QueueId};
+use queue::{HoldRecord, HoldScope, QueueId, RouteGroup};
 
+use crate::config::egress::Source;
 use crate::delivery::exchange::Word;
 use crate::delivery::lane::{Lane, LaneKey};
 use crate::delivery::route::Route;
@@ -59,8 +60,8 @@ impl Shard {
         let domain = active.name.domain.clone();
         active.confirm = now + SITE_TTL;
         match self.routing.way(active.name.route_group) {
-            Direction::Mx => {}
-            Direction::SmartHost(host) => return self.route_at_once(id, &Route::SmartHost(host), now),
+            Direction::Mx(_) => {}
+            Direction::SmartHost(host, _) => return self.route_at_once(id, &Route::SmartHost(host), now),
             Direction::Discard(reason) => return self.route_at_once(id, &Route::Discarded(reason), now),
             Direction::Missing(name) => return self.wait_for_way(id, &name, now),
         }
@@ -134,8 +135,32 @@ impl Shard {
         }
     }
 
+    /// What a queue's mail is sent from; `None`: whatever `delivery.source` says. Its name, where its way is not configured any
+    /// more.
+    pub(in crate::delivery) fn source_of(
+        &self,
+        id: QueueId,
+        group: RouteGroup,
+    ) -> Result<Option<Arc<Source>>, Arc<str>> {
+        match self.routing.way(group) {
+            Direction::Mx(pool) | Direction::SmartHost(_, pool) => {
+                Ok(pool.and_then(|pool| pool.source_for(id).cloned()))
+            }
+            Direction::Discard(_) => Ok(None),
+            Direction::Missing(name) => Err(name),
+        }
+    }
+
     /// Puts a queue on the lane its route names. A site other than the one in use is believed when a second answer says so.
     pub(super) fn route(&mut self, id: QueueId, route: &Route, now: Timestamp) {
+        let Some(active) = self.active.get(&id) else {
+            return;
+        };
+        // It may have gone while the DNS was asked.
+        let source = match self.source_of(id, active.name.route_group) {
+            Ok(source) => source,
+            Err(name) => return self.wait_for_way(id, &name, now),
+        };
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
@@ -158,7 +183,7 @@ impl Shard {
             return self.leave(id, now);
         }
         let domain = active.name.domain.clone();
-        let lanes = vec![self.lane(&domain, site, route, now)];
+        let lanes = vec![self.lane(&domain, site, route, source.as_ref(), now)];
         if self.lanes_of(id) != lanes {
             // The new ones first, so that one that stays is not forgotten in between.
             for &lane in &lanes {
@@ -197,10 +222,21 @@ impl Shard {
         }
     }
 
-    pub(super) fn lane(&mut self, domain: &Domain, site: Arc<str>, route: &Route, now: Timestamp) -> LaneId {
+    /// The lane of a site from this source, made where there is none.
+    pub(super) fn lane(
+        &mut self,
+        domain: &Domain,
+        site: Arc<str>,
+        route: &Route,
+        source: Option<&Arc<Source>>,
+        now: Timestamp,
+    ) -> LaneId {
+        // What ends without a connection is sent from nowhere.
+        let source = source.filter(|_| matches!(route, Route::Hosts(_) | Route::SmartHost(_)));
         let key = LaneKey {
             site,
             rule: route.rule_name(domain, &self.settings),
+            source: source.map(|source| source.name.clone()),
         };
         let known = self.lane_of.get(&key).copied();
         let provider = match known {
@@ -208,7 +244,7 @@ impl Shard {
             None => route.provider(&self.settings).cloned(),
         };
         let rule = route.rule(domain, provider.as_deref(), &self.settings);
-        let plan = route.plan(&rule);
+        let plan = route.plan(&rule, source);
         if let Some(lane) = known {
             // Preferences may have changed though the hosts did not.
             self.lanes[lane].plan = Rc::new(plan);
@@ -225,7 +261,7 @@ impl Shard {
     }
 
     /// The lanes that may take a queue's mail.
-    pub(super) fn lanes_of(&self, id: QueueId) -> Vec<LaneId> {
+    pub(in crate::delivery) fn lanes_of(&self, id: QueueId) -> Vec<LaneId> {
         let stands = self.active.get(&id).map(|active| active.stands.as_slice());
         stands
             .unwrap_or_default()

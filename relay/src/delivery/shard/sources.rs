@@ -1,0 +1,225 @@
+//! Which lane mail of a pool goes through, and what a reload makes of it: tests over a shard.
+
+use std::sync::Arc;
+
+use mail_core::Timestamp;
+use queue::store::MemoryStore;
+use queue::{HoldScope, Queue};
+
+use super::operator::tests::settings;
+use super::{Effect, LaneId, Place, Plan, Shard};
+use crate::control::tests::{accept_one, accept_routed};
+use crate::delivery::route::Route;
+use crate::routing::Routing;
+use crate::world::{MxHost, Random};
+
+const START: Timestamp = Timestamp(1_700_000_000_000);
+
+const SOURCES: &str = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\nehlo = \"s1.test\"\n\
+    [[source]]\nname = \"s2\"\naddresses = [\"192.0.2.2\"]\n\
+    [[pool]]\nname = \"both\"\nsources = [\"s1\", \"s2\"]\n[[pool]]\nname = \"one\"\nsources = [\"s1\"]\n";
+
+const LIMITS: &str = "[delivery.limits]\nconnections = 2\n";
+
+const DEFAULT: &str = "[delivery]\npool = \"both\"\n";
+
+const RULE: &str = "[[route]]\nnext_hop = \"mx\"\npool = \"one\"\n";
+
+fn shard(queue: &Queue, more: &str) -> Shard {
+    let settings = settings(more);
+    let routing = Arc::new(Routing::open(settings.clone(), queue).unwrap());
+    let delivery = Arc::new(settings.delivery.clone());
+    let (place, random) = (Place::alone(), Random::seeded(1));
+    Shard::new(queue.clone(), place, delivery, routing, random, START)
+}
+
+fn renew(shard: &mut Shard, more: &str, now: Timestamp) {
+    let settings = settings(more);
+    let routing = Arc::new(Routing::open(settings.clone(), &shard.queue).unwrap());
+    shard.renew(Arc::new(settings.delivery.clone()), routing, false, now);
+}
+
+/// Of all domains the same hosts.
+fn provider() -> Route {
+    Route::Hosts(vec![MxHost {
+        preference: 10,
+        host: "mx.test".parse().unwrap(),
+    }])
+}
+
+/// The lanes of the connections that the shard wants made, once every question to the DNS is answered.
+fn connects(shard: &mut Shard, now: Timestamp) -> Vec<LaneId> {
+    let mut lanes = Vec::new();
+    loop {
+        let effects = shard.take_effects();
+        if effects.is_empty() {
+            return lanes;
+        }
+        for effect in effects {
+            match effect {
+                Effect::Resolve(domain) => shard.resolved(&domain, Ok(provider()), now),
+                Effect::Connect { lane, .. } => lanes.push(lane),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Each lane's name, with the queues that go through it and the address it sends from.
+fn lanes(shard: &Shard) -> Vec<(String, usize, String)> {
+    let told = |lane: &super::Lane| {
+        let from = match &*lane.plan {
+            Plan::Hosts { terms, .. } => terms
+                .source
+                .as_ref()
+                .map(|source| source.addresses[0].to_string()),
+            Plan::End(_) => None,
+        };
+        (lane.key.scope(), lane.queues, from.unwrap_or_default())
+    };
+    let mut all: Vec<_> = shard
+        .lanes
+        .iter()
+        .map(|(_, lane)| told(lane))
+        .filter(|lane| lane.1 > 0)
+        .collect();
+    all.sort();
+    all
+}
+
+fn names(shard: &Shard) -> Vec<String> {
+    lanes(shard).into_iter().map(|(name, ..)| name).collect()
+}
+
+async fn filled(more: &str) -> (Queue, Shard) {
+    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    for number in 0..20 {
+        accept_one(&queue, number, &[&format!("d{number}.test")]).await;
+    }
+    let mut shard = shard(&queue, more);
+    shard.tick(START);
+    (queue, shard)
+}
+
+#[tokio::test]
+async fn two_sources_are_two_lanes_at_a_site_each_with_its_limits() {
+    let (_queue, mut shard) = filled(&format!("{DEFAULT}{SOURCES}{LIMITS}")).await;
+    let mut opened = connects(&mut shard, START);
+    let all = lanes(&shard);
+    let which: Vec<_> = all
+        .iter()
+        .map(|(name, _, from)| (name.as_str(), from.as_str()))
+        .collect();
+    assert_eq!(
+        which,
+        [
+            ("mx.test source s1", "192.0.2.1"),
+            ("mx.test source s2", "192.0.2.2")
+        ]
+    );
+    assert_eq!(all.iter().map(|lane| lane.1).sum::<usize>(), 20);
+    assert!(all.iter().all(|lane| lane.1 > 3), "{all:?}");
+    opened.sort_unstable();
+    opened.dedup();
+    assert_eq!(opened.len(), 2);
+    assert!(shard.lanes.iter().all(|(_, lane)| lane.open == 2), "two each");
+}
+
+#[tokio::test]
+async fn a_source_that_rests_holds_up_no_other() {
+    let (queue, mut shard) = filled(&format!("{DEFAULT}{SOURCES}{LIMITS}")).await;
+    let opened = connects(&mut shard, START);
+    let of_s1 = |lane: &LaneId| shard.lanes[*lane].key.source.as_deref() == Some("s1");
+    let lane = opened.into_iter().find(of_s1).unwrap();
+    shard.lanes[lane].open = 1;
+    shard.lane_failed(lane, "4.4.0 source s1: no", START);
+    let resting: Vec<_> = shard
+        .lanes
+        .iter()
+        .filter(|(_, lane)| lane.rest.is_some())
+        .collect();
+    assert_eq!(resting.len(), 1);
+    let scope = HoldScope::Lane("mx.test source s1".into());
+    assert!(queue.held(&scope).unwrap().is_some());
+    // Its address is another one now: it need not wait.
+    let other = SOURCES.replace("192.0.2.1\"", "192.0.2.9\"");
+    renew(&mut shard, &format!("{DEFAULT}{other}{LIMITS}"), START);
+    assert!(shard.lanes.iter().all(|(_, lane)| lane.rest.is_none()));
+    assert_eq!(lanes(&shard)[0].2, "192.0.2.9");
+    assert_eq!(lanes(&shard)[1].2, "192.0.2.2");
+}
+
+#[tokio::test]
+async fn the_default_pool_is_whichever_the_configuration_says_now() {
+    let (_queue, mut shard) = filled(&format!("{SOURCES}{LIMITS}")).await;
+    connects(&mut shard, START);
+    assert_eq!(names(&shard), ["mx.test"]);
+    let one = format!("[delivery]\npool = \"one\"\n{SOURCES}{LIMITS}");
+    renew(&mut shard, &one, START);
+    connects(&mut shard, START);
+    assert_eq!(names(&shard), ["mx.test source s1"]);
+    renew(&mut shard, LIMITS, START);
+    connects(&mut shard, START);
+    assert_eq!(names(&shard), ["mx.test"], "no rule gave the mail a pool");
+}
+
+#[tokio::test]
+async fn mail_of_a_pool_that_a_reload_removes_waits_until_it_is_back() {
+    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    let limit = "[delivery.limits]\nconnections = 1\n";
+    let with = format!("{SOURCES}{RULE}{limit}");
+    let mut shard = shard(&queue, &with);
+    let group = queue.route_groups(&["pool one"]).unwrap()[0];
+    // One of two queues has something on the wire.
+    for (number, domain) in [(1, "d.test"), (2, "d.test"), (3, "e.test")] {
+        accept_routed(&queue, number, group, domain).await;
+    }
+    accept_one(&queue, 4, &["f.test"]).await;
+    shard.tick(START);
+    assert_eq!(connects(&mut shard, START).len(), 2);
+    assert_eq!(names(&shard), ["mx.test", "mx.test source s1"]);
+
+    let without = SOURCES.replace("\"one\"", "\"other\"");
+    renew(&mut shard, &format!("{without}{limit}"), START);
+    assert_eq!(connects(&mut shard, START).len(), 0);
+    assert_eq!(names(&shard), ["mx.test"]);
+    let scope = HoldScope::Lane("pool one (not configured)".into());
+    let hold = queue.held(&scope).unwrap().unwrap();
+    assert!(
+        hold.cause.contains("pool one is not configured any more"),
+        "{hold:?}"
+    );
+
+    renew(&mut shard, &with, START);
+    connects(&mut shard, START);
+    assert_eq!(names(&shard), ["mx.test", "mx.test source s1"]);
+    assert_eq!(lanes(&shard)[1].1, 2, "both queues");
+    assert_eq!(queue.held(&scope).unwrap(), None);
+}
+
+/// The pool goes while the DNS is asked: what comes of the answer must not be sent from elsewhere.
+#[tokio::test]
+async fn a_pool_that_goes_while_a_site_is_looked_up() {
+    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    let mut shard = shard(&queue, &format!("{SOURCES}{RULE}"));
+    let group = queue.route_groups(&["pool one"]).unwrap()[0];
+    accept_routed(&queue, 1, group, "d.test").await;
+    shard.tick(START);
+    renew(&mut shard, "", START);
+    assert_eq!(connects(&mut shard, START).len(), 0);
+    assert_eq!(names(&shard).len(), 0);
+}
+
+#[tokio::test]
+async fn a_source_that_leaves_the_pool_leaves_its_queues_to_the_others() {
+    let (_queue, mut shard) = filled(&format!("{DEFAULT}{SOURCES}{LIMITS}")).await;
+    connects(&mut shard, START);
+    let less = SOURCES.replace("[\"s1\", \"s2\"]", "[\"s2\"]");
+    renew(&mut shard, &format!("{DEFAULT}{less}{LIMITS}"), START);
+    connects(&mut shard, START);
+    // Of the two that are on the wire from the other, nothing more waits.
+    assert_eq!(
+        lanes(&shard),
+        [("mx.test source s2".to_owned(), 18, "192.0.2.2".to_owned())]
+    );
+}
