@@ -4,6 +4,8 @@
 //! it stands for (`discard …`) once, in the store, and outlives the configuration: a queue whose group is no longer
 //! configured never goes another way by itself. What was to be discarded still is; see [`Way`].
 
+pub mod explain;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 

@@ -266,3 +266,81 @@ fn what_holds_for_a_destination_is_shown_with_where_it_is_from() {
     let (code, _, err) = run(&config, &["config", "effective", "not a domain"]);
     assert_eq!(code, 2, "{err}");
 }
+
+#[test]
+fn what_mail_is_sent_from_is_shown_for_whom_and_with_where_it_is_from() {
+    let (_folder, config) = folder();
+    let more = "[delivery]\npool = \"main\"\n\
+        [[source]]\nname = \"out1\"\naddresses = [\"127.0.0.1\"]\nehlo = \"out1.example.com\"\n\
+        [[source]]\nname = \"out2\"\nproxy = \"socks5://10.0.0.9:1080\"\n\
+        [[pool]]\nname = \"main\"\nsources = [\"out1\"]\n\
+        [[pool]]\nname = \"bulk\"\nsources = [{ name = \"out1\", weight = 3 }, \"out2\"]\n\
+        [[route]]\nstreams = [\"bulk\"]\nfrom = [\"news.example\"]\nnext_hop = \"mx\"\npool = \"bulk\"\n";
+    std::fs::write(&config, format!("{CONFIG}{more}")).unwrap();
+    let asked = |more: &[&str]| {
+        let arguments = ["config", "effective", "x.example", "--mx", "mx.x.example"];
+        let (code, out, err) = run(&config, &[&arguments, more].concat());
+        assert_eq!((code, err.as_str()), (0, ""));
+        out
+    };
+    let at = |place: &str| format!("{}:{place}", config.display());
+    let out = asked(&[]);
+    for expected in [
+        "route[0] may send some of its mail to its MX hosts, from pool bulk.\n".to_owned(),
+        "Else goes to its MX hosts: no rule says otherwise\n".to_owned(),
+        format!("Pool         main ({})\n", at("12:8: delivery.pool")),
+        format!(
+            "out1    100 %  127.0.0.1  out1.example.com      {}\n",
+            at("14:8: source[0].name")
+        ),
+    ] {
+        assert!(out.contains(&expected), "{expected}: {out}");
+    }
+    let out = asked(&["--stream", "bulk", "--from", "a@news.example", "--tenant", "shop"]);
+    for expected in [
+        "Goes to      its MX hosts, by route[0]\n".to_owned(),
+        format!("Pool         bulk ({})\n", at("30:8: route[0].pool")),
+        "out1    75 %   127.0.0.1  out1.example.com".to_owned(),
+        "out2    25 %              mail.example.com  socks5://10.0.0.9:1080".to_owned(),
+    ] {
+        assert!(out.contains(&expected), "{expected}: {out}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&asked(&["--stream", "bulk", "--from", "<>", "--json"])).unwrap();
+    assert_eq!(json["pool"]["name"], "main");
+    assert_eq!(json["way"]["route"], serde_json::Value::Null);
+    assert_eq!(json["sources"][0]["addresses"][0], "127.0.0.1");
+    for (wrong, told) in [
+        (["--tenant", "nobody"], "there is no tenant \"nobody\""),
+        (["--stream", "none"], "there is no stream \"none\""),
+    ] {
+        let arguments = ["config", "effective", "x.example", "--mx", "mx.x.example"];
+        let (code, _, err) = run(&config, &[&arguments, &wrong[..]].concat());
+        assert_eq!(code, 2);
+        assert!(err.contains(told), "{err}");
+    }
+}
+
+/// By the documentation's own addresses (RFC 5737), which no machine has.
+#[test]
+fn an_address_that_this_machine_has_not_is_told_by_the_check_and_at_the_start() {
+    let (_folder, config) = folder();
+    let source = "[[source]]\nname = \"out1\"\naddresses = [\"192.0.2.66\"]\n";
+    std::fs::write(&config, format!("{CONFIG}{source}")).unwrap();
+    if std::net::UdpSocket::bind("192.0.2.66:0").is_ok() {
+        // net.ipv4.ip_nonlocal_bind: it may be had.
+        assert_eq!(run(&config, &["check"]).0, 0);
+        return;
+    }
+    for command in ["check", "run"] {
+        let (code, _, err) = run(&config, &[command]);
+        assert_eq!(code, 2, "{command}: {err}");
+        let place = "postrider.toml:13:13: source[0].addresses: 192.0.2.66 is no address of this machine's";
+        assert!(err.contains(place), "{command}: {err}");
+    }
+    for more in ["must_be_here = false\n", "proxy = \"socks5://10.0.0.9:1080\"\n"] {
+        std::fs::write(&config, format!("{CONFIG}{source}{more}")).unwrap();
+        let (code, _, err) = run(&config, &["check"]);
+        assert_eq!(code, 0, "{err}");
+    }
+}

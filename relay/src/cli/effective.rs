@@ -1,15 +1,19 @@
 //! `postrider config effective`: what holds for a destination, and why.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use mail_core::Domain;
+use mail_core::{Domain, ReversePath};
 use serde_json::json;
 
 use crate::config::Settings;
+use crate::config::egress::{Member, Pool, Source};
 use crate::config::routes::NextHop;
+use crate::delivery::courier::own_names;
 use crate::delivery::resolver::RealNet;
 use crate::delivery::route::Route;
+use crate::routing::explain::{Asked, Deciding, deciding, pool};
 use crate::shaping::explain::{Explained, From, explain};
 use crate::world::{MxHost, Net as _};
 
@@ -20,19 +24,45 @@ use super::{ConfigFile, Failure};
 /// `postrider config effective`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  postrider config effective gmail.com\n  \
-    postrider config effective example.org --mx mx1.example.net mx2.example.net\n\n\
-    Limits are of a lane: all domains with the same MX hosts together. docs/shaping.md tells what goes before what.")]
+    postrider config effective example.org --mx mx1.example.net mx2.example.net\n  \
+    postrider config effective example.org --tenant shop --stream bulk --from news@shop.example\n\n\
+    Limits are of a lane: all domains with the same MX hosts together, from one source. docs/shaping.md tells what goes before what, \
+    docs/egress.md of pools and sources.")]
 pub(super) struct Effective {
     /// The destination's domain.
     domain: Domain,
     /// Its MX hosts; unless given, the DNS is asked, by the name servers of the configuration.
     #[arg(long, value_name = "HOST", num_args = 1..)]
     mx: Vec<Domain>,
+    /// Of mail of this tenant.
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Of mail in this stream.
+    #[arg(long)]
+    stream: Option<String>,
+    /// Of mail with this MAIL FROM; `<>` for reports.
+    #[arg(long, value_name = "ADDRESS")]
+    from: Option<Path>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     config: ConfigFile,
+}
+
+/// A reverse-path.
+#[derive(Clone)]
+struct Path(ReversePath);
+
+impl std::str::FromStr for Path {
+    type Err = mail_core::BadMailbox;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(match text {
+            "<>" => ReversePath::Null,
+            text => ReversePath::Mailbox(text.parse()?),
+        }))
+    }
 }
 
 pub(super) fn run(command: &Effective) -> Result<(), Failure> {
@@ -55,10 +85,41 @@ pub(super) fn run(command: &Effective) -> Result<(), Failure> {
         Route::SmartHost(_) | Route::Discarded(_) => Vec::new(),
     };
     let found = explain(&command.domain, &hosts, &settings);
+    let asked = Asked {
+        domain: &command.domain,
+        tenant: known(
+            &command.tenant,
+            |name| settings.tenants.contains_key(name),
+            "tenant",
+        )?,
+        stream: known(
+            &command.stream,
+            |name| settings.delivery.streams.get(name).is_some(),
+            "stream",
+        )?,
+        reverse_path: command.from.as_ref().map(|path| &path.0),
+    };
+    let way = WayOut::of(asked, &settings);
     if command.json {
-        return Ok(print_json(&as_json(&command.domain, &hosts, &route, &found))?);
+        let mut json = as_json(&command.domain, &hosts, &route, &found);
+        way.add_json(&mut json);
+        return Ok(print_json(&json)?);
     }
-    Ok(print(&as_text(&command.domain, &hosts, &found))?)
+    let mut text = as_text(&command.domain, &hosts, &found);
+    way.add_text(&mut text);
+    Ok(print(&text)?)
+}
+
+/// A name that the configuration knows: another would be taken for one that no rule is about.
+fn known<'a>(
+    name: &'a Option<String>,
+    is_known: impl Fn(&str) -> bool,
+    what: &str,
+) -> Result<Option<&'a str>, Failure> {
+    match name.as_deref() {
+        Some(name) if !is_known(name) => Err(Failure::Usage(format!("there is no {what} \"{name}\""))),
+        name => Ok(name),
+    }
 }
 
 async fn ask(domain: &Domain, settings: &Settings) -> anyhow::Result<Route> {
@@ -69,7 +130,7 @@ async fn ask(domain: &Domain, settings: &Settings) -> anyhow::Result<Route> {
         .context("the name servers do not answer")
         .and_then(|answer| answer.map_err(anyhow::Error::from))
         .context("the MX hosts are not known; say which with --mx")?;
-    let names = [settings.hostname.clone(), settings.delivery.ehlo.clone()];
+    let names = own_names(settings);
     Ok(Route::from_answer(domain, answer, &names))
 }
 
@@ -113,18 +174,150 @@ fn as_text(domain: &Domain, hosts: &[Domain], found: &Explained<'_>) -> String {
             .map(|value| [value.key.to_owned(), value.value.clone(), value.from.to_string()]),
     );
     let _ = write!(text, "\n{}", columns(&rows));
-    for (number, hop) in &found.routes {
-        let _ = writeln!(
-            text,
-            "\nroute[{number}] may send some of its mail to {}.",
-            next_hop(hop)
-        );
-    }
     text
 }
 
-fn as_json(domain: &Domain, hosts: &[Domain], route: &Route, found: &Explained<'_>) -> serde_json::Value {
-    let from = |from: &From<'_>| match from {
+/// Which way the mail goes, and what from.
+struct WayOut<'a> {
+    settings: &'a Settings,
+    deciding: Deciding,
+    /// With where it is from.
+    pool: Option<(&'a Arc<Pool>, From<'a>)>,
+}
+
+impl<'a> WayOut<'a> {
+    fn of(asked: Asked<'_>, settings: &'a Settings) -> Self {
+        let deciding = deciding(asked, &settings.routing.rules);
+        let pool = pool(settings, deciding.surely);
+        Self {
+            settings,
+            pool: pool.map(|(pool, key)| (pool, From::key(settings, key))),
+            deciding,
+        }
+    }
+
+    fn next_hop(&self, rule: usize) -> String {
+        let rule = &self.settings.routing.rules[rule];
+        let pool = rule.pool.as_ref().map(|pool| format!(", from pool {pool}"));
+        format!("{}{}", next_hop(&rule.next_hop), pool.unwrap_or_default())
+    }
+
+    /// Its members, each with its share of the queues and where it is written.
+    fn members(&self) -> Vec<(&'a Member, f64, From<'a>)> {
+        let Some((pool, _)) = &self.pool else {
+            return Vec::new();
+        };
+        let all: f64 = pool.members.iter().map(|member| f64::from(member.weight)).sum();
+        let sources = &self.settings.delivery.egress.sources;
+        let told = |member: &'a Member| {
+            let number = sources
+                .iter()
+                .position(|source| source.name == member.source.name);
+            let key = format!("source[{}].name", number.unwrap_or_default());
+            let share = f64::from(member.weight) / all;
+            (member, share, From::key(self.settings, key))
+        };
+        pool.members.iter().map(told).collect()
+    }
+
+    fn ehlo(&self, source: &Source) -> String {
+        let ehlo = source.ehlo.as_ref().unwrap_or(&self.settings.delivery.ehlo);
+        ehlo.to_string()
+    }
+
+    fn add_text(&self, text: &mut String) {
+        text.push('\n');
+        for rule in &self.deciding.perhaps {
+            let to = self.next_hop(*rule);
+            let _ = writeln!(text, "route[{rule}] may send some of its mail to {}.", plain(&to));
+        }
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:<12} {}", plain(&value));
+        };
+        if self.settings.routing.safe_mode.is_some() {
+            line(
+                "Safe mode",
+                "is on: [safe_mode] decides before any rule".to_owned(),
+            );
+        }
+        line(
+            if self.deciding.perhaps.is_empty() {
+                "Goes to"
+            } else {
+                "Else goes to"
+            },
+            match self.deciding.surely {
+                Some(rule) => format!(
+                    "{}, by route[{rule}]",
+                    next_hop(&self.settings.routing.rules[rule].next_hop)
+                ),
+                None => "its MX hosts: no rule says otherwise".to_owned(),
+            },
+        );
+        match (&self.pool, self.settings.delivery.source) {
+            (Some((pool, from)), _) => line("Pool", format!("{} ({from})", pool.name)),
+            (None, Some(address)) => line(
+                "Pool",
+                format!("none: it is sent from delivery.source, {address}"),
+            ),
+            (None, None) => line("Pool", "none: the system chooses the address".to_owned()),
+        }
+        let mut rows = vec![["SOURCE", "SHARE", "ADDRESSES", "EHLO", "BY", "FROM"].map(String::from)];
+        rows.extend(self.members().into_iter().map(|(member, share, from)| {
+            let source = &member.source;
+            let addresses: Vec<_> = source.addresses.iter().map(ToString::to_string).collect();
+            let proxy = source.proxy.as_ref().map(ToString::to_string);
+            let by: Vec<_> = source
+                .interface
+                .as_deref()
+                .map(String::from)
+                .into_iter()
+                .chain(proxy)
+                .collect();
+            [
+                source.name.to_string(),
+                format!("{:.0} %", share * 100.0),
+                addresses.join(", "),
+                self.ehlo(source),
+                by.join(", "),
+                from.to_string(),
+            ]
+        }));
+        if rows.len() > 1 {
+            let _ = write!(text, "\n{}", columns(&rows));
+        }
+    }
+
+    fn add_json(&self, json: &mut serde_json::Value) {
+        let route = |rule: &usize| json!({ "route": rule, "next_hop": self.next_hop(*rule) });
+        json["routes"] = self.deciding.perhaps.iter().map(route).collect();
+        json["way"] = match &self.deciding.surely {
+            Some(rule) => route(rule),
+            None => json!({ "route": null, "next_hop": next_hop(&NextHop::Mx) }),
+        };
+        json["pool"] = match &self.pool {
+            Some((pool, from)) => json!({ "name": *pool.name, "from": from_json(from) }),
+            None => serde_json::Value::Null,
+        };
+        let source = |(member, share, from): (&Member, f64, From<'_>)| {
+            let source = &member.source;
+            json!({
+                "name": *source.name,
+                "weight": member.weight,
+                "share": share,
+                "addresses": source.addresses,
+                "interface": source.interface,
+                "ehlo": self.ehlo(source),
+                "proxy": source.proxy.as_ref().map(ToString::to_string),
+                "from": from_json(&from),
+            })
+        };
+        json["sources"] = self.members().into_iter().map(source).collect();
+    }
+}
+
+fn from_json(from: &From<'_>) -> serde_json::Value {
+    match from {
         From::Written(key, at) => json!({
             "kind": "configuration", "file": at.file, "line": at.line, "column": at.column, "key": key,
         }),
@@ -133,16 +326,14 @@ fn as_json(domain: &Domain, hosts: &[Domain], route: &Route, found: &Explained<'
             "by": source.by.name(),
         }),
         From::Default => json!({ "kind": "default" }),
-    };
+    }
+}
+
+fn as_json(domain: &Domain, hosts: &[Domain], route: &Route, found: &Explained<'_>) -> serde_json::Value {
     let values: Vec<_> = found
         .values
         .iter()
-        .map(|value| json!({ "key": value.key, "value": value.value, "from": from(&value.from) }))
-        .collect();
-    let routes: Vec<_> = found
-        .routes
-        .iter()
-        .map(|(number, hop)| json!({ "route": number, "next_hop": next_hop(hop) }))
+        .map(|value| json!({ "key": value.key, "value": value.value, "from": from_json(&value.from) }))
         .collect();
     json!({
         "domain": domain.as_str(),
@@ -151,6 +342,5 @@ fn as_json(domain: &Domain, hosts: &[Domain], route: &Route, found: &Explained<'
         "provider": found.provider.map(|provider| json!({ "name": *provider.name, "title": *provider.title })),
         "destination": found.destination,
         "values": values,
-        "routes": routes,
     })
 }

@@ -5,8 +5,7 @@ use std::fmt;
 use mail_core::Domain;
 
 use crate::config::Problem;
-use crate::config::routes::NextHop;
-use crate::config::settings::{AddressFamily, SenderPattern, Settings, TlsLevel};
+use crate::config::settings::{AddressFamily, Settings, TlsLevel};
 use crate::delivery::lane::Rule;
 
 use super::providers::{LimitKey, Provider, Source};
@@ -20,8 +19,6 @@ pub struct Explained<'a> {
     pub destination: Option<String>,
     /// Each key, in the order of the example configuration.
     pub values: Vec<Value<'a>>,
-    /// Rules that may send some of the mail another way: their numbers, and where to.
-    pub routes: Vec<(usize, &'a NextHop)>,
 }
 
 /// A key and its value.
@@ -90,25 +87,10 @@ pub fn explain<'a>(domain: &Domain, hosts: &[Domain], settings: &'a Settings) ->
         },
         from: limit(settings, number, provider, key),
     }));
-    let rules = settings.routing.rules.iter().enumerate();
-    let elsewhere = rules.filter(|(_, rule)| {
-        rule.next_hop != NextHop::Mx && (rule.to.is_empty() || rule.to.iter().any(|to| may_be(to, domain)))
-    });
     Explained {
         provider,
         destination: rule.name.map(|name| name.to_string()),
         values,
-        routes: elsewhere.map(|(number, rule)| (number, &rule.next_hop)).collect(),
-    }
-}
-
-/// Some address of the domain is one of these.
-fn may_be(pattern: &SenderPattern, domain: &Domain) -> bool {
-    match pattern {
-        SenderPattern::Any => true,
-        SenderPattern::Domain(of) => of == domain,
-        SenderPattern::Below(parent) => domain != parent && domain.is_within(parent),
-        SenderPattern::Mailbox(mailbox) => mailbox.domain() == domain,
     }
 }
 
@@ -143,6 +125,16 @@ fn limit<'a>(
         .or_else(shipped)
         .or_else(|| place(format!("delivery.limits.{name}")))
         .unwrap_or(From::Default)
+}
+
+impl<'a> From<'a> {
+    /// What the configuration writes under a key; the default where that is not there.
+    pub fn key(settings: &'a Settings, key: String) -> Self {
+        match settings.effective.place(&key) {
+            Some(at) => Self::Written(key, at),
+            None => Self::Default,
+        }
+    }
 }
 
 fn written<'a>(settings: &'a Settings, destination: Option<usize>, key: &str) -> From<'a> {

@@ -133,20 +133,3 @@ fn the_values_are_those_that_lanes_have() {
     }
     assert!(seen > 1_000, "{seen}");
 }
-
-#[test]
-fn rules_that_may_send_mail_elsewhere_are_named() {
-    let more = "[[smart_host]]\nname = \"out\"\nhosts = [{ address = \"[::1]\" }]\n\
-                [[route]]\nto = [\"other.test\"]\nnext_hop = \"out\"\n[[route]]\nto = [\"*.test\", \"a@own.example\"]\nnext_hop = \"out\"\n\
-                [[route]]\nto = [\"own.test\"]\nnext_hop = \"mx\"\n[[route]]\nfrom = [\"<>\"]\nnext_hop = \"discard\"\nreason = \"no reports\"\n";
-    let settings = settings(more);
-    for (domain, routes) in [
-        ("own.test", vec![1, 3]),
-        ("own.example", vec![1, 3]),
-        ("else.example", vec![3]),
-    ] {
-        let found = explain(&domain.parse().unwrap(), &[], &settings);
-        let numbers: Vec<_> = found.routes.iter().map(|(number, _)| *number).collect();
-        assert_eq!(numbers, routes, "{domain}");
-    }
-}
