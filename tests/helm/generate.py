@@ -90,6 +90,9 @@ def type_of(example):
     `duration` and `size` of relay/src/config/section.rs read them."""
     if example.startswith("["):
         inner = {"type": "object"} if example.startswith("[{") else {"type": "string"}
+        if '}, "' in example:
+            # A name stands for a table that says nothing else.
+            inner = {"type": ["object", "string"]}
         return {"type": "array", "items": inner}
     if example.startswith('"'):
         if re.fullmatch(r'"[0-9]+[KMG]iB"', example):

@@ -20,8 +20,8 @@ const BESIDE: [(&str, &str); 4] = [
     ),
     (
         "password_env",
-        "Variables that hold the passwords of smart hosts have the names that the configuration gives them: `password_env` of a \
-         `[[smart_host]]`.",
+        "Variables that hold the passwords of smart hosts and proxies have the names that the configuration gives them: `password_env` of a \
+         `[[smart_host]]`, `proxy_password_env` of a `[[source]]`.",
     ),
 ];
 
