@@ -230,6 +230,7 @@ fn find_rules(rules: usize) -> anyhow::Result<()> {
     let key = |number: usize| LaneKey {
         site: format!("mx{number}.example.org").into(),
         rule: None,
+        source: None,
     };
     let lanes: HashMap<LaneKey, usize> = (0..10_000).map(|number| (key(number), number)).collect();
     let wanted = key(5_000);

@@ -1,87 +1,111 @@
-//! Which source of a pool serves a queue.
+//! Which of a pool's sources goes first: by weight among those that can take mail at that moment.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use queue::QueueId;
+use crate::config::egress::Pool;
 
-use crate::config::egress::{Member, Pool, Source};
+/// Turns that a source may be owed, in rounds of its pool: who could send nothing for long does not have all mail afterwards.
+const OWED: i64 = 4;
 
-impl Pool {
-    /// The source for a queue: always the same, so that what a destination learns of a source's mail it learns of one stream of it,
-    /// and over many queues each source as often as its weight says. A source that comes or goes moves no more queues than
-    /// it gains or loses (weighted rendezvous hashing). `None`: the pool has no members.
-    pub fn source_for(&self, queue: QueueId) -> Option<&Arc<Source>> {
-        let scored = self.members.iter().map(|member| (score(member, queue), member));
-        let best = scored.max_by(|left, right| left.0.total_cmp(&right.0));
-        best.map(|(_, member)| &member.source)
+/// What each pool's sources are owed, in shares of the sum of all weights: smooth weighted round robin.
+#[derive(Debug, Default)]
+pub struct Shares(HashMap<Arc<str>, HashMap<Arc<str>, i64>>);
+
+impl Shares {
+    /// The pool's sources by what they are owed, most first; by weight and name among equals.
+    pub fn order(&self, pool: &Pool) -> Vec<Arc<str>> {
+        let credits = self.0.get(&pool.name);
+        let credit = |name: &Arc<str>| credits.and_then(|all| all.get(name)).copied().unwrap_or(0);
+        let mut order: Vec<_> = pool
+            .members
+            .iter()
+            .map(|member| {
+                let weight = i64::from(member.weight);
+                (credit(&member.source.name) + weight, weight, &member.source.name)
+            })
+            .collect();
+        order.sort_by(|one, other| (other.0, other.1).cmp(&(one.0, one.1)).then(one.2.cmp(other.2)));
+        order.into_iter().map(|(.., name)| name.clone()).collect()
     }
-}
 
-/// For a uniform `u`, `-ln(u) / w` is exponentially distributed with rate `w`, and the smallest of several such is that of each in
-/// proportion to its `w`. This is its inverse, so that the greatest wins.
-fn score(member: &Member, queue: QueueId) -> f64 {
-    let mut hasher = DefaultHasher::new();
-    (&*member.source.name, queue.0).hash(&mut hasher);
-    // 53 bits, never 0 nor 1.
-    let drawn = ((hasher.finish() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    f64::from(member.weight) / -drawn.ln()
+    /// A message goes from this source of the pool.
+    pub fn served(&mut self, pool: &Pool, source: &str) {
+        if pool.members.len() < 2 {
+            return;
+        }
+        let sum: i64 = pool.members.iter().map(|member| i64::from(member.weight)).sum();
+        let credits = self.0.entry(pool.name.clone()).or_default();
+        // Who has left the pool is owed nothing.
+        credits.retain(|name, _| pool.members.iter().any(|member| member.source.name == *name));
+        for member in &pool.members {
+            let credit = credits.entry(member.source.name.clone()).or_default();
+            *credit += i64::from(member.weight);
+            if *member.source.name == *source {
+                *credit -= sum;
+            }
+            *credit = (*credit).clamp(-OWED * sum, OWED * sum);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
+    use crate::config::egress::{Member, Source};
 
-    fn pool(members: &[(&str, u32)]) -> Pool {
-        let member = |&(name, weight): &(&str, u32)| Member {
+    fn pool(weights: &[(&str, u32)]) -> Pool {
+        let member = |(name, weight): &(&str, u32)| Member {
             source: Arc::new(Source {
-                name: name.into(),
+                name: Arc::from(*name),
                 addresses: Vec::new(),
                 interface: None,
                 ehlo: None,
                 proxy: None,
-                must_be_here: true,
+                must_be_here: false,
             }),
-            weight,
+            weight: *weight,
         };
         Pool {
             name: "p".into(),
-            members: members.iter().map(member).collect(),
+            members: weights.iter().map(member).collect(),
         }
     }
 
-    fn chosen(pool: &Pool) -> Vec<String> {
-        let of = |queue| {
-            pool.source_for(QueueId(queue))
-                .map(|source| source.name.to_string())
-        };
-        (0..10_000).filter_map(of).collect()
-    }
-
-    #[test]
-    fn queues_spread_by_weight() {
-        let mut counts = BTreeMap::<String, u32>::new();
-        for name in chosen(&pool(&[("a", 1), ("b", 3), ("c", 6)])) {
-            *counts.entry(name).or_default() += 1;
-        }
-        for (name, share) in [("a", 1_000), ("b", 3_000), ("c", 6_000)] {
-            let count = counts.get(name).copied().unwrap_or_default();
-            assert!(count.abs_diff(share) < 200, "{counts:?}");
-        }
-        assert_eq!(pool(&[]).source_for(QueueId(1)), None);
+    fn goes(shares: &mut Shares, pool: &Pool, is_able: impl Fn(&str) -> bool) -> String {
+        let order = shares.order(pool);
+        let first = order.iter().find(|name| is_able(name)).unwrap();
+        shares.served(pool, first);
+        first.to_string()
     }
 
     #[test]
-    fn a_source_that_goes_moves_its_own_queues_alone() {
-        let before = chosen(&pool(&[("a", 1), ("b", 3), ("c", 6)]));
-        let after = chosen(&pool(&[("c", 6), ("a", 1)]));
-        let moved = before
-            .iter()
-            .zip(&after)
-            .filter(|(before, after)| before != after);
-        assert!(moved.clone().count() > 2_000);
-        assert!(moved.clone().all(|(before, _)| before == "b"));
+    fn sources_share_by_weight_and_evenly() {
+        let pool = pool(&[("a", 3), ("b", 1)]);
+        let mut shares = Shares::default();
+        let went: Vec<_> = (0..8).map(|_| goes(&mut shares, &pool, |_| true)).collect();
+        assert_eq!(went.concat(), "aabaaaba");
+    }
+
+    #[test]
+    fn who_could_not_send_is_owed_a_little_and_not_all() {
+        let pool = pool(&[("a", 1), ("b", 1)]);
+        let mut shares = Shares::default();
+        for _ in 0..1_000 {
+            assert_eq!(goes(&mut shares, &pool, |name| name == "a"), "a");
+        }
+        let went: Vec<_> = (0..40).map(|_| goes(&mut shares, &pool, |_| true)).collect();
+        let of_a = went.iter().filter(|name| *name == "a").count();
+        assert!((12..20).contains(&of_a), "{of_a} of 40");
+    }
+
+    #[test]
+    fn who_leaves_the_pool_and_comes_back_begins_anew() {
+        let (both, one) = (pool(&[("a", 1), ("b", 1)]), pool(&[("a", 1), ("c", 1)]));
+        let mut shares = Shares::default();
+        goes(&mut shares, &both, |name| name == "a");
+        goes(&mut shares, &one, |name| name == "a");
+        assert_eq!(shares.order(&both)[0].as_ref(), "b");
+        assert_eq!(shares.0["p"].len(), 2);
     }
 }

@@ -115,7 +115,7 @@ pub enum Waits {
 
 impl Waits {
     /// Where shards differ, since a queue is just going from one to another, the first of these counts.
-    fn rank(&self) -> usize {
+    pub(super) fn rank(&self) -> usize {
         match self {
             Self::Underway => 0,
             Self::Suspended { .. } => 1,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mail_core::Timestamp;
 use queue::{HoldScope, QueueId};
 
+use crate::config::egress::Pool;
 use crate::config::settings::DeliverySettings;
 use crate::routing::{Routing, Way as Direction};
 
@@ -107,17 +108,17 @@ impl Shard {
             Direction::Mx(_) => Some(Rule::name_of(&active.name.domain, &self.settings)),
             Direction::SmartHost(..) | Direction::Discard(_) | Direction::Missing(_) => None,
         };
-        let source = self.source_of(id, group);
-        let source = source
-            .as_ref()
-            .map(|source| source.as_ref().map(|source| &source.name));
-        let fits = |lane: &Lane| {
-            let ends = matches!(*lane.plan, Plan::End(_));
-            let same_source = source.is_ok_and(|source| ends || source == lane.key.source.as_ref());
-            same_source && rule.as_ref().is_none_or(|rule| lane.key.rule == *rule)
-        };
-        let mut lanes = self.lanes_of(id).into_iter();
-        if lanes.all(|lane| self.lanes.get(lane).is_some_and(&fits)) {
+        let lanes: Vec<_> = self
+            .lanes_of(id)
+            .into_iter()
+            .filter_map(|lane| self.lanes.get(lane))
+            .collect();
+        let ends = lanes.iter().any(|lane| matches!(*lane.plan, Plan::End(_)));
+        let same_sources = self
+            .pool_of(group)
+            .is_ok_and(|pool| ends || are_of(&lanes, pool.as_deref()));
+        let same_rule = |lane: &&Lane| rule.as_ref().is_none_or(|rule| lane.key.rule == *rule);
+        if same_sources && lanes.iter().all(same_rule) {
             return false;
         }
         if let Some(active) = self.active.get_mut(&id) {
@@ -169,6 +170,15 @@ impl Shard {
             self.lifted.insert(scope.clone(), now);
             self.lift(&scope, now);
         }
+    }
+}
+
+/// Whether lanes are those of a pool's sources, in their order.
+fn are_of(lanes: &[&Lane], pool: Option<&Pool>) -> bool {
+    let sources = lanes.iter().map(|lane| lane.key.source.as_ref());
+    match pool {
+        None => sources.eq([None]),
+        Some(pool) => sources.eq(pool.members.iter().map(|member| Some(&member.source.name))),
     }
 }
 

@@ -28,12 +28,14 @@ use mail_core::{Domain, Timestamp};
 use queue::{Backoff, HoldScope, Queue, QueueId, QueueName, ReadError, Scope, SuspensionRecord, UnitKey};
 use slab::Slab;
 
+use crate::config::egress::Pool;
 use crate::config::settings::DeliverySettings;
 use crate::routing::{Routing, Way as Direction};
 use crate::world::Random;
 
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
+use super::egress::Shares;
 use super::exchange::{Accepted, Order, Place, Word};
 use super::lane::{ConnectionId, Idle, Lane, LaneKey, Plan};
 use super::route::Route;
@@ -151,6 +153,8 @@ pub(super) struct Active {
     agenda: Agenda<Arc<Kept>>,
     /// The lanes that may take its mail; none as long as its site is not known.
     pub(super) stands: Vec<Stand>,
+    /// What these lanes' sources are of.
+    pub(super) pool: Option<Arc<Pool>>,
     /// When the site is to be looked up again.
     confirm: Timestamp,
     /// A differing site that one answer named.
@@ -270,6 +274,8 @@ pub struct Shard {
     lane_of: HashMap<LaneKey, LaneId>,
     gates: Slab<Gate>,
     gate_of: HashMap<Scope, GateId>,
+    /// Whose turn it is among the sources of pools.
+    shares: Shares,
     /// What units on the wire have taken of limits.
     taken: HashMap<UnitKey, Taken>,
     /// Units on the wire in lanes that count them by stream.
@@ -335,6 +341,7 @@ impl Shard {
             lane_of: HashMap::new(),
             gates: Slab::new(),
             gate_of: HashMap::new(),
+            shares: Shares::default(),
             taken: HashMap::new(),
             busy: HashMap::new(),
             lookups: HashMap::new(),
@@ -550,6 +557,7 @@ impl Shard {
             name: info.name,
             agenda: Agenda::default(),
             stands: Vec::new(),
+            pool: None,
             confirm: now,
             rumour: None,
             leaves_for: None,
@@ -689,7 +697,7 @@ impl Shard {
         if now >= confirm {
             self.look_up(id, now);
         }
-        for lane in self.lanes_of(id) {
+        for lane in self.lanes_in_order(id) {
             self.pump(lane, now);
         }
     }

@@ -12,7 +12,7 @@ use crate::delivery::agenda::place;
 use crate::delivery::exchange::{Done, Order, Waits, Word};
 use crate::delivery::lane::Rest;
 
-use super::{Active, Effect, MAX_RESTING, Rests, Shard};
+use super::{Active, Effect, LaneId, MAX_RESTING, Rests, Shard};
 
 /// A suspended queue is looked at again after this long, or a little more, so that all are not looked at together. Whoever ends
 /// the suspension wakes it; a crash in between may not.
@@ -69,11 +69,20 @@ impl Shard {
         if unit.due > now {
             return None;
         }
-        let Some(&stand) = active.stands.first() else {
+        if active.stands.is_empty() {
             let rest = self.rest(&HoldScope::Domain(active.name.domain.clone()), now);
             return Some(rest.and_then(|rest| rests(rest, now)).unwrap_or(Waits::Turn));
-        };
-        let lane = self.lanes.get(stand.lane)?;
+        }
+        // Of several lanes it waits for the one that has least against it.
+        let waits = active
+            .stands
+            .iter()
+            .filter_map(|stand| self.waits_for(stand.lane, &active.name.tenant, now));
+        waits.max_by_key(Waits::rank)
+    }
+
+    fn waits_for(&self, id: LaneId, tenant: &Arc<str>, now: Timestamp) -> Option<Waits> {
+        let lane = self.lanes.get(id)?;
         if let Some(waits) = lane.rest.clone().and_then(|rest| rests(rest, now)) {
             return Some(waits);
         }
@@ -81,7 +90,7 @@ impl Shard {
             let limit = limit.to_owned();
             return Some(Waits::Throttled { until, limit });
         }
-        if let Some((until, limit)) = self.held_at_gate(stand.lane, &active.name.tenant, now) {
+        if let Some((until, limit)) = self.held_at_gate(id, tenant, now) {
             return Some(Waits::Throttled { until, limit });
         }
         let may_connect = lane.may_open(now) && self.place.may_connect(self.settings.max_connections);

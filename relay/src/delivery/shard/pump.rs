@@ -115,6 +115,7 @@ impl Shard {
                         .as_ref()
                         .is_some_and(|taken| serving.is_some_and(|gate| taken.is_of(gate)));
                     self.goes_out(lane, job.unit, taken);
+                    self.charge(lane, id);
                     self.send(lane, job, now);
                     if through {
                         return true;
@@ -132,6 +133,15 @@ impl Shard {
             }
         }
         false
+    }
+
+    /// A unit of the queue goes from the lane's source.
+    fn charge(&mut self, lane: LaneId, id: QueueId) {
+        let pool = self.active.get(&id).and_then(|active| active.pool.as_ref());
+        let source = self.lanes.get(lane).and_then(|lane| lane.key.source.as_ref());
+        if let (Some(pool), Some(source)) = (pool, source) {
+            self.shares.served(pool, source);
+        }
     }
 
     /// Streams that would take what is reserved for others have no turn.

@@ -1,11 +1,13 @@
 //! Which lane mail of a pool goes through, and what a reload makes of it: tests over a shard.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mail_core::Timestamp;
 use queue::store::MemoryStore;
 use queue::{HoldScope, Queue};
 
+use super::fleet::{Fleet, Sent};
 use super::operator::tests::settings;
 use super::{Effect, LaneId, Place, Plan, Shard};
 use crate::control::tests::{accept_one, accept_routed};
@@ -117,8 +119,10 @@ async fn two_sources_are_two_lanes_at_a_site_each_with_its_limits() {
             ("mx.test source s2", "192.0.2.2")
         ]
     );
-    assert_eq!(all.iter().map(|lane| lane.1).sum::<usize>(), 20);
-    assert!(all.iter().all(|lane| lane.1 > 3), "{all:?}");
+    assert!(
+        all.iter().all(|lane| lane.1 == 20),
+        "each takes mail of all queues: {all:?}"
+    );
     opened.sort_unstable();
     opened.dedup();
     assert_eq!(opened.len(), 2);
@@ -217,9 +221,59 @@ async fn a_source_that_leaves_the_pool_leaves_its_queues_to_the_others() {
     let less = SOURCES.replace("[\"s1\", \"s2\"]", "[\"s2\"]");
     renew(&mut shard, &format!("{DEFAULT}{less}{LIMITS}"), START);
     connects(&mut shard, START);
-    // Of the two that are on the wire from the other, nothing more waits.
+    // Of the four that are on the wire nothing more waits.
     assert_eq!(
         lanes(&shard),
-        [("mx.test source s2".to_owned(), 18, "192.0.2.2".to_owned())]
+        [("mx.test source s2".to_owned(), 16, "192.0.2.2".to_owned())]
     );
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn of(source: &'static str) -> impl Fn(&Sent) -> bool {
+    move |sent| sent.source.as_deref() == Some(source)
+}
+
+#[tokio::test]
+async fn sources_that_can_take_mail_share_it_by_weight() {
+    let weights = SOURCES.replace("[\"s1\", \"s2\"]", "[{ name = \"s1\", weight = 3 }, \"s2\"]");
+    let mut fleet = Fleet::new(2, &format!("{DEFAULT}{weights}"));
+    for number in 0..200 {
+        fleet
+            .accept(1, "t", "bulk", &format!("d{}.test", number % 7), 10)
+            .await;
+        fleet.run(Duration::from_millis(50)).await;
+    }
+    fleet.run(SECOND).await;
+    // Each of the two shards keeps its own account.
+    let (s1, s2) = (fleet.count(of("s1")), fleet.count(of("s2")));
+    assert_eq!(s1 + s2, 200);
+    assert!((148..=152).contains(&s1), "{s1} to {s2}");
+}
+
+#[tokio::test]
+async fn what_a_source_may_not_send_goes_from_the_others() {
+    let limit = "[[limit]]\nsource = \"s1\"\nmessages_per_day = 30\n";
+    let mut fleet = Fleet::new(2, &format!("{DEFAULT}{SOURCES}{limit}"));
+    for number in 0..4 {
+        fleet
+            .accept(50, "t", "bulk", &format!("d{number}.test"), 10)
+            .await;
+    }
+    fleet.run(20 * SECOND).await;
+    assert_eq!((fleet.count(of("s1")), fleet.count(of("s2"))), (30, 170));
+}
+
+/// One lane of a queue is limited, and the other has no connection left: nothing is sent twice, nothing is forgotten.
+#[tokio::test]
+async fn a_queue_of_many_lanes_is_emptied_once() {
+    let limits = "[delivery.limits]\nconnections = 1\n[[limit]]\nsource = \"s2\"\nmessages_per_second = 1\n\
+                  [[limit]]\ntenant = \"t\"\nmessages_per_second = 50\n";
+    let mut fleet = Fleet::new(1, &format!("{DEFAULT}{SOURCES}{limits}"));
+    fleet.accept(100, "t", "bulk", "a.test", 10).await;
+    fleet.accept(100, "t", "bulk", "b.test", 10).await;
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.sent.len(), 200);
+    assert!(fleet.most_within(10 * SECOND, of("s2")) <= 11);
+    assert!(fleet.shards[0].taken.is_empty(), "all is given back");
 }

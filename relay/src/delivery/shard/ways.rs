@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mail_core::{Domain, Timestamp};
 use queue::{HoldRecord, HoldScope, QueueId, RouteGroup};
 
-use crate::config::egress::Source;
+use crate::config::egress::{Pool, Source};
 use crate::delivery::exchange::Word;
 use crate::delivery::lane::{Lane, LaneKey};
 use crate::delivery::route::Route;
@@ -135,30 +135,24 @@ impl Shard {
         }
     }
 
-    /// What a queue's mail is sent from; `None`: whatever `delivery.source` says. Its name, where its way is not configured any
-    /// more.
-    pub(in crate::delivery) fn source_of(
-        &self,
-        id: QueueId,
-        group: RouteGroup,
-    ) -> Result<Option<Arc<Source>>, Arc<str>> {
+    /// The pool that mail of a group is sent from; `None`: what `delivery.source` says. The name of its way, where that is not configured
+    /// any more.
+    pub(in crate::delivery) fn pool_of(&self, group: RouteGroup) -> Result<Option<Arc<Pool>>, Arc<str>> {
         match self.routing.way(group) {
-            Direction::Mx(pool) | Direction::SmartHost(_, pool) => {
-                Ok(pool.and_then(|pool| pool.source_for(id).cloned()))
-            }
+            Direction::Mx(pool) | Direction::SmartHost(_, pool) => Ok(pool),
             Direction::Discard(_) => Ok(None),
             Direction::Missing(name) => Err(name),
         }
     }
 
-    /// Puts a queue on the lane its route names. A site other than the one in use is believed when a second answer says so.
+    /// Puts a queue on the lanes of its route's site, one for each source of its pool. A site other than the one in use is believed when a second answer says so.
     pub(super) fn route(&mut self, id: QueueId, route: &Route, now: Timestamp) {
         let Some(active) = self.active.get(&id) else {
             return;
         };
         // It may have gone while the DNS was asked.
-        let source = match self.source_of(id, active.name.route_group) {
-            Ok(source) => source,
+        let pool = match self.pool_of(active.name.route_group) {
+            Ok(pool) => pool,
             Err(name) => return self.wait_for_way(id, &name, now),
         };
         let Some(active) = self.active.get_mut(&id) else {
@@ -183,7 +177,20 @@ impl Shard {
             return self.leave(id, now);
         }
         let domain = active.name.domain.clone();
-        let lanes = vec![self.lane(&domain, site, route, source.as_ref(), now)];
+        let sources = match &pool {
+            // What ends without a connection is sent from nowhere.
+            Some(pool) if matches!(route, Route::Hosts(_) | Route::SmartHost(_)) => {
+                pool.members.iter().map(|member| Some(&member.source)).collect()
+            }
+            _ => vec![None],
+        };
+        let lanes: Vec<_> = sources
+            .into_iter()
+            .map(|source| self.lane(&domain, site.clone(), route, source, now))
+            .collect();
+        if let Some(active) = self.active.get_mut(&id) {
+            active.pool = pool;
+        }
         if self.lanes_of(id) != lanes {
             // The new ones first, so that one that stays is not forgotten in between.
             for &lane in &lanes {
@@ -231,8 +238,6 @@ impl Shard {
         source: Option<&Arc<Source>>,
         now: Timestamp,
     ) -> LaneId {
-        // What ends without a connection is sent from nowhere.
-        let source = source.filter(|_| matches!(route, Route::Hosts(_) | Route::SmartHost(_)));
         let key = LaneKey {
             site,
             rule: route.rule_name(domain, &self.settings),
@@ -268,6 +273,22 @@ impl Shard {
             .iter()
             .map(|stand| stand.lane)
             .collect()
+    }
+
+    /// The same, in the order in which their sources are to be asked: whose turn it is by weight first.
+    pub(super) fn lanes_in_order(&self, id: QueueId) -> Vec<LaneId> {
+        let mut lanes = self.lanes_of(id);
+        if lanes.len() > 1
+            && let Some(pool) = self.active.get(&id).and_then(|active| active.pool.as_ref())
+        {
+            let order = self.shares.order(pool);
+            let place = |lane: &LaneId| {
+                let source = self.lanes.get(*lane).and_then(|lane| lane.key.source.as_ref());
+                order.iter().position(|name| Some(name) == source)
+            };
+            lanes.sort_by_key(place);
+        }
+        lanes
     }
 
     /// Takes its place in the turn of one of its lanes, where it stands nowhere there.
