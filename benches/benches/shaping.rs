@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use mail_core::Domain;
@@ -69,7 +69,7 @@ fn shaping(criterion: &mut Criterion) {
             });
         });
     }
-    let site: Rc<str> = hosts(&google).site().into();
+    let site: Arc<str> = hosts(&google).site().into();
     let key = |number: usize| LaneKey {
         site: format!("mx{number}.example.org").into(),
         rule: None,

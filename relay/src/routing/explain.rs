@@ -65,7 +65,7 @@ pub fn deciding(asked: Asked<'_>, rules: &[RouteRule]) -> Deciding {
 }
 
 /// The pool of mail that goes by a rule, or by none, and the key that says so.
-pub fn pool<'a>(settings: &'a Settings, rule: Option<usize>) -> Option<(&'a Arc<Pool>, String)> {
+pub fn pool(settings: &Settings, rule: Option<usize>) -> Option<(&Arc<Pool>, String)> {
     let egress = &settings.delivery.egress;
     let of_rule = rule.and_then(|number| {
         let name = settings.routing.rules.get(number)?.pool.as_ref()?;
