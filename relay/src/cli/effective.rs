@@ -202,7 +202,7 @@ impl<'a> WayOut<'a> {
         format!("{}{}", next_hop(&rule.next_hop), pool.unwrap_or_default())
     }
 
-    /// Its members, each with its share of the queues and where it is written.
+    /// Its members, each with its share of the mail and where it is written.
     fn members(&self) -> Vec<(&'a Member, f64, From<'a>)> {
         let Some((pool, _)) = &self.pool else {
             return Vec::new();
