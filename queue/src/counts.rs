@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::committer::{Request, read};
 use crate::names::Scope;
-use crate::records::{Damaged, decode};
+use crate::records::decode;
 use crate::store::Family;
 use crate::{CommitError, Queue, ReadError};
 
@@ -67,13 +67,13 @@ impl Queue {
         read(&*self.store, Family::Count, &scope.key())
     }
 
-    /// All counts. Those of a damaged record are told as such: whoever counts knows what to make of that.
-    pub fn counts(&self) -> Result<Vec<(Scope, Result<CountsRecord, Damaged>)>, ReadError> {
+    /// All counts; `None` where a record is damaged.
+    pub fn counts(&self) -> Result<Vec<(Scope, Option<CountsRecord>)>, ReadError> {
         let mut all = Vec::new();
         self.store
             .scan(Family::Count, &[], &[u8::MAX], &mut |key, value| {
                 match Scope::from_key(key) {
-                    Some(scope) => all.push((scope, decode(value))),
+                    Some(scope) => all.push((scope, decode(value).ok())),
                     None => tracing::error!("counts of nothing that can be read"),
                 }
                 true

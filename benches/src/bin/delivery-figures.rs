@@ -224,7 +224,10 @@ fn find_rules(rules: usize) -> anyhow::Result<()> {
             source: None,
         };
         let mail = delivery.scopes.mail(scope, hosts.iter().map(|mx| &mx.host));
-        black_box([delivery.scopes.of(&mail, false), delivery.scopes.of(&mail, true)]);
+        black_box([
+            delivery.scopes.of(&mail, false, START),
+            delivery.scopes.of(&mail, true, START),
+        ]);
     }
     tell("rules_us", begun.elapsed().as_secs_f64() * 1e6 / f64::from(turns));
     let key = |number: usize| LaneKey {

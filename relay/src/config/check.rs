@@ -91,8 +91,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     };
     let routing = routing(check, &mut top, &named);
     let is_provider = |name: &str| delivery.shaping.provider(name).is_some();
-    let is_source = |name: &str| delivery.egress.source(name).is_some();
-    let scopes = scope_limits(check, &mut top, is_provider, is_tenant, is_source);
+    let scopes = scope_limits(check, &mut top, is_provider, is_tenant, &delivery.egress.sources);
     top.end();
     let hostname = hostname?.value;
     let postmaster = match postmaster {

@@ -14,6 +14,7 @@ use super::section::{Check, Section, Spot};
 use super::settings::Settings;
 use super::smart_hosts::{Credentials, LoginKeys, login, read_password};
 use super::source::Problem;
+use super::warm_up::{WarmUp, warm_up};
 
 /// Sources of one configuration. Each has lanes, and series among the metrics.
 pub const MAX_SOURCES: usize = 1_000;
@@ -65,6 +66,8 @@ pub struct Source {
     pub proxy: Option<Proxy>,
     /// The addresses have to be this machine's when the relay starts.
     pub must_be_here: bool,
+    /// While it is new.
+    pub warm_up: Option<WarmUp>,
 }
 
 impl Source {
@@ -338,6 +341,7 @@ fn source(check: &Check<'_>, section: &mut Section<'_>) -> Source {
         ehlo: section.parsed::<Domain>("ehlo").map(|spot| spot.value),
         proxy,
         must_be_here: section.boolean("must_be_here", true),
+        warm_up: warm_up(section),
     }
 }
 

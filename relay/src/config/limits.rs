@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use mail_core::Domain;
+use mail_core::{Domain, Timestamp};
 use queue::Scope;
 
 use crate::by_domain::ByDomain;
 use crate::shaping::providers::HostPattern;
 
 use super::check::{CONNECTIONS, MESSAGES_PER_SECOND};
+use super::egress::Source;
 use super::section::{Check, Section, Spot};
+use super::warm_up::WarmUp;
 
 /// Tables there may be.
 const MOST: usize = 10_000;
@@ -115,6 +117,8 @@ pub struct LimitRules {
     /// The parts that rules name, without repetition: at most ten.
     axes: Vec<Axes>,
     sites: Vec<Arc<str>>,
+    /// Sources that are new.
+    warming: BTreeMap<Arc<str>, WarmUp>,
     by_host: ByDomain,
 }
 
@@ -130,7 +134,12 @@ pub struct Mail {
 impl LimitRules {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.rules.is_empty() && self.warming.is_empty()
+    }
+
+    /// Whether a source is new, so that its limits change from day to day.
+    pub fn is_warming(&self, source: &str) -> bool {
+        self.warming.contains_key(source)
     }
 
     /// What rules may be about, of mail of this scope to these hosts.
@@ -147,7 +156,7 @@ impl LimitRules {
 
     /// The scopes whose limits hold for mail, each with them. `of_tenant`: those that are about its tenant, or those that are not.
     /// Of two rules about the same parts, the one that names more of them holds, key by key.
-    pub fn of(&self, mail: &Mail, of_tenant: bool) -> Vec<(Scope, ScopeLimits)> {
+    pub fn of(&self, mail: &Mail, of_tenant: bool, now: Timestamp) -> Vec<(Scope, ScopeLimits)> {
         let mut all = Vec::new();
         for axes in self.axes.iter().filter(|axes| axes[2] == of_tenant) {
             let Some(scope) = narrowed(&mail.scope, *axes) else {
@@ -163,7 +172,35 @@ impl LimitRules {
                 all.push((scope, limits));
             }
         }
+        if !of_tenant {
+            self.warm_up(mail, now, &mut all);
+        }
         all
+    }
+
+    /// What a source that is new may send to one provider, or to a site that is nobody's, today.
+    fn warm_up(&self, mail: &Mail, now: Timestamp, all: &mut Vec<(Scope, ScopeLimits)>) {
+        let source = mail.scope.source.as_ref();
+        let Some(volume) = source.and_then(|source| self.warming.get(source)?.volume(now)) else {
+            return;
+        };
+        let to_provider = mail.scope.provider.is_some();
+        let Some(scope) = narrowed(&mail.scope, [!to_provider, to_provider, false, true]) else {
+            return;
+        };
+        let today = Some(volume);
+        match all.iter_mut().find(|(known, _)| *known == scope) {
+            Some((_, limits)) => {
+                limits.messages_per_day = limits.messages_per_day.min(today).or(today);
+            }
+            None => {
+                let limits = ScopeLimits {
+                    messages_per_day: today,
+                    ..ScopeLimits::default()
+                };
+                all.push((scope, limits));
+            }
+        }
     }
 
     fn add(&mut self, key: Key, limits: ScopeLimits) -> bool {
@@ -221,9 +258,14 @@ pub(super) fn limits(
     top: &mut Section<'_>,
     is_provider: impl Fn(&str) -> bool,
     is_tenant: impl Fn(&str) -> bool,
-    is_source: impl Fn(&str) -> bool,
+    sources: &[Arc<Source>],
 ) -> LimitRules {
-    let mut rules = LimitRules::default();
+    let warm_up = |source: &Arc<Source>| Some((source.name.clone(), source.warm_up.clone()?));
+    let mut rules = LimitRules {
+        warming: sources.iter().filter_map(warm_up).collect(),
+        ..LimitRules::default()
+    };
+    let is_source = |name: &str| sources.iter().any(|source| *source.name == *name);
     let mut by_host = ByDomain::default();
     for (number, mut section) in top.sections("limit").into_iter().enumerate() {
         let said = AXES.iter().filter(|axis| section.has(axis)).count();
@@ -257,7 +299,7 @@ pub(super) fn limits(
         let tenant = part(check, &mut section, "tenant", &is_tenant, |name| {
             format!("there is no tenant \"{name}\"; it would be a [tenants.{name}] table")
         });
-        let source = part(check, &mut section, "source", &is_source, |name| {
+        let source = part(check, &mut section, "source", is_source, |name| {
             format!("there is no source \"{name}\"; it would be a [[source]] with name = \"{name}\"")
         });
         let key = [site, provider, tenant, source];
@@ -341,6 +383,8 @@ impl FromStr for SitePart {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
     const PLAIN: &str = "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.a]\nsenders = [\"*\"]\n[tenants.b]\n\
         senders = [\"*\"]\n[[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\n\
         tenant = \"a\"\n";
@@ -363,7 +407,7 @@ mod tests {
     }
 
     fn of(rules: &LimitRules, mail: &Mail) -> Vec<(String, Option<u64>, Option<f64>)> {
-        let all = [rules.of(mail, false), rules.of(mail, true)].concat();
+        let all = [rules.of(mail, false, NOW), rules.of(mail, true, NOW)].concat();
         let told = |(scope, limits): (Scope, ScopeLimits)| {
             (scope.to_string(), limits.connections, limits.messages_per_second)
         };

@@ -17,6 +17,7 @@ mod shaping;
 pub mod smart_hosts;
 mod source;
 pub mod streams;
+pub mod warm_up;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -63,6 +63,7 @@ mod tests {
                 ehlo: None,
                 proxy: None,
                 must_be_here: false,
+                warm_up: None,
             }),
             weight: *weight,
         };

@@ -276,6 +276,8 @@ pub struct Shard {
     gate_of: HashMap<Scope, GateId>,
     /// Whose turn it is among the sources of pools.
     shares: Shares,
+    /// The day by which limits go, since 1970.
+    today: u64,
     /// What units on the wire have taken of limits.
     taken: HashMap<UnitKey, Taken>,
     /// Units on the wire in lanes that count them by stream.
@@ -342,6 +344,7 @@ impl Shard {
             gates: Slab::new(),
             gate_of: HashMap::new(),
             shares: Shares::default(),
+            today: crate::config::warm_up::day(now),
             taken: HashMap::new(),
             busy: HashMap::new(),
             lookups: HashMap::new(),
@@ -687,18 +690,28 @@ impl Shard {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        if active.stands.is_empty() {
-            return self.look_up(id, now);
-        }
         let confirm = active.confirm;
-        for lane in self.lanes_of(id) {
-            self.stand_in_turn(id, lane);
-        }
-        if now >= confirm {
-            self.look_up(id, now);
-        }
-        for lane in self.lanes_in_order(id) {
-            self.pump(lane, now);
+        match active.stands[..] {
+            [] => self.look_up(id, now),
+            // Nearly always; nothing is allocated for it.
+            [Stand { lane, .. }] => {
+                self.stand_in_turn(id, lane);
+                if now >= confirm {
+                    self.look_up(id, now);
+                }
+                self.pump(lane, now);
+            }
+            _ => {
+                for lane in self.lanes_of(id) {
+                    self.stand_in_turn(id, lane);
+                }
+                if now >= confirm {
+                    self.look_up(id, now);
+                }
+                for lane in self.lanes_in_order(id) {
+                    self.pump(lane, now);
+                }
+            }
         }
     }
 

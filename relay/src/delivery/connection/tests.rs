@@ -737,5 +737,6 @@ pub(super) fn source(addresses: &[IpAddr]) -> Arc<Source> {
         ehlo: None,
         proxy: None,
         must_be_here: true,
+        warm_up: None,
     })
 }

@@ -146,7 +146,7 @@ impl Ledger {
         let is_old = |record: &queue::CountsRecord| record.at + FORGOTTEN < now;
         let old = kept
             .into_iter()
-            .filter(|(_, record)| record.as_ref().is_ok_and(is_old))
+            .filter(|(_, record)| record.as_ref().is_some_and(is_old))
             .map(|(scope, _)| (scope, None));
         let old: Vec<_> = old.collect();
         if !old.is_empty()

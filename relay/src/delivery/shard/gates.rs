@@ -12,8 +12,9 @@ use mail_core::Timestamp;
 use parking_lot::Mutex;
 use queue::{QueueId, Scope, UnitKey};
 
+use crate::config::warm_up::day;
 use crate::delivery::exchange::Word;
-use crate::delivery::lane::{ConnectionId, Hosts, Plan};
+use crate::delivery::lane::{ConnectionId, Hosts, Lane, Plan};
 use crate::delivery::limits::Grant;
 use crate::delivery::limits::budget::{Budget, RESERVED};
 use crate::delivery::turn::Turn;
@@ -120,10 +121,29 @@ impl Shard {
                 self.gates[gate].budget.lock().disown(open);
             }
         }
-        self.leave_gates_of_lane(lane);
+        if !before.is_empty() || !of_tenants.is_empty() {
+            self.leave_gates_of_lane(lane);
+        }
         let of_tenants = of_tenants.into_values();
         for gates in std::iter::once(before).chain(of_tenants) {
             self.release_gates(&gates);
+        }
+    }
+
+    /// Sources that are new may send more, or are warm, from this day on.
+    pub(super) fn warm_up(&mut self, now: Timestamp) {
+        if std::mem::replace(&mut self.today, day(now)) == day(now) || self.settings.scopes.is_empty() {
+            return;
+        }
+        let settings = self.settings.clone();
+        let is_warming = |lane: &Lane| {
+            let source = lane.key.source.as_ref();
+            source.is_some_and(|source| settings.scopes.is_warming(source))
+        };
+        let warming = self.lanes.iter().filter(|(_, lane)| is_warming(lane));
+        for lane in warming.map(|(id, _)| id).collect::<Vec<_>>() {
+            self.find_gates(lane, now);
+            self.pump(lane, now);
         }
     }
 
@@ -156,8 +176,8 @@ impl Shard {
             ..at.scope()
         };
         let mail = settings.scopes.mail(scope, hosts.iter().map(|mx| &mx.host));
-        let limits = settings.scopes.of(&mail, tenant.is_some());
-        let gates = limits
+        let limits = settings.scopes.of(&mail, tenant.is_some(), now);
+        limits
             .into_iter()
             .map(|(scope, limits)| {
                 let budget =
@@ -166,8 +186,7 @@ impl Shard {
                         .budget(&scope, (&limits, &settings.streams), &self.queue, now);
                 self.gate(scope, budget)
             })
-            .collect();
-        gates
+            .collect()
     }
 
     fn gate(&mut self, scope: Scope, budget: Arc<Mutex<Budget>>) -> GateId {

@@ -93,6 +93,7 @@ impl Scans {
 impl Shard {
     /// Asks the catalogue for queues that wake, and the deadline index for units that expire.
     pub(super) fn scan(&mut self, now: Timestamp) {
+        self.warm_up(now);
         if self.place.is_first() {
             self.place.ledger().tidy(now);
         }

@@ -264,6 +264,47 @@ async fn what_a_source_may_not_send_goes_from_the_others() {
     assert_eq!((fleet.count(of("s1")), fleet.count(of("s2"))), (30, 170));
 }
 
+#[tokio::test]
+async fn a_new_source_sends_more_from_day_to_day_and_the_others_what_is_over() {
+    // The tests begin on 14 November 2023, at 22:13:20 UTC.
+    let warm_up = "s1\"\naddresses = [\"192.0.2.1\"]\n[source.warm_up]\nstart = \"2023-11-14\"\nfirst = 20\nfactor = 2\ndays = 3\n";
+    let sources = SOURCES.replace("s1\"\naddresses = [\"192.0.2.1\"]\nehlo = \"s1.test\"\n", warm_up);
+    let sources = sources.replace("[\"s1\", \"s2\"]", "[{ name = \"s1\", weight = 1000 }, \"s2\"]");
+    let mut fleet = Fleet::new(
+        2,
+        &format!("{DEFAULT}{sources}[delivery.limits]\nconnections = 1\n"),
+    );
+    let mut before = 0;
+    let mut days = Vec::new();
+    for day in 0..4 {
+        // To one provider's sites, and to one of nobody's.
+        for number in 0..4 {
+            fleet.hosts.insert(
+                format!("g{number}.test"),
+                vec![format!("mx{number}.aspmx.l.google.com")],
+            );
+            fleet
+                .accept(100, "t", "bulk", &format!("g{number}.test"), 10)
+                .await;
+        }
+        fleet.accept(50, "t", "bulk", "own.test", 10).await;
+        fleet.run(600 * SECOND).await;
+        assert_eq!(
+            fleet.sent.len(),
+            (day + 1) * 450,
+            "what is over goes from the other"
+        );
+        let all = fleet.count(of("s1"));
+        days.push(all - before);
+        before = all;
+        // What was sent the day before counts no more.
+        fleet.run(86_400 * SECOND + 1_200 * SECOND).await;
+    }
+    // To the provider, and to the other site, of whose 50 the other source sends as many.
+    assert_eq!(days[..3], [20 + 20, 40 + 25, 80 + 25]);
+    assert!((220..=230).contains(&days[3]), "warm: {days:?}");
+}
+
 /// One lane of a queue is limited, and the other has no connection left: nothing is sent twice, nothing is forgotten.
 #[tokio::test]
 async fn a_queue_of_many_lanes_is_emptied_once() {
