@@ -95,6 +95,8 @@ pub enum WaitsFor {
     Underway,
     /// Its queue to be resumed.
     Resume,
+    /// The end of a suspension that a reply has caused, or an operator has set: see `/v1/adjustments`.
+    Adjustment,
     /// The end of its destination's rest.
     Rest,
     /// A limit.

@@ -1,5 +1,6 @@
 //! The one writer: it turns a group of requests into one batch and one sync.
 
+mod adjustment;
 mod anew;
 mod aside;
 mod import;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use mail_core::{MessageId, Timestamp};
 use tokio::sync::oneshot;
 
+use crate::adjustment::{AdjustmentKey, AdjustmentRecord};
 use crate::aside::{Aside, DamageCounts, Met};
 use crate::counts::CountsRecord;
 use crate::index;
@@ -88,6 +90,18 @@ pub(crate) enum Request {
     Count {
         counts: Vec<(Scope, Option<CountsRecord>)>,
         reply: Reply<()>,
+    },
+    Adjust {
+        record: Box<AdjustmentRecord>,
+        reply: Option<Reply<()>>,
+    },
+    EndAdjustment {
+        key: Box<AdjustmentKey>,
+        /// Unless it has changed since.
+        as_of: Option<Timestamp>,
+        by: String,
+        at: Timestamp,
+        reply: Option<Reply<()>>,
     },
     Retry {
         unit: UnitKey,
@@ -194,6 +208,8 @@ pub(crate) struct Committer {
     totals: HashMap<(Arc<str>, Arc<str>), TotalsRecord>,
     /// Queues whose record this group writes.
     touched: Vec<QueueId>,
+    /// None before they are first changed.
+    adjustments: Option<adjustment::Standing>,
     /// Room for the next group's writes.
     batch: Batch,
 }
@@ -239,6 +255,7 @@ impl Committer {
             queues: HashMap::new(),
             totals: HashMap::new(),
             touched: Vec::new(),
+            adjustments: None,
             batch: Batch::default(),
         })
     }
@@ -319,6 +336,9 @@ impl Committer {
                 | Request::Rest { .. }
                 | Request::Lift { .. }
                 | Request::Forget { .. }
+                // What is lost of these is learned again, or ended again.
+                | Request::Adjust { reply: None, .. }
+                | Request::EndAdjustment { reply: None, .. }
         );
         match request {
             Request::Chunk {
@@ -414,6 +434,24 @@ impl Committer {
                     }
                 }
                 group.answers.push(Answer::Done(reply, Ok(())));
+                Ok(())
+            }
+            Request::Adjust { record, reply } => {
+                self.adjust(group, &record);
+                let answer = reply.map(|reply| Answer::Done(reply, Ok(())));
+                group.answers.extend(answer);
+                Ok(())
+            }
+            Request::EndAdjustment {
+                key,
+                as_of,
+                by,
+                at,
+                reply,
+            } => {
+                self.end_adjustment(group, &key, as_of, &by, at);
+                let answer = reply.map(|reply| Answer::Done(reply, Ok(())));
+                group.answers.extend(answer);
                 Ok(())
             }
             Request::Retry { unit, due, by, reply } => {

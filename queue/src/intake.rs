@@ -574,6 +574,8 @@ fn body_bytes(request: &Request) -> usize {
         | Request::Hold { .. }
         | Request::Lift { .. }
         | Request::Forget { .. }
+        | Request::Adjust { .. }
+        | Request::EndAdjustment { .. }
         | Request::Suspend { .. }
         | Request::Resume { .. }
         | Request::Count { .. }

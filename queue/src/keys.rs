@@ -19,6 +19,7 @@
 //! | event | sequence u64 | [`crate::records::Event`] |
 //! | count | site · NUL · provider · NUL · tenant · NUL · source | [`crate::counts::CountsRecord`] |
 //! | hold | `d` · domain, or `l` · lane | [`crate::records::HoldRecord`] |
+//! | hold | `a` · kind · tenant NUL source NUL provider NUL site NUL destination rule, each empty where any | [`crate::AdjustmentRecord`] |
 //! | suspension | tenant NUL stream NUL domain NUL queue, each empty where any | [`crate::records::SuspensionRecord`] |
 //! | aside | `u` · id · unit u16 | [`crate::records::AsideRecord`] |
 //! | aside | `r` · family NUL key | [`crate::records::DamagedRecord`] |
@@ -28,9 +29,12 @@
 //!
 //! A number that is *sealed* has its CRC32C (little-endian) behind it; where there is none, an early version wrote it.
 
+use std::sync::Arc;
+
 use mail_core::{MessageId, Timestamp};
 
-use crate::names::{HoldScope, QueueId, QueueName, RouteGroup, UnitKey};
+use crate::adjustment::{AdjustmentKey, AdjustmentKind};
+use crate::names::{HoldScope, QueueId, QueueName, RouteGroup, Scope, UnitKey};
 use crate::store::Family;
 
 /// Octets of a body in one value. A body of 10 KiB is one chunk; one of 100 MB is read and written piece by piece.
@@ -269,6 +273,51 @@ pub fn parse_hold(key: &[u8]) -> Option<HoldScope> {
         b'l' => Some(HoldScope::Lane(name.to_owned())),
         _ => None,
     }
+}
+
+/// First octet of the keys of adjustments in `hold`.
+pub const ADJUSTMENT: u8 = b'a';
+
+/// `hold`: where those that rest by themselves begin.
+pub const HOLDS: u8 = ADJUSTMENT + 1;
+
+/// `hold`, adjustment. Names hold no NUL, so that the parts are told apart.
+pub fn adjustment(key: &AdjustmentKey) -> Vec<u8> {
+    let Scope {
+        site,
+        provider,
+        tenant,
+        source,
+    } = &key.scope;
+    let parts = [tenant, source, provider, site, &key.rule];
+    let parts: Vec<&str> = parts
+        .into_iter()
+        .map(|part| part.as_deref().unwrap_or_default())
+        .collect();
+    let mut octets = vec![ADJUSTMENT, key.kind.mark()];
+    octets.extend_from_slice(parts.join("\0").as_bytes());
+    octets
+}
+
+/// Reads the key of an adjustment.
+pub fn parse_adjustment(key: &[u8]) -> Option<AdjustmentKey> {
+    let (&[ADJUSTMENT, mark], names) = key.split_first_chunk::<2>()? else {
+        return None;
+    };
+    let mut parts = std::str::from_utf8(names).ok()?.split('\0');
+    let mut part =
+        || Some(parts.next()?).map(|text| Some(text).filter(|text| !text.is_empty()).map(Arc::from));
+    let (tenant, source, provider, site, rule) = (part()?, part()?, part()?, part()?, part()?);
+    Some(AdjustmentKey {
+        scope: Scope {
+            site,
+            provider,
+            tenant,
+            source,
+        },
+        rule,
+        kind: AdjustmentKind::of_mark(mark)?,
+    })
 }
 
 /// `aside` of a unit.

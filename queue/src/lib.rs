@@ -3,6 +3,7 @@
 //! [`Queue`] is a handle on one store. Writes go through one committer, which gathers what is waiting into a group: one
 //! batch, one sync, then all are answered (docs/architecture.md). Reads are short and go straight to the store.
 
+mod adjustment;
 mod aside;
 mod closed;
 mod committer;
@@ -34,6 +35,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use adjustment::{AdjustmentKey, AdjustmentKind, AdjustmentRecord, BY_REPLY, MAX_ADJUSTMENTS, Refused};
 pub use aside::{Aside, SetAside, SetAsideRecord};
 use corruption::Corruption;
 

@@ -382,7 +382,7 @@ impl Queue {
 
     /// What rests, and why: domains, then lanes, each by name. Those whose time is over may be among them.
     pub fn holds(&self, limit: usize) -> Result<Vec<(HoldScope, HoldRecord)>, ReadError> {
-        self.page(Family::Hold, &[], &[u8::MAX], limit, keys::parse_hold)
+        self.page(Family::Hold, &[keys::HOLDS], &[u8::MAX], limit, keys::parse_hold)
     }
 
     /// Events from number `from` on, with their numbers.

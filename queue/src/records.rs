@@ -11,6 +11,7 @@ use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timesta
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::adjustment::AdjustmentRecord;
 use crate::counts::CountsRecord;
 use crate::names::{QueueId, QueueName};
 use crate::suspension::Selector;
@@ -30,6 +31,7 @@ pub trait Record: Serialize + DeserializeOwned {
 
 impl Record for DueRecord {}
 impl Record for HoldRecord {}
+impl Record for AdjustmentRecord {}
 impl Record for SuspensionRecord {}
 impl Record for Counters {}
 impl Record for GroupRecord {}
@@ -368,6 +370,8 @@ pub enum EventKind {
     Suspended,
     Resumed,
     Retried,
+    Adjusted,
+    AdjustmentEnded,
 }
 
 impl EventKind {
@@ -392,7 +396,9 @@ impl EventKind {
             | Self::Restored
             | Self::Suspended
             | Self::Resumed
-            | Self::Retried => false,
+            | Self::Retried
+            | Self::Adjusted
+            | Self::AdjustmentEnded => false,
         }
     }
 }

@@ -570,7 +570,9 @@ fn end(kind: EventKind) -> Option<RecipientState> {
         | EventKind::Restored
         | EventKind::Suspended
         | EventKind::Resumed
-        | EventKind::Retried => return None,
+        | EventKind::Retried
+        | EventKind::Adjusted
+        | EventKind::AdjustmentEnded => return None,
     })
 }
 
@@ -620,6 +622,8 @@ fn kind(kind: EventKind) -> &'static str {
         EventKind::Suspended => "suspended",
         EventKind::Resumed => "resumed",
         EventKind::Retried => "retried",
+        EventKind::Adjusted => "adjusted",
+        EventKind::AdjustmentEnded => "adjustment_ended",
         EventKind::HandedOver => "handed_over",
         EventKind::Discarded => "discarded",
     }

@@ -34,6 +34,8 @@ use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep};
 
+#[path = "simulation/adapt.rs"]
+mod adapt;
 #[path = "simulation/classes.rs"]
 mod classes;
 #[path = "simulation/clock.rs"]
@@ -71,6 +73,17 @@ enum Host {
     Slow,
     /// The relay panics when it connects.
     Panics,
+    /// From this long after the start on it bears so many conversations at once, and says 421 to the others at the next word. It takes
+    /// five seconds for each message.
+    Crowded(Duration, usize),
+    /// Greets with this until so long after the start, and takes everything then.
+    GreetsUntil(Duration, &'static str),
+    /// Nothing listens until so long after the start.
+    DeadUntil(Duration),
+    /// Connections are never answered.
+    BlackHole,
+    /// Says this to RCPT of addresses that begin so.
+    Picky(&'static str, &'static str),
 }
 
 /// A message as a host has it: when, where, and for whom.
@@ -89,9 +102,33 @@ struct World {
     hosts: Vec<Host>,
     taken: RefCell<Vec<Taken>>,
     connections: RefCell<Vec<usize>>,
+    connected: RefCell<Vec<(Instant, usize)>>,
     open: Cell<usize>,
     most_open: Cell<usize>,
     doubted: RefCell<bool>,
+    /// By host, conversations that it bears.
+    borne: RefCell<HashMap<usize, usize>>,
+    /// When somebody was told 421.
+    too_many: RefCell<Vec<Instant>>,
+}
+
+impl World {
+    fn since_begin(&self) -> Duration {
+        self.begun.get().map(|begun| begun.elapsed()).unwrap_or_default()
+    }
+
+    /// Whether it is too much for the host that one more speaks to it, or goes on.
+    fn is_crowded(&self, number: usize, own: usize) -> bool {
+        let Host::Crowded(from, most) = self.hosts[number] else {
+            return false;
+        };
+        let borne = self.borne.borrow().get(&number).copied().unwrap_or(0);
+        let crowded = self.since_begin() >= from && borne + 1 - own > most;
+        if crowded {
+            self.too_many.borrow_mut().push(Instant::now());
+        }
+        crowded
+    }
 }
 
 impl Net for SimNet {
@@ -131,8 +168,14 @@ impl Net for SimNet {
         };
         let number = usize::from(address.octets()[3]);
         self.0.connections.borrow_mut().push(number);
-        if self.0.hosts[number] == Host::Dead {
-            return Err(io::ErrorKind::ConnectionRefused.into());
+        self.0.connected.borrow_mut().push((Instant::now(), number));
+        match self.0.hosts[number] {
+            Host::Dead => return Err(io::ErrorKind::ConnectionRefused.into()),
+            Host::DeadUntil(then) if self.0.since_begin() < then => {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            Host::BlackHole => sleep(Duration::from_secs(86_400)).await,
+            _ => {}
         }
         assert!(
             self.0.hosts[number] != Host::Panics,
@@ -144,7 +187,7 @@ impl Net for SimNet {
         drop(spawn_local(async move {
             world.open.update(|open| open + 1);
             world.most_open.set(world.most_open.get().max(world.open.get()));
-            drop(converse(&world, number, theirs).await);
+            adapt::converse(&world, number, theirs).await;
             world.open.update(|open| open - 1);
         }));
         Ok(poison::Wire(ours))
@@ -161,10 +204,10 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
     if host == Host::Silent {
         sleep(Duration::from_secs(86_400)).await;
     }
-    let greeting = if let Host::Greets(words) = host {
-        words
-    } else {
-        "220 hello"
+    let greeting = match host {
+        Host::Greets(words) => words,
+        Host::GreetsUntil(then, words) if world.since_begin() < then => words,
+        _ => "220 hello",
     };
     say(&mut peer, greeting).await?;
     let mut to = Vec::new();
@@ -174,9 +217,13 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
             return Ok(());
         }
         match line.get(..4).unwrap_or_default() {
+            "MAIL" if world.is_crowded(number, 1) => return adapt::too_many(&mut peer).await,
             "EHLO" => say(&mut peer, "250-hN\r\n250-PIPELINING\r\n250 8BITMIME").await?,
             "RCPT" => match host {
                 Host::Rcpt(words) => say(&mut peer, words).await?,
+                Host::Picky(begin, words) if line.contains(&format!("<{begin}")) => {
+                    say(&mut peer, words).await?
+                }
                 _ => {
                     to.push(
                         line.trim()
@@ -195,8 +242,10 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
                         return Ok(());
                     }
                 }
-                if host == Host::Slow {
-                    sleep(MINUTE).await;
+                match host {
+                    Host::Slow => sleep(MINUTE).await,
+                    Host::Crowded(..) => sleep(Duration::from_secs(5)).await,
+                    _ => {}
                 }
                 if !to.is_empty() {
                     world

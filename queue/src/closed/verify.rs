@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use mail_core::MessageId;
 
 use super::{Closed, Stop};
+use crate::adjustment::AdjustmentRecord;
 use crate::counts::CountsRecord;
 use crate::names::{QueueId, UnitKey};
 use crate::records::{
@@ -164,7 +165,13 @@ impl Look<'_> {
                 _ => Some(Damaged("key")),
             },
             Family::Event => check::<Event>(value),
-            Family::Hold => check::<HoldRecord>(value),
+            Family::Hold => match key.first() {
+                Some(&keys::ADJUSTMENT) => {
+                    let named = keys::parse_adjustment(key);
+                    check::<AdjustmentRecord>(value).or(named.is_none().then_some(Damaged("key")))
+                }
+                _ => check::<HoldRecord>(value),
+            },
             Family::Suspension => check::<SuspensionRecord>(value),
             Family::Count => check::<CountsRecord>(value),
             Family::Meta if key == keys::COUNTERS => check::<Counters>(value),

@@ -211,7 +211,7 @@ impl Committer {
         let Some(octets) = self.store.get(met.family, &met.key)? else {
             return Ok(());
         };
-        if decode_any(met.family, &octets) {
+        if decode_any(met.family, &met.key, &octets) {
             return Ok(());
         }
         self.damage.count(Some(met.family));
@@ -228,9 +228,12 @@ impl Committer {
 }
 
 /// Whether a record of a family that mail can do without verifies.
-fn decode_any(family: Family, octets: &[u8]) -> bool {
+fn decode_any(family: Family, key: &[u8], octets: &[u8]) -> bool {
     match family {
         Family::Event => decode::<Event>(octets).is_ok(),
+        Family::Hold if key.first() == Some(&keys::ADJUSTMENT) => {
+            decode::<crate::AdjustmentRecord>(octets).is_ok()
+        }
         Family::Hold => decode::<crate::HoldRecord>(octets).is_ok(),
         // Not to be moved.
         _ => true,

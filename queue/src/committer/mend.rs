@@ -57,6 +57,12 @@ impl Failed {
             Request::Settle { .. } => self.kept.push(request),
             Request::Accept { reply, .. } => drop(reply.send(Err(error))),
             Request::Chunk { reply, .. }
+            | Request::Adjust {
+                reply: Some(reply), ..
+            }
+            | Request::EndAdjustment {
+                reply: Some(reply), ..
+            }
             | Request::Suspend { reply, .. }
             | Request::Resume { reply, .. }
             | Request::Count { reply, .. }
@@ -69,6 +75,8 @@ impl Failed {
             | Request::Hold { .. }
             | Request::Forget { .. }
             | Request::Lift { .. }
+            | Request::Adjust { reply: None, .. }
+            | Request::EndAdjustment { reply: None, .. }
             | Request::Damaged(_)
             | Request::Mend { .. } => {}
         }
@@ -126,6 +134,7 @@ impl Committer {
         self.queues.clear();
         self.totals.clear();
         self.touched.clear();
+        self.adjustments = None;
     }
 
     /// Deletes messages that nobody was told were kept, as far as they are in the store: their clients were told to come

@@ -104,7 +104,7 @@ impl Committer {
     }
 }
 
-fn of_queues(kind: EventKind, at: Timestamp, reply: String) -> Event {
+pub(super) fn of_queues(kind: EventKind, at: Timestamp, reply: String) -> Event {
     Event {
         at,
         kind,

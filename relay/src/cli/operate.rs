@@ -416,6 +416,10 @@ pub(super) fn waits(waits: &Waits) -> String {
     match waits.what {
         WaitsFor::Underway => "nothing: it is underway".into(),
         WaitsFor::Resume | WaitsFor::Rest => until(waits.until, cause),
+        WaitsFor::Adjustment => match waits.until {
+            Some(until) => format!("until {until}: {cause}"),
+            None => format!("until it is ended: {cause}"),
+        },
         WaitsFor::Limit => waits.until.map(of_limit).unwrap_or_default(),
         WaitsFor::Connection => "a connection: all there may be are taken".into(),
         WaitsFor::Turn => "the DNS, or its turn".into(),

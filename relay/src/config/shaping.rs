@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::shaping::Shaping;
 use crate::shaping::classes::{Class, Classes, Rule, Then};
 use crate::shaping::pattern::{CodePattern, TextPattern};
-use crate::shaping::providers::{HostPattern, Provider, Providers};
+use crate::shaping::providers::{HostPattern, Provider, Providers, SUSPENDED};
+use crate::shaping::{Advice, Reach, Shaping};
 
 use super::check::{is_name, own_limits};
 use super::section::{Check, Section, Spot};
@@ -170,6 +171,7 @@ fn rules(check: &Check<'_>, top: &mut Section<'_>, classes: &mut Classes, provid
         let codes = section.list::<CodePattern>("codes");
         let text = section.list::<TextPattern>("text");
         let provider = section.string("provider");
+        let advice = advice(&mut section);
         if let Some(spot) = &provider
             && !providers.all().iter().any(|known| *known.name == *spot.value)
         {
@@ -222,8 +224,52 @@ fn rules(check: &Check<'_>, top: &mut Section<'_>, classes: &mut Classes, provid
                 text: values(text),
                 provider: provider.map(|spot| Arc::from(spot.value)),
                 class,
+                advice,
             });
         }
+    }
+}
+
+/// What replies that a rule fits ask for.
+fn advice(section: &mut Section<'_>) -> Option<Advice> {
+    let slow_down = section.boolean("slow_down", false);
+    let suspend = section.parsed::<Reach>("suspend");
+    let time = section.parsed::<Span>("for");
+    match (suspend, time) {
+        (Some(_), Some(_)) if slow_down => {
+            section.problem("slow_down", "and suspend are one or the other");
+            None
+        }
+        (Some(reach), Some(time)) => Some(Advice::Suspend {
+            reach: reach.value,
+            time: time.value.0,
+            ruled: true,
+        }),
+        // One that does not read is told of already.
+        (Some(_), None) if !section.has("for") => {
+            section.problem("suspend", "needs to say for how long: for = \"5m\"");
+            None
+        }
+        (None, Some(_)) if !section.has("suspend") => {
+            section.problem("for", "says how long suspend is for, and there is no suspend");
+            None
+        }
+        (None, None) => slow_down.then_some(Advice::SlowDown),
+        _ => None,
+    }
+}
+
+/// How long a rule suspends mail for.
+struct Span(Duration);
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let span = super::parse_duration(text)?;
+        let fits = SUSPENDED.contains(&span);
+        fits.then_some(Self(span))
+            .ok_or_else(|| "is not within 1s and 1d".to_owned())
     }
 }
 

@@ -132,6 +132,7 @@ fn waits(waits: exchange::Waits) -> Waits {
     let (what, until, cause) = match waits {
         exchange::Waits::Underway => (WaitsFor::Underway, None, None),
         exchange::Waits::Suspended { until, cause } => (WaitsFor::Resume, until, Some(cause)),
+        exchange::Waits::Adjusted { until, cause } => (WaitsFor::Adjustment, until, Some(cause)),
         exchange::Waits::Rests { until, cause } => (WaitsFor::Rest, Some(until), Some(cause)),
         exchange::Waits::Throttled { until, limit } => (WaitsFor::Limit, Some(until), Some(limit)),
         exchange::Waits::Connection => (WaitsFor::Connection, None, None),

@@ -50,6 +50,8 @@ pub struct OpenRecipient {
 pub struct Attempt {
     /// One for each recipient.
     pub outcomes: Vec<Outcome>,
+    /// Of each outcome, the stage at which it was decided.
+    pub stages: Vec<Stage>,
     /// The host took part: whatever was refused was refused for the unit's own sake.
     pub works: bool,
     /// The connection had gone before a word was said: nothing was attempted, and another connection may do at once.
@@ -68,6 +70,7 @@ where
     let mut waiting: Vec<&OpenRecipient> = load.recipients.iter().collect();
     let mut attempt = Attempt {
         outcomes: Vec::with_capacity(waiting.len()),
+        stages: Vec::with_capacity(waiting.len()),
         works: false,
         stale: false,
     };
@@ -77,6 +80,7 @@ where
                 .drain(..)
                 .map(|open| outcome(connection.host(), open, given_up()));
             attempt.outcomes.extend(rest);
+            attempt.stages.resize(attempt.outcomes.len(), Stage::Rcpt);
             break;
         }
         let now: Vec<_> = waiting.drain(..most.min(waiting.len())).collect();
@@ -93,6 +97,7 @@ where
             if some_taken && connection.is_usable() && is_too_many(&result) {
                 waiting.push(open);
             } else {
+                attempt.stages.push(stage(&result));
                 attempt.outcomes.push(outcome(connection.host(), open, result));
             }
         }
@@ -127,6 +132,15 @@ fn given_up() -> RecipientResult {
         "the connection ended before this recipient's turn".into(),
         Stage::Rcpt,
     )
+}
+
+fn stage(result: &RecipientResult) -> Stage {
+    match result {
+        RecipientResult::Refused(_, stage) | RecipientResult::Deferred(_, stage) => *stage,
+        // Before anything was said.
+        RecipientResult::Unfit(_) => Stage::Mail,
+        RecipientResult::Delivered(_) | RecipientResult::InDoubt(_) => Stage::FinalDot,
+    }
 }
 
 fn is_final(result: &RecipientResult) -> bool {

@@ -5,6 +5,7 @@
 //! outcome waits for the committer's bounded intake before its connection is free again.
 
 mod guard;
+mod learn;
 mod operator;
 mod unread;
 
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use mail_core::{Domain, Recipient, Timestamp};
 use queue::{Aside, CommitError, Fate, Hop, NewMessage, Queue, Settle, UnitKey, Waiting};
@@ -40,7 +42,7 @@ use super::metrics::Metrics;
 use super::notify::{self, Circumstances};
 use super::route::{self, Route};
 use super::settle::{self, Outcome, Past, Verdict};
-use super::shard::{Effect, Ending, Job, LaneId, Settled, Shard};
+use super::shard::{Effect, Ending, Heard, Job, LaneId, Settled, Shard};
 use super::smart_host;
 
 /// A message that stays in memory until it is sent, or put off: within a budget of octets.
@@ -129,8 +131,12 @@ enum Event {
     Resolved(Domain, Result<Route, DnsError>),
     Free(LaneId, ConnectionId),
     Closed(LaneId, ConnectionId),
-    LaneFailed(LaneId, String),
+    /// Why, and whether a reply said so that is told of apart.
+    LaneFailed(LaneId, String, bool),
     LaneWorks(LaneId),
+    Opened(LaneId, ConnectionId),
+    GotThrough(LaneId),
+    Heard(LaneId, Box<Heard>),
     Settled(UnitKey, Settled),
     Ended(Option<LaneId>),
     Reported(Vec<UnitKey>),
@@ -225,8 +231,11 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
             wires.remove(&connection);
             shard.connection_closed(lane, connection, now);
         }
-        Event::LaneFailed(lane, cause) => shard.lane_failed(lane, &cause, now),
+        Event::LaneFailed(lane, cause, taught) => shard.lane_failed(lane, &cause, taught, now),
         Event::LaneWorks(lane) => shard.lane_works(lane, now),
+        Event::Opened(lane, connection) => shard.connection_opened(lane, connection, now),
+        Event::GotThrough(lane) => shard.got_through(lane, now),
+        Event::Heard(lane, heard) => shard.heard(lane, &heard, now),
         Event::Settled(unit, settled) => shard.settled(&unit, settled, now),
         Event::Ended(lane) => shard.ended(lane, now),
         Event::Reported(units) => shard.hear(Word::Accepted(Accepted::stored(units)), now),
@@ -291,6 +300,7 @@ impl<N: Net> Courier<N> {
             Effect::Close(connection) => drop(wires.remove(&connection)),
             // Said by the loop that owns the seat.
             Effect::Tell(..) => {}
+            Effect::Stepped(step, class) => self.parts.metrics.stepped(step, &class),
             Effect::Order(order) => drop(spawn_local(async move {
                 if courier.guarded(order.unit, courier.order(&order)).await.is_none() {
                     order.tell(Done::Failed);
@@ -332,7 +342,7 @@ impl<N: Net> Courier<N> {
         mut jobs: mpsc::Receiver<Job>,
     ) {
         if let Some(connection) = self
-            .guarded(first.unit, self.open(lane, &plan, &first))
+            .guarded(first.unit, self.open(lane, id, &plan, &first))
             .await
             .flatten()
         {
@@ -345,7 +355,13 @@ impl<N: Net> Courier<N> {
         self.tell(Event::Closed(lane, id));
     }
 
-    async fn open(self: &Rc<Self>, lane: LaneId, plan: &Plan, first: &Job) -> Option<Connection<N::Stream>> {
+    async fn open(
+        self: &Rc<Self>,
+        lane: LaneId,
+        id: ConnectionId,
+        plan: &Plan,
+        first: &Job,
+    ) -> Option<Connection<N::Stream>> {
         let Plan::Hosts { hosts, terms, .. } = plan else {
             return None;
         };
@@ -361,12 +377,17 @@ impl<N: Net> Courier<N> {
             random,
             terms,
         };
+        let begun = self.parts.clock.now();
         let opened = opener.open(&hosts).await;
         let source = terms.source.as_ref().map(|source| &*source.name);
         self.parts.metrics.connects(source, opened.as_ref().err());
         match opened {
-            Ok(connection) => Some(connection),
+            Ok(connection) => {
+                self.tell(Event::Opened(lane, id));
+                Some(connection)
+            }
             Err(failure) => {
+                let taught = self.learn_at_the_door(lane, id, first.unit, &failure, begun);
                 let shaping = &self.parts.settings.delivery.shaping;
                 let permanent = failure.permanent();
                 match permanent.filter(|(cause, host)| judge::is_the_end(cause, host, shaping)) {
@@ -379,7 +400,7 @@ impl<N: Net> Courier<N> {
                         self.refuse(first, cause, hop).await;
                     }
                     None => {
-                        self.tell(Event::LaneFailed(lane, failure.to_string()));
+                        self.tell(Event::LaneFailed(lane, failure.to_string(), taught));
                         self.tell(Event::Settled(first.unit, Settled::Untouched));
                     }
                 }
@@ -457,10 +478,11 @@ impl<N: Net> Courier<N> {
         let reader = |rest| self.parts.preparer.reader(rest);
         load.rest = prepared.rest.clone().map(reader);
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
-        let begun = tokio::time::Instant::now();
+        let (begun, begun_at) = (tokio::time::Instant::now(), self.parts.clock.now());
         self.stumbles.goes_out(&job.unit);
         let Attempt {
             mut outcomes,
+            stages,
             works,
             stale,
         } = attempt::run(connection, &load, most).await;
@@ -476,13 +498,16 @@ impl<N: Net> Courier<N> {
             false => None,
         };
         judge::decide(&mut outcomes, &self.parts.settings.delivery.shaping);
+        judge::class(&mut outcomes, &self.parts.settings.delivery.shaping);
         if let Some(source) = &terms.source {
             self.parts.metrics.outcomes(&source.name, &outcomes);
         }
+        let lesson = self.learn(&outcomes, &stages);
+        let taught = lesson.teaches();
         if let Some(cause) = unwelcome {
             // Every other message would fare alike.
             connection.retire();
-            self.tell(Event::LaneFailed(lane, cause));
+            self.tell(Event::LaneFailed(lane, cause, taught));
         } else if works {
             self.tell(Event::LaneWorks(lane));
         } else if connection.messages() == 0 {
@@ -490,8 +515,13 @@ impl<N: Net> Courier<N> {
             let cause = outcomes
                 .first()
                 .map_or_else(String::new, |outcome| outcome.reply.clone());
-            self.tell(Event::LaneFailed(lane, cause));
+            self.tell(Event::LaneFailed(lane, cause, taught));
         }
+        let delivered = |outcome: &Outcome| matches!(outcome.verdict, Verdict::Delivered);
+        if outcomes.iter().any(delivered) {
+            self.tell(Event::GotThrough(lane));
+        }
+        let again_after = self.pass_on(lane, job.unit, lesson, begun_at);
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self.record(
             job.unit,
@@ -501,7 +531,7 @@ impl<N: Net> Courier<N> {
                 millis,
                 ..connection.hop()
             }),
-            connection.reports(),
+            (connection.reports(), again_after),
         )
         .await;
         self.stumbles.came_back(&job.unit);
@@ -521,7 +551,8 @@ impl<N: Net> Courier<N> {
             .into_iter()
             .map(|open| unread::outcome(open.index, open.to.mailbox, &ending, open.last_reply))
             .collect();
-        self.record(job.unit, &prepared, outcomes, None, false).await;
+        self.record(job.unit, &prepared, outcomes, None, (false, None))
+            .await;
     }
 
     /// Tells the sender that the unit is late; it stays where it is, as it is.
@@ -574,7 +605,8 @@ impl<N: Net> Courier<N> {
                 class: None,
             });
         let outcomes = outcomes.collect();
-        self.record(job.unit, &prepared, outcomes, Some(hop), false).await;
+        self.record(job.unit, &prepared, outcomes, Some(hop), (false, None))
+            .await;
     }
 
     /// The unit's message, ready to be sent. `None`: it was told to the shard what becomes of the claim.
@@ -602,12 +634,17 @@ impl<N: Net> Courier<N> {
         prepared: &Prepared,
         outcomes: Vec<Outcome>,
         hop: Option<Hop>,
-        peer_reports: bool,
+        (peer_reports, again_after): (bool, Option<Duration>),
     ) {
         if crate::sabotage::is_on("send-twice") && self.parts.random.below(3) == 0 {
             return self.tell(Event::Settled(unit, Settled::Untouched));
         }
-        let (settle, told) = self.settlement(unit, prepared, outcomes, hop, peer_reports);
+        let (mut settle, told) = self.settlement(unit, prepared, outcomes, hop, peer_reports);
+        if let (Some(again), Some(after)) = (&mut settle.again, again_after) {
+            // A due time that no wait of ours reaches would be taken for a mistake of the clock.
+            let longest = self.retry_of(prepared.original().stream).longest();
+            learn::put_off(again, after.min(longest), (told.at, past(prepared).expires_at));
+        }
         self.hand_over(unit, settle, told).await;
     }
 
@@ -649,9 +686,7 @@ impl<N: Net> Courier<N> {
         if kinds.contains(&Kind::Delayed) {
             past.delay_told = Some(now);
         }
-        let delivery = &self.parts.settings.delivery;
-        let stream = delivery.streams.get(original.stream);
-        let backoff = super::backoff(stream.map_or(&delivery.retry, |stream| &stream.retry));
+        let backoff = self.retry_of(original.stream);
         let source = hop.as_ref().map(|hop| hop.source.clone());
         let mut settle = settle::settle(
             unit,
@@ -675,6 +710,13 @@ impl<N: Net> Courier<N> {
             kinds,
         };
         (settle, told)
+    }
+
+    /// The waits of a stream's mail.
+    fn retry_of(&self, stream: &str) -> queue::Backoff {
+        let delivery = &self.parts.settings.delivery;
+        let stream = delivery.streams.get(stream);
+        super::backoff(stream.map_or(&delivery.retry, |stream| &stream.retry))
     }
 
     /// The reports that these notices make, each of one kind; none for the null sender, and none beyond the rate of its domain:

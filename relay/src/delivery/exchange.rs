@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mail_core::Timestamp;
-use queue::{QueueId, Scope, SuspensionRecord, UnitKey};
+use queue::{AdjustmentKey, AdjustmentRecord, QueueId, Scope, SuspensionRecord, UnitKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::courier::Kept;
@@ -103,6 +103,8 @@ pub enum Waits {
     Underway,
     /// An operator set its queue to wait. Told of units that aren't due too.
     Suspended { until: Option<Timestamp>, cause: String },
+    /// A reply, or an operator, has suspended its lane, or its tenant there.
+    Adjusted { until: Option<Timestamp>, cause: String },
     /// Its destination rests.
     Rests { until: Timestamp, cause: String },
     /// A limit.
@@ -119,10 +121,11 @@ impl Waits {
         match self {
             Self::Underway => 0,
             Self::Suspended { .. } => 1,
-            Self::Rests { .. } => 2,
-            Self::Throttled { .. } => 3,
-            Self::Connection => 4,
-            Self::Turn => 5,
+            Self::Adjusted { .. } => 2,
+            Self::Rests { .. } => 3,
+            Self::Throttled { .. } => 4,
+            Self::Connection => 5,
+            Self::Turn => 6,
         }
     }
 }
@@ -154,6 +157,10 @@ pub enum Word {
     Hurry(QueueId, mpsc::UnboundedSender<Done>),
     /// All suspensions there are.
     Suspensions(Arc<[SuspensionRecord]>),
+    /// An adjustment that begins, or is another now.
+    Adjusted(Arc<AdjustmentRecord>),
+    /// An adjustment that ends before its time; and why, or who says so.
+    AdjustmentEnded(AdjustmentKey, Arc<str>),
     /// What does this unit wait for, if it is known here?
     Why(UnitKey, mpsc::UnboundedSender<Waits>),
 }
@@ -377,6 +384,20 @@ impl Doors {
     /// otherwise.
     pub fn wake(&self, queue: QueueId) {
         let _ = self.shards[home(queue, self.shards.len())].send(Word::Wake(queue));
+    }
+
+    /// Tells all shards of an adjustment.
+    pub fn adjusted(&self, record: &Arc<AdjustmentRecord>) {
+        for shard in self.shards.iter() {
+            let _ = shard.send(Word::Adjusted(record.clone()));
+        }
+    }
+
+    /// Tells all shards that an adjustment has ended; `by` whom.
+    pub fn adjustment_ended(&self, key: &AdjustmentKey, by: &Arc<str>) {
+        for shard in self.shards.iter() {
+            let _ = shard.send(Word::AdjustmentEnded(key.clone(), by.clone()));
+        }
     }
 
     /// Tells all shards what is suspended.

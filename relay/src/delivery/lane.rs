@@ -14,10 +14,11 @@ use crate::config::streams::Streams;
 use crate::shaping::providers::Provider;
 use crate::world::MxHost;
 
+use super::adapt::{Adapt, Limits};
 use super::connection::open::Terms;
 use super::limits::limiter::Limiter;
-use super::shard::Ending;
 use super::shard::gates::{GateId, What};
+use super::shard::{Ending, Said};
 use super::turn::Turn;
 
 /// What tells lanes apart. Two destination rules never share a lane, so that a rule's limits and TLS level hold for all
@@ -193,8 +194,12 @@ pub struct Lane {
     pub tenant_gates: BTreeMap<Arc<str>, Rc<[GateId]>>,
     /// The gate it waits at, for which queue.
     pub waits_at: Option<(GateId, What, QueueId)>,
-    /// Connections at once.
+    /// Connections at once, as configured.
     pub max_connections: usize,
+    /// Messages a second, as configured.
+    pub rate: Option<f64>,
+    /// What replies have taught it, and how it goes lately.
+    pub adapt: Adapt,
     /// Queues with units due, in the order of their turns.
     pub turn: Turn,
     /// Active queues whose mail goes this way.
@@ -213,6 +218,12 @@ pub struct Lane {
     pub no_more_before: Timestamp,
     /// The moment its timer stands at.
     pub timer: Option<Timestamp>,
+    /// What made it slower last.
+    pub said: Option<Said>,
+    /// Since when its pace is another than the store knows.
+    pub unsaved: Option<Timestamp>,
+    /// When its pace was written last.
+    pub saved: Option<Timestamp>,
 }
 
 impl Lane {
@@ -227,6 +238,8 @@ impl Lane {
             tenant_gates: BTreeMap::new(),
             waits_at: None,
             max_connections: rule.limits.connections,
+            rate: rule.limits.messages_per_second,
+            adapt: Adapt::new(now),
             turn: Turn::default(),
             queues: 0,
             idle: Vec::new(),
@@ -236,6 +249,9 @@ impl Lane {
             rest,
             no_more_before: Timestamp(0),
             timer: None,
+            said: None,
+            unsaved: None,
+            saved: None,
         }
     }
 
@@ -243,9 +259,11 @@ impl Lane {
     pub fn renew(&mut self, rule: &Rule, now: Timestamp) {
         self.limiter.set_rate(rule.limits.messages_per_second, now);
         self.max_connections = rule.limits.connections;
+        self.rate = rule.limits.messages_per_second;
+        self.adapt.apply(self.configured(), now);
     }
 
-    /// What limits may be about, but for the tenant.
+    /// What limits and adjustments may be about, but for the tenant.
     pub fn scope(&self) -> Scope {
         Scope {
             site: Some(self.key.site.clone()),
@@ -257,26 +275,35 @@ impl Lane {
 
     /// Whether mail of a stream may be sent beside what is on the wire, so that others keep their part.
     pub fn may_send(&self, stream: &str, streams: &Streams) -> bool {
+        let most = self.adapt.most(self.configured());
         let busy = |name: &str| self.busy.get(name).copied().unwrap_or(0);
-        streams.may_take(stream, busy, self.busy.values().sum(), self.max_connections)
+        streams.may_take(stream, busy, self.busy.values().sum(), most)
     }
 
-    /// Until when it rests, if it does.
+    /// What it may do by its configuration.
+    pub fn configured(&self) -> Limits {
+        Limits {
+            connections: self.max_connections,
+            rate: self.rate,
+        }
+    }
+
+    /// Whether a connection that has no job is one too many.
+    pub fn has_too_many(&self) -> bool {
+        self.adapt.too_many(self.open, self.configured())
+    }
+
+    /// Until when it rests, if it does, or is suspended.
     pub fn resting(&self, now: Timestamp) -> Option<Timestamp> {
-        self.rest
-            .as_ref()
-            .map(|rest| rest.until)
-            .filter(|&until| until > now)
+        let rest = self.rest.as_ref().map(|rest| rest.until);
+        let held = self.adapt.held(now).map(|held| held.until);
+        rest.max(held).filter(|&until| until > now)
     }
 
     /// Whether one more connection may be opened: after a failure one alone tries whether the site works again.
     pub fn may_open(&self, now: Timestamp) -> bool {
-        let most = if self.rest.is_some() {
-            1
-        } else {
-            self.max_connections
-        };
-        self.open < most && now >= self.no_more_before
+        let may = self.adapt.may_open(self.open, self.configured());
+        may && (self.rest.is_none() || self.open == 0) && now >= self.no_more_before
     }
 
     /// Notes that no connection came about. True if the lane rests now, by its own account; false if other connections

@@ -20,6 +20,8 @@ pub struct Metrics {
     pub deferred: IntCounter,
     /// Recipients that were not delivered, by what was said and what followed.
     classes: IntCounterVec,
+    /// Steps of adjustments, by the class of the reply and by what was done.
+    steps: IntCounterVec,
     /// Transactions whose final reply never came: each may make a duplicate.
     pub in_doubt: IntCounter,
     /// Outcomes the store did not take. Alert on any: the mail may be sent again after a restart.
@@ -80,6 +82,14 @@ impl Metrics {
                 ),
                 &["class", "then"],
             )?,
+            steps: IntCounterVec::new(
+                Opts::new(
+                    "postrider_adjustment_steps_total",
+                    "What replies have taught, step by step, by the class of the reply (docs/shaping.md) and by what was done: suspended, \
+                     slower, faster, ended (the limits hold again). Alert when suspended or slower of block or rate grow.",
+                ),
+                &["class", "step"],
+            )?,
             in_doubt: IntCounter::new(
                 "postrider_in_doubt_total",
                 "Transactions whose reply after the final dot never came; each may make a duplicate.",
@@ -135,6 +145,7 @@ impl Metrics {
         registry.register(Box::new(metrics.classes.clone()))?;
         registry.register(Box::new(metrics.source_connects.clone()))?;
         registry.register(Box::new(metrics.source_outcomes.clone()))?;
+        registry.register(Box::new(metrics.steps.clone()))?;
         registry.register(Box::new(ends))?;
         registry.register(Box::new(connections_made))?;
         for counter in [&metrics.deferred, &metrics.in_doubt, &metrics.unrecorded] {
@@ -188,6 +199,11 @@ impl Metrics {
             };
             self.source_outcomes.with_label_values(&[source, word]).inc();
         }
+    }
+
+    /// Counts a step of an adjustment. Classes are bounded, as they are in [`Self::classed`].
+    pub fn stepped(&self, step: &str, class: &str) {
+        self.steps.with_label_values(&[class, step]).inc();
     }
 
     /// Counts a recipient's end.

@@ -1,5 +1,6 @@
 //! Delivery: shards own queues and lanes, couriers carry (docs/architecture.md, "Delivery").
 
+pub mod adapt;
 pub mod agenda;
 pub mod attempt;
 pub mod client_tls;

@@ -36,6 +36,11 @@ impl Shard {
             self.close_all_idle();
         }
         self.renew_lanes(now);
+        let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
+        for lane in lanes {
+            // Its hosts may be another provider's now.
+            self.refresh_lane(lane, now);
+        }
         // None is looked at before all have left: a lane that is pumped for one sends what any other has in it.
         let queues = self.active_in_order();
         let lost: Vec<_> = queues.into_iter().filter(|id| self.has_no_way(*id)).collect();

@@ -4,6 +4,7 @@
 //! done about it. Reads of the store are short: a page of a queue's due index, a queue's record. What follows from what never
 //! hangs on the order of a hash map, so that a simulation goes by its seed alone.
 
+mod adapt;
 #[cfg(test)]
 mod fleet;
 pub mod gates;
@@ -33,6 +34,7 @@ use crate::config::settings::DeliverySettings;
 use crate::routing::{Routing, Way as Direction};
 use crate::world::Random;
 
+use super::adapt::Held;
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
 use super::egress::Shares;
@@ -83,6 +85,8 @@ const READ_AGAIN: Duration = Duration::from_secs(5);
 /// A slot of [`Shard`]'s lanes.
 pub type LaneId = usize;
 
+pub use adapt::{Heard, Said};
+
 /// A unit to work on; the shard holds its claim.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -127,6 +131,8 @@ pub enum Effect {
     /// Carry out an operator's order on a unit claimed for it, then [`Shard::settled`]. Whoever gives
     /// orders bounds their number.
     Order(Order),
+    /// Count a step of an adjustment: what was done, for the class of reply.
+    Stepped(&'static str, Arc<str>),
     /// End the unit, then [`Shard::ended`].
     End {
         lane: Option<LaneId>,
@@ -266,8 +272,12 @@ pub struct Shard {
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
     resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
     resting_count: usize,
+    /// Of those scopes, what a reply or an operator has suspended.
+    held_scopes: BTreeMap<HoldScope, Held>,
     /// What operators have suspended, [`queue::MAX_SUSPENSIONS`] at the most.
     suspended: Arc<[SuspensionRecord]>,
+    /// What replies have taught, and operators have set: all of it that is wider than a lane's pace.
+    adjustments: adapt::Adjustments,
     /// Queues that left memory because they are suspended, [`MAX_RESTING`] at the most.
     parked: BTreeSet<QueueId>,
     pub(super) lanes: Slab<Lane>,
@@ -325,8 +335,10 @@ impl Shard {
                 by: "the relay".into(),
             }]
         });
+        let adjustments = adapt::Adjustments::read(&queue, now);
         Self {
             suspended: suspended.into(),
+            adjustments,
             parked: BTreeSet::new(),
             queue,
             place,
@@ -339,6 +351,7 @@ impl Shard {
             lent: HashMap::new(),
             resting: BTreeMap::new(),
             resting_count: 0,
+            held_scopes: BTreeMap::new(),
             lanes: Slab::new(),
             lane_of: HashMap::new(),
             gates: Slab::new(),
@@ -419,6 +432,8 @@ impl Shard {
             Word::Hurry(id, heard) => self.hurry(id, heard, now),
             Word::Why(unit, say) => self.why(&unit, &say, now),
             Word::Suspensions(all) => self.suspensions(all, now),
+            Word::Adjusted(record) => self.adjusted(&record, now),
+            Word::AdjustmentEnded(key, by) => self.adjustment_ended(&key, &by, now),
         }
     }
 
@@ -691,27 +706,27 @@ impl Shard {
             return;
         };
         let confirm = active.confirm;
-        match active.stands[..] {
-            [] => self.look_up(id, now),
+        let only = match active.stands[..] {
+            [] => return self.look_up(id, now),
             // Nearly always; nothing is allocated for it.
-            [Stand { lane, .. }] => {
+            [Stand { lane, .. }] => Some(lane),
+            _ => None,
+        };
+        if self.hold_tenant_back(id, now) {
+            return;
+        }
+        let several = only.map_or_else(|| self.lanes_of(id), |_| Vec::new());
+        for &lane in several.iter().chain(&only) {
+            if !self.holds_tenant(lane, id, now) {
                 self.stand_in_turn(id, lane);
-                if now >= confirm {
-                    self.look_up(id, now);
-                }
-                self.pump(lane, now);
             }
-            _ => {
-                for lane in self.lanes_of(id) {
-                    self.stand_in_turn(id, lane);
-                }
-                if now >= confirm {
-                    self.look_up(id, now);
-                }
-                for lane in self.lanes_in_order(id) {
-                    self.pump(lane, now);
-                }
-            }
+        }
+        if now >= confirm {
+            self.look_up(id, now);
+        }
+        let several = only.map_or_else(|| self.lanes_in_order(id), |_| Vec::new());
+        for &lane in several.iter().chain(&only) {
+            self.pump(lane, now);
         }
     }
 

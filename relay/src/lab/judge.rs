@@ -184,6 +184,8 @@ pub(super) fn word(kind: EventKind) -> &'static str {
         EventKind::Suspended => "suspended",
         EventKind::Resumed => "resumed",
         EventKind::Retried => "retried",
+        EventKind::Adjusted => "adjusted",
+        EventKind::AdjustmentEnded => "adjustment ended",
         EventKind::HandedOver => "handed over",
         EventKind::Discarded => "discarded",
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::pattern::{CodePattern, Said, TextPattern};
-use super::providers::Provider;
+use super::providers::{Advice, Provider};
 
 /// What a reply means.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +56,8 @@ pub struct Rule {
     pub provider: Option<Arc<str>>,
     /// What it means.
     pub class: ClassId,
+    /// What it asks for.
+    pub advice: Option<Advice>,
 }
 
 /// All classes, and how replies are told apart.
@@ -161,11 +163,15 @@ impl Classes {
         self.own.push(rule);
     }
 
-    /// The class of what was said, by a host of this provider if it is one.
-    pub fn of(&self, said: &str, provider: Option<&Provider>) -> ClassId {
+    /// The class of what was said, by a host of this provider if it is one, and what it asks for, where that is known.
+    pub(super) fn look_up<'a>(
+        &'a self,
+        said: &str,
+        provider: Option<&'a Provider>,
+    ) -> (ClassId, Option<&'a Advice>) {
         let said = Said::read(said);
         let plain = said.plain();
-        self.look_up(&said, &plain, provider)
+        self.of(&said, &plain, provider)
     }
 
     /// What is known of a class.
@@ -175,38 +181,41 @@ impl Classes {
         class.unwrap_or(&self.all[self.table.other.index()])
     }
 
-    fn look_up(&self, said: &Said<'_>, plain: &str, provider: Option<&Provider>) -> ClassId {
+    fn of<'a>(
+        &'a self,
+        said: &Said<'_>,
+        plain: &str,
+        provider: Option<&'a Provider>,
+    ) -> (ClassId, Option<&'a Advice>) {
         let table = &*self.table;
         let by_code = |list: &[(CodePattern, ClassId)]| {
             let mut list = list.iter();
             list.find(|(code, _)| code.fits(said)).map(|&(_, class)| class)
         };
-        let own = || {
-            let fits = |rule: &&Rule| {
-                let of_provider = rule
-                    .provider
-                    .as_ref()
-                    .is_none_or(|name| provider.is_some_and(|provider| provider.name == *name));
-                of_provider && both_fit(&rule.codes, &rule.text, said, plain)
-            };
-            self.own.iter().find(fits).map(|rule| rule.class)
+        let fits = |rule: &&Rule| {
+            let of_provider = rule
+                .provider
+                .as_ref()
+                .is_none_or(|name| provider.is_some_and(|provider| provider.name == *name));
+            of_provider && both_fit(&rule.codes, &rule.text, said, plain)
         };
-        let of_provider = || {
-            let mut replies = provider?.replies.iter();
-            let found = replies.find(|reply| both_fit(&reply.codes, &reply.text, said, plain))?;
-            Some(found.class)
-        };
+        if let Some(rule) = self.own.iter().find(fits) {
+            return (rule.class, rule.advice.as_ref());
+        }
+        let mut replies = provider.map_or(&[][..], |provider| &provider.replies).iter();
+        if let Some(reply) = replies.find(|reply| both_fit(&reply.codes, &reply.text, said, plain)) {
+            return (reply.class, reply.advice.as_ref());
+        }
         let by_text = || {
             let mut text = table.text.iter();
             text.find(|(text, _)| text.fits(plain)).map(|&(_, class)| class)
         };
-        own()
-            .or_else(of_provider)
-            .or_else(|| by_code(&table.sure))
+        let class = by_code(&table.sure)
             .or_else(by_text)
             .or_else(|| by_code(&table.unsure))
             .or_else(|| by_code(&table.reply))
-            .unwrap_or(table.other)
+            .unwrap_or(table.other);
+        (class, None)
     }
 }
 

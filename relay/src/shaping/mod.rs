@@ -11,6 +11,8 @@ use std::sync::{Arc, LazyLock};
 use classes::{Class, ClassId, Classes};
 use providers::{Provider, Providers};
 
+pub use providers::{Advice, Reach};
+
 /// The tables, with what the configuration adds.
 #[derive(Clone, Debug)]
 pub struct Shaping {
@@ -44,9 +46,18 @@ impl Shaping {
 
     /// The place of that class.
     pub fn class_id(&self, said: &str, host: Option<&str>) -> ClassId {
+        self.look_up(said, host).0
+    }
+
+    /// What a rule of the configuration, or the provider's table, says that such words ask for.
+    pub fn advice(&self, said: &str, host: Option<&str>) -> Option<&Advice> {
+        self.look_up(said, host).1
+    }
+
+    fn look_up(&self, said: &str, host: Option<&str>) -> (ClassId, Option<&Advice>) {
         let said = said.strip_prefix(EXPIRED_LAST).unwrap_or(said);
         let provider = host.and_then(|host| self.providers.of_host(host));
-        self.classes.of(said, provider.map(|provider| &**provider))
+        self.classes.look_up(said, provider.map(|provider| &**provider))
     }
 
     /// The provider of this name.

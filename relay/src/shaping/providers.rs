@@ -130,14 +130,72 @@ pub struct ReplyRule {
     pub source: Source,
 }
 
-/// What a reply asks for. Nothing acts on it yet.
+/// What a reply asks for; [`crate::delivery::adapt`] acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Advice {
     /// Fewer messages, or connections, at once.
     SlowDown,
-    /// Nothing at all for so long.
-    Rest(Duration),
+    /// Nothing at all for a time.
+    Suspend {
+        /// Of which mail.
+        reach: Reach,
+        /// For how long.
+        time: Duration,
+        /// The configuration says so, not the shipped table: it holds though the lane works otherwise.
+        ruled: bool,
+    },
 }
+
+/// Which mail a suspension is about, as seen from the lane whose reply it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// To this site, from this source.
+    Lane,
+    /// To this site, from whatever source.
+    Site,
+    /// To the provider's hosts; where nobody is known to run them, to this site.
+    Provider,
+    /// From this source to the provider's hosts, or to this site.
+    Source,
+    /// Of this tenant to the provider's hosts, or to this site.
+    Tenant,
+}
+
+impl Reach {
+    /// As the configuration writes them.
+    pub const WORDS: [(&'static str, Self); 5] = [
+        ("lane", Self::Lane),
+        ("site", Self::Site),
+        ("provider", Self::Provider),
+        ("source", Self::Source),
+        ("tenant", Self::Tenant),
+    ];
+
+    /// As the configuration writes it.
+    pub fn word(self) -> &'static str {
+        let mut words = Self::WORDS.into_iter();
+        words
+            .find(|(_, reach)| *reach == self)
+            .map_or("", |(word, _)| word)
+    }
+}
+
+impl FromStr for Reach {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = Self::WORDS.into_iter();
+        let found = words.find(|(word, _)| *word == text);
+        let all = Self::WORDS.map(|(word, _)| format!("\"{word}\"")).join(", ");
+        found
+            .map(|(_, reach)| reach)
+            .ok_or_else(|| format!("is none of {all}"))
+    }
+}
+
+/// How long a rule, or a reply, may suspend mail for.
+pub const SUSPENDED: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(86_400);
 
 /// `mx.example.net`, or `*.example.net` for all below.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -326,6 +384,10 @@ struct RawReply {
     codes: Vec<String>,
     text: Vec<String>,
     class: String,
+    suspend: Option<String>,
+    #[serde(rename = "for")]
+    time: Option<String>,
+    /// Short for `suspend = "lane"`.
     rest: Option<String>,
     #[serde(default)]
     slow_down: bool,
@@ -379,18 +441,29 @@ impl RawProvider {
 }
 
 impl RawReply {
-    fn checked(self, classes: &Classes) -> Result<ReplyRule, String> {
-        let rest = self
-            .rest
-            .as_deref()
-            .map(crate::config::parse_duration)
-            .transpose()?;
-        let advice = match (rest, self.slow_down) {
-            (Some(_), true) => return Err("rest and slow_down are one or the other".into()),
-            (Some(rest), false) => Some(Advice::Rest(rest)),
-            (None, true) => Some(Advice::SlowDown),
-            (None, false) => None,
+    fn advice(&self) -> Result<Option<Advice>, String> {
+        let (reach, time) = match (&self.suspend, &self.time, &self.rest) {
+            (None, None, None) => return Ok(self.slow_down.then_some(Advice::SlowDown)),
+            (None, None, Some(time)) => (Reach::Lane, time),
+            (Some(word), Some(time), None) => (word.parse().map_err(|why| format!("suspend {why}"))?, time),
+            _ => return Err("suspend goes with for, or rest stands alone".into()),
         };
+        if self.slow_down {
+            return Err("a rest and slow_down are one or the other".into());
+        }
+        let time = crate::config::parse_duration(time)?;
+        if !SUSPENDED.contains(&time) {
+            return Err(format!("{time:?} is no time to be suspended for"));
+        }
+        Ok(Some(Advice::Suspend {
+            reach,
+            time,
+            ruled: false,
+        }))
+    }
+
+    fn checked(self, classes: &Classes) -> Result<ReplyRule, String> {
+        let advice = self.advice()?;
         if self.text.is_empty() {
             return Err("a reply is known by its text".into());
         }

@@ -170,6 +170,18 @@ impl OpenFailure {
     }
 }
 
+impl OpenFailure {
+    /// The last host that told us to go away, what it said, and when in the conversation.
+    pub fn refusal(&self) -> Option<(&str, &Refusal)> {
+        let refusal = |tried: &'_ Try| matches!(tried.why, Why::Refused(_));
+        let tried = self.tries.iter().rev().find(|tried| refusal(tried))?;
+        match &tried.why {
+            Why::Refused(refusal) => Some((&tried.host, refusal)),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for OpenFailure {
     /// The last try, which is the one of least preference, and what went wrong with it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

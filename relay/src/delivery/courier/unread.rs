@@ -104,7 +104,7 @@ impl<N: Net> Courier<N> {
                 .collect(),
         };
         if let Some(prepared) = envelope {
-            return self.record(unit, &prepared, outcomes, None, false).await;
+            return self.record(unit, &prepared, outcomes, None, (false, None)).await;
         }
         let now = self.parts.clock.now();
         let settle = queue::Settle {

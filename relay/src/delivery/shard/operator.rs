@@ -8,6 +8,7 @@ use mail_core::Timestamp;
 use queue::{HoldScope, QueueId, QueueName, SuspensionRecord, UnitKey};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::delivery::adapt::Held;
 use crate::delivery::agenda::place;
 use crate::delivery::exchange::{Done, Order, Waits, Word};
 use crate::delivery::lane::Rest;
@@ -47,7 +48,7 @@ impl Shard {
     }
 
     /// Says what a unit waits for, as far as it is known here.
-    pub(super) fn why(&self, unit: &UnitKey, say: &UnboundedSender<Waits>, now: Timestamp) {
+    pub(super) fn why(&mut self, unit: &UnitKey, say: &UnboundedSender<Waits>, now: Timestamp) {
         let waits = match self.active.get(&unit.queue) {
             Some(active) => self.waits(unit, active, now),
             None => self.waits_outside(unit, now),
@@ -83,6 +84,10 @@ impl Shard {
 
     fn waits_for(&self, id: LaneId, tenant: &Arc<str>, now: Timestamp) -> Option<Waits> {
         let lane = self.lanes.get(id)?;
+        let held = lane.adapt.held(now).or_else(|| lane.adapt.held_of(tenant, now));
+        if let Some(held) = held {
+            return Some(adjusted(held));
+        }
         if let Some(waits) = lane.rest.clone().and_then(|rest| rests(rest, now)) {
             return Some(waits);
         }
@@ -102,7 +107,7 @@ impl Shard {
     }
 
     /// Of a queue that isn't: its home knows of suspensions and domains, the shard that let it go of lanes.
-    fn waits_outside(&self, unit: &UnitKey, now: Timestamp) -> Option<Waits> {
+    fn waits_outside(&mut self, unit: &UnitKey, now: Timestamp) -> Option<Waits> {
         if self.place.home_elsewhere(unit.queue).is_none() && !self.lent.contains_key(&unit.queue) {
             let name = self.queue.info(unit.queue).ok()??.name;
             if let Some(record) = self.suspension(unit.queue, &name, now) {
@@ -113,7 +118,17 @@ impl Shard {
             return None;
         }
         let resting = |(_, queues): &(_, &BTreeSet<_>)| queues.contains(&unit.queue);
-        let (scope, _) = self.resting.iter().find(resting)?;
+        let Some((scope, _)) = self.resting.iter().find(resting) else {
+            // It sleeps for what held it before a restart. Whoever asks again is told.
+            if self.place.home_elsewhere(unit.queue).is_none() {
+                self.wake(unit.queue, now);
+            }
+            return None;
+        };
+        let held = self.held_scopes.get(scope);
+        if let Some(held) = held.filter(|held| held.until > now) {
+            return Some(adjusted(held));
+        }
         rests(self.rest(scope, now)?, now)
     }
 
@@ -224,6 +239,13 @@ fn suspended(record: &SuspensionRecord) -> Waits {
 /// For operators, and for reports on what expires meanwhile.
 pub(super) fn cause(record: &SuspensionRecord) -> String {
     format!("suspended by {}: {}", record.by, record.reason)
+}
+
+fn adjusted(held: &Held) -> Waits {
+    Waits::Adjusted {
+        until: held.ends(),
+        cause: held.cause.to_string(),
+    }
 }
 
 fn rests(rest: Rest, now: Timestamp) -> Option<Waits> {

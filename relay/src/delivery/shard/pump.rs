@@ -13,11 +13,8 @@ use super::{Active, Effect, For, Job, LaneId, MAX_ENDINGS, READ_AGAIN, Shard, St
 impl Shard {
     /// A connection has sent its job and is ready for another.
     pub fn connection_free(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
-        let too_many = |lane: &Lane| lane.open > lane.max_connections;
-        if connection <= self.outdated
-            || self.lanes.get(lane).is_some_and(too_many)
-            || self.is_anothers_turn(lane, connection, now)
-        {
+        let too_many = self.lanes.get(lane).is_some_and(Lane::has_too_many);
+        if connection <= self.outdated || too_many || self.is_anothers_turn(lane, connection, now) {
             return self.effects.push(Effect::Close(connection));
         }
         if self.draining {
@@ -35,7 +32,9 @@ impl Shard {
         if let Some(at) = self.lanes.get_mut(lane) {
             at.open -= 1;
             at.opened.remove(&connection);
+            at.adapt.closed(connection);
         }
+        self.settle_pace(lane, now);
         self.connection_given_back(lane, now);
         self.pump(lane, now);
         self.feed_starved(now);
@@ -69,6 +68,7 @@ impl Shard {
                 self.set_lane_timer(lane, now + READ_AGAIN);
                 return false;
             }
+            self.settle_pace(lane, now);
             if let Some(until) = self.lanes[lane].resting(now) {
                 self.rest_lane(lane, until, now);
                 return false;
@@ -79,6 +79,10 @@ impl Shard {
                 return false;
             };
             if !self.has_room(lane, now) {
+                return false;
+            }
+            if let Some(at) = self.lanes[lane].adapt.wait(now) {
+                self.set_lane_timer(lane, at);
                 return false;
             }
             if let Grant::NotBefore { at, .. } = self.lanes[lane].limiter.reserve(now) {
@@ -163,7 +167,7 @@ impl Shard {
             self.fill(id, now);
             let active = self.active.get(&id);
             let due = active.and_then(|active| self.first_due(active, now));
-            if due.is_some_and(|due| due <= now) {
+            if due.is_some_and(|due| due <= now) && !self.holds_tenant(lane, id, now) {
                 return Some(id);
             }
             self.lanes[lane].turn.drop_front();
@@ -189,8 +193,8 @@ impl Shard {
             return true;
         }
         if !at.may_open(now) {
-            if at.no_more_before > now {
-                let again = at.no_more_before;
+            let again = at.adapt.settles_at().unwrap_or(at.no_more_before);
+            if again > now {
                 self.set_lane_timer(lane, again);
             }
             return false;
@@ -228,6 +232,8 @@ impl Shard {
 
     pub(super) fn send(&mut self, lane: LaneId, job: Job, now: Timestamp) {
         if let Some(connection) = self.take_idle(lane) {
+            let at = &mut self.lanes[lane];
+            at.adapt.begins(at.open, now);
             return self.effects.push(Effect::Send { connection, job });
         }
         let at = &mut self.lanes[lane];
@@ -257,6 +263,8 @@ impl Shard {
         if !at.gates.is_empty() {
             at.opened.insert(connection, now);
         }
+        at.adapt.connecting(connection);
+        at.adapt.begins(at.open, now);
         self.effects.push(Effect::Connect {
             lane,
             connection,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use mail_core::Timestamp;
 use queue::{HoldRecord, HoldScope, QueueId};
 
+use crate::delivery::adapt::Held;
 use crate::delivery::exchange::Word;
 use crate::delivery::lane::Rest;
 use crate::world::log_time;
@@ -14,11 +15,15 @@ use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Sh
 impl Shard {
     /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
     /// stay as they are. The connection is reported closed apart from this.
-    pub fn lane_failed(&mut self, lane: LaneId, cause: &str, now: Timestamp) {
+    /// `taught`: a reply said why, and [`Shard::heard`] has dealt with what that means for further connections.
+    pub fn lane_failed(&mut self, lane: LaneId, cause: &str, taught: bool, now: Timestamp) {
         let (backoff, random) = (self.backoff.clone(), self.random.clone());
         let Some(at) = self.lanes.get_mut(lane) else {
             return;
         };
+        if taught && at.open > 1 {
+            return;
+        }
         // The failed connection itself is still counted.
         at.open -= 1;
         let rests = at.failed(cause, |failures| backoff.delay(failures, random.fraction()), now);
@@ -42,9 +47,11 @@ impl Shard {
 
     /// A transaction got through to a host of the lane, whatever it answered.
     pub fn lane_works(&mut self, lane: LaneId, now: Timestamp) {
-        if let Some(at) = self.lanes.get_mut(lane)
-            && at.rest.take().is_some()
-        {
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let (tried, rested) = (at.adapt.host_works(now), at.rest.take().is_some());
+        if tried || rested {
             tracing::info!(site = %at.key.scope(), "destination works again");
             let scope = HoldScope::Lane(at.key.scope());
             self.lift(&scope, now);
@@ -69,7 +76,10 @@ impl Shard {
         // Another of its lanes may take it meanwhile.
         let waits = |stand: &Stand| {
             let lane = self.lanes.get(stand.lane);
-            lane.is_none_or(|lane| lane.resting(now).is_some())
+            let tenant = &active.name.tenant;
+            lane.is_none_or(|lane| {
+                lane.resting(now).is_some() || lane.adapt.held_of(tenant, now).is_some()
+            })
         };
         let all_wait = active.stands.iter().all(waits);
         if until > now + HORIZON && active.agenda.claims() == 0 && all_wait {
@@ -97,8 +107,18 @@ impl Shard {
             }
         }
         let scope = HoldScope::Lane(self.lanes[lane].key.scope());
+        // The lane goes with the last of them.
+        let held = self.lanes[lane].adapt.held(now).cloned();
         for id in waiting {
             self.hold_back(id, &scope, until, now);
+        }
+        self.note_held(scope, held);
+    }
+
+    /// What those wait for that left memory, where it is no rest that the store tells of.
+    pub(super) fn note_held(&mut self, scope: HoldScope, held: Option<Held>) {
+        if let Some(held) = held.filter(|_| self.resting.contains_key(&scope)) {
+            self.held_scopes.insert(scope, held);
         }
     }
 
@@ -131,6 +151,7 @@ impl Shard {
 
     /// Has the queues that left memory for a rest look for their way, whether it is over or not.
     pub(in crate::delivery) fn wake_resting(&mut self, scope: &HoldScope, now: Timestamp) {
+        self.held_scopes.remove(scope);
         let woken = self.resting.remove(scope).unwrap_or_default();
         self.resting_count -= woken.len();
         for id in woken {

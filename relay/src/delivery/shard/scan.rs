@@ -106,6 +106,7 @@ impl Shard {
             return;
         }
         self.forget_lingering(now);
+        self.look_after_adjustments(now);
         self.wake_queues(now);
         self.wake_far_queues(now);
         self.expire(now);
@@ -268,6 +269,9 @@ impl Shard {
         let active = self.active.get(&id)?;
         if let Some(record) = self.suspension(id, &active.name, now) {
             return Some(operator::cause(record));
+        }
+        if let Some(held) = self.held_by_adjustment(id, now) {
+            return Some(held.cause.to_string());
         }
         let by_lane = active.stands.iter().find_map(|stand| {
             let rest = self.lanes.get(stand.lane)?.rest.as_ref()?;

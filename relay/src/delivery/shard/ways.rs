@@ -262,6 +262,7 @@ impl Shard {
         let lane = self.lanes.insert(lane);
         self.lane_of.insert(key, lane);
         self.find_gates(lane, now);
+        self.remember_lane(lane, now);
         lane
     }
 
@@ -358,6 +359,7 @@ impl Shard {
     pub(super) fn forget_lane(&mut self, lane: LaneId) {
         if self.lanes.get(lane).is_some_and(Lane::is_unused) {
             self.leave_gate(lane);
+            self.save_pace(lane);
             let gone = self.lanes.remove(lane);
             if !gone.busy.is_empty() {
                 self.busy.retain(|_, (of, _)| *of != lane);

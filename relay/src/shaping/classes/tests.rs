@@ -553,6 +553,7 @@ fn rule(class: ClassId, codes: &[&str], text: &[&str], provider: Option<&str>) -
             .collect(),
         provider: provider.map(Arc::from),
         class,
+        advice: None,
     }
 }
 
@@ -568,7 +569,8 @@ fn rules_of_the_configuration_come_first_in_their_order() {
     classes.add(rule(spam, &["5.1.1"], &[], Some("acme")));
     classes.add(rule(full, &["55x"], &["slowly"], None));
     let acme = Provider::new("acme".into());
-    let name = |said, provider: Option<&Provider>| classes.get(classes.of(said, provider)).name.to_string();
+    let name =
+        |said, provider: Option<&Provider>| classes.get(classes.look_up(said, provider).0).name.to_string();
     assert_eq!(name("550 5.1.1 Come more slowly", None), "rate");
     assert_eq!(name("550 5.1.1 no such user", None), "unknown-user");
     assert_eq!(name("550 5.1.1 no such user", Some(&acme)), "spam");

@@ -1,0 +1,591 @@
+//! What replies have taught a shard's lanes, and what operators have set beside: suspensions of a lane, or of what is wider, which
+//! all shards know; and the pace of each lane, which its shard alone knows. Both are in the store too, for the next start.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_core::Timestamp;
+use queue::{
+    AdjustmentKey, AdjustmentKind, AdjustmentRecord, BY_REPLY, HoldScope, MAX_ADJUSTMENTS, Queue, QueueId,
+    Scope, UnitKey,
+};
+
+use crate::delivery::adapt::{Held, Others, Pace, Step};
+use crate::delivery::exchange::Word;
+use crate::delivery::lane::{ConnectionId, Lane};
+use crate::shaping::Reach;
+use crate::world::log_time;
+
+use super::{CLOCKS_DIFFER, Effect, LaneId, Shard};
+
+/// A pace that has changed is written at most so often.
+const WRITE_EVERY: Duration = Duration::from_secs(5);
+
+/// What was learned is forgotten after so long without a step: a lane that nobody uses learns nothing new.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(86_400);
+
+/// A suspension whose time is over stays known for so long, so that lanes which come into memory meanwhile begin with one
+/// connection.
+const KNOWN_AFTER: Duration = Duration::from_secs(60);
+
+/// How often those whose time is over are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// A reply that teaches, and what it was said to.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// What it means for others than its own unit.
+    pub others: Others,
+    /// When the connection, or the transaction, was begun.
+    pub begun: Timestamp,
+    /// It was said instead of taking this connection.
+    pub door: Option<ConnectionId>,
+    /// The unit that was to be sent.
+    pub unit: UnitKey,
+    /// As it was said.
+    pub said: String,
+    /// Who said it.
+    pub host: String,
+    /// What it was taken for.
+    pub class: Arc<str>,
+}
+
+/// Suspensions, and what operators limit lanes to; each shard holds all of them, up to [`MAX_ADJUSTMENTS`] of some 500 octets.
+#[derive(Default)]
+pub(super) struct Adjustments {
+    /// By the site they name.
+    by_site: HashMap<Option<Arc<str>>, BTreeMap<AdjustmentKey, Arc<AdjustmentRecord>>>,
+    count: usize,
+    swept: Timestamp,
+}
+
+impl Adjustments {
+    /// What the store has. What does not read is not obeyed: mail goes as if nothing had been learned.
+    pub(super) fn read(queue: &Queue, now: Timestamp) -> Self {
+        let mut all = Self {
+            swept: now,
+            ..Self::default()
+        };
+        match queue.adjustments(None, MAX_ADJUSTMENTS) {
+            Ok(stored) => {
+                for (_, record) in stored {
+                    if record.key.kind != AdjustmentKind::Learned && stands(&record, now) {
+                        all.insert(Arc::new(record));
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "adjustments can't be read: lanes begin as they are configured")
+            }
+        }
+        all
+    }
+
+    fn insert(&mut self, record: Arc<AdjustmentRecord>) {
+        let of_site = self.by_site.entry(record.key.scope.site.clone()).or_default();
+        if of_site.insert(record.key.clone(), record).is_none() {
+            self.count += 1;
+        }
+    }
+
+    fn remove(&mut self, key: &AdjustmentKey) -> Option<Arc<AdjustmentRecord>> {
+        let of_site = self.by_site.get_mut(&key.scope.site)?;
+        let gone = of_site.remove(key)?;
+        if of_site.is_empty() {
+            self.by_site.remove(&key.scope.site);
+        }
+        self.count -= 1;
+        Some(gone)
+    }
+
+    fn get(&self, key: &AdjustmentKey) -> Option<&Arc<AdjustmentRecord>> {
+        self.by_site.get(&key.scope.site)?.get(key)
+    }
+
+    /// Those that are about some of a lane's mail.
+    fn about<'a>(&'a self, lane: &'a Scope) -> impl Iterator<Item = &'a Arc<AdjustmentRecord>> {
+        let of_site = self.by_site.get(&lane.site).into_iter();
+        let wide = self
+            .by_site
+            .get(&None)
+            .into_iter()
+            .filter(|_| lane.site.is_some());
+        let all = of_site.chain(wide).flat_map(BTreeMap::values);
+        all.filter(|record| {
+            let whoever = Scope {
+                tenant: None,
+                ..record.key.scope.clone()
+            };
+            whoever.covers(lane)
+        })
+    }
+
+    /// Those that ended before `then`; where there are more than there may be, the one that ends first too.
+    fn over(&self, then: Timestamp) -> Vec<AdjustmentKey> {
+        let all = self.by_site.values().flat_map(BTreeMap::values);
+        let is_over = |record: &&Arc<AdjustmentRecord>| record.until.is_some_and(|until| until <= then);
+        all.filter(is_over).map(|record| record.key.clone()).collect()
+    }
+
+    fn first_to_end(&self) -> Option<AdjustmentKey> {
+        let all = self.by_site.values().flat_map(BTreeMap::values);
+        let end = |record: &&Arc<AdjustmentRecord>| {
+            (
+                record.by != BY_REPLY,
+                record.until.unwrap_or(Timestamp::MAX),
+                record.key.clone(),
+            )
+        };
+        all.min_by_key(end).map(|record| record.key.clone())
+    }
+}
+
+impl Shard {
+    /// A connection has come about.
+    pub fn connection_opened(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
+        if let Some(at) = self.lanes.get_mut(lane) {
+            at.adapt.opened(connection, at.open, now);
+            self.settle_pace(lane, now);
+            self.pump(lane, now);
+        }
+    }
+
+    /// A message got through.
+    pub fn got_through(&mut self, lane: LaneId, now: Timestamp) {
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let step = at.adapt.through(at.open, at.configured(), now);
+        self.stepped(lane, step, now);
+    }
+
+    /// A reply teaches something.
+    pub fn heard(&mut self, lane: LaneId, heard: &Heard, now: Timestamp) {
+        let last = ConnectionId(self.last_connection);
+        let Some(at) = self
+            .lanes
+            .get_mut(lane)
+            .filter(|_| heard.others != Others::Nothing)
+        else {
+            return;
+        };
+        at.adapt.refused(now);
+        if let Others::Suspend { reach, time, ruled } = heard.others {
+            if ruled || !at.adapt.works(now) {
+                return self.suspend_by_reply(lane, heard, reach, time, now);
+            }
+            if heard.door.is_some() {
+                // Those that are open work; no further one is asked for before that.
+                at.no_more_before = at.no_more_before.max(now + time);
+            }
+        }
+        at.said = Some(Said::of(heard));
+        let of_connections = (at.open, last);
+        let step = at
+            .adapt
+            .slower(heard.begun, heard.door, of_connections, at.configured(), now);
+        self.stepped(lane, step, now);
+    }
+
+    fn suspend_by_reply(
+        &mut self,
+        lane: LaneId,
+        heard: &Heard,
+        reach: Reach,
+        time: Duration,
+        now: Timestamp,
+    ) {
+        let tenant = self.active.get(&heard.unit.queue);
+        let tenant = tenant.map(|active| active.name.tenant.clone());
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let scope = reaches(at, reach, tenant);
+        let key = AdjustmentKey::suspended(scope);
+        let before = self.adjustments.get(&key).filter(|before| before.holds(now));
+        // Said to what was begun before the suspension: it says the same again.
+        if before.is_some_and(|before| heard.begun <= before.since) {
+            return;
+        }
+        let until = now + at.adapt.suspension(time);
+        if before.is_some_and(|before| before.until.is_none_or(|until_before| until_before >= until)) {
+            return;
+        }
+        let record = AdjustmentRecord {
+            key,
+            since: now,
+            changed: now,
+            until: Some(until),
+            connections: None,
+            rate: None,
+            refused: None,
+            cause: AdjustmentRecord::cut(&heard.said),
+            host: Some(heard.host.clone()),
+            class: Some(heard.class.to_string()),
+            by: BY_REPLY.to_owned(),
+        };
+        let (scope, said, host) = (&record.key, &record.cause, &heard.host);
+        tracing::warn!(%scope, host, class = &*heard.class, said, until = %log_time(until), "suspended by a reply");
+        self.effects
+            .push(Effect::Stepped("suspended", heard.class.clone()));
+        self.queue.adjust(record.clone());
+        let record = Arc::new(record);
+        for shard in self.place.others() {
+            self.tell(shard, Word::Adjusted(record.clone()));
+        }
+        self.adjusted(&record, now);
+    }
+
+    /// An adjustment begins, or is another now. What is on the wire finishes.
+    pub(super) fn adjusted(&mut self, record: &Arc<AdjustmentRecord>, now: Timestamp) {
+        if self.adjustments.count >= MAX_ADJUSTMENTS
+            && self.adjustments.get(&record.key).is_none()
+            && let Some(least) = self.adjustments.first_to_end()
+        {
+            self.adjustments.remove(&least);
+            self.refresh_lanes(&least.scope, now);
+        }
+        self.adjustments.insert(record.clone());
+        if record.key.kind == AdjustmentKind::Limited {
+            self.forget_paces(&record.key.scope, "an operator's limits", now);
+        }
+        self.refresh_lanes(&record.key.scope, now);
+    }
+
+    /// An adjustment ends before its time.
+    pub(super) fn adjustment_ended(&mut self, key: &AdjustmentKey, by: &str, now: Timestamp) {
+        if key.kind == AdjustmentKind::Learned {
+            return self.forget_paces(&key.scope, by, now);
+        }
+        if self.adjustments.remove(key).is_some() {
+            self.refresh_lanes(&key.scope, now);
+        }
+    }
+
+    /// Lanes that a scope is about go by what stands now.
+    fn refresh_lanes(&mut self, scope: &Scope, now: Timestamp) {
+        let whoever = Scope {
+            tenant: None,
+            ..scope.clone()
+        };
+        let is_meant = |lane: &Lane| whoever.covers(&lane.scope());
+        let meant = self.lanes.iter().filter(|(_, lane)| is_meant(lane));
+        let meant: Vec<_> = meant.map(|(id, _)| id).collect();
+        for lane in meant {
+            self.refresh_lane(lane, now);
+            // Whoever waits for the end of what has ended looks again; it waits anew, if something else stands.
+            if let Some(at) = self.lanes.get(lane) {
+                let scope = HoldScope::Lane(at.key.scope());
+                self.wake_resting(&scope, now);
+            }
+            self.pump(lane, now);
+        }
+    }
+
+    /// Has the lane go by what stands now.
+    pub(in crate::delivery) fn refresh_lane(&mut self, lane: LaneId, now: Timestamp) {
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let (mut held, mut tenants): (Option<Held>, BTreeMap<Arc<str>, Held>) = Default::default();
+        let mut limited: (Option<usize>, Option<f64>) = (None, None);
+        let scope = at.scope();
+        for record in self.adjustments.about(&scope) {
+            let tenant = record.key.scope.tenant.clone();
+            match record.key.kind {
+                AdjustmentKind::Suspended => {
+                    let new = Held {
+                        since: record.since,
+                        until: record.until.unwrap_or(Timestamp::MAX),
+                        cause: record.told().into(),
+                    };
+                    match tenant {
+                        Some(tenant) => longer(tenants.entry(tenant).or_insert_with(|| new.clone()), new),
+                        None => longer(held.get_or_insert_with(|| new.clone()), new),
+                    }
+                }
+                AdjustmentKind::Limited if record.holds(now) => {
+                    let connections = record.connections.map(|most| most as usize);
+                    limited.0 = [limited.0, connections].into_iter().flatten().min();
+                    limited.1 = [limited.1, record.rate]
+                        .into_iter()
+                        .flatten()
+                        .min_by(f64::total_cmp);
+                }
+                AdjustmentKind::Limited | AdjustmentKind::Learned => {}
+            }
+        }
+        at.adapt.hold(held, tenants.into_iter().collect());
+        let configured = at.configured();
+        at.adapt.limit(limited, configured, now);
+    }
+
+    /// A lane that has just come into memory goes by what it had learned, and by what stands.
+    pub(super) fn remember_lane(&mut self, lane: LaneId, now: Timestamp) {
+        self.refresh_lane(lane, now);
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        match self.queue.adjustment(&learned(at)) {
+            Ok(Some(record)) if stands(&record, now) => {
+                let configured = at.configured();
+                at.adapt.set_pace(Some(Pace::read(&record)), configured, now);
+                at.said = Some(Said {
+                    cause: record.cause,
+                    host: record.host,
+                    class: record.class.map(Arc::from),
+                });
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "what a lane has learned can't be read"),
+        }
+    }
+
+    /// It is known by now how many of the lane's connections are too many, or time is up.
+    pub(super) fn settle_pace(&mut self, lane: LaneId, now: Timestamp) {
+        if let Some(at) = self.lanes.get_mut(lane) {
+            let configured = at.configured();
+            let step = at.adapt.settle(configured, now);
+            self.stepped(lane, step, now);
+        }
+    }
+
+    /// Whether the queue's tenant is suspended at this lane.
+    pub(super) fn holds_tenant(&self, lane: LaneId, id: QueueId, now: Timestamp) -> bool {
+        self.tenant_held(lane, id, now).is_some()
+    }
+
+    pub(super) fn tenant_held(&self, lane: LaneId, id: QueueId, now: Timestamp) -> Option<&Held> {
+        let at = self.lanes.get(lane)?;
+        at.adapt.held_of(&self.active.get(&id)?.name.tenant, now)
+    }
+
+    /// Where its tenant is suspended at all of its lanes, the queue waits for the first of them.
+    pub(super) fn hold_tenant_back(&mut self, id: QueueId, now: Timestamp) -> bool {
+        let lanes = self.lanes_of(id);
+        let held = |&lane: &LaneId| Some((lane, self.tenant_held(lane, id, now)?.clone()));
+        let all: Option<Vec<_>> = lanes.iter().map(held).collect();
+        let first = all.and_then(|all| all.into_iter().min_by_key(|(_, held)| held.until));
+        let Some((lane, held)) = first else {
+            return false;
+        };
+        self.leave_turns(id);
+        let Some(at) = self.lanes.get(lane) else {
+            return false;
+        };
+        let scope = HoldScope::Lane(at.key.scope());
+        self.hold_back(id, &scope, held.until, now);
+        self.note_held(scope, Some(held));
+        true
+    }
+
+    /// What of replies or operators holds a queue now, at all the lanes that may take its mail: what ends first.
+    pub(super) fn held_by_adjustment(&self, id: QueueId, now: Timestamp) -> Option<&Held> {
+        let stands = &self.active.get(&id)?.stands;
+        let held = stands.iter().map(|stand| {
+            let of_lane = self.lanes.get(stand.lane)?.adapt.held(now);
+            of_lane.or_else(|| self.tenant_held(stand.lane, id, now))
+        });
+        let held: Option<Vec<_>> = held.collect();
+        held?.into_iter().min_by_key(|held| held.until)
+    }
+
+    fn stepped(&mut self, lane: LaneId, step: Option<Step>, now: Timestamp) {
+        let (Some(step), Some(at)) = (step, self.lanes.get_mut(lane)) else {
+            return;
+        };
+        let limits = at.adapt.limits(at.configured());
+        let (connections, rate) = match at.adapt.pace() {
+            Some(pace) => (pace.connections(limits), pace.rate(limits)),
+            None => (limits.connections, limits.rate),
+        };
+        let class = at.said.as_ref().and_then(|said| said.class.clone());
+        let said = at.said.as_ref().map(|said| said.cause.as_str());
+        let site = at.key.scope();
+        let word = match step {
+            Step::Slower => {
+                tracing::warn!(
+                    site,
+                    class = class.as_deref(),
+                    said,
+                    connections,
+                    rate,
+                    "goes slower"
+                );
+                "slower"
+            }
+            Step::Faster => {
+                tracing::info!(site, connections, rate, "goes faster");
+                "faster"
+            }
+            Step::Ended => {
+                tracing::info!(site, connections, rate, "goes by its limits again");
+                "ended"
+            }
+        };
+        self.effects
+            .push(Effect::Stepped(word, class.unwrap_or_else(|| Arc::from("other"))));
+        if step == Step::Ended {
+            let key = learned(at);
+            at.unsaved = None;
+            self.queue.end_adjustment(key, now, "its successes", now);
+        } else {
+            at.unsaved.get_or_insert(now);
+        }
+        self.pump(lane, now);
+    }
+
+    /// Drops what lanes have learned, since an operator says otherwise.
+    fn forget_paces(&mut self, scope: &Scope, by: &str, now: Timestamp) {
+        let is_meant = |lane: &Lane| scope.covers(&lane.scope()) && lane.adapt.pace().is_some();
+        let meant = self.lanes.iter().filter(|(_, lane)| is_meant(lane));
+        let meant: Vec<_> = meant.map(|(id, _)| id).collect();
+        for lane in meant {
+            let Some(at) = self.lanes.get_mut(lane) else {
+                continue;
+            };
+            let configured = at.configured();
+            at.adapt.set_pace(None, configured, now);
+            at.unsaved = None;
+            tracing::info!(site = %at.key.scope(), by, "goes by its limits again");
+            let key = learned(at);
+            self.queue.end_adjustment(key, now, by, now);
+            self.pump(lane, now);
+        }
+    }
+
+    /// Once a second: what has changed is written, what is over deleted.
+    pub(super) fn look_after_adjustments(&mut self, now: Timestamp) {
+        let is_due = |lane: &Lane| {
+            let written = lane.saved.is_none_or(|saved| now >= saved + WRITE_EVERY);
+            lane.unsaved.is_some() && written
+        };
+        let due = self.lanes.iter().filter(|(_, lane)| is_due(lane));
+        let due: Vec<_> = due.map(|(id, _)| id).collect();
+        for lane in due {
+            self.save_pace(lane);
+            if let Some(at) = self.lanes.get_mut(lane) {
+                at.saved = Some(now);
+            }
+        }
+        if now < self.adjustments.swept + SWEEP_EVERY && now >= self.adjustments.swept {
+            return;
+        }
+        self.adjustments.swept = now;
+        for key in self.adjustments.over(now - KNOWN_AFTER) {
+            let Some(record) = self.adjustments.remove(&key) else {
+                continue;
+            };
+            tracing::info!(scope = %key, "an adjustment is over");
+            self.refresh_lanes(&key.scope, now);
+            // Each shard says so: of all that do, the first is heard.
+            self.queue.end_adjustment(key, record.changed, "its end", now);
+        }
+    }
+
+    /// Writes a lane's pace down, if it has changed.
+    pub(super) fn save_pace(&mut self, lane: LaneId) {
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let limits = at.adapt.limits(at.configured());
+        let (Some(_), Some(pace)) = (at.unsaved.take(), at.adapt.pace()) else {
+            return;
+        };
+        let (cause, host, class) = match &at.said {
+            Some(said) => (said.cause.clone(), said.host.clone(), said.class.as_deref()),
+            None => (String::new(), None, None),
+        };
+        let record = AdjustmentRecord {
+            key: learned(at),
+            since: pace.since,
+            changed: pace.changed,
+            until: Some(pace.changed + FORGOTTEN_AFTER),
+            connections: u32::try_from(pace.connections(limits)).ok(),
+            rate: pace.rate(limits),
+            refused: Some(pace.refused()),
+            cause,
+            host,
+            class: class.map(str::to_owned),
+            by: BY_REPLY.to_owned(),
+        };
+        self.queue.adjust(record);
+    }
+}
+
+/// A reply that made a lane slower.
+#[derive(Clone, Debug)]
+pub struct Said {
+    cause: String,
+    host: Option<String>,
+    class: Option<Arc<str>>,
+}
+
+impl Said {
+    fn of(heard: &Heard) -> Self {
+        Self {
+            cause: AdjustmentRecord::cut(&heard.said),
+            host: Some(heard.host.clone()),
+            class: Some(heard.class.clone()),
+        }
+    }
+}
+
+/// Whether what the store has still holds. What a reply taught while the clock was ahead ends who knows when: it is forgotten.
+fn stands(record: &AdjustmentRecord, now: Timestamp) -> bool {
+    let is_sound = record.by != BY_REPLY || record.changed <= now + CLOCKS_DIFFER;
+    record.holds(now) && is_sound
+}
+
+/// The later end counts.
+fn longer(known: &mut Held, new: Held) {
+    if new.until > known.until {
+        *known = new;
+    }
+}
+
+/// Under which key a lane's pace is kept.
+fn learned(lane: &Lane) -> AdjustmentKey {
+    let scope = Scope {
+        provider: None,
+        ..lane.scope()
+    };
+    AdjustmentKey::learned(scope, lane.key.rule.as_deref().map(Arc::from))
+}
+
+/// Which mail a reply said to this lane suspends.
+fn reaches(lane: &Lane, reach: Reach, tenant: Option<Arc<str>>) -> Scope {
+    let Scope {
+        site,
+        provider,
+        source,
+        ..
+    } = lane.scope();
+    // Where nobody is known to run the hosts, the site is all there is.
+    let site_or_provider = Scope {
+        site: site.clone().filter(|_| provider.is_none()),
+        provider,
+        ..Scope::default()
+    };
+    match reach {
+        Reach::Lane => Scope {
+            site,
+            source,
+            ..Scope::default()
+        },
+        Reach::Site => Scope {
+            site,
+            ..Scope::default()
+        },
+        Reach::Provider => site_or_provider,
+        Reach::Source => Scope {
+            source,
+            ..site_or_provider
+        },
+        Reach::Tenant => Scope {
+            tenant,
+            ..site_or_provider
+        },
+    }
+}
