@@ -70,7 +70,11 @@ impl Adjustments {
         match queue.adjustments(None, MAX_ADJUSTMENTS) {
             Ok(stored) => {
                 for (_, record) in stored {
-                    if record.key.kind != AdjustmentKind::Learned && stands(&record, now) {
+                    let is_learned = record.key.kind == AdjustmentKind::Learned;
+                    if !is_sound(&record, now) || (is_learned && !record.holds(now)) {
+                        queue.end_adjustment(record.key, record.changed, "its end", now);
+                    } else if !is_learned {
+                        // One whose time is over is swept: until then its lanes begin with one connection.
                         all.insert(Arc::new(record));
                     }
                 }
@@ -328,7 +332,7 @@ impl Shard {
             return;
         };
         match self.queue.adjustment(&learned(at)) {
-            Ok(Some(record)) if stands(&record, now) => {
+            Ok(Some(record)) if record.holds(now) && is_sound(&record, now) => {
                 let configured = at.configured();
                 at.adapt.set_pace(Some(Pace::read(&record)), configured, now);
                 at.said = Some(Said {
@@ -532,10 +536,9 @@ impl Said {
     }
 }
 
-/// Whether what the store has still holds. What a reply taught while the clock was ahead ends who knows when: it is forgotten.
-fn stands(record: &AdjustmentRecord, now: Timestamp) -> bool {
-    let is_sound = record.by != BY_REPLY || record.changed <= now + CLOCKS_DIFFER;
-    record.holds(now) && is_sound
+/// What a reply taught while the clock was ahead ends who knows when: it is forgotten.
+fn is_sound(record: &AdjustmentRecord, now: Timestamp) -> bool {
+    record.by != BY_REPLY || record.changed <= now + CLOCKS_DIFFER
 }
 
 /// The later end counts.
