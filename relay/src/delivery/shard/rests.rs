@@ -77,9 +77,7 @@ impl Shard {
         let waits = |stand: &Stand| {
             let lane = self.lanes.get(stand.lane);
             let tenant = &active.name.tenant;
-            lane.is_none_or(|lane| {
-                lane.resting(now).is_some() || lane.adapt.held_of(tenant, now).is_some()
-            })
+            lane.is_none_or(|lane| lane.resting(now).is_some() || lane.adapt.held_of(tenant, now).is_some())
         };
         let all_wait = active.stands.iter().all(waits);
         if until > now + HORIZON && active.agenda.claims() == 0 && all_wait {
@@ -88,7 +86,8 @@ impl Shard {
                 self.resting_count += 1;
             }
         } else {
-            self.set_queue_timer(id, until);
+            // One that does not end by itself is looked at again as well.
+            self.set_queue_timer(id, until.min(now + LONGEST_REST));
         }
     }
 
