@@ -17,6 +17,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
+use crate::adjust::{
+    Adjustment, AdjustmentKind, AdjustmentList, AdjustmentsQuery, EndAdjustment, Ended, SetAdjustment,
+};
 use crate::aside::{AsideList, AsideQuery};
 use crate::limits::LimitList;
 use crate::manage::{ConfigView, DrainState, Reloaded};
@@ -231,6 +234,38 @@ impl Client {
     /// What is set to wait.
     pub async fn suspensions(&self) -> Result<SuspensionList, ClientError> {
         self.get("/v1/suspensions").await
+    }
+
+    /// A page of what replies have taught, and operators have set beside.
+    pub async fn adjustments(&self, query: &AdjustmentsQuery) -> Result<AdjustmentList, ClientError> {
+        let mut path = format!("/v1/adjustments?limit={}", query.limit.unwrap_or(100));
+        let kind = query.kind.map(|kind| match kind {
+            AdjustmentKind::Suspended => "suspended".to_owned(),
+            AdjustmentKind::Slower => "slower".to_owned(),
+        });
+        for (name, value) in [
+            ("kind", &kind),
+            ("site", &query.site),
+            ("provider", &query.provider),
+            ("tenant", &query.tenant),
+            ("source", &query.source),
+            ("after", &query.after),
+        ] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{name}={}", escaped(value)));
+            }
+        }
+        self.get(&path).await
+    }
+
+    /// Makes an adjustment.
+    pub async fn adjust(&self, set: &SetAdjustment) -> Result<Adjustment, ClientError> {
+        self.post("/v1/adjustments", set).await
+    }
+
+    /// Ends adjustments.
+    pub async fn end_adjustment(&self, end: &EndAdjustment) -> Result<Ended, ClientError> {
+        self.post("/v1/adjustments/end", end).await
     }
 
     /// Sets queues to wait.

@@ -6,6 +6,7 @@ use hyper::body::Bytes;
 use mail_core::MessageId;
 use tokio::sync::mpsc;
 
+use crate::adjust::{Adjustment, AdjustmentList, AdjustmentsQuery, EndAdjustment, Ended, SetAdjustment};
 use crate::aside::{AsideList, AsideQuery};
 use crate::limits::LimitList;
 use crate::operate::{
@@ -75,6 +76,26 @@ pub trait Control: Send + Sync + 'static {
 
     /// Ends a suspension.
     fn resume(&self, resume: Resume, by: Caller) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// A page of what replies have taught, and operators have set beside.
+    fn adjustments(
+        &self,
+        query: AdjustmentsQuery,
+    ) -> impl Future<Output = Result<AdjustmentList, ControlError>> + Send;
+
+    /// Makes an adjustment, in place of those of its scope and kind.
+    fn adjust(
+        &self,
+        set: SetAdjustment,
+        by: Caller,
+    ) -> impl Future<Output = Result<Adjustment, ControlError>> + Send;
+
+    /// Ends adjustments.
+    fn end_adjustment(
+        &self,
+        end: EndAdjustment,
+        by: Caller,
+    ) -> impl Future<Output = Result<Ended, ControlError>> + Send;
 
     /// Has mail tried at once, a bounded number at a time.
     fn retry(&self, retry: Retry, by: Caller) -> impl Future<Output = Result<Progress, ControlError>> + Send;

@@ -3,6 +3,7 @@
 //! The program is reached through [`Control`] alone. Errors are problem details (RFC 9457).
 
 pub mod access;
+pub mod adjust;
 pub mod aside;
 pub mod client;
 mod control;

@@ -15,6 +15,7 @@ use hyper::body::{Bytes, Frame};
 use mail_core::MessageId;
 use tokio::sync::mpsc;
 
+use crate::adjust::{Adjustment, AdjustmentList, AdjustmentsQuery, EndAdjustment, Ended, SetAdjustment};
 use crate::aside::{AsideList, AsideQuery};
 use crate::control::{Caller, Control, ControlError};
 use crate::limits::LimitList;
@@ -43,6 +44,8 @@ pub fn router<C: Control>(control: Arc<C>) -> Router {
         .route("/v1/messages/{id}", get(message::<C>))
         .route("/v1/messages/{id}/raw", get(raw::<C>))
         .route("/v1/aside", get(aside::<C>))
+        .route("/v1/adjustments", get(adjustments::<C>).post(adjust::<C>))
+        .route("/v1/adjustments/end", post(end_adjustment::<C>))
         .route("/v1/suspensions", get(suspensions::<C>).post(suspend::<C>))
         .route("/v1/suspensions/resume", post(resume::<C>))
         .route("/v1/retry", post(retry::<C>))
@@ -219,6 +222,48 @@ pub(crate) async fn resume<C: Control>(
 ) -> Result<StatusCode, Response> {
     control.resume(asked(body)?, caller).await.map_err(failed)?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lists what is suspended or goes slower because of a reply, or because an operator has set it; a page at a time.
+#[utoipa::path(get, path = "/v1/adjustments", tag = "queues", params(AdjustmentsQuery), responses((status = 200, description = "A page.", body = AdjustmentList)))]
+pub(crate) async fn adjustments<C: Control>(
+    State(control): State<Arc<C>>,
+    query: Result<Query<AdjustmentsQuery>, QueryRejection>,
+) -> Result<Json<AdjustmentList>, Response> {
+    let Query(query) = query.map_err(|rejection| problem(StatusCode::BAD_REQUEST, &rejection.body_text()))?;
+    if query.limit.is_some_and(|limit| !(1..=MAX_PAGE).contains(&limit)) {
+        let detail = format!("limit is 1 to {MAX_PAGE}");
+        return Err(problem(StatusCode::BAD_REQUEST, &detail));
+    }
+    control.adjustments(query).await.map(Json).map_err(failed)
+}
+
+/// Suspends mail on its way, or has lanes go slower; in place of the adjustments of the same scope and kind, learned ones too.
+#[utoipa::path(post, path = "/v1/adjustments", tag = "queues", request_body = SetAdjustment, responses((status = 200, description = "What holds now.", body = Adjustment)))]
+pub(crate) async fn adjust<C: Control>(
+    State(control): State<Arc<C>>,
+    Extension(caller): Extension<Caller>,
+    body: Json400<SetAdjustment>,
+) -> Result<Json<Adjustment>, Response> {
+    control
+        .adjust(asked(body)?, caller)
+        .await
+        .map(Json)
+        .map_err(failed)
+}
+
+/// Ends adjustments, named by their scope as it is listed.
+#[utoipa::path(post, path = "/v1/adjustments/end", tag = "queues", request_body = EndAdjustment, responses((status = 200, description = "How many.", body = Ended)))]
+pub(crate) async fn end_adjustment<C: Control>(
+    State(control): State<Arc<C>>,
+    Extension(caller): Extension<Caller>,
+    body: Json400<EndAdjustment>,
+) -> Result<Json<Ended>, Response> {
+    control
+        .end_adjustment(asked(body)?, caller)
+        .await
+        .map(Json)
+        .map_err(failed)
 }
 
 /// Makes mail due at once, a bounded number at a time: to be asked again with `next` as `after` until there is none.

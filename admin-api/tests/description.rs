@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use admin_api::adjust::{Adjustment, AdjustmentKind, AdjustmentList, Ended, Scope};
 use admin_api::aside::{AsideList, AsideMessage};
 use admin_api::openapi::description;
 use admin_api::operate::{Deletion, Preview, Progress, Selector, Suspension, Waits, WaitsFor};
@@ -102,7 +103,8 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), Str
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    if !types.contains(&is) {
+    // Whole numbers are numbers too.
+    if !types.contains(&is) && !(value.is_number() && types.contains(&"number")) {
         return Err(format!("{at}: {is} is none of {types:?}"));
     }
     if let Some(words) = schema["enum"].as_array().filter(|words| !words.contains(value)) {
@@ -253,6 +255,29 @@ fn answers_are_as_described() {
         ..AsideList::default()
     };
     conforms("AsideList", &list);
+    let adjustment = Adjustment {
+        kind: AdjustmentKind::Slower,
+        scope: Scope {
+            site: Some("mx.example.net".into()),
+            ..Scope::default()
+        },
+        destination: None,
+        since: time,
+        changed: time,
+        until: Some(time),
+        connections: Some(45),
+        messages_per_second: Some(0.85),
+        cause: "421 too many".into(),
+        host: Some("mx.example.net".into()),
+        class: Some("rate".into()),
+        by: "reply".into(),
+    };
+    let list = AdjustmentList {
+        adjustments: vec![adjustment],
+        next: Some("61".into()),
+    };
+    conforms("AdjustmentList", &list);
+    conforms("Ended", &Ended { ended: 1 });
     let preview = Preview {
         queues: 1,
         messages: 2,

@@ -10,6 +10,9 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::sync::Arc;
 
+use admin_api::adjust::{
+    Adjustment, AdjustmentKind, AdjustmentList, AdjustmentsQuery, EndAdjustment, Ended, Scope, SetAdjustment,
+};
 use admin_api::aside::{AsideList, AsideQuery};
 use admin_api::client::{Client, ClientError};
 use admin_api::limits::LimitList;
@@ -30,6 +33,27 @@ use tokio::sync::mpsc;
 const KNOWN: MessageId = MessageId::from_bytes([7; 16]);
 
 struct Made;
+
+fn adjustment(by: &str, site: Option<&str>) -> Adjustment {
+    let time = Time(Timestamp(1_700_000_000_000));
+    Adjustment {
+        kind: AdjustmentKind::Slower,
+        scope: Scope {
+            site: site.map(str::to_owned),
+            ..Scope::default()
+        },
+        destination: None,
+        since: time,
+        changed: time,
+        until: None,
+        connections: Some(45),
+        messages_per_second: None,
+        cause: "421 too many".into(),
+        host: None,
+        class: None,
+        by: by.into(),
+    }
+}
 
 impl Control for Made {
     async fn limits(&self) -> Result<LimitList, ControlError> {
@@ -107,6 +131,28 @@ impl Control for Made {
             bytes: bytes + 10,
             parts,
         }))
+    }
+
+    async fn adjustments(&self, query: AdjustmentsQuery) -> Result<AdjustmentList, ControlError> {
+        let adjustment = adjustment("reply", query.site.as_deref());
+        Ok(AdjustmentList {
+            adjustments: vec![adjustment; usize::from(query.kind == Some(AdjustmentKind::Slower))],
+            next: query.after,
+        })
+    }
+
+    async fn adjust(&self, set: SetAdjustment, by: Caller) -> Result<Adjustment, ControlError> {
+        Ok(Adjustment {
+            messages_per_second: set.messages_per_second,
+            ..adjustment(&by.0, set.scope.site.as_deref())
+        })
+    }
+
+    async fn end_adjustment(&self, end: EndAdjustment, _by: Caller) -> Result<Ended, ControlError> {
+        match end.kind {
+            Some(_) => Ok(Ended { ended: 2 }),
+            None => Err(ControlError::Absent("no such adjustment".into())),
+        }
     }
 
     async fn suspensions(&self) -> Result<SuspensionList, ControlError> {
@@ -334,4 +380,41 @@ async fn replaces_a_dead_socket_only() {
     ));
     // Nothing is left beside it.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn adjustments_are_listed_made_and_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let _server = serve(&path);
+    let client = Client::new(&path);
+    let site = "mx1.a.test,mx2.a.test & more?";
+    let query = AdjustmentsQuery {
+        kind: Some(AdjustmentKind::Slower),
+        site: Some(site.into()),
+        after: Some("61".into()),
+        ..AdjustmentsQuery::default()
+    };
+    let list = client.adjustments(&query).await.unwrap();
+    assert_eq!(list.adjustments, [adjustment("reply", Some(site))]);
+    assert_eq!(list.next.as_deref(), Some("61"));
+    let set = SetAdjustment {
+        scope: list.adjustments[0].scope.clone(),
+        messages_per_second: Some(0.5),
+        reason: "a test".into(),
+        ..SetAdjustment::default()
+    };
+    let made = client.adjust(&set).await.unwrap();
+    assert_eq!(made.messages_per_second, Some(0.5));
+    assert!(made.by.starts_with("uid "), "{made:?}");
+    let mut end = EndAdjustment {
+        scope: set.scope,
+        kind: None,
+    };
+    let Err(ClientError::Refused(problem)) = client.end_adjustment(&end).await else {
+        panic!("there is none");
+    };
+    assert_eq!(problem.status, 404);
+    end.kind = Some(AdjustmentKind::Slower);
+    assert_eq!(client.end_adjustment(&end).await.unwrap().ended, 2);
 }

@@ -124,7 +124,10 @@ fn what_was_written_is_read_changed_and_ended() {
     ];
     assert_eq!(kinds(&queue), expected);
     let said = queue.events(0, 1).unwrap().remove(0).1.reply;
-    assert!(said.contains("site mx1.a.test,mx2.a.test: suspended by a reply of mx1.a.test: 421"), "{said}");
+    assert!(
+        said.contains("site mx1.a.test,mx2.a.test: suspended by a reply of mx1.a.test: 421"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -187,7 +190,10 @@ fn there_are_no_more_than_the_bound() {
         assert!(is_there(gone));
         queue.adjust(suspended(&format!("new{number}"), now + SECOND * 2));
         assert!(!is_there(gone), "{gone}");
-        assert_eq!(queue.adjustments(None, usize::MAX).unwrap().len(), MAX_ADJUSTMENTS);
+        assert_eq!(
+            queue.adjustments(None, usize::MAX).unwrap().len(),
+            MAX_ADJUSTMENTS
+        );
     }
     assert!(is_there(&limited("operators", START).key));
     // One that is there already takes no other's place.

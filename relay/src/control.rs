@@ -1,5 +1,6 @@
 //! The relay as the admin API sees it: reads of the queue and its journal.
 
+mod adjust;
 mod aside;
 mod classes;
 mod limits;
@@ -10,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admin_api::adjust::{Adjustment, AdjustmentList, AdjustmentsQuery, EndAdjustment, Ended, SetAdjustment};
 use admin_api::aside::{AsideList, AsideQuery};
 use admin_api::limits::LimitList;
 use admin_api::operate::{
@@ -270,6 +272,18 @@ impl Control for QueueControl {
 
     async fn resume(&self, resume: Resume, by: Caller) -> Result<(), ControlError> {
         self.end_suspension(resume, by).await
+    }
+
+    async fn adjustments(&self, query: AdjustmentsQuery) -> Result<AdjustmentList, ControlError> {
+        self.list_adjustments(query).await
+    }
+
+    async fn adjust(&self, set: SetAdjustment, by: Caller) -> Result<Adjustment, ControlError> {
+        self.set_adjustment(set, by).await
+    }
+
+    async fn end_adjustment(&self, end: EndAdjustment, by: Caller) -> Result<Ended, ControlError> {
+        self.end_adjustments(end, by).await
     }
 
     async fn retry(&self, retry: Retry, by: Caller) -> Result<Progress, ControlError> {

@@ -10,7 +10,10 @@ use mail_core::{MessageId, Timestamp};
 use parking_lot::Mutex;
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use queue::store::Family;
-use queue::{AsideCause, MAX_SUSPENSIONS, Queue, ReadError, Selector, SuspensionRecord, Totals};
+use queue::{
+    AdjustmentKind, AsideCause, MAX_ADJUSTMENTS, MAX_SUSPENSIONS, Queue, ReadError, Selector,
+    SuspensionRecord, Totals,
+};
 
 pub use registry::{Metric, Registry};
 
@@ -43,6 +46,7 @@ struct Inner {
     bytes: IntGaugeVec,
     holds: IntGauge,
     suspensions: IntGauge,
+    adjustments: IntGaugeVec,
     suspended: IntGaugeVec,
     aside: IntGaugeVec,
     damaged: IntCounterVec,
@@ -88,6 +92,14 @@ impl QueueSeries {
             suspensions: IntGauge::new(
                 "postrider_suspensions",
                 "Suspensions that operators have set and that hold now.",
+            )?,
+            adjustments: IntGaugeVec::new(
+                Opts::new(
+                    "postrider_adjustments",
+                    "What replies have taught and operators have set beside, by kind: suspended (nothing goes), slower (fewer connections, or \
+                     messages a second, than configured). Alert when suspended stays: `postrider adjustment list` tells why.",
+                ),
+                &["kind"],
             )?,
             suspended: by_tenant(
                 "postrider_suspended_messages",
@@ -180,7 +192,13 @@ impl QueueSeries {
         ] {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for vector in [&series.messages, &series.bytes, &series.suspended, &series.aside] {
+        for vector in [
+            &series.messages,
+            &series.bytes,
+            &series.suspended,
+            &series.adjustments,
+            &series.aside,
+        ] {
             registry.register(Box::new(vector.clone()))?;
         }
         Ok(Self(Arc::new(series)))
@@ -284,6 +302,14 @@ impl QueueSeries {
         let holds = series.queue.holds(MAX_HOLDS)?.len();
         let count = i64::try_from(suspensions.len()).unwrap_or(i64::MAX);
         series.suspensions.set(count);
+        let mut adjustments = [("suspended", 0), ("slower", 0)];
+        for (_, record) in series.queue.adjustments(None, MAX_ADJUSTMENTS)? {
+            let slower = usize::from(record.key.kind != AdjustmentKind::Suspended);
+            adjustments[slower].1 += i64::from(record.holds(clock));
+        }
+        for (label, count) in adjustments {
+            series.adjustments.with_label_values(&[label]).set(count);
+        }
         for (family, met) in series.queue.damage_counts() {
             let counter = series.damaged.with_label_values(&[family.name()]);
             counter.inc_by(met - counter.get().min(met));

@@ -1,5 +1,6 @@
 //! The command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 
+mod adjustment;
 mod credential;
 mod damaged;
 mod dkim;
@@ -66,6 +67,9 @@ enum Command {
     /// See what is used of the limits of sites, providers, tenants and sources.
     #[command(subcommand)]
     Limit(limits::LimitCommand),
+    /// See what replies have taught the running relay: what is suspended or goes slower; set and end such adjustments.
+    #[command(subcommand)]
+    Adjustment(adjustment::AdjustmentCommand),
     /// Keep the credentials by which clients log in.
     #[command(subcommand)]
     Credential(credential::Command),
@@ -164,6 +168,7 @@ pub fn main() -> ExitCode {
         Command::Send(command) => send::run(command),
         Command::Queue(command) => queue::queue(command),
         Command::Message(command) => queue::message(command),
+        Command::Adjustment(command) => adjustment::run(command),
         Command::Credential(command) => credential::run(command),
         Command::Reload(command) => manage::reload(&command),
         Command::Drain(command) => manage::drain(&command),

@@ -146,7 +146,7 @@ fn waits(waits: exchange::Waits) -> Waits {
 }
 
 /// A reason that others are to read.
-fn reason(text: &str) -> Result<&str, ControlError> {
+pub(super) fn reason(text: &str) -> Result<&str, ControlError> {
     let text = text.trim();
     if text.is_empty() || text.len() > MAX_REASON || text.contains(char::is_control) {
         let text = format!("a reason is needed: one line of {MAX_REASON} octets at the most");
@@ -408,12 +408,12 @@ async fn wake_all(reader: super::Reader, doors: Doors, selector: queue::Selector
     }
 }
 
-async fn alone(lock: &Mutex<()>) -> Result<MutexGuard<'_, ()>, ControlError> {
+pub(super) async fn alone(lock: &Mutex<()>) -> Result<MutexGuard<'_, ()>, ControlError> {
     let guard = tokio::time::timeout(PATIENCE, lock.lock()).await;
     guard.map_err(|_| ControlError::Busy)
 }
 
-fn store(error: queue::CommitError) -> ControlError {
+pub(super) fn store(error: queue::CommitError) -> ControlError {
     ControlError::Store(error.to_string())
 }
 

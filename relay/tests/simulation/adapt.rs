@@ -1,7 +1,10 @@
 //! What replies teach: lanes go slower and faster, are suspended and go again, each by itself.
 
+use admin_api::adjust::{
+    Adjustment, AdjustmentKind, AdjustmentList, AdjustmentsQuery, EndAdjustment, Scope, SetAdjustment,
+};
 use admin_api::operate::WaitsFor;
-use admin_api::{Control as _, MessageView};
+use admin_api::{Caller, Control as _, ControlError, MessageView, Time};
 
 use super::*;
 
@@ -283,4 +286,273 @@ fn a_rule_suspends_a_tenant_a_site_or_a_provider() {
             );
         });
     }
+}
+
+impl Running {
+    async fn adjustments(&self, query: AdjustmentsQuery) -> AdjustmentList {
+        self.control.adjustments(query).await.unwrap()
+    }
+
+    async fn adjust(&self, set: SetAdjustment) -> Result<Adjustment, ControlError> {
+        self.control.adjust(set, Caller("uid 7".into())).await
+    }
+
+    async fn end(&self, scope: Scope) -> Result<usize, ControlError> {
+        let end = EndAdjustment { scope, kind: None };
+        let ended = self.control.end_adjustment(end, Caller("uid 7".into())).await;
+        ended.map(|ended| ended.ended)
+    }
+}
+
+fn of_site(site: &str) -> Scope {
+    Scope {
+        site: Some(site.into()),
+        ..Scope::default()
+    }
+}
+
+fn suspend(scope: Scope) -> SetAdjustment {
+    SetAdjustment {
+        scope,
+        suspend: true,
+        reason: "a test".into(),
+        ..SetAdjustment::default()
+    }
+}
+
+/// In every shard, and what waits goes at once.
+#[test]
+fn an_operator_ends_what_a_reply_has_suspended() {
+    let words = "421 4.7.0 blocked, try again in 20 minutes";
+    let (world, store) = (
+        Rc::new(hosted(Host::GreetsUntil(MINUTE, words))),
+        MemoryStore::new(),
+    );
+    live(&world, &store, START, "", async |relay| {
+        relay.take_in(&FOUR).await;
+        sleep(2 * MINUTE).await;
+        let list = relay.adjustments(AdjustmentsQuery::default()).await;
+        let [one] = &list.adjustments[..] else {
+            panic!("{list:?}");
+        };
+        assert_eq!((one.kind, one.by.as_str()), (AdjustmentKind::Suspended, "reply"));
+        assert_eq!(one.scope, of_site("h0.test"));
+        assert_eq!(one.until, Some(Time(START + 20 * MINUTE)));
+        assert_eq!(
+            (one.cause.as_str(), one.host.as_deref()),
+            (words, Some("h0.test"))
+        );
+        let other = relay.end(of_site("h1.test")).await;
+        assert!(matches!(other, Err(ControlError::Absent(_))), "{other:?}");
+        assert_eq!(relay.end(of_site("h0.test")).await, Ok(1));
+        sleep(SECOND).await;
+        assert_eq!(taken_at(&world, 0), [120; 4]);
+        assert_eq!(
+            relay.adjustments(AdjustmentsQuery::default()).await.adjustments,
+            []
+        );
+    });
+    let queue = Queue::in_memory(store).unwrap();
+    let ended = |kind: &&EventKind| **kind == EventKind::AdjustmentEnded;
+    assert_eq!(kinds(&queue).iter().filter(ended).count(), 1);
+}
+
+/// As wide as its scope, over a restart, and until it is ended.
+#[test]
+fn an_operator_suspends_a_provider_or_a_tenant() {
+    let config =
+        "[tenants.u]\nsenders = [\"*\"]\n[[provider]]\nname = \"mine\"\nmx = [\"h0.test\", \"h1.test\"]\n";
+    let of = |provider: Option<&str>, tenant: Option<&str>| Scope {
+        provider: provider.map(str::to_owned),
+        tenant: tenant.map(str::to_owned),
+        ..Scope::default()
+    };
+    for (scope, expected) in [
+        (of(Some("mine"), None), [0, 0, 0, 1]),
+        (of(None, Some("u")), [1, 1, 0, 1]),
+        (of(Some("mine"), Some("u")), [1, 1, 0, 1]),
+        (of_site("h1.test"), [1, 0, 1, 1]),
+    ] {
+        let mut sites = world(hosts(&[(10, 0)]), &[]);
+        for number in 1..3 {
+            sites.mx.insert(format!("d{number}.test"), hosts(&[(10, number)]));
+        }
+        let (world, store) = (Rc::new(sites), MemoryStore::new());
+        let taken = |to: &str| {
+            let all = world.taken.borrow();
+            all.iter().filter(|(_, _, names)| names[0] == to).count()
+        };
+        let all = || {
+            [
+                taken("t@to.test"),
+                taken("t@d1.test"),
+                taken("u@to.test"),
+                taken("t@d2.test"),
+            ]
+        };
+        live(&world, &store, START, config, async |relay| {
+            relay.adjust(suspend(scope.clone())).await.unwrap();
+            relay.take_in(&["t@to.test", "t@d1.test", "t@d2.test"]).await;
+            relay.take_in_as(("u", "transactional"), &["u@to.test"]).await;
+            sleep(20 * MINUTE).await;
+            assert_eq!(all(), expected, "{scope:?}");
+        });
+        live(&world, &store, START + 20 * MINUTE, config, async |relay| {
+            sleep(10 * MINUTE).await;
+            assert_eq!(all(), expected, "{scope:?}");
+            let waits = waits_of_last(relay).await;
+            assert_eq!((waits.0, waits.1), (WaitsFor::Adjustment, None));
+            assert_eq!(waits.2, "suspended by uid 7: a test");
+            assert_eq!(relay.end(scope.clone()).await, Ok(1));
+            sleep(6 * MINUTE).await;
+            assert_eq!(all(), [1; 4], "{scope:?}");
+        });
+    }
+}
+
+/// Of whatever waits; asked twice, since it may sleep from before a restart.
+async fn waits_of_last(relay: &Running) -> (WaitsFor, Option<Timestamp>, String) {
+    the_message(relay).await;
+    sleep(SECOND).await;
+    waits(relay).await
+}
+
+#[test]
+fn an_operator_makes_a_lane_slower_and_what_it_learned_is_gone() {
+    let (world, store) = (
+        Rc::new(world(hosts(&[(10, 0)]), &[Host::Crowded(Duration::ZERO, 20)])),
+        MemoryStore::new(),
+    );
+    let limits = "[delivery.limits]\nconnections = 30\n";
+    live(&world, &store, START, limits, async |relay| {
+        flood(relay, 900).await;
+        sleep(30 * SECOND).await;
+        let list = relay.adjustments(AdjustmentsQuery::default()).await;
+        let [learned] = &list.adjustments[..] else {
+            panic!("{list:?}");
+        };
+        assert_eq!(
+            (learned.kind, learned.connections),
+            (AdjustmentKind::Slower, Some(18))
+        );
+        assert_eq!(borne(&world), 18);
+        let set = SetAdjustment {
+            scope: of_site("h0.test"),
+            connections: Some(5),
+            reason: "their old machine".into(),
+            until: Some(Time(START + 3 * MINUTE)),
+            ..SetAdjustment::default()
+        };
+        relay.adjust(set).await.unwrap();
+        sleep(20 * SECOND).await;
+        assert_eq!(borne(&world), 5);
+        let list = relay.adjustments(AdjustmentsQuery::default()).await;
+        let [limited] = &list.adjustments[..] else {
+            panic!("{list:?}");
+        };
+        assert_eq!((limited.by.as_str(), limited.connections), ("uid 7", Some(5)));
+        sleep(4 * MINUTE).await;
+        assert!(
+            (18..=20).contains(&borne(&world)),
+            "its time is over: {}",
+            borne(&world)
+        );
+    });
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let (world, store) = (Rc::new(hosted(Host::Takes)), MemoryStore::new());
+    live(&world, &store, START, "", async |relay| {
+        let of_tenant = Scope {
+            tenant: Some("t".into()),
+            ..Scope::default()
+        };
+        let slower = |scope: Scope| SetAdjustment {
+            connections: Some(1),
+            suspend: false,
+            ..suspend(scope)
+        };
+        for (set, part) in [
+            (suspend(Scope::default()), "name a site"),
+            (suspend(of_site("a\0b")), "NUL"),
+            (
+                SetAdjustment {
+                    reason: " ".into(),
+                    ..suspend(of_site("a"))
+                },
+                "a reason",
+            ),
+            (
+                SetAdjustment {
+                    until: Some(Time(START)),
+                    ..suspend(of_site("a"))
+                },
+                "past",
+            ),
+            (
+                SetAdjustment {
+                    connections: Some(1),
+                    ..suspend(of_site("a"))
+                },
+                "say suspend, or else",
+            ),
+            (
+                SetAdjustment {
+                    suspend: false,
+                    ..suspend(of_site("a"))
+                },
+                "say suspend, or else",
+            ),
+            (slower(of_tenant), "name the site"),
+            (
+                SetAdjustment {
+                    connections: Some(0),
+                    ..slower(of_site("a"))
+                },
+                "connections are",
+            ),
+            (
+                SetAdjustment {
+                    messages_per_second: Some(f64::NAN),
+                    ..slower(of_site("a"))
+                },
+                "messages_per_second is",
+            ),
+        ] {
+            let refused = relay.adjust(set.clone()).await;
+            assert!(
+                matches!(&refused, Err(ControlError::Wrong(text)) if text.contains(part)),
+                "{set:?}: {refused:?}"
+            );
+        }
+        for number in 0..5 {
+            relay
+                .adjust(suspend(of_site(&format!("s{number}"))))
+                .await
+                .unwrap();
+        }
+        let mut query = AdjustmentsQuery {
+            limit: Some(2),
+            kind: Some(AdjustmentKind::Suspended),
+            ..AdjustmentsQuery::default()
+        };
+        let mut sizes = Vec::new();
+        loop {
+            let page = relay.adjustments(query.clone()).await;
+            sizes.push(page.adjustments.len());
+            query.after = page.next;
+            if query.after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(sizes, [2, 2, 1]);
+        query.site = Some("s3".into());
+        assert_eq!(relay.adjustments(query.clone()).await.adjustments.len(), 1);
+        query.kind = Some(AdjustmentKind::Slower);
+        assert_eq!(relay.adjustments(query.clone()).await.adjustments.len(), 0);
+        query.after = Some("zz".into());
+        let refused = relay.control.adjustments(query).await;
+        assert!(matches!(refused, Err(ControlError::Wrong(_))));
+    });
 }

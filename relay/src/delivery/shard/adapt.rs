@@ -29,9 +29,6 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(86_400);
 /// connection.
 const KNOWN_AFTER: Duration = Duration::from_secs(60);
 
-/// How often those whose time is over are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
-
 /// A reply that teaches, and what it was said to.
 #[derive(Clone, Debug)]
 pub struct Heard {
@@ -57,16 +54,12 @@ pub(super) struct Adjustments {
     /// By the site they name.
     by_site: HashMap<Option<Arc<str>>, BTreeMap<AdjustmentKey, Arc<AdjustmentRecord>>>,
     count: usize,
-    swept: Timestamp,
 }
 
 impl Adjustments {
     /// What the store has. What does not read is not obeyed: mail goes as if nothing had been learned.
     pub(super) fn read(queue: &Queue, now: Timestamp) -> Self {
-        let mut all = Self {
-            swept: now,
-            ..Self::default()
-        };
+        let mut all = Self::default();
         match queue.adjustments(None, MAX_ADJUSTMENTS) {
             Ok(stored) => {
                 for (_, record) in stored {
@@ -125,10 +118,16 @@ impl Adjustments {
         })
     }
 
-    /// Those that ended before `then`; where there are more than there may be, the one that ends first too.
-    fn over(&self, then: Timestamp) -> Vec<AdjustmentKey> {
+    /// Those that are to be forgotten.
+    fn over(&self, now: Timestamp) -> Vec<AdjustmentKey> {
         let all = self.by_site.values().flat_map(BTreeMap::values);
-        let is_over = |record: &&Arc<AdjustmentRecord>| record.until.is_some_and(|until| until <= then);
+        let is_over = |record: &&Arc<AdjustmentRecord>| {
+            let known_after = match record.key.kind {
+                AdjustmentKind::Suspended => KNOWN_AFTER,
+                AdjustmentKind::Limited | AdjustmentKind::Learned => Duration::ZERO,
+            };
+            record.until.is_some_and(|until| until + known_after <= now)
+        };
         all.filter(is_over).map(|record| record.key.clone()).collect()
     }
 
@@ -251,10 +250,10 @@ impl Shard {
             self.refresh_lanes(&least.scope, now);
         }
         self.adjustments.insert(record.clone());
+        self.refresh_lanes(&record.key.scope, now);
         if record.key.kind == AdjustmentKind::Limited {
             self.forget_paces(&record.key.scope, "an operator's limits", now);
         }
-        self.refresh_lanes(&record.key.scope, now);
     }
 
     /// An adjustment ends before its time.
@@ -262,8 +261,20 @@ impl Shard {
         if key.kind == AdjustmentKind::Learned {
             return self.forget_paces(&key.scope, by, now);
         }
-        if self.adjustments.remove(key).is_some() {
+        if let Some(record) = self.adjustments.remove(key) {
+            self.wake_held_by(&record, now);
             self.refresh_lanes(&key.scope, now);
+        }
+    }
+
+    /// Queues that left memory for it, the lanes of which may have gone with them.
+    fn wake_held_by(&mut self, record: &AdjustmentRecord, now: Timestamp) {
+        let told = record.told();
+        let held_by = |held: &Held| held.since == record.since && *held.cause == told;
+        let scopes = self.held_scopes.iter().filter(|(_, held)| held_by(held));
+        let scopes: Vec<_> = scopes.map(|(scope, _)| scope.clone()).collect();
+        for scope in scopes {
+            self.wake_resting(&scope, now);
         }
     }
 
@@ -473,11 +484,7 @@ impl Shard {
                 at.saved = Some(now);
             }
         }
-        if now < self.adjustments.swept + SWEEP_EVERY && now >= self.adjustments.swept {
-            return;
-        }
-        self.adjustments.swept = now;
-        for key in self.adjustments.over(now - KNOWN_AFTER) {
+        for key in self.adjustments.over(now) {
             let Some(record) = self.adjustments.remove(&key) else {
                 continue;
             };

@@ -1,0 +1,264 @@
+//! What replies have taught: listed, and changed by operators.
+
+use std::sync::Arc;
+
+use admin_api::adjust::{
+    Adjustment, AdjustmentKind, AdjustmentList, AdjustmentsQuery, EndAdjustment, Ended, Scope, SetAdjustment,
+};
+use admin_api::{Caller, ControlError, Time};
+use mail_core::Timestamp;
+use queue::{AdjustmentKey, AdjustmentKind as Kind, AdjustmentRecord, MAX_ADJUSTMENTS, Queue, ReadError};
+
+use super::QueueControl;
+use super::operate::{alone, reason, store};
+
+/// Adjustments in a page, unless said.
+const PAGE: usize = 100;
+
+/// Records read at a time.
+const READ: usize = 1_000;
+
+/// Connections, and messages a second, that an operator may limit a lane to.
+const MAX_CONNECTIONS: u32 = 100_000;
+const RATES: std::ops::RangeInclusive<f64> = 0.001..=1_000_000.0;
+
+impl QueueControl {
+    pub(super) async fn list_adjustments(
+        &self,
+        query: AdjustmentsQuery,
+    ) -> Result<AdjustmentList, ControlError> {
+        let after = query.after.as_deref().map(cursor).transpose()?;
+        let now = self.clock.now();
+        self.read(move |queue| list(queue, &query, after, now)).await
+    }
+
+    pub(super) async fn set_adjustment(
+        &self,
+        set: SetAdjustment,
+        by: Caller,
+    ) -> Result<Adjustment, ControlError> {
+        let (key, now) = (key(&set)?, self.clock.now());
+        let cause = reason(&set.reason)?.to_owned();
+        if set.until.is_some_and(|until| until.0 <= now) {
+            return Err(ControlError::Wrong("until is past already".into()));
+        }
+        let _one = alone(&self.suspending).await?;
+        let record = AdjustmentRecord {
+            since: now,
+            changed: now,
+            until: set.until.map(|until| until.0),
+            connections: set.connections,
+            rate: set.messages_per_second,
+            refused: None,
+            cause,
+            host: None,
+            class: None,
+            by: by.0.to_string(),
+            key,
+        };
+        self.queue.adjust_synced(record.clone()).await.map_err(store)?;
+        // First of all: lanes that forget what they had learned go by this.
+        self.doors.adjusted(&Arc::new(record.clone()));
+        if record.key.kind == Kind::Limited {
+            // What lanes have learned that no shard has in memory.
+            let scope = record.key.scope.clone();
+            let learned = |key: &AdjustmentKey| key.kind == Kind::Learned && scope.covers(&key.scope);
+            self.end_each(learned, &by, now).await?;
+        }
+        let until = record.until.map(|until| Time(until).to_string());
+        let (scope, kind) = (&record.key.scope, word(record.key.kind));
+        tracing::warn!(%scope, kind, by = %by.0, reason = record.cause, connections = record.connections, rate = record.rate, until, "adjusted");
+        Ok(view(record))
+    }
+
+    pub(super) async fn end_adjustments(
+        &self,
+        end: EndAdjustment,
+        by: Caller,
+    ) -> Result<Ended, ControlError> {
+        let scope = scope(&end.scope)?;
+        let _one = alone(&self.suspending).await?;
+        let is_meant = |key: &AdjustmentKey| {
+            key.scope == scope && end.kind.is_none_or(|kind| kind == view_kind(key.kind))
+        };
+        let ended = self.end_each(is_meant, &by, self.clock.now()).await?;
+        if ended == 0 {
+            let text = format!("there is no such adjustment of {scope}; name its scope as it is listed");
+            return Err(ControlError::Absent(text));
+        }
+        Ok(Ended { ended })
+    }
+
+    /// Ends all that are meant, on disk and then in the shards.
+    async fn end_each(
+        &self,
+        is_meant: impl Fn(&AdjustmentKey) -> bool,
+        by: &Caller,
+        now: Timestamp,
+    ) -> Result<usize, ControlError> {
+        let all = self
+            .read(|queue| queue.adjustments(None, MAX_ADJUSTMENTS))
+            .await?;
+        let mut ended = 0;
+        for (_, record) in all.into_iter().filter(|(_, record)| is_meant(&record.key)) {
+            let done = self
+                .queue
+                .end_adjustment_synced(record.key.clone(), &by.0, now)
+                .await;
+            done.map_err(store)?;
+            let (scope, kind) = (&record.key.scope, word(record.key.kind));
+            tracing::info!(%scope, kind, by = %by.0, "adjustment ended");
+            self.doors.adjustment_ended(&record.key, &by.0);
+            ended += usize::from(record.holds(now));
+        }
+        Ok(ended)
+    }
+}
+
+fn list(
+    queue: &Queue,
+    query: &AdjustmentsQuery,
+    mut after: Option<Vec<u8>>,
+    now: Timestamp,
+) -> Result<AdjustmentList, ReadError> {
+    let limit = query.limit.unwrap_or(PAGE);
+    let mut list = AdjustmentList::default();
+    // There are no more than MAX_ADJUSTMENTS to be looked at.
+    loop {
+        let page = queue.adjustments(after.as_deref(), READ)?;
+        let is_last = page.len() < READ;
+        for (key, record) in page {
+            if record.holds(now) && fits(query, &record.key) {
+                if list.adjustments.len() == limit {
+                    list.next = after.map(|after| hex(&after));
+                    return Ok(list);
+                }
+                list.adjustments.push(view(record));
+            }
+            after = Some(key);
+        }
+        if is_last {
+            return Ok(list);
+        }
+    }
+}
+
+fn fits(query: &AdjustmentsQuery, key: &AdjustmentKey) -> bool {
+    let named = |wanted: &Option<String>, has: &Option<Arc<str>>| {
+        wanted
+            .as_deref()
+            .is_none_or(|wanted| has.as_deref() == Some(wanted))
+    };
+    let queue::Scope {
+        site,
+        provider,
+        tenant,
+        source,
+    } = &key.scope;
+    query.kind.is_none_or(|kind| kind == view_kind(key.kind))
+        && named(&query.site, site)
+        && named(&query.provider, provider)
+        && named(&query.tenant, tenant)
+        && named(&query.source, source)
+}
+
+fn key(set: &SetAdjustment) -> Result<AdjustmentKey, ControlError> {
+    let wrong = |text: &str| Err(ControlError::Wrong(text.into()));
+    let scope = scope(&set.scope)?;
+    let limits = set.connections.is_some() || set.messages_per_second.is_some();
+    if set.suspend == limits {
+        return wrong("say suspend, or else connections, messages_per_second, or both");
+    }
+    if set.suspend {
+        return Ok(AdjustmentKey::suspended(scope));
+    }
+    if scope.site.is_none() || scope.provider.is_some() || scope.tenant.is_some() {
+        return wrong("what goes slower are the lanes of a site: name the site, and a source or none");
+    }
+    if set
+        .connections
+        .is_some_and(|most| !(1..=MAX_CONNECTIONS).contains(&most))
+    {
+        return wrong("connections are 1 to 100000; to let nothing go, suspend");
+    }
+    if set.messages_per_second.is_some_and(|rate| !RATES.contains(&rate)) {
+        return wrong("messages_per_second is 0.001 to 1000000; to let nothing go, suspend");
+    }
+    Ok(AdjustmentKey::limited(scope))
+}
+
+fn scope(asked: &Scope) -> Result<queue::Scope, ControlError> {
+    let parts = [&asked.site, &asked.provider, &asked.tenant, &asked.source];
+    for name in parts.into_iter().flatten() {
+        if name.is_empty() || name.contains('\0') {
+            return Err(ControlError::Wrong("a name is empty, or holds NUL".into()));
+        }
+    }
+    let part = |text: &Option<String>| text.as_deref().map(Arc::from);
+    let scope = queue::Scope {
+        site: part(&asked.site),
+        provider: part(&asked.provider),
+        tenant: part(&asked.tenant),
+        source: part(&asked.source),
+    };
+    if scope == queue::Scope::default() {
+        let text = "name a site, a provider, a tenant, a source, or several of them";
+        return Err(ControlError::Wrong(text.into()));
+    }
+    Ok(scope)
+}
+
+fn view(record: AdjustmentRecord) -> Adjustment {
+    let text = |part: Option<Arc<str>>| part.map(|part| part.to_string());
+    let scope = record.key.scope;
+    Adjustment {
+        kind: view_kind(record.key.kind),
+        scope: Scope {
+            site: text(scope.site),
+            provider: text(scope.provider),
+            tenant: text(scope.tenant),
+            source: text(scope.source),
+        },
+        destination: text(record.key.rule),
+        since: Time(record.since),
+        changed: Time(record.changed),
+        until: record.until.map(Time),
+        connections: record.connections,
+        messages_per_second: record.rate,
+        cause: record.cause,
+        host: record.host,
+        class: record.class,
+        by: record.by,
+    }
+}
+
+fn view_kind(kind: Kind) -> AdjustmentKind {
+    match kind {
+        Kind::Suspended => AdjustmentKind::Suspended,
+        Kind::Learned | Kind::Limited => AdjustmentKind::Slower,
+    }
+}
+
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Suspended => "suspended",
+        Kind::Learned | Kind::Limited => "slower",
+    }
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+/// Reads what [`hex`] wrote.
+fn cursor(text: &str) -> Result<Vec<u8>, ControlError> {
+    let octet = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let octets: Option<Vec<u8>> = match text.len() % 2 {
+        0 => text.as_bytes().chunks(2).map(octet).collect(),
+        _ => None,
+    };
+    // Only keys of adjustments: a cursor never leads elsewhere.
+    octets
+        .filter(|key| queue::keys::parse_adjustment(key).is_some())
+        .ok_or_else(|| ControlError::Wrong("after is to be the `next` of an answer".into()))
+}
