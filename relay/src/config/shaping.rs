@@ -171,7 +171,7 @@ fn rules(check: &Check<'_>, top: &mut Section<'_>, classes: &mut Classes, provid
         let codes = section.list::<CodePattern>("codes");
         let text = section.list::<TextPattern>("text");
         let provider = section.string("provider");
-        let advice = advice(&mut section);
+        let advice = advice(check, &mut section);
         if let Some(spot) = &provider
             && !providers.all().iter().any(|known| *known.name == *spot.value)
         {
@@ -231,13 +231,13 @@ fn rules(check: &Check<'_>, top: &mut Section<'_>, classes: &mut Classes, provid
 }
 
 /// What replies that a rule fits ask for.
-fn advice(section: &mut Section<'_>) -> Option<Advice> {
+fn advice(check: &Check<'_>, section: &mut Section<'_>) -> Option<Advice> {
     let slow_down = section.boolean("slow_down", false);
     let suspend = section.parsed::<Reach>("suspend");
     let time = section.parsed::<Span>("for");
     match (suspend, time) {
-        (Some(_), Some(_)) if slow_down => {
-            section.problem("slow_down", "and suspend are one or the other");
+        (Some(reach), Some(_)) if slow_down => {
+            check.problem(reach.at, &reach.key, "is one or the other: slow_down, or suspend");
             None
         }
         (Some(reach), Some(time)) => Some(Advice::Suspend {
@@ -246,12 +246,13 @@ fn advice(section: &mut Section<'_>) -> Option<Advice> {
             ruled: true,
         }),
         // One that does not read is told of already.
-        (Some(_), None) if !section.has("for") => {
-            section.problem("suspend", "needs to say for how long: for = \"5m\"");
+        (Some(reach), None) if !section.has("for") => {
+            check.problem(reach.at, &reach.key, "needs to say for how long: for = \"5m\"");
             None
         }
-        (None, Some(_)) if !section.has("suspend") => {
-            section.problem("for", "says how long suspend is for, and there is no suspend");
+        (None, Some(time)) if !section.has("suspend") => {
+            let text = "says how long suspend is for, and there is no suspend";
+            check.problem(time.at, &time.key, text);
             None
         }
         (None, None) => slow_down.then_some(Advice::SlowDown),

@@ -22,8 +22,11 @@ use tokio_rustls::client::TlsStream;
 use crate::config::settings::ClientTimeouts;
 use crate::prepare::{PrepareError, Reader};
 
+mod answers;
 pub mod open;
 mod proxy;
+
+pub use answers::Answers;
 
 use open::Why;
 

@@ -33,8 +33,8 @@ use guard::Stumbles;
 
 use super::attempt::{self, Attempt, Load, OpenRecipient};
 use super::client_tls::ClientTls;
-use super::connection::Connection;
 use super::connection::open::{Opener, Terms};
+use super::connection::{Answers, Connection};
 use super::exchange::{Accepted, Done, Seat, Word};
 use super::judge;
 use super::lane::{ConnectionId, Hosts, Plan};
@@ -171,7 +171,7 @@ pub async fn run_renewed<N: Net>(
         let keeping = async move { ledger.keep(&queue, clock).await };
         AbortOnDropHandle::new(spawn_local(keeping))
     });
-    let mut courier = Courier::new(parts, events, Rc::default());
+    let mut courier = Courier::new(parts, events, Rc::default(), Rc::default());
     let mut wires = HashMap::new();
     let mut draining = false;
     let mut load = (0, 0);
@@ -246,15 +246,22 @@ struct Courier<N: Net> {
     parts: Parts<N>,
     reports: ReportSettings,
     stumbles: Rc<Stumbles>,
+    answers: Rc<Answers>,
     events: mpsc::UnboundedSender<Event>,
 }
 
 impl<N: Net> Courier<N> {
-    fn new(parts: Parts<N>, events: mpsc::UnboundedSender<Event>, stumbles: Rc<Stumbles>) -> Rc<Self> {
+    fn new(
+        parts: Parts<N>,
+        events: mpsc::UnboundedSender<Event>,
+        stumbles: Rc<Stumbles>,
+        answers: Rc<Answers>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             reports: ReportSettings::new(&parts.settings),
             parts,
             stumbles,
+            answers,
             events,
         })
     }
@@ -268,7 +275,8 @@ impl<N: Net> Courier<N> {
         parts.settings = renewal.settings.clone();
         parts.routing = renewal.routing.clone();
         parts.tls = renewal.tls.clone();
-        Self::new(parts, self.events.clone(), self.stumbles.clone())
+        let (stumbles, answers) = (self.stumbles.clone(), self.answers.clone());
+        Self::new(parts, self.events.clone(), stumbles, answers)
     }
 
     fn perform(self: &Rc<Self>, effect: Effect, wires: &mut Wires) {
@@ -376,6 +384,8 @@ impl<N: Net> Courier<N> {
             tls: &self.parts.tls,
             random,
             terms,
+            clock: self.parts.clock,
+            answers: &self.answers,
         };
         let begun = self.parts.clock.now();
         let opened = opener.open(&hosts).await;

@@ -556,3 +556,100 @@ fn what_makes_no_sense_is_refused() {
         assert!(matches!(refused, Err(ControlError::Wrong(_))));
     });
 }
+
+/// So many messages in one go, each over a connection of its own; gives when the last but `late` of them were taken, in seconds from
+/// then on.
+async fn burst(relay: &Running, world: &World, count: usize, late: usize) -> u64 {
+    let begun = Instant::now();
+    let before = world.taken.borrow().len();
+    flood(relay, count).await;
+    sleep(2 * MINUTE).await;
+    let taken = world.taken.borrow();
+    assert_eq!(taken.len(), before + count);
+    let mut times: Vec<_> = taken[before..].iter().map(|(at, ..)| *at - begun).collect();
+    times.sort_unstable();
+    times[count - 1 - late].as_secs()
+}
+
+/// One that never answers costs time until it is known, and then next to none.
+#[test]
+fn one_dead_host_of_two_does_not_cost_the_lane_its_rate() {
+    let two = world(hosts(&[(10, 0), (10, 1)]), &[Host::BlackHole, Host::Takes]);
+    let (world, store) = (Rc::new(two), MemoryStore::new());
+    let each_its_own = "[delivery.limits]\nmessages_per_connection = 1\n";
+    live(&world, &store, START, each_its_own, async |relay| {
+        assert!(burst(relay, &world, 100, 0).await >= 30, "it was not known");
+        assert_eq!(burst(relay, &world, 400, 0).await, 0);
+        // Six minutes after it was found dead one connection sees, for five seconds, whether it answers.
+        sleep(2 * MINUTE).await;
+        let tried = connected(&world, 0).len();
+        assert_eq!(burst(relay, &world, 400, 1).await, 0);
+        assert_eq!(connected(&world, 0).len(), tried + 1);
+        let last = world.taken.borrow().last().unwrap().0;
+        let probe = world
+            .connected
+            .borrow()
+            .iter()
+            .rfind(|(_, to)| *to == 0)
+            .unwrap()
+            .0;
+        assert_eq!(last - probe, 5 * SECOND, "with a short time-out");
+    });
+}
+
+/// A backup host is never out of reach, and no host left out: where all are dead, the usual time-outs hold.
+#[test]
+fn where_all_are_dead_all_are_tried() {
+    let two = world(
+        hosts(&[(10, 0), (20, 1)]),
+        &[Host::BlackHole, Host::DeadUntil(20 * MINUTE)],
+    );
+    let (world, queue) = deliver(two, "", &["a@to.test"], 40 * MINUTE);
+    assert!(is_empty(&queue));
+    let (first, second) = (connected(&world, 0), connected(&world, 1));
+    assert!(
+        first.len() >= 4 && second.len() >= first.len(),
+        "{first:?} {second:?}"
+    );
+    // What is left for last has 30 s still.
+    assert_eq!(taken_at(&world, 1).len(), 1);
+}
+
+/// When a destination comes back, its queues are freed at once, at the lane's rate.
+#[test]
+fn a_thousand_queues_go_at_once_when_their_site_comes_back() {
+    let mut site = world(hosts(&[(10, 0)]), &[Host::DeadUntil(8 * MINUTE)]);
+    for number in 0..1_000 {
+        site.mx.insert(format!("d{number}.test"), hosts(&[(10, 0)]));
+    }
+    let (world, store) = (Rc::new(site), MemoryStore::new());
+    let recipients: Vec<String> = (0..1_000).map(|number| format!("r@d{number}.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    let limits = "[delivery.limits]\nmessages_per_second = 50\n";
+    let queue = live(&world, &store, START, limits, async |relay| {
+        relay.take_in(&recipients).await;
+        // Tried after 0, 1, 3, 7 and 15 minutes.
+        sleep(16 * MINUTE).await;
+    });
+    assert!(is_empty(&queue));
+    assert!(
+        !kinds(&queue)[..1_500]
+            .iter()
+            .any(|kind| *kind == EventKind::Expired)
+    );
+    let taken = world.taken.borrow();
+    let begun = world.begun.get().unwrap();
+    let mut times: Vec<_> = taken.iter().map(|(at, ..)| *at - begun).collect();
+    times.sort_unstable();
+    assert_eq!(times.len(), 1_000, "each once");
+    assert!(
+        times[0] >= 15 * MINUTE && times[0] < 15 * MINUTE + SECOND,
+        "{:?}",
+        times[0]
+    );
+    let span = times[999] - times[0];
+    assert!(
+        span >= 19 * SECOND && span <= 22 * SECOND,
+        "{span:?} for 1,000 at 50 a second"
+    );
+}

@@ -3,14 +3,16 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use mail_core::smtp::client::{Extensions, Hello, HelloAction, Login, Refusal, Stage, TlsWish};
 use mail_core::smtp::reply_reader::ReplyReader;
-use mail_core::{Domain, EnhancedCode, Reply};
+use mail_core::{Domain, EnhancedCode, Reply, Timestamp};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::answers::{Answers, SHORT, Turn, Way};
 use super::proxy::{self, Refused};
 use super::{Broken, Connection, Wire};
 use crate::config::Settings;
@@ -20,7 +22,7 @@ use crate::config::smart_hosts::Credentials;
 use crate::delivery::client_tls::ClientTls;
 use crate::delivery::scram;
 use crate::report::Cause;
-use crate::world::{ConnectError, LocalEnd, Net, Random};
+use crate::world::{Clock, ConnectError, LocalEnd, Net, Random};
 
 /// Addresses tried for one connection, all hosts together: two of each of as many hosts as the resolver gives.
 pub(super) const MAX_ADDRESSES: usize = 32;
@@ -220,6 +222,10 @@ pub struct Opener<'a, N> {
     pub settings: &'a Settings,
     /// TLS towards next hops.
     pub tls: &'a ClientTls,
+    /// Time.
+    pub clock: Clock,
+    /// Which hosts answer.
+    pub answers: &'a Answers,
     /// For nonces.
     pub random: &'a Random,
     /// Of all the hosts.
@@ -237,6 +243,8 @@ impl<N: Net> Opener<'_, N> {
         let mut left = MAX_ADDRESSES;
         // Of hosts with many addresses those that were not tried at first: nobody has refused for good who was not asked.
         let mut more = Vec::new();
+        // Those that did not answer lately.
+        let mut silent = Vec::new();
         for next in hosts {
             let host = next.place.to_string();
             let addresses = match self.addresses(&next.place).await {
@@ -262,8 +270,19 @@ impl<N: Net> Opener<'_, N> {
                 });
                 break;
             }
+            let now = self.clock.now();
+            let turn = |&address: &IpAddr| (address, self.answers.turn(&self.way(next, address), now));
+            let (last, addresses): (Vec<_>, Vec<_>) = addresses
+                .iter()
+                .map(turn)
+                .partition(|(_, turn)| *turn == Turn::Last);
+            let others_work = self.others_work(hosts, next, now);
+            silent.push((next, last));
             let (first, rest) = addresses.split_at(addresses.len().min(ADDRESSES_OF_A_HOST));
-            if let Some(connection) = self.try_each(next, first, &mut left, &mut failure).await {
+            if let Some(connection) = self
+                .try_each(next, first, others_work, &mut left, &mut failure)
+                .await
+            {
                 return Ok(connection);
             }
             if failure.ends() {
@@ -271,8 +290,12 @@ impl<N: Net> Opener<'_, N> {
             }
             more.push((next, rest.to_vec()));
         }
-        for (next, addresses) in more {
-            if let Some(connection) = self.try_each(next, &addresses, &mut left, &mut failure).await {
+        for (next, addresses) in more.into_iter().chain(silent) {
+            let others_work = self.others_work(hosts, next, self.clock.now());
+            if let Some(connection) = self
+                .try_each(next, &addresses, others_work, &mut left, &mut failure)
+                .await
+            {
                 return Ok(connection);
             }
             if failure.ends() {
@@ -286,22 +309,31 @@ impl<N: Net> Opener<'_, N> {
     async fn try_each(
         &self,
         next: &NextHost,
-        addresses: &[IpAddr],
+        addresses: &[(IpAddr, Turn)],
+        others_work: bool,
         left: &mut usize,
         failure: &mut OpenFailure,
     ) -> Option<Connection<N::Stream>> {
         let host = next.place.to_string();
-        for &address in addresses {
+        let usual = self.settings.delivery.timeouts.connect;
+        for &(address, turn) in addresses {
             if *left == 0 {
                 failure.cut = true;
                 return None;
             }
             *left -= 1;
+            let patience = match turn {
+                Turn::Again | Turn::Last if others_work => usual.min(SHORT),
+                _ => usual,
+            };
             match self
-                .open_one(next, &host, SocketAddr::new(address, next.port))
+                .open_one(next, &host, SocketAddr::new(address, next.port), patience)
                 .await
             {
-                Ok(connection) => return Some(connection),
+                Ok(connection) => {
+                    self.answers.works(&host, self.clock.now());
+                    return Some(connection);
+                }
                 Err(why) => failure.tries.push(Try {
                     host: host.clone(),
                     why,
@@ -312,6 +344,18 @@ impl<N: Net> Opener<'_, N> {
             }
         }
         None
+    }
+
+    /// From where a connection to a host's address is made, and to where.
+    fn way(&self, next: &NextHost, address: IpAddr) -> Way {
+        let source = self.terms.source.as_ref().map(|source| source.name.clone());
+        (source, SocketAddr::new(address, next.port))
+    }
+
+    /// Whether a host other than this one took a connection lately.
+    fn others_work(&self, hosts: &[NextHost], but: &NextHost, now: Timestamp) -> bool {
+        let mut others = hosts.iter().filter(|host| host.place != but.place);
+        others.any(|host| self.answers.worked(&host.place.to_string(), now))
     }
 
     /// Whether a connection would end at a listener of this relay's, as far as can be known: behind a port that is mapped to
@@ -372,27 +416,28 @@ impl<N: Net> Opener<'_, N> {
         next: &NextHost,
         host: &str,
         to: SocketAddr,
+        patience: Duration,
     ) -> Result<Connection<N::Stream>, Why> {
         let (wish, connector) = match self.terms.tls {
             TlsLevel::Off => (TlsWish::Never, None),
             TlsLevel::Opportunistic => (TlsWish::IfOffered, Some(self.tls.unverified())),
             TlsLevel::Required => (TlsWish::Required, Some(self.tls.verified())),
         };
-        match self.greet(next, host, to, wish, connector).await {
+        match self.greet(next, host, to, patience, (wish, connector)).await {
             // RFC 7435: better in clear than not at all, but never on the connection that failed.
             Err(Why::Handshake(cause)) if self.terms.tls == TlsLevel::Opportunistic => {
                 tracing::info!(host, %to, cause, "TLS failed: once more in clear");
-                self.greet(next, host, to, TlsWish::Never, None).await
+                self.greet(next, host, to, patience, (TlsWish::Never, None)).await
             }
             greeted => greeted,
         }
     }
 
     /// Connects from the source, by its proxy where it has one.
-    async fn connect(&self, to: SocketAddr) -> Result<N::Stream, Why> {
+    async fn connect(&self, to: SocketAddr, patience: Duration) -> Result<N::Stream, Why> {
         let mut from = self.local_end(to.ip());
         let Some(proxy) = self.proxy() else {
-            return match self.connect_from(from, to).await {
+            return match self.connect_from(from, to, patience).await {
                 Ok(stream) => Ok(stream),
                 Err(NotConnected::Ours(cause)) => Err(self.source_failed(&cause, true)),
                 Err(NotConnected::Theirs(cause)) => Err(unreachable(to, &cause)),
@@ -403,7 +448,6 @@ impl<N: Net> Opener<'_, N> {
         let failed = |cause: &str, for_all| self.source_failed(&format!("{proxy}: {cause}"), for_all);
         let stream = self.connect_to_proxy(proxy, from).await;
         let mut stream = stream.map_err(|cause| failed(&cause, true))?;
-        let patience = self.settings.delivery.timeouts.connect;
         match proxy::ask(&mut stream, proxy, address, to, patience).await {
             Ok(()) => Ok(stream),
             Err(Refused::Proxy(cause)) => Err(failed(&cause, true)),
@@ -435,8 +479,12 @@ impl<N: Net> Opener<'_, N> {
         Why::Source(SourceFailure { cause, for_all })
     }
 
-    async fn connect_from(&self, from: LocalEnd<'_>, to: SocketAddr) -> Result<N::Stream, NotConnected> {
-        let patience = self.settings.delivery.timeouts.connect;
+    async fn connect_from(
+        &self,
+        from: LocalEnd<'_>,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> Result<N::Stream, NotConnected> {
         match timeout(patience, self.net.connect(from, to)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(ConnectError::Theirs(error))) => Err(NotConnected::Theirs(error.to_string())),
@@ -464,10 +512,11 @@ impl<N: Net> Opener<'_, N> {
                 }
             }
         };
+        let patience = self.settings.delivery.timeouts.connect;
         let mut why = "it has no address".to_owned();
         for address in addresses.into_iter().take(ADDRESSES_OF_A_HOST) {
             match self
-                .connect_from(from, SocketAddr::new(address, proxy.port))
+                .connect_from(from, SocketAddr::new(address, proxy.port), patience)
                 .await
             {
                 Ok(stream) => return Ok(stream),
@@ -500,11 +549,22 @@ impl<N: Net> Opener<'_, N> {
         next: &NextHost,
         host: &str,
         to: SocketAddr,
-        wish: TlsWish,
-        connector: Option<TlsConnector>,
+        patience: Duration,
+        (wish, connector): (TlsWish, Option<TlsConnector>),
     ) -> Result<Connection<N::Stream>, Why> {
         let delivery = &self.settings.delivery;
-        let stream = self.connect(to).await?;
+        let (way, begun) = (self.way(next, to.ip()), self.clock.now());
+        let is_silent = || self.answers.is_silent(&way, begun, self.clock.now());
+        let stream = match self.connect(to, patience).await {
+            Ok(stream) => stream,
+            Err(why) => {
+                // What fails at our own end says nothing of the host.
+                if matches!(why, Why::Failed(..)) {
+                    is_silent();
+                }
+                return Err(why);
+            }
+        };
         let mut connection = Connection {
             wire: Wire::Clear(stream),
             reader: ReplyReader::default(),
@@ -542,7 +602,18 @@ impl<N: Net> Opener<'_, N> {
                     _ => Why::Failed(EnhancedCode(4, 4, 2), told),
                 }
             };
-            let reply = connection.read_reply(stage).await.map_err(lost)?;
+            let reply = match connection.read_reply(stage).await {
+                Ok(reply) => reply,
+                Err(broken) => {
+                    if stage == Stage::Greeting {
+                        is_silent();
+                    }
+                    return Err(lost(broken));
+                }
+            };
+            if stage == Stage::Greeting {
+                self.answers.answers(&way);
+            }
             let mut action;
             (session, action) = session.step(reply);
             if action == HelloAction::StartTls {

@@ -273,6 +273,8 @@ fn ipv6_hosts_are_reached_at_their_address() {
             ..terms(TlsLevel::Off, false)
         };
         let opener = Opener {
+            clock: crate::world::Clock::anchored(mail_core::Timestamp(1_700_000_000_000)),
+            answers: &super::Answers::default(),
             net: &net,
             settings: &lab.settings,
             tls: &lab.tls,

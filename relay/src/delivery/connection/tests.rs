@@ -234,6 +234,8 @@ impl Lab {
             })
             .collect();
         let opener = Opener {
+            clock: crate::world::Clock::anchored(mail_core::Timestamp(1_700_000_000_000)),
+            answers: &super::Answers::default(),
             net: &SimNet(self.world.clone()),
             settings: &self.settings,
             tls: &self.tls,

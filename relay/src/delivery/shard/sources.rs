@@ -136,7 +136,7 @@ async fn a_source_that_rests_holds_up_no_other() {
     let of_s1 = |lane: &LaneId| shard.lanes[*lane].key.source.as_deref() == Some("s1");
     let lane = opened.into_iter().find(of_s1).unwrap();
     shard.lanes[lane].open = 1;
-    shard.lane_failed(lane, "4.4.0 source s1: no", START);
+    shard.lane_failed(lane, "4.4.0 source s1: no", false, START);
     let resting: Vec<_> = shard
         .lanes
         .iter()
