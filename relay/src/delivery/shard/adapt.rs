@@ -229,7 +229,7 @@ impl Shard {
             by: BY_REPLY.to_owned(),
         };
         let (scope, said, host) = (&record.key, &record.cause, &heard.host);
-        tracing::warn!(%scope, host, class = &*heard.class, said, until = %log_time(until), "suspended by a reply");
+        tracing::warn!(%scope, host, class = &*heard.class, reply = said, until = %log_time(until), "suspended by a reply");
         self.effects
             .push(Effect::Stepped("suspended", heard.class.clone()));
         self.queue.adjust(record.clone());
@@ -423,7 +423,7 @@ impl Shard {
                 tracing::warn!(
                     site,
                     class = class.as_deref(),
-                    said,
+                    reply = said,
                     connections,
                     rate,
                     "goes slower"
