@@ -104,7 +104,8 @@ fn check(api: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), Str
         Value::Object(_) => "object",
     };
     // Whole numbers are numbers too.
-    if !types.contains(&is) && !(value.is_number() && types.contains(&"number")) {
+    let is_number = value.is_number() && types.contains(&"number");
+    if !types.contains(&is) && !is_number {
         return Err(format!("{at}: {is} is none of {types:?}"));
     }
     if let Some(words) = schema["enum"].as_array().filter(|words| !words.contains(value)) {

@@ -9,8 +9,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use relay::shaping::Shaping;
 use relay::shaping::providers::Source;
-use relay::shaping::{Advice, Reach, Shaping};
 
 fn list(items: impl IntoIterator<Item = impl ToString>) -> String {
     let items: Vec<_> = items
@@ -73,14 +73,7 @@ fn replies() -> String {
         for reply in &provider.replies {
             let asks = match reply.advice {
                 None => String::new(),
-                Some(Advice::SlowDown) => "less at once".to_owned(),
-                Some(Advice::Suspend { reach, time, .. }) => {
-                    let of = match reach {
-                        Reach::Lane => String::new(),
-                        reach => format!(" for the {}", reach.word()),
-                    };
-                    format!("{} minutes of nothing{of}", time.as_secs() / 60)
-                }
+                Some(advice) => advice.to_string(),
             };
             writeln!(
                 text,

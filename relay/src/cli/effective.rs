@@ -14,7 +14,7 @@ use crate::delivery::courier::own_names;
 use crate::delivery::resolver::RealNet;
 use crate::delivery::route::Route;
 use crate::routing::explain::{Asked, Deciding, deciding, pool};
-use crate::shaping::explain::{Explained, From, explain};
+use crate::shaping::explain::{Asks, Explained, From, explain};
 use crate::world::{MxHost, Net as _};
 
 use super::output::{columns, plain, print, print_json};
@@ -174,6 +174,12 @@ fn as_text(domain: &Domain, hosts: &[Domain], found: &Explained<'_>) -> String {
             .map(|value| [value.key.to_owned(), value.value.clone(), value.from.to_string()]),
     );
     let _ = write!(text, "\n{}", columns(&rows));
+    if !found.replies.is_empty() {
+        let mut rows = vec![["REPLY", "ASKS FOR", "FROM"].map(String::from)];
+        let row = |asks: &Asks<'_>| [asks.said.clone(), asks.advice.to_string(), asks.from.to_string()];
+        rows.extend(found.replies.iter().map(row));
+        let _ = write!(text, "\n{}", columns(&rows));
+    }
     text
 }
 
@@ -335,6 +341,11 @@ fn as_json(domain: &Domain, hosts: &[Domain], route: &Route, found: &Explained<'
         .iter()
         .map(|value| json!({ "key": value.key, "value": value.value, "from": from_json(&value.from) }))
         .collect();
+    let replies: Vec<_> = found
+        .replies
+        .iter()
+        .map(|asks| json!({ "said": asks.said, "asks_for": asks.advice.to_string(), "from": from_json(&asks.from) }))
+        .collect();
     json!({
         "domain": domain.as_str(),
         "hosts": hosts.iter().map(Domain::as_str).collect::<Vec<_>>(),
@@ -342,5 +353,6 @@ fn as_json(domain: &Domain, hosts: &[Domain], route: &Route, found: &Explained<'
         "provider": found.provider.map(|provider| json!({ "name": *provider.name, "title": *provider.title })),
         "destination": found.destination,
         "values": values,
+        "replies": replies,
     })
 }

@@ -158,6 +158,11 @@ impl Classes {
         }
     }
 
+    /// The rules of the configuration, in their order.
+    pub fn rules(&self) -> &[Rule] {
+        &self.own
+    }
+
     /// Adds a rule behind the others of the configuration.
     pub fn add(&mut self, rule: Rule) {
         self.own.push(rule);

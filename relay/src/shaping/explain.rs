@@ -8,6 +8,8 @@ use crate::config::Problem;
 use crate::config::settings::{AddressFamily, Settings, TlsLevel};
 use crate::delivery::lane::Rule;
 
+use super::Advice;
+use super::pattern::{CodePattern, TextPattern};
 use super::providers::{LimitKey, Provider, Source};
 
 /// The rule for mail to a domain over some hosts.
@@ -19,6 +21,19 @@ pub struct Explained<'a> {
     pub destination: Option<String>,
     /// Each key, in the order of the example configuration.
     pub values: Vec<Value<'a>>,
+    /// Replies that ask for something, in the order in which they are looked for.
+    pub replies: Vec<Asks<'a>>,
+}
+
+/// What some replies ask for.
+#[derive(Debug)]
+pub struct Asks<'a> {
+    /// Their codes and texts.
+    pub said: String,
+    /// What follows.
+    pub advice: Advice,
+    /// Where it is from.
+    pub from: From<'a>,
 }
 
 /// A key and its value.
@@ -91,7 +106,47 @@ pub fn explain<'a>(domain: &Domain, hosts: &[Domain], settings: &'a Settings) ->
         provider,
         destination: rule.name.map(|name| name.to_string()),
         values,
+        replies: replies(settings, provider),
     }
+}
+
+/// Rules of the configuration go before what is shipped.
+fn replies<'a>(settings: &'a Settings, provider: Option<&'a Provider>) -> Vec<Asks<'a>> {
+    let own = settings.delivery.shaping.classes.rules().iter().enumerate();
+    let is_meant = |name: &Option<std::sync::Arc<str>>| {
+        name.as_ref()
+            .is_none_or(|name| provider.is_some_and(|provider| provider.name == *name))
+    };
+    let own = own.filter(|(_, rule)| is_meant(&rule.provider));
+    let own = own.filter_map(|(number, rule)| {
+        let key = match rule.advice? {
+            Advice::SlowDown => format!("bounce_rule[{number}].slow_down"),
+            Advice::Suspend { .. } => format!("bounce_rule[{number}].suspend"),
+        };
+        let place = settings.effective.place(&key);
+        Some(Asks {
+            said: said(&rule.codes, &rule.text),
+            advice: rule.advice?,
+            from: place.map_or(From::Default, |at| From::Written(key, at)),
+        })
+    });
+    let shipped = provider.into_iter().flat_map(|provider| {
+        let asks = |reply: &'a super::providers::ReplyRule| {
+            Some(Asks {
+                said: said(&reply.codes, &reply.text),
+                advice: reply.advice?,
+                from: From::Shipped(provider, &reply.source),
+            })
+        };
+        provider.replies.iter().filter_map(asks)
+    });
+    own.chain(shipped).collect()
+}
+
+fn said(codes: &[CodePattern], text: &[TextPattern]) -> String {
+    let codes = codes.iter().map(CodePattern::to_string);
+    let texts = text.iter().map(|text| format!("\"{text}\""));
+    codes.chain(texts).collect::<Vec<_>>().join(", ")
 }
 
 /// The same steps as [`Rule::of`] takes; a test sees that they lead to the same.

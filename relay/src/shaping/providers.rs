@@ -146,6 +146,26 @@ pub enum Advice {
     },
 }
 
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SlowDown => f.write_str("less at once"),
+            Self::Suspend { reach, time, .. } => {
+                let (minutes, seconds) = (time.as_secs() / 60, time.as_secs() % 60);
+                match (minutes, seconds) {
+                    (0, seconds) => write!(f, "{seconds} seconds of nothing")?,
+                    (minutes, 0) => write!(f, "{minutes} minutes of nothing")?,
+                    (minutes, seconds) => write!(f, "{minutes} minutes {seconds} seconds of nothing")?,
+                }
+                match reach {
+                    Reach::Lane => Ok(()),
+                    reach => write!(f, " for the {}", reach.word()),
+                }
+            }
+        }
+    }
+}
+
 /// Which mail a suspension is about, as seen from the lane whose reply it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {

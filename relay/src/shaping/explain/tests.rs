@@ -133,3 +133,34 @@ fn the_values_are_those_that_lanes_have() {
     }
     assert!(seen > 1_000, "{seen}");
 }
+
+/// Rules of ours first, and of the provider's table what is asked for alone.
+#[test]
+fn what_replies_ask_for_is_told_with_its_place() {
+    let settings = settings(
+        "[[bounce_rule]]\nclass = \"rate\"\ncodes = [\"421\"]\ntext = [\"come slower\"]\nslow_down = true\n\
+         [[bounce_rule]]\nclass = \"block\"\ntext = [\"no more\"]\nprovider = \"yahoo\"\nsuspend = \"site\"\nfor = \"90s\"\n\
+         [[bounce_rule]]\nclass = \"block\"\ntext = [\"no more\"]\nprovider = \"outlook\"\nsuspend = \"source\"\nfor = \"1h\"\n",
+    );
+    let hosts = ["x.olc.protection.outlook.com".parse().unwrap()];
+    let found = explain(&"outlook.com".parse().unwrap(), &hosts, &settings);
+    let told: Vec<_> = found
+        .replies
+        .iter()
+        .map(|asks| format!("{}: {} ({})", asks.said, asks.advice, asks.from))
+        .collect();
+    assert!(
+        told[0].starts_with("421, \"come slower\": less at once ("),
+        "{told:?}"
+    );
+    assert!(told[0].ends_with("bounce_rule[0].slow_down)"), "{told:?}");
+    assert!(
+        told[1].starts_with("\"no more\": 60 minutes of nothing for the source (")
+            && told[1].ends_with("bounce_rule[2].suspend)"),
+        "{told:?}"
+    );
+    assert!(
+        told[2].starts_with("\"on our block list\": 120 minutes of nothing (shipped for outlook: community"),
+        "{told:?}"
+    );
+}
