@@ -80,6 +80,8 @@ enum Host {
     GreetsUntil(Duration, &'static str),
     /// Nothing listens until so long after the start.
     DeadUntil(Duration),
+    /// Greets who comes from 192.0.2 and this with these words.
+    Blocks(u8, &'static str),
     /// Connections are never answered.
     BlackHole,
     /// Says this to RCPT of addresses that begin so.
@@ -103,6 +105,7 @@ struct World {
     taken: RefCell<Vec<Taken>>,
     connections: RefCell<Vec<usize>>,
     connected: RefCell<Vec<(Instant, usize)>>,
+    came_from: RefCell<Vec<(Option<IpAddr>, usize)>>,
     open: Cell<usize>,
     most_open: Cell<usize>,
     doubted: RefCell<bool>,
@@ -162,13 +165,15 @@ impl Net for SimNet {
         Ok(vec![Ipv4Addr::new(10, 0, 0, number).into()])
     }
 
-    async fn connect(&self, _: LocalEnd<'_>, to: SocketAddr) -> Result<poison::Wire, ConnectError> {
+    async fn connect(&self, from: LocalEnd<'_>, to: SocketAddr) -> Result<poison::Wire, ConnectError> {
         let IpAddr::V4(address) = to.ip() else {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         };
         let number = usize::from(address.octets()[3]);
         self.0.connections.borrow_mut().push(number);
         self.0.connected.borrow_mut().push((Instant::now(), number));
+        let from = from.address;
+        self.0.came_from.borrow_mut().push((from, number));
         match self.0.hosts[number] {
             Host::Dead => return Err(io::ErrorKind::ConnectionRefused.into()),
             Host::DeadUntil(then) if self.0.since_begin() < then => {
@@ -187,7 +192,7 @@ impl Net for SimNet {
         drop(spawn_local(async move {
             world.open.update(|open| open + 1);
             world.most_open.set(world.most_open.get().max(world.open.get()));
-            adapt::converse(&world, number, theirs).await;
+            adapt::converse(&world, number, theirs, from).await;
             world.open.update(|open| open - 1);
         }));
         Ok(poison::Wire(ours))

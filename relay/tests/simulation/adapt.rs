@@ -11,7 +11,13 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A conversation, counted while the host bears it.
-pub async fn converse(world: &World, number: usize, stream: DuplexStream) {
+pub async fn converse(world: &World, number: usize, stream: DuplexStream, from: Option<IpAddr>) {
+    if let Host::Blocks(last, words) = world.hosts[number]
+        && from == Some(Ipv4Addr::new(192, 0, 2, last).into())
+    {
+        let _ = say(&mut BufReader::new(stream), words).await;
+        return;
+    }
     if world.is_crowded(number, 0) {
         let mut peer = BufReader::new(stream);
         // Who has hung up needs no reply.
@@ -648,4 +654,58 @@ fn a_thousand_queues_go_at_once_when_their_site_comes_back() {
         span >= 19 * SECOND && span <= 22 * SECOND,
         "{span:?} for 1,000 at 50 a second"
     );
+}
+
+/// Its mail goes from the pool's other source, and it sends to others as before.
+#[test]
+fn a_source_that_is_blocked_at_a_provider_sends_elsewhere_as_ever() {
+    let config = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n[[source]]\nname = \"s2\"\naddresses = [\"192.0.2.2\"]\n\
+                  [[pool]]\nname = \"both\"\nsources = [\"s1\", \"s2\"]\n[delivery]\npool = \"both\"\n\
+                  [[provider]]\nname = \"mine\"\nmx = [\"h0.test\", \"h1.test\"]\n\
+                  [[bounce_rule]]\nclass = \"block\"\ntext = [\"go away\"]\nsuspend = \"source\"\nfor = \"10m\"\n";
+    let each_its_own = "[delivery.limits]\nmessages_per_connection = 1\n";
+    let mut sites = world(
+        hosts(&[(10, 0)]),
+        &[Host::Blocks(1, "421 4.7.0 go away"), Host::Takes],
+    );
+    for number in 1..3 {
+        sites.mx.insert(format!("d{number}.test"), hosts(&[(10, number)]));
+    }
+    let (world, store) = (Rc::new(sites), MemoryStore::new());
+    let config = format!("{config}{each_its_own}");
+    live(&world, &store, START, &config, async |relay| {
+        flood(relay, 10).await;
+        sleep(SECOND).await;
+        let list = relay.adjustments(AdjustmentsQuery::default()).await;
+        let [one] = &list.adjustments[..] else {
+            panic!("{list:?}");
+        };
+        let scope = Scope {
+            provider: Some("mine".into()),
+            source: Some("s1".into()),
+            ..Scope::default()
+        };
+        assert_eq!((one.kind, &one.scope), (AdjustmentKind::Suspended, &scope));
+        assert_eq!(taken_at(&world, 0).len(), 10, "the other source took it all");
+        let tried = world.came_from.borrow().len();
+        for _ in 0..10 {
+            relay.take_in(&["a@to.test", "a@d1.test", "a@d2.test"]).await;
+        }
+        sleep(SECOND).await;
+        assert_eq!(world.taken.borrow().len(), 40);
+        let from_s1 = |host: usize| {
+            let all = world.came_from.borrow();
+            let s1 = Some(Ipv4Addr::new(192, 0, 2, 1).into());
+            all[tried..]
+                .iter()
+                .filter(|(from, to)| *from == s1 && *to == host)
+                .count()
+        };
+        assert_eq!((from_s1(0), from_s1(1)), (0, 0));
+        assert!(from_s1(2) >= 3, "{}", from_s1(2));
+        assert_eq!(relay.end(scope).await, Ok(1));
+        relay.take_in(&["b@d1.test"; 10]).await;
+        sleep(SECOND).await;
+        assert!(from_s1(1) > 0);
+    });
 }
