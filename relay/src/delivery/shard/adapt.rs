@@ -378,11 +378,18 @@ impl Shard {
 
     /// Where its tenant is suspended at all of its lanes, the queue waits for the first of them.
     pub(super) fn hold_tenant_back(&mut self, id: QueueId, now: Timestamp) -> bool {
-        let lanes = self.lanes_of(id);
-        let held = |&lane: &LaneId| Some((lane, self.tenant_held(lane, id, now)?.clone()));
-        let all: Option<Vec<_>> = lanes.iter().map(held).collect();
-        let first = all.and_then(|all| all.into_iter().min_by_key(|(_, held)| held.until));
-        let Some((lane, held)) = first else {
+        let stands = self.active.get(&id).map_or(&[][..], |active| &active.stands);
+        let mut first: Option<(LaneId, &Held)> = None;
+        for stand in stands {
+            // One that takes it will do.
+            let Some(held) = self.tenant_held(stand.lane, id, now) else {
+                return false;
+            };
+            if first.is_none_or(|(_, first)| held.until < first.until) {
+                first = Some((stand.lane, held));
+            }
+        }
+        let Some((lane, held)) = first.map(|(lane, held)| (lane, held.clone())) else {
             return false;
         };
         self.leave_turns(id);
