@@ -336,9 +336,6 @@ impl Committer {
                 | Request::Rest { .. }
                 | Request::Lift { .. }
                 | Request::Forget { .. }
-                // What is lost of these is learned again, or ended again.
-                | Request::Adjust { reply: None, .. }
-                | Request::EndAdjustment { reply: None, .. }
         );
         match request {
             Request::Chunk {
