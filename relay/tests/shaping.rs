@@ -129,7 +129,7 @@ fn the_examples_of_the_page_are_right() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("postrider.toml");
     let text = format!(
-        "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[[listener]]\nkind = \"trusted\"\n\
+        "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.t]\nsenders = [\"*\"]\n[tenants.shop]\nsenders = [\"shop.example\"]\n[[listener]]\nkind = \"trusted\"\n\
          address = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t\"\n{}",
         examples.join("\n")
     );
