@@ -6,6 +6,8 @@
 
 mod adapt;
 #[cfg(test)]
+mod day;
+#[cfg(test)]
 mod fleet;
 pub mod gates;
 mod idle;

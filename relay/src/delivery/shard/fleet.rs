@@ -5,18 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mail_core::smtp::client::Stage;
 use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
 use queue::store::MemoryStore;
-use queue::{End, Fate, NewMessage, NewUnit, Queue, RouteGroup, Settle, UnitKey};
+use queue::{Again, End, Fate, NewMessage, NewUnit, Queue, RouteGroup, Settle, StillOpen, UnitKey};
 
 use super::operator::tests::settings;
-use super::{Effect, LaneId, Settled, Shard};
+use super::{Effect, Heard, LaneId, Settled, Shard};
 use crate::config::Settings;
+use crate::delivery::adapt::{Others, lesson};
 use crate::delivery::exchange::{self, Accepted, Word};
 use crate::delivery::lane::ConnectionId;
 use crate::delivery::route::Route;
 use crate::routing::Routing;
 use crate::world::{MxAnswer, MxHost, Random};
+
+const ROUND_TRIP: Duration = Duration::from_secs(1);
 
 pub(super) const START: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -34,10 +38,25 @@ pub(super) struct Sent {
     pub opened: bool,
 }
 
+/// What a peer makes of a message.
+pub(super) enum Answer {
+    /// It takes it, in so long.
+    Takes(Duration),
+    /// It refuses the connection with this reply; one that was open already it closes with it.
+    Refuses(&'static str),
+    /// There is no answer to the connection.
+    Silence,
+}
+
+/// Says what becomes of a message, and how many connections to its site's provider are open with its own.
+pub(super) type Peer = Box<dyn FnMut(&Sent, usize) -> Answer>;
+
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Next {
     Word(usize, u64),
+    Opened(usize, LaneId, u64),
     Done(usize, LaneId, u64, UnitKey),
+    Refused(usize, LaneId, u64, UnitKey, &'static str, bool),
     Closed(usize, LaneId, u64),
 }
 
@@ -47,9 +66,13 @@ pub(super) struct Fleet {
     /// The hosts of a domain; its own `mx.` where nothing is said.
     pub hosts: BTreeMap<String, Vec<String>>,
     pub takes: Duration,
+    pub peer: Option<Peer>,
+    /// What was refused, and when.
+    pub refused: Vec<(Timestamp, String)>,
     pub now: Timestamp,
     pub sent: Vec<Sent>,
-    pub open: BTreeSet<(usize, u64)>,
+    /// Connections, each with who runs its hosts.
+    pub open: BTreeMap<(usize, u64), String>,
     events: BTreeSet<(Timestamp, u64, Next)>,
     words: BTreeMap<u64, Word>,
     lanes: BTreeMap<(usize, u64), LaneId>,
@@ -96,9 +119,11 @@ impl Fleet {
             shards,
             hosts: BTreeMap::new(),
             takes: Duration::from_millis(100),
+            peer: None,
+            refused: Vec::new(),
             now,
             sent: Vec::new(),
-            open: BTreeSet::new(),
+            open: BTreeMap::new(),
             events: BTreeSet::new(),
             words: BTreeMap::new(),
             lanes: BTreeMap::new(),
@@ -227,8 +252,18 @@ impl Fleet {
                     .await
                     .unwrap();
                 let shard = &mut self.shards[shard];
+                shard.lane_works(lane, now);
+                shard.got_through(lane, now);
                 shard.settled(&unit, Settled::Gone, now);
                 shard.connection_free(lane, ConnectionId(connection), now);
+            }
+            Next::Opened(shard, lane, connection) => {
+                self.shards[shard].connection_opened(lane, ConnectionId(connection), now);
+            }
+            Next::Refused(shard, lane, connection, unit, said, at_door) => {
+                self.refuse(shard, (lane, ConnectionId(connection)), unit, said, at_door)
+                    .await;
+                self.later(Duration::ZERO, Next::Closed(shard, lane, connection));
             }
             Next::Closed(shard, lane, connection) => {
                 self.open.remove(&(shard, connection));
@@ -265,7 +300,9 @@ impl Fleet {
                         job,
                         ..
                     } => {
-                        self.open.insert((number, connection.0));
+                        let scope = self.shards[number].lanes[lane].scope();
+                        let whose = scope.provider.or(scope.site).unwrap_or_default();
+                        self.open.insert((number, connection.0), whose.to_string());
                         self.lanes.insert((number, connection.0), lane);
                         self.send(number, connection.0, job.unit, true);
                     }
@@ -275,6 +312,7 @@ impl Fleet {
                         self.later(Duration::ZERO, Next::Closed(number, lane, connection.0));
                     }
                     Effect::Tell(shard, word) => self.word(shard, word),
+                    Effect::Stepped(..) => {}
                     other => panic!("{other:?}"),
                 }
             }
@@ -284,7 +322,7 @@ impl Fleet {
     fn send(&mut self, shard: usize, connection: u64, unit: UnitKey, opened: bool) {
         let lane = self.lanes[&(shard, connection)];
         let name = self.queue.info(unit.queue).unwrap().unwrap().name;
-        self.sent.push(Sent {
+        let mut sent = Sent {
             at: self.now,
             until: self.now + self.takes,
             domain: name.domain.to_string(),
@@ -293,8 +331,71 @@ impl Fleet {
             source: self.shards[shard].lanes[lane].scope().source,
             connection: (shard, connection),
             opened,
-        });
-        self.later(self.takes, Next::Done(shard, lane, connection, unit));
+        };
+        let whose = self.open.get(&(shard, connection));
+        let open = self.open.values().filter(|of| Some(*of) == whose).count();
+        let answer = match &mut self.peer {
+            Some(peer) => peer(&sent, open),
+            None => Answer::Takes(self.takes),
+        };
+        let (said, wait) = match answer {
+            Answer::Takes(time) => {
+                if opened {
+                    self.later(ROUND_TRIP, Next::Opened(shard, lane, connection));
+                }
+                sent.until = self.now + time;
+                self.sent.push(sent);
+                return self.later(time, Next::Done(shard, lane, connection, unit));
+            }
+            Answer::Refuses(said) => (said, ROUND_TRIP),
+            Answer::Silence => ("", 30 * ROUND_TRIP),
+        };
+        self.refused.push((self.now, sent.domain));
+        self.later(wait, Next::Refused(shard, lane, connection, unit, said, opened));
+    }
+
+    /// As the courier does with what is refused.
+    async fn refuse(
+        &mut self,
+        number: usize,
+        (lane, connection): (LaneId, ConnectionId),
+        unit: UnitKey,
+        said: &str,
+        at_door: bool,
+    ) {
+        let now = self.now;
+        let shard = &mut self.shards[number];
+        let shaping = shard.settings.shaping.clone();
+        let host = shard.lanes[lane].key.site.to_string();
+        let class = shaping.class(said, Some(&host));
+        let stage = if at_door { Stage::Greeting } else { Stage::Mail };
+        let advice = shaping.advice(said, Some(&host));
+        let others = lesson(said, &class.name, advice, stage).others;
+        let taught = others != Others::Nothing;
+        if taught {
+            let heard = Heard {
+                others,
+                begun: now,
+                door: at_door.then_some(connection),
+                unit,
+                said: said.to_owned(),
+                host,
+                class: class.name.clone(),
+            };
+            shard.heard(lane, &heard, now);
+        }
+        if at_door {
+            shard.lane_failed(lane, said, taught, now);
+            return shard.settled(&unit, Settled::Untouched, now);
+        }
+        let due = now + Duration::from_secs(300);
+        self.queue
+            .settle(deferred(unit, due, now))
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        self.shards[number].settled(&unit, Settled::Due(due), now);
     }
 
     /// The most messages on the wire at once, of those that fit.
@@ -329,6 +430,28 @@ impl Fleet {
 
     pub fn count(&self, fits: impl Fn(&Sent) -> bool) -> usize {
         self.sent.iter().filter(|sent| fits(sent)).count()
+    }
+}
+
+fn deferred(unit: UnitKey, due: Timestamp, at: Timestamp) -> Settle {
+    let open = StillOpen {
+        recipient: 0,
+        mailbox: "to@d.test".parse().unwrap(),
+        reply: "451".into(),
+    };
+    let again = Again {
+        due,
+        attempts: 1,
+        in_doubt: 0,
+        doubtful: false,
+        open: vec![open],
+        signature: None,
+        delay_told: None,
+    };
+    Settle {
+        ends: Vec::new(),
+        again: Some(again),
+        ..delivered(unit, at)
     }
 }
 
