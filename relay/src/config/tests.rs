@@ -115,6 +115,17 @@ fn the_example_is_right() {
     assert_eq!(settings.listeners.len(), 1);
 }
 
+/// Those of docs/deliverability.md.
+#[test]
+fn the_three_examples_are_right() {
+    for name in ["one-application", "agency", "newsletter"] {
+        let path = repo(&format!("docs/examples/{name}.toml"));
+        if let Err(mistakes) = load(&path) {
+            panic!("{mistakes}");
+        }
+    }
+}
+
 #[test]
 fn the_example_shows_the_real_defaults() {
     let mut plain = load(&repo("docs/postrider.example.toml")).unwrap();
