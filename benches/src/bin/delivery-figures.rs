@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::{Parser, Subcommand};
 use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
-use queue::store::MemoryStore;
+use queue::store::{Batch, Family, KeyValue, MemoryStore, Store, StoreError};
 use queue::{NewMessage, NewUnit, Origin, Queue, RouteGroup, UnitKey};
 use relay::config::Settings;
 use relay::delivery::exchange::{Accepted, Place, Word};
@@ -34,7 +35,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Choosing the next unit of lanes that all have mail and a connection: microseconds each, without limits and with.
+    /// Choosing the next unit of lanes that all have mail and a connection: microseconds each, without limits and with; what of
+    /// it the store took is told apart.
     Next {
         #[arg(long, default_value_t = 10_000)]
         lanes: u64,
@@ -49,11 +51,16 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Next { lanes } => {
-            tell("next_us", next(lanes, "")?);
+            let tell_next = |name: &str, limits: &str| {
+                let (own, store) = next(lanes, limits)?;
+                tell(&format!("{name}_us"), own);
+                tell(&format!("{name}_store_us"), store);
+                anyhow::Ok(())
+            };
+            tell_next("next", "")?;
             let limits = "[[limit]]\nsite = \"*\"\nconnections = 10\n[[limit]]\ntenant = \"*\"\nmessages_per_second = 1e6\n\
                           [[limit]]\ntenant = \"*\"\nsite = \"*\"\nmessages_per_minute = 100_000\n";
-            tell("next_limited_us", next(lanes, limits)?);
-            Ok(())
+            tell_next("next_limited", limits)
         }
         Command::Rules { rules } => find_rules(rules),
     }
@@ -77,13 +84,14 @@ fn settings(more: &str) -> anyhow::Result<Arc<Settings>> {
         .map_err(|mistakes| anyhow::anyhow!("{mistakes}"))
 }
 
-/// Microseconds from a connection that has sent its unit to the next one's being chosen. The store is one in memory: what it takes
-/// to read a page of an index is among them, once for all of a queue's units.
-fn next(lanes: u64, more: &str) -> anyhow::Result<f64> {
+/// Microseconds from a connection that has sent its unit to the next one's being chosen: those of the shard, and those of its
+/// store, one in memory. A queue's first page of units is read before, when its lane opens a connection.
+fn next(lanes: u64, more: &str) -> anyhow::Result<(f64, f64)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let queue = Queue::in_memory(MemoryStore::new()).context("a queue in memory")?;
+    let store = Arc::new(Timed::default());
+    let queue = Queue::inline(store.clone()).context("a queue in memory")?;
     let settings = settings(more)?;
     let routing = Arc::new(Routing::open(settings.clone(), &queue)?);
     let delivery = Arc::new(settings.delivery.clone());
@@ -127,6 +135,7 @@ fn next(lanes: u64, more: &str) -> anyhow::Result<f64> {
         .map(|&(lane, connection, _)| (connection, lane))
         .collect();
     let (mut chosen, mut effects, mut now) = (0_u64, Vec::new(), START);
+    let store_before = store.took();
     let begun = Instant::now();
     for _ in 1..UNITS {
         let mut again = Vec::with_capacity(open.len());
@@ -145,8 +154,59 @@ fn next(lanes: u64, more: &str) -> anyhow::Result<f64> {
         open = again;
     }
     let took = begun.elapsed();
+    let by_store = store.took() - store_before;
     anyhow::ensure!(chosen == lanes * (UNITS - 1), "{chosen} were chosen");
-    Ok(took.as_secs_f64() * 1e6 / chosen as f64)
+    let each = |time: Duration| time.as_secs_f64() * 1e6 / chosen as f64;
+    Ok((each(took.saturating_sub(by_store)), each(by_store)))
+}
+
+/// A store that knows how long it has been asked, by whichever thread. What a caller does with a key of a scan counts, too.
+#[derive(Default)]
+struct Timed {
+    store: MemoryStore,
+    nanos: AtomicU64,
+}
+
+impl Timed {
+    fn took(&self) -> Duration {
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+    }
+
+    fn time<T>(&self, ask: impl FnOnce(&MemoryStore) -> T) -> T {
+        let begun = Instant::now();
+        let answer = ask(&self.store);
+        let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+        answer
+    }
+}
+
+impl Store for Timed {
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), StoreError> {
+        self.time(|store| store.write(batch, sync))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.time(Store::sync)
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.time(|store| store.get(family, key))
+    }
+
+    fn scan(
+        &self,
+        family: Family,
+        from: &[u8],
+        to: &[u8],
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        self.time(|store| store.scan(family, from, to, each))
+    }
+
+    fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
+        self.time(|store| store.last(family, from, to))
+    }
 }
 
 /// Messages to one domain.
