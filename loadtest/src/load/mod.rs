@@ -127,6 +127,9 @@ pub(crate) struct SinkOptions {
     /// with numbers of domains (7 or 10-19), and delay, round-trip, defer, refuse as above, from and until in seconds since the start.
     #[arg(long, value_name = "RULE")]
     script: Vec<Rule>,
+    /// Connections at once; a further one is told 421.
+    #[arg(long, value_name = "CONNECTIONS")]
+    most_connections: Option<u64>,
     /// Offer STARTTLS.
     #[arg(long)]
     tls: bool,
@@ -340,6 +343,8 @@ struct Taken {
     arrived: u64,
     octets: u64,
     connections: u64,
+    /// Of those, told 421 instead of being greeted.
+    turned_away: u64,
     handshakes: u64,
     deferred: u64,
     refused: u64,
@@ -370,6 +375,7 @@ impl Taken {
             arrived: counts.arrivals.count(),
             octets: read(&counts.octets),
             connections: read(&counts.connections),
+            turned_away: read(&counts.turned_away),
             handshakes: read(&counts.handshakes),
             deferred: read(&counts.deferred),
             refused: read(&counts.refused),
@@ -396,6 +402,7 @@ pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
         usual,
         script: options.script.clone(),
         tls: options.tls,
+        most_connections: options.most_connections,
     };
     let sink = Sink::start(manner, &spread, options.threads, Zero::now())?;
     eprintln!(
@@ -540,6 +547,33 @@ mod tests {
                 "{transfer:?}: {summary}"
             );
         }
+    }
+
+    /// A connection too many is told so; where one has ended there is room for the next.
+    #[test]
+    fn connections_too_many_are_turned_away() {
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let manner = Manner {
+            most_connections: Some(2),
+            ..Manner::default()
+        };
+        let sink = Sink::start(manner, &spread, 2, Zero::now()).unwrap();
+        let target = Target::plain((sink::address(0), sink.port).into()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut held = vec![target.hold().await.unwrap(), target.hold().await.unwrap()];
+            assert!(target.hold().await.is_err(), "the third");
+            held.pop();
+            while sink.counts.open.load(Ordering::Relaxed) > 1 {
+                tokio::task::yield_now().await;
+            }
+            held.push(target.hold().await.unwrap());
+        });
+        let taken = Taken::of(&sink);
+        assert_eq!((taken.connections, taken.turned_away), (4, 1));
     }
 
     /// A message some of whose recipients are refused goes to the others, whole.

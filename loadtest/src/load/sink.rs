@@ -54,6 +54,8 @@ pub(crate) struct Manner {
     pub(crate) script: Vec<Rule>,
     /// Offers STARTTLS.
     pub(crate) tls: bool,
+    /// Connections at once, to all domains together; a further one is told 421 instead of being greeted.
+    pub(crate) most_connections: Option<u64>,
 }
 
 impl Manner {
@@ -204,6 +206,9 @@ pub(crate) struct Counts {
     pub(crate) arrivals: Rows<Arrival>,
     pub(crate) octets: AtomicU64,
     pub(crate) connections: AtomicU64,
+    /// Connections that were greeted and have not ended, and those that were told 421 instead.
+    pub(crate) open: AtomicU64,
+    pub(crate) turned_away: AtomicU64,
     pub(crate) handshakes: AtomicU64,
     pub(crate) deferred: AtomicU64,
     pub(crate) refused: AtomicU64,
@@ -371,8 +376,35 @@ async fn listen(listener: TcpListener, host: u32, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(stream: TcpStream, host: u32, shared: Arc<Shared>) {
+/// A connection among those that are open.
+struct Open<'a>(&'a Counts);
+
+impl<'a> Open<'a> {
+    /// `None` where there are as many as there may be.
+    fn take(shared: &'a Shared) -> Option<Self> {
+        let most = shared.manner.read().most_connections.unwrap_or(u64::MAX);
+        let one_more = |open| (open < most).then_some(open + 1);
+        let counts = &*shared.counts;
+        let taken = counts
+            .open
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.ok().map(|_| Self(counts))
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn connection(mut stream: TcpStream, host: u32, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
+    let Some(_open) = Open::take(&shared) else {
+        shared.counts.turned_away.fetch_add(1, Ordering::Relaxed);
+        let _ = timeout(PATIENCE, stream.write_all(b"421 4.7.0 too many connections\r\n")).await;
+        return;
+    };
     let seed = shared.seed.fetch_add(1, Ordering::Relaxed);
     let mut rng = SmallRng::seed_from_u64(seed);
     // A connection that ends otherwise than by QUIT is the peer's business.
@@ -671,7 +703,7 @@ mod tests {
             script: ["1-3:delay=5-50,refuse=0.2", "2:defer=0.5,from=10,until=20.5"]
                 .map(|rule| rule.parse().unwrap())
                 .to_vec(),
-            tls: false,
+            ..Manner::default()
         };
         let secs = Duration::from_secs_f64;
         assert_eq!(manner.at(0, secs(15.0)), manner.usual);
