@@ -6,6 +6,7 @@
 mod program;
 mod queue;
 mod relay;
+mod runs;
 
 use std::path::PathBuf;
 

@@ -3,12 +3,9 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-
-use anyhow::{Context as _, bail, ensure};
-use serde::Deserialize;
 
 use super::program::{Program, Start};
+use super::runs::{self, Values, program};
 use super::{Common, Mark, Told, median};
 
 /// Messages of the full size, and of the small one they are compared with.
@@ -28,9 +25,6 @@ const WAL: u64 = 90 << 20;
 const PASS: u64 = 200_000;
 const MIB: f64 = 1_048_576.0;
 
-/// Values by name.
-type Values = HashMap<String, f64>;
-
 struct Bench<'a> {
     common: &'a Common,
     figures: PathBuf,
@@ -38,20 +32,8 @@ struct Bench<'a> {
 }
 
 pub(super) fn measure(common: &Common, told: &mut Told) -> anyhow::Result<()> {
-    let beside = |name: &str| -> anyhow::Result<PathBuf> {
-        let path = std::env::current_exe()?.with_file_name(name);
-        ensure!(
-            path.exists(),
-            "{} is not there: build it, or say where it is",
-            path.display()
-        );
-        Ok(path)
-    };
-    let figures = common
-        .figures
-        .clone()
-        .map_or_else(|| beside("queue-figures"), Ok)?;
-    let postrider = common.postrider.clone().map_or_else(|| beside("postrider"), Ok)?;
+    let figures = program(common.figures.as_deref(), "queue-figures")?;
+    let postrider = program(common.postrider.as_deref(), "postrider")?;
     let folder = match &common.folder {
         Some(folder) => tempfile::tempdir_in(folder)?,
         None => tempfile::tempdir()?,
@@ -86,31 +68,8 @@ impl Bench<'_> {
         self.folder.join(name)
     }
 
-    /// What the bench binary says. One that is meant to end as if it were killed may do so.
     fn run(&self, arguments: &[String], killed: bool) -> anyhow::Result<Values> {
-        #[derive(Deserialize)]
-        struct Value {
-            name: String,
-            value: f64,
-        }
-        let output = Command::new(&self.figures)
-            .args(arguments)
-            .output()
-            .with_context(|| self.figures.display().to_string())?;
-        if output.status.success() == killed {
-            bail!(
-                "{arguments:?} ended with {}: {}",
-                output.status,
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
-        text.lines()
-            .map(|line| {
-                let Value { name, value } = serde_json::from_str(line).context("a line of the bench")?;
-                Ok((name, value))
-            })
-            .collect()
+        runs::figures(&self.figures, arguments, killed)
     }
 
     /// Medians of several runs, each on a store of its own.

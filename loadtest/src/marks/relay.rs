@@ -1,17 +1,17 @@
 //! The marks of the whole relay. Ratios are of runs that follow one another, and medians of such ratios.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
-use super::{Mark, RelayOptions, Told, median};
+use super::runs::Runs;
+use super::{Mark, RelayOptions, Told};
 use crate::load::client::Beat;
 use crate::load::more_descriptors;
 use crate::report::{Page, Table, facts};
 use crate::scenario::apart::{self, Tools};
-use crate::scenario::run::play;
-use crate::scenario::{Name, Plan, Report};
+use crate::scenario::{Name, Plan};
 
 /// Messages of this relay's runs, and of those of others, which take ten times as long.
 const OWN: f64 = 50_000.0;
@@ -32,21 +32,15 @@ const COUNTED: &str = "counted by the gates of CI, not by a load";
 
 struct Bench<'a> {
     options: &'a RelayOptions,
-    postrider: PathBuf,
+    runs: Runs<'a>,
 }
 
 pub(super) fn measure(options: &RelayOptions, told: &mut Told) -> anyhow::Result<()> {
     more_descriptors()?;
-    let postrider = match &options.common.postrider {
-        Some(postrider) => postrider.clone(),
-        None => std::env::current_exe()?.with_file_name("postrider"),
+    let bench = Bench {
+        options,
+        runs: Runs::new(&options.common)?,
     };
-    ensure!(
-        postrider.exists(),
-        "{} is not there: build it, or say where it is",
-        postrider.display()
-    );
-    let bench = Bench { options, postrider };
     bench.beside_postfix(told)?;
     bench.beside_itself(told)?;
     bench.between(told)?;
@@ -54,7 +48,7 @@ pub(super) fn measure(options: &RelayOptions, told: &mut Told) -> anyhow::Result
     bench.half_load(told)?;
     bench.hot_and_cold(told)?;
     bench.otp(told)?;
-    if bench.wants("copies") {
+    if bench.runs.wants("copies") {
         told.open("copies: of a body, between socket and WAL", COUNTED)?;
     }
     bench.memory(told)?;
@@ -75,50 +69,6 @@ pub(super) fn measure(options: &RelayOptions, told: &mut Told) -> anyhow::Result
 }
 
 impl Bench<'_> {
-    fn wants(&self, name: &str) -> bool {
-        let only = self.options.common.only.as_deref();
-        only.is_none_or(|only| name.starts_with(only))
-    }
-
-    fn folder(&self) -> Option<&Path> {
-        self.options.common.folder.as_deref()
-    }
-
-    fn scaled(&self, full: f64) -> u32 {
-        (full * self.options.common.scale).max(400.0) as u32
-    }
-
-    fn own(&self, plan: &Plan) -> anyhow::Result<Report> {
-        self.play(plan, None)
-    }
-
-    /// A run in which something was lost has no figures.
-    fn play(&self, plan: &Plan, peer: Option<&Path>) -> anyhow::Result<Report> {
-        let report = play(plan, &self.postrider, peer, self.folder())
-            .with_context(|| format!("scenario {}", plan.name))?;
-        let held = match peer {
-            None => report.holds(),
-            // Of order others have promised nothing.
-            Some(_) => report.balance.holds() && report.as_meant,
-        };
-        let found: Vec<_> = report.findings().map(String::as_str).collect();
-        ensure!(held, "scenario {}: {}", plan.name, found.join("; "));
-        Ok(report)
-    }
-
-    /// A number of rounds, each of which gives some values; their medians.
-    fn medians<const N: usize>(
-        &self,
-        round: impl Fn() -> anyhow::Result<[f64; N]>,
-    ) -> anyhow::Result<[f64; N]> {
-        let rounds = (0..self.options.common.runs)
-            .map(|_| round())
-            .collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(std::array::from_fn(|at| {
-            median(rounds.iter().map(|values| values[at]).collect())
-        }))
-    }
-
     /// The peer of this name, or why it is not there.
     fn peer(&self, name: &str) -> Result<PathBuf, String> {
         let peer = self.options.peers.join(name);
@@ -154,7 +104,7 @@ impl Bench<'_> {
             ("relay-1KiB", "1KiB", 0.05, None),
             ("relay-100KiB", "100KiB", 0.17, None),
         ] {
-            if !self.wants(name) {
+            if !self.runs.wants(name) {
                 continue;
             }
             let cpu_name = format!("{name}: CPU / Postfix's");
@@ -171,10 +121,10 @@ impl Bench<'_> {
             };
             // Where messages are large, fewer of them are as much work.
             let part = if size == "100KiB" { 0.2 } else { 1.0 };
-            let own = Plan::of(Name::Relay, self.scaled(OWN * part), size)?;
-            let other = Plan::of(Name::Relay, self.scaled(PEERS * part), size)?;
-            let [measured_cpu, measured_rate] = self.medians(|| {
-                let (own, other) = (self.own(&own)?, self.play(&other, Some(postfix))?);
+            let own = Plan::of(Name::Relay, self.runs.scaled(OWN * part), size)?;
+            let other = Plan::of(Name::Relay, self.runs.scaled(PEERS * part), size)?;
+            let [measured_cpu, measured_rate] = self.runs.medians(|| {
+                let (own, other) = (self.runs.own(&own)?, self.runs.play(&other, Some(postfix))?);
                 Ok([
                     own.cpu_seconds_per_1000 / other.cpu_seconds_per_1000,
                     own.per_second / other.per_second,
@@ -195,7 +145,7 @@ impl Bench<'_> {
             ),
             ("accept", Name::Accept, 1.2, "accept: CPU / Postfix's", 0.12),
         ] {
-            if !self.wants(wanted) {
+            if !self.runs.wants(wanted) {
                 continue;
             }
             let postfix = match &postfix {
@@ -205,12 +155,12 @@ impl Bench<'_> {
                     continue;
                 }
             };
-            let own = Plan::of(scenario, self.scaled(OWN * full), SIZE)?;
-            let other = Plan::of(scenario, self.scaled(PEERS * full), SIZE)?;
-            let measured = self.medians(|| {
+            let own = Plan::of(scenario, self.runs.scaled(OWN * full), SIZE)?;
+            let other = Plan::of(scenario, self.runs.scaled(PEERS * full), SIZE)?;
+            let measured = self.runs.medians(|| {
                 // Whether the peer can play this, it is first to show.
-                let other = self.play(&other, Some(postfix))?;
-                Ok([self.own(&own)?.cpu_seconds_per_1000 / other.cpu_seconds_per_1000])
+                let other = self.runs.play(&other, Some(postfix))?;
+                Ok([self.runs.own(&own)?.cpu_seconds_per_1000 / other.cpu_seconds_per_1000])
             });
             match measured {
                 Ok([cpu]) => told.figure(name, cpu, Mark::AtMost(mark), "")?,
@@ -222,14 +172,14 @@ impl Bench<'_> {
 
     /// Figures that are ratios to this relay's own.
     fn beside_itself(&self, told: &mut Told) -> anyhow::Result<()> {
-        let relay = Plan::of(Name::Relay, self.scaled(OWN), SIZE)?;
-        if self.wants("relay-dkim-ed25519") {
+        let relay = Plan::of(Name::Relay, self.runs.scaled(OWN), SIZE)?;
+        if self.runs.wants("relay-dkim-ed25519") {
             let signed = Plan {
                 name: Name::RelayDkimEd25519,
                 ..relay.clone()
             };
-            let [cpu] = self.medians(|| {
-                let (plain, signed) = (self.own(&relay)?, self.own(&signed)?);
+            let [cpu] = self.runs.medians(|| {
+                let (plain, signed) = (self.runs.own(&relay)?, self.runs.own(&signed)?);
                 Ok([signed.cpu_seconds_per_1000 / plain.cpu_seconds_per_1000])
             })?;
             told.figure(
@@ -239,13 +189,13 @@ impl Bench<'_> {
                 "",
             )?;
         }
-        if self.wants("relay-tls") {
+        if self.runs.wants("relay-tls") {
             let tls = Plan {
                 name: Name::RelayTls,
                 ..relay.clone()
             };
-            let [cpu] = self.medians(|| {
-                let (plain, tls) = (self.own(&relay)?, self.own(&tls)?);
+            let [cpu] = self.runs.medians(|| {
+                let (plain, tls) = (self.runs.own(&relay)?, self.runs.own(&tls)?);
                 Ok([tls.cpu_seconds_per_1000 / plain.cpu_seconds_per_1000])
             })?;
             told.figure(
@@ -255,10 +205,10 @@ impl Bench<'_> {
                 "",
             )?;
         }
-        if self.wants("thousand-domains") {
-            let many = Plan::of(Name::ThousandDomains, self.scaled(OWN), SIZE)?;
-            let [rate] = self.medians(|| {
-                let (one, many) = (self.own(&relay)?, self.own(&many)?);
+        if self.runs.wants("thousand-domains") {
+            let many = Plan::of(Name::ThousandDomains, self.runs.scaled(OWN), SIZE)?;
+            let [rate] = self.runs.medians(|| {
+                let (one, many) = (self.runs.own(&relay)?, self.runs.own(&many)?);
                 Ok([many.per_second / one.per_second])
             })?;
             told.figure(
@@ -272,7 +222,7 @@ impl Bench<'_> {
     }
 
     fn between(&self, told: &mut Told) -> anyhow::Result<()> {
-        if !self.wants("between") {
+        if !self.runs.wants("between") {
             return Ok(());
         }
         let name = "between smtp-source and smtp-sink: / without a relay";
@@ -280,9 +230,15 @@ impl Bench<'_> {
             Ok(tools) => tools,
             Err(why) => return told.missing(name, &why.to_string()),
         };
-        let plan = Plan::of(Name::Relay, self.scaled(OWN), SIZE)?;
-        let [ratio] = self.medians(|| {
-            let between = apart::between(&plan, SIZE_OCTETS, &self.postrider, &tools, self.folder())?;
+        let plan = Plan::of(Name::Relay, self.runs.scaled(OWN), SIZE)?;
+        let [ratio] = self.runs.medians(|| {
+            let between = apart::between(
+                &plan,
+                SIZE_OCTETS,
+                &self.runs.postrider,
+                &tools,
+                self.runs.folder(),
+            )?;
             eprintln!(
                 "between: {:.0} messages a second without a relay, {:.0} through it",
                 between.direct, between.through
@@ -293,19 +249,19 @@ impl Bench<'_> {
     }
 
     fn idle(&self, told: &mut Told) -> anyhow::Result<()> {
-        if !self.wants("idle") {
+        if !self.runs.wants("idle") {
             return Ok(());
         }
         let plan = Plan {
             sessions: 1,
             beat: Beat::Rate(IDLE_RATE),
             warm_up: 20,
-            ..Plan::of(Name::Relay, self.scaled(IDLE_MESSAGES), SIZE)?
+            ..Plan::of(Name::Relay, self.runs.scaled(IDLE_MESSAGES), SIZE)?
         };
-        let [p50, p99] = self.medians(|| {
+        let [p50, p99] = self.runs.medians(|| {
             // What the same mail takes straight to the peer is the peer's own.
             let own = apart::direct(&plan)?;
-            let through = self.own(&plan)?.reply_to_arrival_ms;
+            let through = self.runs.own(&plan)?.reply_to_arrival_ms;
             Ok([through.p50 - own.p50, through.p99 - own.p99])
         })?;
         told.figure(
@@ -324,23 +280,23 @@ impl Bench<'_> {
 
     /// At half of what goes through at full speed, so that nothing waits.
     fn half_load(&self, told: &mut Told) -> anyhow::Result<()> {
-        if !self.wants("half-load") && !self.wants("written") {
+        if !self.runs.wants("half-load") && !self.runs.wants("written") {
             return Ok(());
         }
-        let full = Plan::of(Name::Relay, self.scaled(OWN), SIZE)?;
-        let [times, written] = self.medians(|| {
-            let rate = self.own(&full)?.per_second / 2.0;
+        let full = Plan::of(Name::Relay, self.runs.scaled(OWN), SIZE)?;
+        let [times, written] = self.runs.medians(|| {
+            let rate = self.runs.own(&full)?.per_second / 2.0;
             let plan = Plan {
                 sessions: HALF_SESSIONS,
                 beat: Beat::Rate(rate),
-                ..Plan::of(Name::Relay, self.scaled(rate * HALF_SECONDS), SIZE)?
+                ..Plan::of(Name::Relay, self.runs.scaled(rate * HALF_SECONDS), SIZE)?
             };
-            let append = apart::append_and_sync(self.folder(), SIZE_OCTETS)?;
-            let half = self.own(&plan)?;
+            let append = apart::append_and_sync(self.runs.folder(), SIZE_OCTETS)?;
+            let half = self.runs.own(&plan)?;
             let written = half.store_written_by_accepted.unwrap_or(f64::NAN);
             Ok([half.accept.end_of_data_ms.p50 / append, written])
         })?;
-        if self.wants("half-load") {
+        if self.runs.wants("half-load") {
             told.figure(
                 "half-load: end of data to 250, p50 / append+fdatasync",
                 times,
@@ -348,18 +304,20 @@ impl Bench<'_> {
                 "",
             )?;
         }
-        if self.wants("written") {
+        if self.runs.wants("written") {
             told.figure("written: octets / accepted", written, Mark::AtMost(1.3), "")?;
         }
         Ok(())
     }
 
     fn hot_and_cold(&self, told: &mut Told) -> anyhow::Result<()> {
-        if !self.wants("hot-and-cold") {
+        if !self.runs.wants("hot-and-cold") {
             return Ok(());
         }
-        let plan = Plan::of(Name::HotAndCold, self.scaled(10_000.0), SIZE)?;
-        let [times] = self.medians(|| Ok([self.own(&plan)?.figure("p99, times that alone")]))?;
+        let plan = Plan::of(Name::HotAndCold, self.runs.scaled(10_000.0), SIZE)?;
+        let [times] = self
+            .runs
+            .medians(|| Ok([self.runs.own(&plan)?.figure("p99, times that alone")]))?;
         told.figure(
             "hot-and-cold: quick ones' p99, times that alone",
             times,
@@ -369,13 +327,13 @@ impl Bench<'_> {
     }
 
     fn otp(&self, told: &mut Told) -> anyhow::Result<()> {
-        if !self.wants("otp") {
+        if !self.runs.wants("otp") {
             return Ok(());
         }
         // Enough that they outlast the passwords: 50 a second for 20 seconds.
-        let plan = Plan::of(Name::Otp, self.scaled(50_000.0).max(2_000), SIZE)?;
-        let [over, spent] = self.medians(|| {
-            let report = self.own(&plan)?;
+        let plan = Plan::of(Name::Otp, self.runs.scaled(50_000.0).max(2_000), SIZE)?;
+        let [over, spent] = self.runs.medians(|| {
+            let report = self.runs.own(&plan)?;
             Ok([
                 report.figure("behind over alone, p50"),
                 report.figure("tokens spent"),
@@ -391,7 +349,7 @@ impl Bench<'_> {
     }
 
     fn memory(&self, told: &mut Told) -> anyhow::Result<()> {
-        if !self.wants("memory") {
+        if !self.runs.wants("memory") {
             return Ok(());
         }
         let clear = Plan::of(Name::Relay, 1_000, SIZE)?;
@@ -399,9 +357,9 @@ impl Bench<'_> {
             name: Name::RelayTls,
             ..clear.clone()
         };
-        let [idle, session, over_tls] = self.medians(|| {
-            let clear = apart::needs(&clear, &self.postrider, self.folder())?;
-            let tls = apart::needs(&tls, &self.postrider, self.folder())?;
+        let [idle, session, over_tls] = self.runs.medians(|| {
+            let clear = apart::needs(&clear, &self.runs.postrider, self.runs.folder())?;
+            let tls = apart::needs(&tls, &self.runs.postrider, self.runs.folder())?;
             Ok([clear.idle_mib, clear.session_kib, tls.session_kib])
         })?;
         told.figure("memory: idle and empty", idle, Mark::AtMost(48.0), "MiB")?;

@@ -1,0 +1,115 @@
+//! What groups of marks share: what a bench binary says, and scenarios that are played for their figures.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+
+use super::{Common, median};
+use crate::scenario::run::play;
+use crate::scenario::{Plan, Report};
+
+/// Values by name.
+pub(super) type Values = HashMap<String, f64>;
+
+/// The program that was named, or the one of this name beside this program.
+pub(super) fn program(named: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
+    let program = match named {
+        Some(program) => program.to_owned(),
+        None => std::env::current_exe()?.with_file_name(name),
+    };
+    ensure!(
+        program.exists(),
+        "{} is not there: build it, or say where it is",
+        program.display()
+    );
+    Ok(program)
+}
+
+/// What a bench binary says. One that is meant to end as if it were killed may do so.
+pub(super) fn figures(binary: &Path, arguments: &[String], killed: bool) -> anyhow::Result<Values> {
+    #[derive(Deserialize)]
+    struct Value {
+        name: String,
+        value: f64,
+    }
+    let output = Command::new(binary)
+        .args(arguments)
+        .output()
+        .with_context(|| binary.display().to_string())?;
+    if output.status.success() == killed {
+        bail!(
+            "{arguments:?} ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .map(|line| {
+            let Value { name, value } = serde_json::from_str(line).context("a line of the bench")?;
+            Ok((name, value))
+        })
+        .collect()
+}
+
+/// Plays scenarios.
+pub(super) struct Runs<'a> {
+    pub(super) common: &'a Common,
+    pub(super) postrider: PathBuf,
+}
+
+impl<'a> Runs<'a> {
+    pub(super) fn new(common: &'a Common) -> anyhow::Result<Self> {
+        Ok(Self {
+            common,
+            postrider: program(common.postrider.as_deref(), "postrider")?,
+        })
+    }
+
+    pub(super) fn wants(&self, name: &str) -> bool {
+        let only = self.common.only.as_deref();
+        only.is_none_or(|only| name.starts_with(only))
+    }
+
+    pub(super) fn folder(&self) -> Option<&Path> {
+        self.common.folder.as_deref()
+    }
+
+    pub(super) fn scaled(&self, full: f64) -> u32 {
+        (full * self.common.scale).max(400.0) as u32
+    }
+
+    pub(super) fn own(&self, plan: &Plan) -> anyhow::Result<Report> {
+        self.play(plan, None)
+    }
+
+    /// A run in which something was lost has no figures.
+    pub(super) fn play(&self, plan: &Plan, peer: Option<&Path>) -> anyhow::Result<Report> {
+        let report = play(plan, &self.postrider, peer, self.folder())
+            .with_context(|| format!("scenario {}", plan.name))?;
+        let held = match peer {
+            None => report.holds(),
+            // Of order others have promised nothing.
+            Some(_) => report.balance.holds() && report.as_meant,
+        };
+        let found: Vec<_> = report.findings().map(String::as_str).collect();
+        ensure!(held, "scenario {}: {}", plan.name, found.join("; "));
+        Ok(report)
+    }
+
+    /// A number of rounds, each of which gives some values; their medians.
+    pub(super) fn medians<const N: usize>(
+        &self,
+        round: impl Fn() -> anyhow::Result<[f64; N]>,
+    ) -> anyhow::Result<[f64; N]> {
+        let rounds = (0..self.common.runs)
+            .map(|_| round())
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(std::array::from_fn(|at| {
+            median(rounds.iter().map(|values| values[at]).collect())
+        }))
+    }
+}
