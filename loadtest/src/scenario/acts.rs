@@ -442,6 +442,7 @@ impl Plan {
                 manner.script.push(format!("0:delay={ms}").parse()?);
             }
             super::Name::Otp => manner.usual = delay(OTP_TAKES),
+            super::Name::Crowded => manner.usual = delay(self.crowded_takes()),
             super::Name::Soak => {
                 let (half, last) = (self.domains / 2, self.domains - 1);
                 manner

@@ -5,6 +5,7 @@ mod acts;
 pub(crate) mod apart;
 mod compare;
 mod group;
+mod limited;
 mod peer;
 pub(crate) mod run;
 mod trace;
@@ -33,6 +34,7 @@ use crate::report::{Page, Row, Section, Table, Verdict, facts};
     loadtest scenario relay accept\n  \
     loadtest scenario relay --size 1KiB --messages 200000 --json\n  \
     loadtest scenario otp hot-and-cold --report report.html\n  \
+    loadtest scenario thousand-domains --rules\n  \
     loadtest scenario all --smoke")]
 pub(crate) struct Options {
     /// Which, one after the other.
@@ -40,6 +42,10 @@ pub(crate) struct Options {
     names: Vec<Name>,
     #[command(flatten)]
     play: Play,
+    /// With rules of every kind that limit nothing: a provider, a destination, limits of all parts and pairs of them, and a pool
+    /// of two sources, which share what the relay has of connections and rate to each site.
+    #[arg(long)]
+    rules: bool,
     /// Write a report with plots, a page of HTML that needs no other file.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -69,7 +75,7 @@ pub(crate) struct Play {
     /// Sessions that submit; unless given 100, in `burst` 500, and 10 with --smoke.
     #[arg(long)]
     sessions: Option<usize>,
-    /// Connections of the relay to each site; unless given 32, in `otp` 10, and 4 with --smoke.
+    /// Connections of the relay to each site; unless given 32, in `otp` 10, in `crowded` 100, and 4 with --smoke.
     #[arg(long)]
     connections: Option<usize>,
     /// Threads of the sink.
@@ -114,6 +120,12 @@ pub(crate) enum Name {
     HotAndCold,
     /// Passwords behind 50,000 newsletters to one provider that takes 200 ms a message, over 10 connections at 50 a second.
     Otp,
+    /// As fast as a limit of 100 messages a second to a site lets through.
+    Rate,
+    /// The same limit of a provider's twenty sites together.
+    ProviderRate,
+    /// A provider that begins to refuse more than 50 of the 100 connections that a lane may have.
+    Crowded,
     /// A million messages that wait, and fresh mail beside them.
     Backlog,
     /// Stopped and killed under load, with 100,000 messages that wait.
@@ -125,7 +137,7 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    const EACH: [Self; 12] = [
+    const EACH: [Self; 15] = [
         Self::Accept,
         Self::Relay,
         Self::RelayDkim,
@@ -134,17 +146,24 @@ impl Name {
         Self::ThousandDomains,
         Self::HotAndCold,
         Self::Otp,
+        Self::Rate,
+        Self::ProviderRate,
+        Self::Crowded,
         Self::Backlog,
         Self::Restart,
         Self::Burst,
         Self::Soak,
     ];
 
-    fn messages(self) -> u32 {
+    pub(crate) fn messages(self) -> u32 {
         match self {
             // Some 600 MB: more than three memtables.
             Self::Accept => 60_000,
             Self::HotAndCold => 10_000,
+            // Thirteen seconds of it.
+            Self::Rate | Self::ProviderRate => 1_300,
+            // More than goes over 100 connections in the two minutes that it takes, at half a second each.
+            Self::Crowded => 25_000,
             Self::Backlog => 1_000_000,
             Self::Restart | Self::Burst => 100_000,
             Self::Soak => 180_000,
@@ -159,6 +178,7 @@ impl Name {
             (Self::HotAndCold, false) => 101,
             (Self::Backlog | Self::Restart, false) => 1_001,
             (Self::HotAndCold | Self::Backlog | Self::Restart, true) => 11,
+            (Self::ProviderRate, _) => 20,
             _ => 1,
         }
     }
@@ -184,6 +204,9 @@ impl Name {
             Self::ThousandDomains => "In and out at once, to a thousand domains with a host each.",
             Self::HotAndCold => "One giant that takes its time beside many quick domains.",
             Self::Otp => "Passwords behind newsletters to the same provider, which is slow and limited.",
+            Self::Rate => "As much as a limit of 100 messages a second to a site lets through.",
+            Self::ProviderRate => "The same limit for the twenty sites of a provider together.",
+            Self::Crowded => "A provider that begins to refuse half of the connections it is sent over.",
             Self::Backlog => "Much that waits, and fresh mail beside it; then all of it is delivered.",
             Self::Restart => "SIGTERM, then SIGKILL, under load and with a backlog.",
             Self::Burst => "Many messages at once, again and again.",
@@ -225,8 +248,10 @@ pub(crate) struct Plan {
     pub(crate) beat: Beat,
     /// Messages a second, in those that have a rate.
     pub(crate) rate: f64,
-    /// What the relay is limited to, in messages a second to a site.
+    /// What the relay is limited to, in messages a second to a site, or in `provider-rate` to all sites.
     pub(crate) limit: Option<f64>,
+    /// With rules of every kind, which limit nothing.
+    pub(crate) rules: bool,
     /// Where the relay's mail goes, if not to the sink's port.
     pub(crate) port: Option<u16>,
     /// No time means anything.
@@ -460,7 +485,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
             one => std::slice::from_ref(one),
         };
         for name in names {
-            let plan = plan(*name, &options.play)?;
+            let plan = Plan {
+                rules: options.rules,
+                ..plan(*name, &options.play)?
+            };
             let report = run::play(&plan, &postrider, None, options.play.folder.as_deref())
                 .with_context(|| format!("scenario {name}"))?;
             if options.play.json {
@@ -479,6 +507,7 @@ fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
     let smoke = options.smoke;
     let size = match (&options.size, name) {
         (Some(size), _) => size.clone(),
+        (None, Name::Crowded) => "1KiB".parse()?,
         (None, Name::Soak) => "1KiB:60,10KiB:35,300KiB:5".parse()?,
         (None, _) => "10KiB".parse()?,
     };
@@ -489,6 +518,8 @@ fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
     });
     let connections = options.connections.unwrap_or(match (smoke, name) {
         (_, Name::Otp) => 10,
+        (false, Name::Crowded) => 100,
+        (true, Name::Crowded) => 10,
         (true, _) => 4,
         (false, _) => 32,
     });
@@ -522,7 +553,12 @@ fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
         sink_threads: options.sink_threads,
         beat: Beat::AsAnswered,
         rate,
-        limit: (name == Name::Otp).then_some(50.0),
+        limit: match name {
+            Name::Otp => Some(50.0),
+            Name::Rate | Name::ProviderRate => Some(100.0),
+            _ => None,
+        },
+        rules: false,
         port: None,
         smoke,
         trace: None,

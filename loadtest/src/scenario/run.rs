@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use super::peer::{Part, Peer};
 use super::trace::Tracer;
 use super::usage::{Memory, Usage};
-use super::{Figure, Name, Plan, Report, acts};
+use super::{Figure, Name, Plan, Report, acts, limited};
 use crate::load::client::{Beat, Load, Pace, Target, Tls};
 use crate::load::letters::{Letters, Spread};
 use crate::load::record::{Balance, Quantiles, Sent, Zero};
@@ -210,6 +210,8 @@ pub(crate) fn play(
         Name::Accept => accept(&mut stage),
         Name::HotAndCold => acts::hot_and_cold(&mut stage),
         Name::Otp => acts::otp(&mut stage),
+        Name::Rate | Name::ProviderRate => limited::rate(&mut stage),
+        Name::Crowded => limited::crowded(&mut stage),
         Name::Backlog => acts::backlog(&mut stage),
         Name::Restart => acts::restart(&mut stage),
         Name::Burst => acts::burst(&mut stage),
@@ -484,7 +486,6 @@ impl<'a> Stage<'a> {
         self.runtime.block_on(relay.command(words)).map(drop)
     }
 
-    /// Keeps mail from going out.
     /// Keeps mail from going out; a peer does so from its start on, where the scenario wants it.
     fn hold(&mut self) -> anyhow::Result<()> {
         match self.subject {
@@ -753,7 +754,7 @@ fn configuration(
          [metrics]\naddress = \"{metrics}\"\n\
          [tenants.load]\nsenders = [\"sender.test\"]\n\
          [submission]\nmax_connections = 10100\nmax_connections_per_address = 10100\nmax_message = \"65MiB\"\n\
-         [delivery]\nport = {port}\ntls = \"{tls}\"\n[delivery.limits]\nconnections = {connections}\n{rate}{retry}\
+         [delivery]\nport = {port}\ntls = \"{tls}\"\n{limits}{retry}\
          [dns]\nservers = [\"{dns}\"]\n[log]\nformat = \"json\"\n",
         folder = folder.display(),
         metrics = doors.metrics,
@@ -761,11 +762,7 @@ fn configuration(
             Name::RelayTls => "opportunistic",
             _ => "off",
         },
-        connections = plan.connections,
-        rate = match plan.limit {
-            Some(rate) => format!("messages_per_second = {rate}\n"),
-            None => String::new(),
-        },
+        limits = plan.limits(),
         // A soak has mail put off, and wants to see it come.
         retry = match plan.name {
             Name::Soak => "[delivery.retry]\nfirst = \"1s\"\ncap = \"10s\"\n",
@@ -787,6 +784,7 @@ fn configuration(
         fs::set_permissions(folder.join("key.pem"), fs::Permissions::from_mode(0o600))?;
         text.push_str("certificate = \"chain.pem\"\nkey = \"key.pem\"\n");
     }
+    text.push_str(&plan.tables());
     Ok(text)
 }
 
