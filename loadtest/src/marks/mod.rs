@@ -3,6 +3,7 @@
 //! Times are worth something on a quiet machine and in a release build; ratios are taken within one run. A group's figures of
 //! an inside come from a bench binary, those of the whole from the program, run as anyone would run it.
 
+mod delivery;
 mod program;
 mod queue;
 mod relay;
@@ -29,6 +30,15 @@ enum Group {
     Queue(Common),
     /// The whole relay: its cost beside Postfix's, latency, fairness, memory, octets written.
     Relay(RelayOptions),
+    /// Limits and rules of delivery: what choosing and matching cost, rates that are kept, a provider that refuses, scenarios
+    /// with rules of every kind.
+    #[command(after_help = "Examples:\n  \
+        loadtest marks delivery --folder /somewhere/on/the/disk\n  \
+        loadtest marks delivery --only next --runs 5\n  \
+        loadtest marks delivery --scale 0.1 --runs 1 --only otp --json\n\n\
+        Names begin with: next, rules, rate, provider-rate, crowded, thousand-domains, hot-and-cold, otp. \
+        rate, provider-rate and crowded take their seconds and minutes whatever the scale.")]
+    Delivery(Common),
 }
 
 /// Options of `loadtest marks relay`.
@@ -56,7 +66,7 @@ struct Common {
     /// The program `postrider`; unless given, the one beside this program.
     #[arg(long, value_name = "FILE")]
     postrider: Option<PathBuf>,
-    /// The bench binary `queue-figures`; unless given, the one beside this program.
+    /// The bench binary, `queue-figures` or `delivery-figures`; unless given, the one beside this program.
     #[arg(long, value_name = "FILE")]
     figures: Option<PathBuf>,
     /// Where stores are made and removed again; the full size takes 12 GB. Unless given, a temporary folder.
@@ -187,7 +197,7 @@ impl Told {
 /// Measures a group; false if a figure falls short.
 pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     let common = match &options.group {
-        Group::Queue(common) => common,
+        Group::Queue(common) | Group::Delivery(common) => common,
         Group::Relay(options) => &options.common,
     };
     ensure!(
@@ -198,6 +208,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     match &options.group {
         Group::Queue(common) => queue::measure(common, &mut told)?,
         Group::Relay(options) => relay::measure(options, &mut told)?,
+        Group::Delivery(common) => delivery::measure(common, &mut told)?,
     }
     Ok(told.all_hold)
 }
