@@ -421,6 +421,20 @@ impl Budget {
         self.open == 0 && self.sending == 0 && !self.windows.iter_mut().flatten().any(counts)
     }
 
+    /// Whether hours or days are counted, and so stand on disk.
+    pub fn is_kept(&self) -> bool {
+        self.ahead.is_some()
+    }
+
+    /// Whether all that it counts stands on disk.
+    pub fn is_on_disk(&mut self, now: Timestamp) -> bool {
+        let in_minute = self.windows[0].as_mut().map_or(0, |minute| {
+            minute.advance(now);
+            minute.used()
+        });
+        self.is_kept() && self.open == 0 && self.sending == 0 && in_minute == 0
+    }
+
     /// What is used now, and what may be.
     pub fn used(&mut self, now: Timestamp) -> Used {
         let counted = |window: &mut Option<Window>| {

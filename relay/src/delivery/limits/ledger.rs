@@ -18,6 +18,9 @@ use crate::world::Clock;
 /// Budgets whose counts go into one write.
 const AT_ONCE: usize = 1_000;
 
+/// Budgets in memory beside those in use, some 2 KiB each.
+const MOST: usize = 20_000;
+
 /// Counts are written at most this often.
 const EVERY: Duration = Duration::from_millis(20);
 
@@ -34,6 +37,8 @@ pub struct Ledger(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     budgets: Mutex<HashMap<Scope, Arc<Mutex<Budget>>>>,
+    /// Whose counts on disk are over.
+    gone: Mutex<Vec<Scope>>,
     wanted: Notify,
 }
 
@@ -74,10 +79,28 @@ impl Ledger {
         self.0.budgets.lock().get(scope).cloned()
     }
 
-    /// Forgets budgets that nobody holds and that count nothing any more.
+    /// Forgets budgets that nobody holds and that count nothing any more; where there are very many, those too whose counts stand on
+    /// disk: what is there is a little ahead of what was used.
     pub fn tidy(&self, now: Timestamp) {
         let mut all = self.0.budgets.lock();
-        all.retain(|_, budget| Arc::strong_count(budget) > 1 || !budget.lock().is_idle(now));
+        let too_many = all.len() > MOST;
+        let mut gone = Vec::new();
+        all.retain(|scope, budget| {
+            if Arc::strong_count(budget) > 1 {
+                return true;
+            }
+            let mut budget = budget.lock();
+            if budget.is_idle(now) {
+                gone.extend(budget.is_kept().then(|| scope.clone()));
+                return false;
+            }
+            !(too_many && budget.is_on_disk(now))
+        });
+        drop(all);
+        if !gone.is_empty() {
+            self.0.gone.lock().append(&mut gone);
+            self.0.wanted.notify_one();
+        }
     }
 
     /// What is used of each, by scope.
@@ -100,13 +123,16 @@ impl Ledger {
         loop {
             self.0.wanted.notified().await;
             loop {
+                let gone = self.gone();
                 let wanted = self.wanted(clock.now());
-                if wanted.is_empty() {
+                if wanted.is_empty() && gone.is_empty() {
                     break;
                 }
-                let counts = wanted
+                let kept = wanted
                     .iter()
                     .map(|(scope, keep)| (scope.clone(), Some(keep.record.clone())));
+                // One that fails is deleted at the next start.
+                let counts = kept.chain(gone.into_iter().map(|scope| (scope, None)));
                 match queue.keep_counts(counts.collect()).await {
                     Ok(()) => self.kept(&wanted, clock.now()),
                     Err(error) => {
@@ -117,6 +143,13 @@ impl Ledger {
                 sleep(EVERY).await;
             }
         }
+    }
+
+    /// Whose counts are to be deleted. Who has come back meanwhile goes on with them.
+    fn gone(&self) -> Vec<Scope> {
+        let mut gone = std::mem::take(&mut *self.0.gone.lock());
+        gone.retain(|scope| self.find(scope).is_none());
+        gone
     }
 
     /// What is to be written, of some budgets.
