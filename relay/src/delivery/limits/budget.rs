@@ -3,7 +3,6 @@
 //! Shards that are refused stand in a line, so that the fastest does not have it all: who is first may take what there is, and stands
 //! behind the others once that is used up. Whoever does not come when it is its turn has gone, and is passed over.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +10,12 @@ use mail_core::Timestamp;
 
 use super::Grant;
 use super::bucket::Bucket;
+use super::line::Line;
 use super::window::Window;
 use queue::CountsRecord;
 
 use crate::config::limits::ScopeLimits;
 use crate::config::streams::Streams;
-
-/// A shard comes this much later than it was told to at the most; what is busier than that is passed over once.
-const LATE: Duration = Duration::from_millis(100);
-
-/// When to ask again where there is something, but another shard goes first: less than what a [`Bucket`] saves up.
-const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What is counted by the hour and day is on disk before it is used: at the most so much of the limit ahead, in parts of a tenth.
 const AHEAD: u64 = 10;
@@ -362,8 +356,7 @@ impl Budget {
 
     /// Whether another shard waits for a connection.
     pub fn others_wait(&self, shard: usize) -> bool {
-        let mut line = self.for_connection.0.iter();
-        line.any(|waiting| waiting.shard != shard && waiting.until.is_none())
+        self.for_connection.has_other(shard)
     }
 
     /// Connections that were opened before the limit was there, or before they came under it.
@@ -526,77 +519,5 @@ fn renew_bucket(bucket: &mut Option<Bucket>, rate: Option<f64>, now: Timestamp) 
     match (&mut *bucket, rate) {
         (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
         (_, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
-    }
-}
-
-/// Shards that were refused.
-#[derive(Debug, Default)]
-struct Line(VecDeque<InLine>);
-
-/// A shard that was refused; each stands there once.
-#[derive(Debug)]
-struct InLine {
-    shard: usize,
-    /// From when on it is passed over; `None`: it waits to be told.
-    until: Option<Timestamp>,
-    /// It has had something since it came to be first.
-    served: bool,
-}
-
-impl Line {
-    /// Who is refused stands at the end; who is not, but comes before its turn, too.
-    fn admit(&mut self, shard: usize, refused: Option<Grant>, now: Timestamp) -> Grant {
-        while let Some(first) = self.0.front()
-            && first.shard != shard
-            && first.until.is_some_and(|until| until < now)
-        {
-            self.0.pop_front();
-        }
-        let is_first = self.0.front().is_none_or(|first| first.shard == shard);
-        let grant = match refused {
-            None if is_first => {
-                if let Some(first) = self.0.front_mut() {
-                    first.until = Some(now + ASK_AGAIN);
-                    first.served = true;
-                }
-                return Grant::Granted;
-            }
-            None => Grant::NotBefore {
-                at: now + ASK_AGAIN,
-                held_by: "turn",
-            },
-            Some(refused) => refused,
-        };
-        let until = match &grant {
-            Grant::NotBefore { at, .. } => Some(*at + LATE),
-            Grant::WhenFreed { .. } | Grant::Granted => None,
-        };
-        let known = self.0.iter().position(|known| known.shard == shard);
-        // Who has had what there was goes behind the others.
-        let stays = known.filter(|&at| !self.0[at].served);
-        match stays.and_then(|at| self.0.get_mut(at)) {
-            Some(place) => place.until = until,
-            None => {
-                self.leave(shard);
-                self.0.push_back(InLine {
-                    shard,
-                    until,
-                    served: false,
-                });
-            }
-        }
-        grant
-    }
-
-    /// There is room: who is first comes now.
-    fn freed(&mut self, now: Timestamp) -> Option<usize> {
-        let first = self.0.front_mut()?;
-        first.until = Some(now + LATE);
-        Some(first.shard)
-    }
-
-    /// It wants nothing any more.
-    fn leave(&mut self, shard: usize) {
-        self.0.retain(|known| known.shard != shard);
     }
 }

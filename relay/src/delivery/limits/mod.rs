@@ -7,6 +7,7 @@ pub mod bucket;
 pub mod budget;
 pub mod ledger;
 pub mod limiter;
+mod line;
 pub mod window;
 
 use mail_core::Timestamp;

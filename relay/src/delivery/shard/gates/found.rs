@@ -1,0 +1,170 @@
+//! Which gates a lane has: found when it is made, when limits change, and day by day for sources that are new.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mail_core::Timestamp;
+use parking_lot::Mutex;
+use queue::{QueueId, Scope};
+
+use super::{Gate, GateId};
+use crate::config::warm_up::day;
+use crate::delivery::lane::{Hosts, Lane, Plan};
+use crate::delivery::limits::budget::Budget;
+use crate::delivery::shard::{LaneId, Shard, Standing, Timer};
+
+impl Shard {
+    /// The gates of a lane, but for those of tenants. Made anew where limits changed; open connections count at once.
+    pub(in crate::delivery) fn find_gates(&mut self, lane: LaneId, now: Timestamp) {
+        let fresh = self.gates_of(lane, None, now);
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let open = at.open as u64;
+        let of_tenants = std::mem::take(&mut at.tenant_gates);
+        let before = std::mem::replace(&mut at.gates, fresh.clone());
+        for &gate in fresh.iter() {
+            if !before.contains(&gate) {
+                self.gates[gate].budget.lock().adopt(open);
+            }
+        }
+        for &gate in before.iter() {
+            if !fresh.contains(&gate) {
+                self.gates[gate].budget.lock().disown(open);
+            }
+        }
+        if !before.is_empty() || !of_tenants.is_empty() {
+            self.leave_gates_of_lane(lane);
+        }
+        let of_tenants = of_tenants.into_values();
+        for gates in std::iter::once(before).chain(of_tenants) {
+            self.release_gates(&gates);
+        }
+    }
+
+    /// Sources that are new may send more, or are warm, from this day on.
+    pub(in crate::delivery::shard) fn warm_up(&mut self, now: Timestamp) {
+        if std::mem::replace(&mut self.today, day(now)) == day(now) || self.settings.scopes.is_empty() {
+            return;
+        }
+        let settings = self.settings.clone();
+        let is_warming = |lane: &Lane| {
+            let source = lane.key.source.as_ref();
+            source.is_some_and(|source| settings.scopes.is_warming(source))
+        };
+        let warming = self.lanes.iter().filter(|(_, lane)| is_warming(lane));
+        for lane in warming.map(|(id, _)| id).collect::<Vec<_>>() {
+            self.find_gates(lane, now);
+            self.pump(lane, now);
+        }
+    }
+
+    /// A lane leaves memory, with no connection open.
+    pub(in crate::delivery::shard) fn forget_gates(&mut self, gates: impl IntoIterator<Item = Rc<[GateId]>>) {
+        for gates in gates {
+            self.release_gates(&gates);
+        }
+    }
+
+    /// Finds the gates of a lane, or of one tenant's mail in it, each with one more user.
+    pub(super) fn gates_of(
+        &mut self,
+        lane: LaneId,
+        tenant: Option<&Arc<str>>,
+        now: Timestamp,
+    ) -> Rc<[GateId]> {
+        let settings = self.settings.clone();
+        let Some(at) = self.lanes.get(lane).filter(|_| !settings.scopes.is_empty()) else {
+            return Rc::default();
+        };
+        let hosts = match &*at.plan {
+            Plan::End(_) => return Rc::default(),
+            Plan::Hosts {
+                hosts: Hosts::Mx(hosts),
+                ..
+            } => hosts.as_slice(),
+            Plan::Hosts {
+                hosts: Hosts::Chosen(_),
+                ..
+            } => &[],
+        };
+        let scope = Scope {
+            tenant: tenant.cloned(),
+            ..at.scope()
+        };
+        let mail = settings.scopes.mail(scope, hosts.iter().map(|mx| &mx.host));
+        let limits = settings.scopes.of(&mail, tenant.is_some(), now);
+        limits
+            .into_iter()
+            .map(|(scope, limits)| {
+                let budget =
+                    self.place
+                        .ledger()
+                        .budget(&scope, (&limits, &settings.streams), &self.queue, now);
+                self.gate(scope, budget)
+            })
+            .collect()
+    }
+
+    pub(super) fn gate(&mut self, scope: Scope, budget: Arc<Mutex<Budget>>) -> GateId {
+        let gate = match self.gate_of.get(&scope) {
+            Some(&known) => known,
+            None => {
+                let fresh = self.gates.insert(Gate {
+                    scope: scope.clone(),
+                    budget,
+                    waiting: Default::default(),
+                    used_by: 0,
+                    timer: None,
+                });
+                self.gate_of.insert(scope, fresh);
+                fresh
+            }
+        };
+        self.gates[gate].used_by += 1;
+        gate
+    }
+
+    pub(super) fn release_gates(&mut self, gates: &[GateId]) {
+        for &gate in gates {
+            self.gates[gate].used_by -= 1;
+            if self.gates[gate].used_by == 0 {
+                let gone = self.gates.remove(gate);
+                self.gate_of.remove(&gone.scope);
+                if let Some(at) = gone.timer {
+                    self.timers.remove(&(at, Timer::Gate(gate)));
+                }
+            }
+        }
+    }
+
+    pub(super) fn tenant_gates(&mut self, lane: LaneId, id: QueueId, now: Timestamp) -> Option<Rc<[GateId]>> {
+        if self.settings.scopes.is_empty() {
+            return None;
+        }
+        let tenant = self.active.get(&id)?.name.tenant.clone();
+        if let Some(known) = self.lanes.get(lane)?.tenant_gates.get(&tenant) {
+            return Some(known.clone());
+        }
+        let gates = self.gates_of(lane, Some(&tenant), now);
+        self.lanes[lane].tenant_gates.insert(tenant, gates.clone());
+        Some(gates)
+    }
+
+    /// Nothing of the lane waits at any gate: its queues stand in its turn again.
+    pub(super) fn leave_gates_of_lane(&mut self, lane: LaneId) {
+        self.leave_gate(lane);
+        for id in self.active_in_order() {
+            let Some(active) = self.active.get_mut(&id) else {
+                continue;
+            };
+            let stand = active.stands.iter_mut().find(|stand| stand.lane == lane);
+            let Some(stand) = stand else { continue };
+            if let Standing::Gate(gate) = stand.at {
+                stand.at = Standing::Out;
+                self.gates[gate].leave((id, lane));
+                self.set_queue_timer(id, Timestamp(0));
+            }
+        }
+    }
+}
