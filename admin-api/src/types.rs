@@ -150,6 +150,8 @@ pub struct MessageView {
     pub received_at: Time,
     /// When it is given up.
     pub expires_at: Option<Time>,
+    /// Until when it is held, as its client asked (HOLDFOR, HOLDUNTIL); none once it was tried, or released by an operator.
+    pub held_until: Option<Time>,
     /// The client's address.
     pub client: Option<String>,
     /// What the client called itself.

@@ -1,7 +1,10 @@
 //! What travels beside a message: who sent it, to whom, and what the client asked for.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use crate::Timestamp;
 use crate::mailbox::{Mailbox, ReversePath};
 
 /// The envelope of one mail transaction (RFC 5321 §2.3.1).
@@ -15,6 +18,8 @@ pub struct Envelope {
     pub smtputf8: bool,
     /// What MAIL asked of reports.
     pub dsn: DsnOptions,
+    /// Until when MAIL asked for the message to be held.
+    pub hold: Option<Hold>,
     /// At least one; in the order the client gave them.
     pub recipients: Vec<Recipient>,
 }
@@ -37,6 +42,25 @@ impl Recipient {
             mailbox,
             notify: None,
             orcpt: None,
+        }
+    }
+}
+
+/// How long a message is to be held before it is sent (RFC 4865 §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Hold {
+    /// HOLDFOR: from the moment it comes in.
+    For(Duration),
+    /// HOLDUNTIL.
+    Until(Timestamp),
+}
+
+impl Hold {
+    /// When a message that comes in at `now` is released; at once where that time has passed.
+    pub fn release(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::For(span) => now + span,
+            Self::Until(at) => at.max(now),
         }
     }
 }

@@ -11,11 +11,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mail_core::Reply;
 use mail_core::smtp::chunk::Chunks;
 use mail_core::smtp::data::Decoder;
 use mail_core::smtp::inbox::{Inbox, Line};
-use mail_core::smtp::server::{Action, Auth, Config, Fate, Input, Question, Session, replies};
+use mail_core::smtp::server::{Action, Auth, Config, Fate, Input, MaxHold, Question, Session, replies};
+use mail_core::{Reply, Timestamp};
 
 fn config(auth: Auth) -> Arc<Config> {
     Arc::new(Config {
@@ -68,7 +68,12 @@ fn answer(question: &Question) -> Reply {
 }
 
 fn play(auth: Auth, tls: bool, client: &str) -> String {
-    let mut session = Session::new(config(auth), tls);
+    // Until 2030, and for an hour.
+    let hold = MaxHold {
+        interval: Duration::from_secs(3_600),
+        until: Timestamp(1_893_456_000_000),
+    };
+    let mut session = Session::new(config(auth), tls).with_hold(Some(hold));
     let mut inbox = Inbox::default();
     inbox.buffer().extend_from_slice(client.as_bytes());
     let mut said = Vec::new();
@@ -185,7 +190,28 @@ fn ehlo_offers_what_there_is() {
             && !under_tls.contains("STARTTLS"),
         "{under_tls}"
     );
+    assert!(
+        under_tls.contains("250-FUTURERELEASE 3600 2030-01-01T00:00:00Z\r\n"),
+        "{under_tls}"
+    );
     assert!(!play(Auth::None, true, "HELO c.test\r\n").contains("SIZE"));
+}
+
+#[test]
+fn what_is_not_offered_is_not_known() {
+    let (mut session, _) = Session::new(config(Auth::None), false).step(Input::Connected);
+    for (line, code) in [
+        ("EHLO c.test", "250"),
+        ("MAIL FROM:<a@c.test> HOLDFOR=1", "555 5.5.4"),
+    ] {
+        let action;
+        (session, action) = session.step(Input::Line(line.as_bytes()));
+        let Action::Say(reply) = action else {
+            panic!("{action:?}")
+        };
+        assert!(reply.to_string().starts_with(code), "{line}: {reply}");
+        assert!(!reply.text.contains("FUTURERELEASE"), "{reply}");
+    }
 }
 
 #[test]

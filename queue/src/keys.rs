@@ -8,7 +8,7 @@
 //! | state | id · ffff | number of open units, u16, sealed, where a message began with more than one |
 //! | due | queue u64 · ms u64 · id · unit u16 | [`crate::records::DueRecord`] |
 //! | deadline | second u64 · queue u64 · id | unit u16, sealed |
-//! | notice | as deadline, of the time the message came in | unit u16, sealed |
+//! | notice | as deadline, of the time the message came in, or was released | unit u16, sealed |
 //! | upload | id | [`crate::records::UploadRecord`]: names a body that is still coming in |
 //! | queues | `d` · name | queue u64, sealed: the directory |
 //! | queues | `r` · queue u64 | [`crate::records::QueueRecord`] |

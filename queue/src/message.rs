@@ -58,6 +58,16 @@ impl NewMessage {
         self.body.len() as u64 + self.rest.as_ref().map_or(0, Uploaded::bytes)
     }
 
+    /// Until when its client has it held (RFC 4865), where it does: its first attempts are due then.
+    pub fn held_until(&self) -> Option<Timestamp> {
+        held_until(self.received_at, self.units.iter().map(|unit| unit.due))
+    }
+
+    /// From when on it may be sent: since then it is late, if it is.
+    pub fn released_at(&self) -> Timestamp {
+        self.held_until().unwrap_or(self.received_at)
+    }
+
     /// Octets as they are kept, and sent but for signatures.
     pub(crate) fn bytes(&self) -> u64 {
         self.prefix.len() as u64 + self.body_bytes()
@@ -83,6 +93,10 @@ impl NewMessage {
     }
 }
 
+pub(crate) fn held_until(received_at: Timestamp, due: impl Iterator<Item = Timestamp>) -> Option<Timestamp> {
+    due.max().filter(|&due| due > received_at)
+}
+
 /// One message's recipients at one destination domain.
 #[derive(Clone, Debug)]
 pub struct NewUnit {
@@ -90,7 +104,7 @@ pub struct NewUnit {
     pub route_group: RouteGroup,
     /// Where to.
     pub domain: Domain,
-    /// When to try first.
+    /// When to try first: when it comes in, or when it is released.
     pub due: Timestamp,
     /// At least one.
     pub recipients: Vec<Recipient>,

@@ -181,6 +181,19 @@ impl Queue {
         Ok(self.store.get(Family::Due, &keys::due(unit))?.is_some())
     }
 
+    /// Until when the unit is held as its client asked (RFC 4865); none where it has been tried or moved.
+    pub fn held_until(&self, unit: &UnitKey) -> Result<Option<Timestamp>, ReadError> {
+        if self.state(unit.id, unit.unit)?.is_some() {
+            return Ok(None);
+        }
+        let envelope = self.envelope(unit.id)?;
+        let of_unit = |envelope: EnvelopeRecord| {
+            let due = envelope.units.get(usize::from(unit.unit))?.due;
+            (due == unit.due && due > envelope.received_at).then_some(due)
+        };
+        Ok(envelope.and_then(of_unit))
+    }
+
     /// Units whose time is up, the longest overdue first, of queues that are `wanted`; after the deadline key `after`. Beside
     /// them the key to go on after, where there may be more.
     pub fn expired(
@@ -194,7 +207,7 @@ impl Queue {
         Ok((found.into_iter().filter_map(|(_, unit)| unit).collect(), more))
     }
 
-    /// Units that came in before `before` and whose senders want to hear of a delay, as [`Queue::expired`] gives them; none
+    /// Units that came in, or were released, before `before` and whose senders want to hear of a delay, as [`Queue::expired`] gives them; none
     /// where the unit has ended. Each with the key for [`Queue::forget_notices`].
     pub fn delayed(
         &self,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adjustment::AdjustmentRecord;
 use crate::counts::CountsRecord;
+use crate::message::held_until;
 use crate::names::{QueueId, QueueName};
 use crate::suspension::Selector;
 
@@ -146,6 +147,18 @@ pub struct EnvelopeRecord {
     pub cause: Option<MessageId>,
     /// One for each destination domain.
     pub units: Vec<UnitRecord>,
+}
+
+impl EnvelopeRecord {
+    /// As [`crate::NewMessage::held_until`].
+    pub fn held_until(&self) -> Option<Timestamp> {
+        held_until(self.received_at, self.units.iter().map(|unit| unit.due))
+    }
+
+    /// As [`crate::NewMessage::released_at`].
+    pub fn released_at(&self) -> Timestamp {
+        self.held_until().unwrap_or(self.received_at)
+    }
 }
 
 /// A unit within its envelope.

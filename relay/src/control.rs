@@ -448,6 +448,7 @@ fn view(
         bytes: envelope.map(|envelope| envelope.body_bytes),
         received_at: Time(envelope.map_or_else(|| id.created(), |envelope| envelope.received_at)),
         expires_at: envelope.map(|envelope| Time(envelope.expires_at)),
+        held_until: message.as_ref().and_then(held_until),
         client: envelope.and_then(|envelope| Some(envelope.origin.client?.to_string())),
         helo: envelope.map(|envelope| envelope.origin.helo.clone()),
         credential: envelope.and_then(|envelope| envelope.origin.credential.clone()),
@@ -459,6 +460,13 @@ fn view(
         },
         events: history.iter().map(event).collect(),
     })
+}
+
+/// Until when some of it is held, as its client asked.
+fn held_until(message: &Message) -> Option<Time> {
+    let held = message.envelope.held_until()?;
+    let mut untouched = message.units.iter().filter(|unit| unit.state.is_none());
+    untouched.any(|unit| unit.key.due == held).then_some(Time(held))
 }
 
 /// The last that the journal says of each recipient. An address may stand in two units only if its domain is routed anew.
@@ -686,6 +694,15 @@ pub(crate) mod tests {
         queue.accept(Arc::new(message)).await.unwrap()
     }
 
+    /// One that its client has held.
+    pub(crate) async fn accept_held(queue: &Queue, number: u8, domain: &str, until: Timestamp) -> Accepted {
+        let body = Bytes::from_static(b"Subject: x\r\n\r\nx\r\n");
+        let mut message = message(MessageId::new(START, &[number; 10]), &[domain], body);
+        message.expires_at = until + Duration::from_secs(3_600);
+        message.units[0].due = until;
+        queue.accept(Arc::new(message)).await.unwrap()
+    }
+
     async fn accept_body(queue: &Queue, id: MessageId, domains: &[&str], body: Bytes) -> Accepted {
         queue.accept(Arc::new(message(id, domains, body))).await.unwrap()
     }
@@ -720,6 +737,26 @@ pub(crate) mod tests {
                 })
                 .collect(),
         }
+    }
+
+    /// RFC 4865: until when is told, as long as it is.
+    #[tokio::test]
+    async fn a_message_tells_until_when_it_is_held() {
+        let (queue, control) = control();
+        let until = START + Duration::from_secs(4 * 86_400);
+        let held = accept_held(&queue, 1, "held.test", until).await;
+        let view = control.message(held.id).await.unwrap().unwrap();
+        assert_eq!(view.held_until, Some(Time(until)));
+        assert_eq!(view.recipients[0].next_due, Some(Time(until)));
+        queue.retry(held.units[0], START, "uid 0").await.unwrap();
+        let view = control.message(held.id).await.unwrap().unwrap();
+        assert_eq!(
+            (view.held_until, view.recipients[0].next_due),
+            (None, Some(Time(START)))
+        );
+        let plain = accept(&queue, 2, &["a.test"]).await;
+        let view = control.message(plain.id).await.unwrap().unwrap();
+        assert_eq!(view.held_until, None);
     }
 
     fn control() -> (Queue, QueueControl) {

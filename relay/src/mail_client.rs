@@ -13,7 +13,7 @@ use mail_core::smtp::client::{
 use mail_core::smtp::command::Secret;
 use mail_core::smtp::reply_reader::ReplyReader;
 use mail_core::smtp::stuff::stuffed;
-use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, Reply, ReversePath};
+use mail_core::{BodyType, Domain, DsnOptions, Hold, MessageId, Recipient, Reply, ReversePath};
 use rustls::{ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
@@ -132,12 +132,13 @@ impl Client {
         Ok(self)
     }
 
-    /// Hands a message over; tells what became of each recipient.
+    /// Hands a message over, to be held or not; tells what became of each recipient.
     pub fn send(
         &mut self,
         from: &ReversePath,
         recipients: &[Recipient],
         raw: &[u8],
+        hold: Option<Hold>,
     ) -> anyhow::Result<Vec<RecipientResult>> {
         let eight_bit = !raw.is_ascii();
         let message = Message {
@@ -152,6 +153,7 @@ impl Client {
             eight_bit,
             utf8_header: !mail_core::header::split(raw).0.is_ascii(),
             size: raw.len() as u64,
+            hold,
         };
         let mut transaction = Transaction::new(&message, &self.offers);
         loop {

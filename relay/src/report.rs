@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mail_core::header;
-use mail_core::smtp::command::{decode_xtext, utf8_as_ascii};
+use mail_core::smtp::command::{date_time, decode_xtext, utf8_as_ascii};
 use mail_core::{
     BodyType, Domain, DsnOptions, EnhancedCode, Mailbox, MessageId, Notify, Recipient, Reply, Ret,
     ReversePath, Timestamp,
@@ -61,6 +61,8 @@ pub struct Original<'a> {
     pub id: MessageId,
     /// When it came in.
     pub received_at: Timestamp,
+    /// Until when its client had it held, where it did.
+    pub held_until: Option<Timestamp>,
     /// Who sent it.
     pub tenant: &'a Arc<str>,
     /// In which of their streams; the report goes out in the same.
@@ -83,6 +85,7 @@ impl<'a> Original<'a> {
         Self {
             id: message.id,
             received_at: message.received_at,
+            held_until: message.held_until(),
             tenant: &message.tenant,
             stream: &message.stream,
             reverse_path: &message.reverse_path,
@@ -98,6 +101,7 @@ impl<'a> Original<'a> {
         Self {
             id,
             received_at: envelope.received_at,
+            held_until: envelope.held_until(),
             tenant: &envelope.tenant,
             stream: &envelope.stream,
             reverse_path: &envelope.reverse_path,
@@ -518,6 +522,7 @@ fn write_explanation(
 }
 
 fn reason(notice: &Notice, original: &Original<'_>, now: Timestamp) -> String {
+    let waited = now.since(original.held_until.unwrap_or(original.received_at));
     let host = notice.remote.as_deref().map_or_else(
         || "the mail server".to_owned(),
         |host| format!("the mail server {}", host_name(host)),
@@ -536,10 +541,10 @@ fn reason(notice: &Notice, original: &Original<'_>, now: Timestamp) -> String {
         }
         Told::Relayed(said) => format!("{host} said: {}", clean(said)),
         Told::Failed(Cause::Expired(None)) => {
-            format!("not delivered within {}", span(now.since(original.received_at)))
+            format!("not delivered within {}", span(waited))
         }
         Told::Failed(Cause::Expired(Some(last))) => {
-            let span = span(now.since(original.received_at));
+            let span = span(waited);
             let last = clean(last);
             if is_reply(&last) {
                 format!("not delivered within {span}; last time {host} said: {last}")
@@ -564,6 +569,10 @@ fn write_status(
         original.id,
         date(original.received_at)
     );
+    if let Some(until) = original.held_until {
+        // RFC 4865 §6
+        let _ = write!(text, "Future-Release-Request: until; {}\r\n", date_time(until));
+    }
     if let Some(envid) = &original.dsn.envid {
         // RFC 3464 §2.2.1
         let lines = wrap(&format!("Original-Envelope-Id: {}", decode_xtext(envid)), 76);

@@ -272,12 +272,12 @@ impl Routing {
 }
 
 impl Placed {
-    /// The units, due at once.
-    pub fn due(self, now: Timestamp) -> Vec<NewUnit> {
+    /// The units, due at this time: at once, or when they are released.
+    pub fn due(self, at: Timestamp) -> Vec<NewUnit> {
         let unit = |unit: Placing| NewUnit {
             route_group: unit.group,
             domain: unit.domain,
-            due: now,
+            due: at,
             recipients: unit.recipients,
         };
         self.units.into_iter().map(unit).collect()

@@ -47,6 +47,19 @@ class Send(RelayTest):
         self.assertTrue(raw.endswith(b"Subject: file\r\n\r\nLine\r\n"), raw)
         self.assertEqual(self.lab.mailbox("file@ok.test")[0]["mail_from"], "me@sender.test")
 
+    def test_the_relay_holds_it_where_asked(self):
+        self.start()
+        arguments = ["--from", "me@sender.test", "--subject", "later", "--json"]
+        for to, hold in (("for@ok.test", ("--hold-for", "1h")), ("until@ok.test", ("--hold-until", "2026-01-01T00:00:00Z"))):
+            out, _ = self.send(*arguments, "--to", to, *hold, text=b"x")
+            view = self.told("message", "show", json.loads(out)["id"])
+            # The one is held, the other's time has passed.
+            self.assertEqual(bool(view["held_until"]), to == "for@ok.test", view)
+        self.lab.arrived("until@ok.test")
+        self.assertEqual(self.lab.mailbox("for@ok.test"), [])
+        _, err = self.send(*arguments, "--to", "long@ok.test", "--hold-for", "40d", text=b"x", code=1)
+        self.assertIn("501", err)
+
     def test_a_password_over_starttls_and_tls(self):
         at = self.lab.at
         for door, tls in (("submission", "starttls"), ("submissions", "implicit")):

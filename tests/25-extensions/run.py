@@ -4,6 +4,7 @@ done for a host that takes 7-bit alone."""
 import email
 import email.policy
 import re
+import time
 
 from lib import LabTest, expect, main, message, queue_id, wait_for
 from signatures import Signatures
@@ -59,6 +60,32 @@ class Extensions(Signatures, LabTest):
         with self.lab.client() as client:
             client.ehlo_or_helo_if_needed()
             self.assertRegex(client.esmtp_features["limits"], r"^RCPTMAX=\d+$")
+
+    def test_what_is_held_is_sent_when_it_is_released(self):
+        """RFC 4865."""
+        recipient = "held@ok.test"
+        with self.lab.client() as client:
+            client.ehlo_or_helo_if_needed()
+            self.assertRegex(client.esmtp_features["futurerelease"], r"^2592000 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+            for wrong in ("HOLDFOR=2592001", "HOLDFOR=0", "HOLDUNTIL=2020-01-01", "HOLDFOR=5 HOLDFOR=5"):
+                expect(client.mail(self.lab.sender, wrong.split()), 501, "5.5.4")
+        raw = message(self.lab.sender, recipient, subject="held")
+        begun = time.monotonic()
+        ident = self.lab.submit([recipient], raw, mail_options=["HOLDFOR=4"])
+        code, out, _ = self.lab.command("message", "show", ident)
+        self.assertEqual(code, 0)
+        self.assertRegex(out, r"\nHeld until 20\d\d-")
+        line = next(line for line in self.lab.logged().splitlines() if ident in line and "accepted" in line)
+        self.assertIn("held_until", line)
+        [arrived] = self.lab.arrived(recipient)
+        self.assertGreater(time.monotonic() - begun, 3.5)
+        self.assertTrue(arrived.endswith(raw))
+        # An operator need not wait.
+        recipient = "released@ok.test"
+        ident = self.lab.submit([recipient], message(self.lab.sender, recipient), mail_options=["HOLDFOR=86400"])
+        code, out, err = self.lab.command("message", "retry", ident)
+        self.assertEqual(code, 0, err)
+        self.lab.arrived(recipient)
 
     def utf8(self, recipients, subject, sender=None):
         raw = message(self.lab.sender, recipients[0], subject=subject, body="Grüße\r\n".encode())

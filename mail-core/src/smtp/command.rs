@@ -5,14 +5,16 @@ use std::fmt;
 use memchr::memchr3;
 use zeroize::Zeroizing;
 
-use crate::{BadMailbox, BodyType, DsnOptions, Mailbox, Notify, Reply, ReversePath};
+use crate::{BadMailbox, BodyType, DsnOptions, Hold, Mailbox, Notify, Reply, ReversePath};
 
 mod bdat;
 mod dsn;
+mod hold;
 pub(in crate::smtp) mod xclient;
 
 pub use bdat::Chunk;
 pub use dsn::{decode_xtext, utf8_as_ascii};
+pub use hold::date_time;
 pub use xclient::Xclient;
 
 /// The longest line any command may have, CRLF included: AUTH's and its answers' (RFC 4954 §4).
@@ -22,8 +24,8 @@ pub const MAX_LINE: usize = 12_288;
 const MAX_COMMAND: usize = 512;
 
 /// MAIL's: SIZE (RFC 1870 §3) adds 26 octets, BODY (RFC 6152 §2) 17, AUTH (RFC 4954 §3) 500, RET and ENVID (RFC 3461 §4)
-/// 9 and 107, SMTPUTF8 (RFC 6531 §3.4) 10.
-const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500 + 9 + 107 + 10;
+/// 9 and 107, SMTPUTF8 (RFC 6531 §3.4) 10, HOLDFOR or HOLDUNTIL (RFC 4865 §4) 34.
+const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500 + 9 + 107 + 10 + 34;
 
 /// RCPT's: NOTIFY (RFC 3461 §4) adds 29 octets, ORCPT 507.
 const MAX_RCPT: usize = MAX_COMMAND + 29 + 507;
@@ -97,6 +99,8 @@ pub struct MailFrom {
     pub smtputf8: bool,
     /// RET and ENVID (RFC 3461 §4.3, §4.4).
     pub dsn: DsnOptions,
+    /// HOLDFOR or HOLDUNTIL (RFC 4865 §4).
+    pub hold: Option<Hold>,
 }
 
 /// RCPT's arguments.
@@ -299,7 +303,7 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
         "" => ReversePath::Null,
         address => ReversePath::Mailbox(mailbox(address, 7)?),
     };
-    let (mut size, mut body, mut auth, mut smtputf8) = (None, None, None, None);
+    let (mut size, mut body, mut auth, mut smtputf8, mut hold) = (None, None, None, None, None);
     let mut dsn = DsnOptions::default();
     for (name, value) in each(parameters) {
         let repeated = if name.eq_ignore_ascii_case("SIZE") {
@@ -319,6 +323,11 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
             dsn.ret.replace(dsn::ret(value)?).is_some()
         } else if name.eq_ignore_ascii_case("ENVID") {
             dsn.envid.replace(dsn::envid(value)?).is_some()
+        } else if name.eq_ignore_ascii_case("HOLDFOR") {
+            hold.replace(hold::hold_for(value)?).is_some()
+        } else if name.eq_ignore_ascii_case("HOLDUNTIL") {
+            // One of the two, and once.
+            hold.replace(hold::hold_until(value)?).is_some()
         } else {
             return Err(unknown_parameter());
         };
@@ -335,6 +344,7 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
         body,
         smtputf8: smtputf8.is_some(),
         dsn,
+        hold,
     }))
 }
 
@@ -619,7 +629,14 @@ mod tests {
             ("MAIL FROM:<a@b.test> SIZE=1 SIZE=2", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> BODY=BINARYMIME", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> AUTH", "501 5.5.4"),
-            ("MAIL FROM:<a@b.test> HOLDFOR=60", "555 5.5.4"),
+            ("MAIL FROM:<a@b.test> HOLDFOR", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> HOLDFOR=1 HOLDFOR=1", "501 5.5.4"),
+            (
+                "MAIL FROM:<a@b.test> HOLDFOR=1 HOLDUNTIL=2030-01-01T00:00:00Z",
+                "501 5.5.4",
+            ),
+            ("MAIL FROM:<a@b.test> HOLDUNTIL=2030-01-01", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> X-HOLD=60", "555 5.5.4"),
             ("MAIL FROM:<a@b.test> SMTPUTF8=1", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> SMTPUTF8 smtputf8", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> \u{fc}", "555 5.5.4"),

@@ -21,7 +21,7 @@ use std::time::Duration;
 use crate::smtp::command::xclient;
 use crate::smtp::command::{self, Chunk, Command, ForwardPath, Hello, MailFrom, RcptTo, Secret, Xclient};
 use crate::smtp::data::DataFault;
-use crate::{BodyType, DsnOptions, Envelope, Mailbox, Recipient, Reply};
+use crate::{BodyType, DsnOptions, Envelope, Hold, Mailbox, Recipient, Reply, Timestamp};
 
 mod chunking;
 mod sasl;
@@ -65,6 +65,31 @@ pub struct Config {
     pub command_timeout: Duration,
     /// Silence within message data.
     pub data_timeout: Duration,
+}
+
+/// How long clients may have mail held (RFC 4865 §3): both bounds are told at EHLO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxHold {
+    /// HOLDFOR's, in whole seconds.
+    pub interval: Duration,
+    /// HOLDUNTIL's.
+    pub until: Timestamp,
+}
+
+impl MaxHold {
+    /// `interval` from `now` on.
+    pub fn new(interval: Duration, now: Timestamp) -> Self {
+        let interval = Duration::from_secs(interval.as_secs().min(999_999_999));
+        let until = now + interval;
+        Self { interval, until }
+    }
+
+    fn allows(&self, hold: Hold) -> bool {
+        match hold {
+            Hold::For(span) => span <= self.interval,
+            Hold::Until(at) => at <= self.until,
+        }
+    }
 }
 
 /// Whether clients log in (RFC 4954). Mechanisms are SCRAM-SHA-256-PLUS, SCRAM-SHA-256, PLAIN and LOGIN, under TLS only.
@@ -200,6 +225,8 @@ pub struct Session {
     logged_in: bool,
     /// The peer may say for whom it speaks.
     xclient: bool,
+    /// FUTURERELEASE is offered, up to this.
+    hold: Option<MaxHold>,
     /// Since the last message kept.
     errors: u32,
     /// Since the last message kept; accepted recipients and chunks don't count, they have limits of their own.
@@ -257,6 +284,7 @@ impl Session {
             tls,
             logged_in: false,
             xclient: false,
+            hold: None,
             errors: 0,
             commands: 0,
             chunk_refused: false,
@@ -267,6 +295,12 @@ impl Session {
     /// The same for a peer that may say by XCLIENT for whom it speaks; all others are told 550.
     pub fn with_xclient(mut self, allowed: bool) -> Self {
         self.xclient = allowed;
+        self
+    }
+
+    /// The same, offering to hold mail for as long as this (RFC 4865), if at all.
+    pub fn with_hold(mut self, most: Option<MaxHold>) -> Self {
+        self.hold = most;
         self
     }
 
@@ -471,6 +505,10 @@ impl Session {
             text.push_str(&format!("\nSIZE {}", self.config.max_message_bytes));
             // RFC 9422 §4.
             text.push_str(&format!("\nLIMITS RCPTMAX={}", self.config.max_recipients));
+            if let Some(most) = &self.hold {
+                let until = command::date_time(most.until);
+                text.push_str(&format!("\nFUTURERELEASE {} {until}", most.interval.as_secs()));
+            }
             for (_, keyword) in offers.into_iter().filter(|(offered, _)| *offered) {
                 text.push('\n');
                 text.push_str(keyword);
@@ -501,8 +539,20 @@ impl Session {
         let unoffered_body = from.body.is_some() && !self.config.eight_bit_mime;
         let unoffered_dsn = from.dsn != DsnOptions::default() && !self.config.dsn;
         let unoffered_utf8 = from.smtputf8 && !self.config.smtputf8;
-        if unoffered_body || unoffered_dsn || unoffered_utf8 {
+        let unoffered_hold = from.hold.is_some() && self.hold.is_none();
+        if unoffered_body || unoffered_dsn || unoffered_utf8 || unoffered_hold {
             return Some(command::unknown_parameter());
+        }
+        if let (Some(hold), Some(most)) = (from.hold, &self.hold)
+            && !most.allows(hold)
+        {
+            // RFC 4865 §4: a value beyond what EHLO told is no good value.
+            let text = format!(
+                "mail is held for {} s at the most, and until {}",
+                most.interval.as_secs(),
+                command::date_time(most.until)
+            );
+            return Some(Reply::new(501, 5, 4, "").with_text(text));
         }
         let limit = self.config.max_message_bytes;
         from.size
@@ -599,6 +649,7 @@ impl Session {
                         body: from.body.unwrap_or(BodyType::SevenBit),
                         smtputf8: from.smtputf8,
                         dsn: from.dsn,
+                        hold: from.hold,
                         recipients: Vec::new(),
                     },
                     declared_bytes: from.size,

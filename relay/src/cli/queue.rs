@@ -531,6 +531,7 @@ fn show_message(message: &MessageView) -> String {
         format!("from {client} with {protocol}{}", credential.unwrap_or_default())
     });
     line("", client);
+    line("Held until", message.held_until.map(|time| time.to_string()));
     line("Expires", message.expires_at.map(|time| time.to_string()));
     line("Reports on", message.cause.clone());
     let mut rows = vec![

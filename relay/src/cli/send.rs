@@ -3,15 +3,17 @@
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum};
 use mail_core::smtp::client::RecipientResult;
 use mail_core::smtp::command::Secret;
-use mail_core::{Domain, Mailbox, Recipient, ReversePath, header};
+use mail_core::{Domain, Hold, Mailbox, Recipient, ReversePath, Timestamp, header};
 use rustls_pki_types::ServerName;
 use serde_json::json;
 
+use crate::config::parse_duration;
 use crate::config::settings::{Listener, ListenerKind};
 use crate::mail_client::{Client, Security, Server, queue_id};
 
@@ -33,6 +35,7 @@ const SUBMISSIONS: u16 = 465;
     --user its first one that asks for a password.\n\nExamples:\n  \
     postrider send --from me@example.com --to you@example.net message.eml\n  \
     echo It works. | postrider send --from me@example.com --to you@example.net --subject Test\n  \
+    postrider send --from me@example.com --to you@example.net --hold-for 2h message.eml\n  \
     POSTRIDER_PASSWORD=... postrider send --server mail.example.com:587 --user app --from ... --to ... message.eml"
 )]
 pub(super) struct Send {
@@ -66,11 +69,26 @@ pub(super) struct Send {
     /// The password is this file's first line.
     #[arg(long, value_name = "FILE", requires = "user")]
     password_file: Option<PathBuf>,
+    /// Have the server hold it for so long before it is sent, such as 90m or 2d; the server has to offer FUTURERELEASE.
+    #[arg(long, value_name = "SPAN", value_parser = span, conflicts_with = "hold_until")]
+    hold_for: Option<Duration>,
+    /// Have it held until then, such as 2030-01-31T08:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    hold_until: Option<jiff::Timestamp>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     config: ConfigFile,
+}
+
+/// HOLDFOR counts seconds, and from one on (RFC 4865 §4).
+fn span(text: &str) -> Result<Duration, String> {
+    let span = parse_duration(text)?;
+    if span < Duration::from_secs(1) {
+        return Err("a second is the least".into());
+    }
+    Ok(span)
 }
 
 /// How the connection is encrypted.
@@ -117,7 +135,7 @@ pub(super) fn run(command: Send) -> Result<(), Failure> {
     };
     let recipients: Vec<_> = command.to.iter().cloned().map(Recipient::new).collect();
     let sent = Client::open(&server, greeting_name(&from)?)
-        .and_then(|mut client| client.send(&from, &recipients, &raw))
+        .and_then(|mut client| client.send(&from, &recipients, &raw, command.hold()))
         .with_context(|| format!("the message was not handed over to {name}"))?;
     command.tell(&sent)?;
     let refused = sent
@@ -188,6 +206,12 @@ impl Send {
                 _ => Security::Clear,
             },
         })
+    }
+
+    fn hold(&self) -> Option<Hold> {
+        let until = |at: jiff::Timestamp| Timestamp(u64::try_from(at.as_millisecond()).unwrap_or(0));
+        let until = self.hold_until.map(|at| Hold::Until(until(at)));
+        self.hold_for.map(Hold::For).or(until)
     }
 
     fn login(&self) -> Result<Option<(String, Secret)>, Failure> {

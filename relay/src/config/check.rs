@@ -23,8 +23,8 @@ use super::routes::{Named, routing};
 use super::section::{Check, Section, Spot};
 use super::settings::{
     AddressFamily, ClientTimeouts, DeliverySettings, Destination, DestinationLimits, Destinations, DkimKey,
-    DnsSettings, Listener, ListenerKind, LogFormat, OwnLimits, Retry, SenderPattern, Settings, StoreSettings,
-    SubmissionSettings, Tenant, TlsFiles, TlsLevel,
+    DnsSettings, Listener, ListenerKind, LogFormat, MAX_HOLD, OwnLimits, Retry, SenderPattern, Settings,
+    StoreSettings, SubmissionSettings, Tenant, TlsFiles, TlsLevel,
 };
 use super::shaping::shaping;
 use super::smart_hosts::smart_hosts;
@@ -475,6 +475,7 @@ fn submission(mut section: Section<'_>) -> SubmissionSettings {
         max_bytes_in_flight: section.size_or("max_in_flight", 65_536..=u64::MAX / 2, 256 * MIB),
         max_errors: section.integer("max_errors", 1..=10_000, 20) as u32,
         max_received: as_usize(section.integer("max_received", 10..=1_000, 100)),
+        max_hold: section.duration("max_hold", Duration::ZERO..=MAX_HOLD, 30 * DAY),
         address_rates: rates::address(section.section("rates")),
         command_timeout: section.duration("command_timeout", MS..=DAY, 5 * MINUTE),
         data_timeout: section.duration("data_timeout", MS..=DAY, 3 * MINUTE),

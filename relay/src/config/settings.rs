@@ -145,6 +145,10 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// No mail is held for longer, whatever the configuration was when it came in. A due time beyond was written while the clock was
+/// ahead.
+pub const MAX_HOLD: Duration = Duration::from_secs(366 * 86_400);
+
 /// Bounds of the front door.
 #[derive(Clone, Debug)]
 pub struct SubmissionSettings {
@@ -162,6 +166,8 @@ pub struct SubmissionSettings {
     pub max_errors: u32,
     /// Received fields of a message; one with more goes in circles: 554 5.4.6 (RFC 5321 §6.3).
     pub max_received: usize,
+    /// How long clients may have mail held (RFC 4865), [`MAX_HOLD`] at the most; zero: it is not offered.
+    pub max_hold: Duration,
     /// What one address may do in a time.
     pub address_rates: AddressRates,
     /// Silence while a command is awaited (RFC 5321 §4.5.3.2.7: 5 minutes).

@@ -122,6 +122,7 @@ where
         eight_bit: load.eight_bit,
         utf8_header: load.utf8_header,
         size: (load.head.len() + load.body.len()) as u64 + load.rest.as_ref().map_or(0, Reader::bytes),
+        hold: None,
     };
     let rest = load.rest.as_ref();
     connection.send(&message, &[&load.head, &load.body], rest).await

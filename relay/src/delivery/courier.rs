@@ -682,7 +682,7 @@ impl<N: Net> Courier<N> {
         judge::class(&mut outcomes, &self.parts.settings.delivery.shaping);
         let now = self.parts.clock.now();
         let mut past = past(prepared);
-        let (original, old) = (prepared.original(), now.since(received_at(prepared)));
+        let (original, old) = (prepared.original(), now.since(released_at(prepared)));
         let circumstances = Circumstances {
             now,
             delay_due: past.delay_told.is_none() && old >= self.reports.delay_after,
@@ -712,7 +712,7 @@ impl<N: Net> Courier<N> {
         }
         let told = Told {
             at: now,
-            received_at: received_at(prepared),
+            released_at: released_at(prepared),
             attempt: past.attempts + 1,
             tag: prepared.message.tag().cloned(),
             source: source.filter(|source| !source.is_empty()),
@@ -833,7 +833,7 @@ impl<N: Net> Courier<N> {
         let class = outcome.class.map(|id| &*classes.get(id).name);
         match &outcome.verdict {
             Verdict::Delivered => {
-                let delay = told.at.since(told.received_at).as_secs_f64();
+                let delay = told.at.since(told.released_at).as_secs_f64();
                 metrics.ended(Fate::Delivered);
                 metrics.delay.observe(delay);
                 tracing::info!(%id, tag, recipient = %mailbox, host, source, attempt, delay, reply, "delivered");
@@ -885,7 +885,8 @@ pub fn own_names(settings: &Settings) -> Vec<Domain> {
 /// What is said of an attempt once it is recorded.
 struct Told {
     at: Timestamp,
-    received_at: Timestamp,
+    /// From when on it could be sent.
+    released_at: Timestamp,
     attempt: u32,
     tag: Option<Arc<str>>,
     /// What it was sent from, where that was chosen.
@@ -946,9 +947,9 @@ fn past(prepared: &Prepared) -> Past {
     }
 }
 
-fn received_at(prepared: &Prepared) -> Timestamp {
+fn released_at(prepared: &Prepared) -> Timestamp {
     match &prepared.message {
-        Loaded::Memory(message) => message.received_at,
-        Loaded::Record(_, envelope) => envelope.received_at,
+        Loaded::Memory(message) => message.released_at(),
+        Loaded::Record(_, envelope) => envelope.released_at(),
     }
 }

@@ -32,7 +32,7 @@ use queue::{Backoff, HoldScope, Queue, QueueId, QueueName, ReadError, Scope, Sus
 use slab::Slab;
 
 use crate::config::egress::Pool;
-use crate::config::settings::DeliverySettings;
+use crate::config::settings::{DeliverySettings, MAX_HOLD};
 use crate::routing::{Routing, Way as Direction};
 use crate::world::Random;
 
@@ -635,7 +635,7 @@ impl Shard {
         let Some(active) = self.active.get(&id) else {
             return;
         };
-        match self.first_due(active, now) {
+        match self.first_due(id, active, now) {
             None if active.agenda.claims() > 0 => {}
             // The store did not answer; the catalogue brings the queue back.
             None => self.unload(id, None, now),
@@ -656,15 +656,27 @@ impl Shard {
     }
 
     /// When the first unit of a queue is due. The store may tell of times that no wait of ours reaches: the clock was ahead when
-    /// they were written, and has been put right before the relay started. Such a unit is due now.
-    fn first_due(&self, active: &Active, now: Timestamp) -> Option<Timestamp> {
+    /// they were written, and has been put right before the relay started. Such a unit is due now, unless its client has it held
+    /// until then.
+    fn first_due(&self, id: QueueId, active: &Active, now: Timestamp) -> Option<Timestamp> {
         let due = active.agenda.earliest()?;
         if due <= now {
             return Some(due);
         }
         let stream = self.settings.streams.get(&active.name.stream);
         let retry = stream.map_or(&self.settings.retry, |stream| &stream.retry);
-        Some(crate::delivery::backoff(retry).clamp(due, now))
+        let clamped = crate::delivery::backoff(retry).clamp(due, now);
+        let is_held = clamped < due && due <= now + MAX_HOLD && self.is_held(id, active);
+        Some(if is_held { due } else { clamped })
+    }
+
+    /// Whether the first unit of a queue is held by its client's wish. Asked of the store, and only where a due time is far off: a
+    /// queue that has nothing nearer leaves memory at once.
+    fn is_held(&self, queue: QueueId, active: &Active) -> bool {
+        active.agenda.first().is_some_and(|(due, id, unit)| {
+            let unit = UnitKey { queue, due, id, unit };
+            self.queue.held_until(&unit).is_ok_and(|held| held.is_some())
+        })
     }
 
     /// How much later than now a queue may be to wake: the longest wait of all, or longer than any park.

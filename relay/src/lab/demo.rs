@@ -154,7 +154,7 @@ async fn submit(
                 .map(|(to, _)| Recipient::new(to.clone()))
                 .collect();
             let results = client
-                .send(&from, &recipients, &message.raw)
+                .send(&from, &recipients, &message.raw, None)
                 .context(message.title)?;
             ids.push(id_of(&results).context(message.title)?);
         }

@@ -33,6 +33,7 @@ fn refused(mailbox: &str, code: u16, enhanced: Option<EnhancedCode>, text: &str)
 fn composed(prefix: &[u8], body: &[u8], notices: &[Notice], settings: &ReportSettings) -> String {
     let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
     let original = Original {
+        held_until: None,
         id: MessageId::from_bytes([1; 16]),
         received_at: NOW - Duration::from_secs(5 * 86_400),
         tenant: &"acme".into(),
@@ -115,9 +116,46 @@ fn what_a_reply_was_taken_for_is_told_of_its_recipient() {
     assert!(!recipients[1].contains("X-Postrider-Class"), "{text}");
 }
 
+/// RFC 4865 §6.
+#[test]
+fn a_report_on_mail_that_was_held_counts_from_its_release() {
+    let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
+    let original = Original {
+        id: MessageId::from_bytes([1; 16]),
+        received_at: NOW - Duration::from_secs(9 * 86_400),
+        held_until: Some(NOW - Duration::from_secs(5 * 86_400)),
+        tenant: &"acme".into(),
+        stream: &"transactional".into(),
+        reverse_path: &sender,
+        dsn: &DSN,
+        prefix: b"",
+        body: b"A: 1\r\n\r\n",
+        rest_bytes: 0,
+    };
+    let notice = Notice {
+        told: Told::Failed(Cause::Expired(None)),
+        ..refused("bob@example.org", 550, UNKNOWN, "no")
+    };
+    let report = compose(
+        &original,
+        &[notice],
+        &settings(),
+        NOW,
+        MessageId::from_bytes([2; 16]),
+    )
+    .unwrap();
+    let text = String::from_utf8(report).unwrap();
+    assert!(text.contains("not delivered within 5 days"), "{text}");
+    assert!(
+        text.contains("\r\nFuture-Release-Request: until; 2023-11-09T22:13:20Z\r\n"),
+        "{text}"
+    );
+}
+
 #[test]
 fn nobody_is_told_of_a_report_that_failed() {
     let original = Original {
+        held_until: None,
         id: MessageId::from_bytes([1; 16]),
         received_at: NOW,
         tenant: &"acme".into(),
@@ -133,6 +171,7 @@ fn nobody_is_told_of_a_report_that_failed() {
     assert_eq!(compose(&original, &notices, &settings(), NOW, id), None);
     let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
     let original = Original {
+        held_until: None,
         reverse_path: &sender,
         ..original
     };
@@ -315,6 +354,7 @@ fn reports_of_each_kind_give_back_what_the_sender_said() {
     ] {
         let kind = told.kind();
         let original = Original {
+            held_until: None,
             id: MessageId::from_bytes([1; 16]),
             received_at: NOW - Duration::from_secs(86_400),
             tenant: &"acme".into(),
@@ -355,6 +395,7 @@ fn reports_of_each_kind_give_back_what_the_sender_said() {
 fn told_to(sender: &str, body: &[u8], mailbox: &str, orcpt: &str) -> NewMessage {
     let sender = ReversePath::Mailbox(sender.parse().unwrap());
     let original = Original {
+        held_until: None,
         id: MessageId::from_bytes([1; 16]),
         received_at: NOW,
         tenant: &"acme".into(),
@@ -432,6 +473,7 @@ fn a_sender_beyond_ascii_gets_a_global_report() {
 fn too_many_recipients_for_one_report_get_several() {
     let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
     let original = Original {
+        held_until: None,
         id: MessageId::from_bytes([1; 16]),
         received_at: NOW,
         tenant: &"acme".into(),

@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use ipnet::IpNet;
 use mail_core::smtp::chunk::Chunks;
-use mail_core::smtp::command::MailFrom;
+use mail_core::smtp::command::{MailFrom, date_time};
 use mail_core::smtp::data::Data;
 use mail_core::smtp::inbox::{Inbox, Line};
-use mail_core::smtp::server::{Action, Auth, Input, Question, Session, replies};
+use mail_core::smtp::server::{Action, Auth, Input, MaxHold, Question, Session, replies};
 use mail_core::{Envelope, Recipient, Reply, ReversePath, Timestamp};
 use queue::{CommitError, NewMessage, Origin, Uploaded};
 use rustls::ServerConfig;
@@ -190,7 +190,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             self.start_tls().await?;
         }
         let session = Session::new(self.service.config.clone(), self.service.implicit_tls);
-        let mut session = session.with_xclient(has(&self.service.xclient, self.client));
+        let mut session = session
+            .with_xclient(has(&self.service.xclient, self.client))
+            .with_hold(self.max_hold());
         let mut action;
         (session, action) = session.step(match self.refusal() {
             Some(reply) => Input::Close(reply),
@@ -430,6 +432,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             .and_then(|name| self.service.front.tenant(name))
     }
 
+    /// What EHLO tells of FUTURERELEASE, for the whole session.
+    fn max_hold(&self) -> Option<MaxHold> {
+        let front = &self.service.front;
+        let most = front.settings.submission.max_hold;
+        (most >= Duration::from_secs(1)).then(|| MaxHold::new(most, front.clock.now()))
+    }
+
     fn max_message_bytes(&self) -> u64 {
         let most = self.service.config.max_message_bytes;
         self.rules()
@@ -572,7 +581,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 front.metrics.bytes.inc_by(bytes);
                 self.say_accepted(&message, &envelope);
                 // Of a large one there is only the beginning at hand.
-                let in_memory = message.rest.is_none().then_some(message);
+                // One that is held has time to be read again.
+                let stays = message.rest.is_none() && message.held_until().is_none();
+                let in_memory = stays.then_some(message);
                 let message = in_memory.and_then(|message| Kept::within(&front.keep, message));
                 self.service.doors.tell(&accepted.units, message).await;
                 Reply::new(250, 0, 0, "").with_text(format!("queued as {id}"))
@@ -591,6 +602,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         let listed = rules.map(|tenant| &*tenant.header_fields).unwrap_or_default();
         let now = self.service.front.clock.now();
         let asked = fields::read(&data.octets, listed, &settings.delivery.streams, now)?;
+        if let (Some(hold), Some(expires)) = (envelope.hold, asked.expires)
+            && hold.release(now) >= expires
+        {
+            let text = "Postrider-Expires: the message would be released after that";
+            return Err(Reply::new(550, 5, 4, text));
+        }
         data.octets = fields::taken_off(std::mem::take(&mut data.octets), &settings.hostname);
         let stream = asked.stream.as_ref().unwrap_or(self.stream());
         let refused = rules
@@ -616,6 +633,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             recipients = envelope.recipients.len(),
             to,
             bytes = message.body_bytes(),
+            held_until = message.held_until().map(date_time),
             "accepted"
         );
     }
@@ -653,6 +671,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         let expire_after = streams
             .get(&stream)
             .map_or(front.settings.store.expire_after, |stream| stream.expire_after);
+        // RFC 4865: what is held counts as submitted when it is released.
+        let release = envelope.hold.map_or(now, |hold| hold.release(now));
         let sender = self.sender(&envelope.reverse_path, Some(&stream));
         let rewrites = &front.settings.routing.rewrites;
         let placed = front.routing.place(sender, &envelope.recipients);
@@ -663,7 +683,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         NewMessage {
             id,
             received_at: now,
-            expires_at: (now + expire_after).min(asked.expires.unwrap_or(Timestamp::MAX)),
+            expires_at: (release + expire_after).min(asked.expires.unwrap_or(Timestamp::MAX)),
             tenant: self.tenant.clone().unwrap_or_else(|| "none".into()),
             stream: stream.clone(),
             reverse_path: rewrite::reverse_path(rewrites, &envelope.reverse_path),
@@ -682,7 +702,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
                 protocol: protocol.to_owned(),
             },
             cause: None,
-            units: placed.due(now),
+            units: placed.due(release),
         }
     }
 }

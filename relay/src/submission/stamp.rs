@@ -117,6 +117,7 @@ mod tests {
             body: BodyType::SevenBit,
             smtputf8: false,
             dsn: DsnOptions::default(),
+            hold: None,
             recipients: (0..recipients).map(recipient).collect(),
         };
         String::from_utf8(prefix(&arrival, &envelope, message).to_vec()).unwrap()

@@ -20,6 +20,8 @@ pub struct Extensions {
     pub starttls: bool,
     /// RFC 4954.
     pub auth: Mechanisms,
+    /// RFC 4865.
+    pub future_release: bool,
     /// RFC 9422: recipients a transaction.
     pub rcpt_max: Option<usize>,
     /// RFC 9422: transactions a connection.
@@ -39,6 +41,7 @@ impl Extensions {
                 "SMTPUTF8" => offers.smtputf8 = true,
                 "STARTTLS" => offers.starttls = true,
                 "DSN" => offers.dsn = true,
+                "FUTURERELEASE" => offers.future_release = true,
                 "AUTH" => words.for_each(|mechanism| offers.auth.note(mechanism)),
                 // 0, like nothing at all or what is no number, is no limit (RFC 1870 §4).
                 "SIZE" => {

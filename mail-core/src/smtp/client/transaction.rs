@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::{Extensions, Stage};
-use crate::smtp::command::utf8_as_ascii;
-use crate::{BodyType, DsnOptions, Mailbox, Notify, Recipient, Reply, Ret, ReversePath};
+use crate::smtp::command::{date_time, utf8_as_ascii};
+use crate::{BodyType, DsnOptions, Hold, Mailbox, Notify, Recipient, Reply, Ret, ReversePath};
 
 /// Octets set aside for a command; most need no more.
 const LINE: usize = 64;
@@ -26,6 +26,8 @@ pub struct Message<'a> {
     pub utf8_header: bool,
     /// Octets without dot-stuffing (RFC 1870 §6).
     pub size: u64,
+    /// How long the peer, which is a submission server, is to hold it (RFC 4865). A relay passes no hold on: it holds itself.
+    pub hold: Option<Hold>,
 }
 
 /// RET and ENVID as they came (RFC 3461 §5.2.1).
@@ -195,6 +197,15 @@ impl Transaction {
         }
         if offers.dsn {
             self.lines.push_str(&mail_wishes(message.dsn));
+        }
+        match message.hold {
+            Some(Hold::For(span)) => {
+                let _ = write!(self.lines, " HOLDFOR={}", span.as_secs());
+            }
+            Some(Hold::Until(at)) => {
+                let _ = write!(self.lines, " HOLDUNTIL={}", date_time(at));
+            }
+            None => {}
         }
         self.end_command(Stage::Mail, 0);
         for (number, recipient) in message.recipients.iter().enumerate() {
@@ -432,6 +443,14 @@ fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> 
     {
         let text = format!("the message has {} octets, the host takes {most}", message.size);
         return Some(Reply::new(552, 3, 4, "").with_text(text));
+    }
+    if message.hold.is_some() && !offers.future_release {
+        return Some(Reply::new(
+            554,
+            5,
+            4,
+            "the message is to be held, and the host does not offer FUTURERELEASE",
+        ));
     }
     if !offers.smtputf8 && !is_ascii(message.reverse_path) {
         return Some(needs_smtputf8("the sender's address"));

@@ -274,6 +274,7 @@ pub(super) async fn send(
         eight_bit: false,
         utf8_header: false,
         size: (head.len() + body.len()) as u64,
+        hold: None,
     };
     connection.send(&message, &[head, body], None).await
 }

@@ -118,7 +118,7 @@ impl<N: Net> Courier<N> {
         };
         let told = Told {
             at: now,
-            received_at: unit.id.created(),
+            released_at: unit.id.created(),
             attempt: 0,
             tag: None,
             source: None,

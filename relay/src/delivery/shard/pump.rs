@@ -166,7 +166,7 @@ impl Shard {
             let id = self.lanes.get(lane)?.turn.front()?;
             self.fill(id, now);
             let active = self.active.get(&id);
-            let due = active.and_then(|active| self.first_due(active, now));
+            let due = active.and_then(|active| self.first_due(id, active, now));
             if due.is_some_and(|due| due <= now) && !self.holds_tenant(lane, id, now) {
                 return Some(id);
             }

@@ -19,6 +19,10 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// So often a scan begins at the beginning: a note on a queue may have been lost, a unit may have been on the wire.
 const WHOLE_EVERY: Duration = Duration::from_secs(15);
 
+/// So often the catalogue's far end is looked at: a clock that was ahead is put right at a start, or shows by itself, and queues
+/// whose mail is held by its clients are there, too.
+const FAR_EVERY: Duration = Duration::from_secs(600);
+
 /// For so long after a start nothing expires that was overdue already: all of it is due, and is tried once more first. Else mail would
 /// be returned that nobody tried, because the relay was not running, or because the clock was set ahead meanwhile.
 const GRACE: Duration = Duration::from_secs(3_600);
@@ -62,6 +66,11 @@ impl<K: Copy> Progress<K> {
         } else {
             WHOLE_EVERY
         };
+        self.begin_every(every, now)
+    }
+
+    /// The same, with this long between scans from the beginning.
+    fn begin_every(&mut self, every: Duration, now: Timestamp) -> Option<K> {
         let is_over = |whole: Timestamp| now >= whole + every;
         // A clock that was set back has been ahead: what it said then is no place to go on from.
         if now < self.last || self.whole.is_none_or(is_over) {
@@ -143,11 +152,12 @@ impl Shard {
     }
 
     /// Wakes queues that are to wake later than any of them should: the clock was ahead when that was written, and has been put
-    /// right before the start. Most of the time there are none, and this is one seek in a while.
+    /// right before the start. Most of the time there are none but those whose mail is held, which go back to sleep, and this is one
+    /// seek in a while.
     fn wake_far_queues(&mut self, now: Timestamp) {
         let far = (now + self.longest_sleep(), QueueId(u64::MAX));
         let last = self.scans.far.whole;
-        let after = self.scans.far.begin(now);
+        let after = self.scans.far.begin_every(FAR_EVERY, now);
         if !self.scans.far.behind && self.scans.far.whole == last {
             return;
         }
@@ -311,7 +321,7 @@ pub(super) mod tests {
 
     use super::super::operator::tests::shard;
     use super::*;
-    use crate::control::tests::accept_one;
+    use crate::control::tests::{accept_held, accept_one};
     use crate::delivery::shard::{MAX_ACTIVE, Settled};
 
     const START: Timestamp = Timestamp(1_700_000_000_000);
@@ -479,6 +489,59 @@ pub(super) mod tests {
             assert_eq!(endings(seconds), 0, "{seconds}");
         }
         assert_eq!(endings(3_620), 3);
+    }
+
+    /// Whether the shard has begun to look the domain up that the unit goes to.
+    fn begins(shard: &mut Shard, now: Timestamp) -> bool {
+        shard.tick(now);
+        let effects = shard.take_effects();
+        effects.iter().any(|effect| matches!(effect, Effect::Resolve(_)))
+    }
+
+    /// RFC 4865: what is held is no mail of a clock that was ahead, before a restart and after it.
+    #[tokio::test]
+    async fn what_is_held_waits_for_its_release_and_what_a_clock_ahead_wrote_does_not() {
+        let days = |days: u64| START + Duration::from_secs(days * 86_400);
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let held = accept_held(&queue, 1, "held.test", days(20)).await;
+        let mut first = shard(&queue);
+        first.hear(
+            Word::Accepted(crate::delivery::exchange::Accepted::stored(held.units)),
+            START,
+        );
+        let mut second = shard(&queue);
+        for shard in [&mut first, &mut second] {
+            assert!(!begins(shard, START));
+            assert_eq!(shard.load().1, 0, "it does not stay in memory");
+            assert!(!begins(shard, START + FAR_EVERY + SECOND), "looked at again");
+            assert!(!begins(shard, days(20) - SECOND * 2));
+            assert!(begins(shard, days(20)));
+        }
+        // A month more than any configuration allows; and what was put off to the same day.
+        let far = Queue::in_memory(MemoryStore::new()).unwrap();
+        accept_held(&far, 1, "far.test", days(400)).await;
+        assert!(begins(&mut shard(&far), START));
+        let moved = Queue::in_memory(MemoryStore::new()).unwrap();
+        let unit = accept_one(&moved, 1, &["moved.test"]).await.units[0];
+        moved
+            .retry(unit, days(20), "a clock that was ahead")
+            .await
+            .unwrap();
+        assert!(begins(&mut shard(&moved), START));
+    }
+
+    #[tokio::test]
+    async fn queues_of_held_mail_cost_little_while_they_wait() {
+        let store = MemoryStore::counting();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        for number in 0..200 {
+            let until = START + Duration::from_secs(20 * 86_400);
+            accept_held(&queue, number, &format!("d{number}.test"), until).await;
+        }
+        let mut shard = shard(&queue);
+        minute(&mut shard, &store, START);
+        let reads = minute(&mut shard, &store, START + SECOND * 60);
+        assert!(reads < 50 * 60, "{reads} in a minute");
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ use crate::submission::metrics::Metrics;
 use crate::world::Clock;
 
 mod own_fields;
+mod when;
 mod xclient;
 
 /// A relay's front door in a folder of its own, with one user, `ada`.

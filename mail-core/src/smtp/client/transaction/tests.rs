@@ -56,6 +56,7 @@ impl Fixture {
             eight_bit: false,
             utf8_header: false,
             size: 100,
+            hold: None,
         }
     }
 }
@@ -65,6 +66,7 @@ const PIPELINING: Extensions = Extensions {
     eight_bit_mime: false,
     smtputf8: false,
     size: None,
+    future_release: false,
     dsn: false,
     starttls: false,
     auth: Mechanisms {
@@ -380,6 +382,36 @@ fn smtputf8_is_said_where_something_needs_it() {
         assert_eq!(wrote, "");
         assert!(matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().starts_with(code)));
     }
+}
+
+#[test]
+fn a_hold_is_asked_of_a_server_that_offers_it() {
+    let one = Fixture::new(1);
+    let offers = Extensions {
+        future_release: true,
+        ..PIPELINING
+    };
+    let answers = ["250 a", "250 a", "354 go", "250 done"];
+    for (hold, said) in [
+        (Hold::For(std::time::Duration::from_secs(90)), " HOLDFOR=90|"),
+        (
+            Hold::Until(crate::Timestamp(1_700_000_000_000)),
+            " HOLDUNTIL=2023-11-14T22:13:20Z|",
+        ),
+    ] {
+        let message = Message {
+            hold: Some(hold),
+            ..one.message()
+        };
+        let (wrote, ..) = play(&message, &offers, &answers);
+        assert!(
+            wrote.starts_with(&format!("MAIL FROM:<s@a.test>{said}")),
+            "{wrote}"
+        );
+        let (wrote, results, _) = play(&message, &PIPELINING, &[]);
+        assert_eq!((wrote.as_str(), word(&results[0])), ("", "unfit"));
+    }
+    assert!(!play(&one.message(), &offers, &answers).0.contains("HOLD"));
 }
 
 #[test]

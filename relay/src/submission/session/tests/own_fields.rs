@@ -22,7 +22,7 @@ impl Door {
     }
 
     /// The message accepted last: its envelope, and its body as it is kept.
-    fn last(&self) -> (queue::EnvelopeRecord, String) {
+    pub(super) fn last(&self) -> (queue::EnvelopeRecord, String) {
         let events = self.front.queue.events(0, 99).unwrap();
         let (_, event) = events.last().unwrap();
         assert_eq!(event.kind, EventKind::Accepted);
@@ -40,8 +40,16 @@ impl Door {
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Hands a message over; the last reply.
     async fn hand_over(&mut self, message: &str) -> String {
-        for line in ["MAIL FROM:<a@c.test>", "RCPT TO:<b@d.test>"] {
-            let reply = self.say(line).await;
+        self.hand_over_as("", message).await
+    }
+
+    /// The same with more behind MAIL's address.
+    pub(super) async fn hand_over_as(&mut self, parameters: &str, message: &str) -> String {
+        for line in [
+            format!("MAIL FROM:<a@c.test>{parameters}"),
+            "RCPT TO:<b@d.test>".into(),
+        ] {
+            let reply = self.say(&line).await;
             assert!(reply.starts_with("250 "), "{reply}");
         }
         assert!(self.say("DATA").await.starts_with("354 "));
