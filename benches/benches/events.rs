@@ -48,6 +48,7 @@ fn envelope() -> EnvelopeRecord {
         body_type: message.body_type,
         smtputf8: false,
         dsn: message.dsn.clone(),
+        transfer: message.transfer,
         tag: None,
         metadata: Vec::new(),
         prefix: message.prefix.clone(),

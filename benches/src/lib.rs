@@ -69,6 +69,7 @@ impl Shape {
             body_type: BodyType::SevenBit,
             smtputf8: false,
             dsn: DsnOptions::default(),
+            transfer: Default::default(),
             tag: None,
             metadata: Vec::new(),
             prefix: Bytes::from_static(

@@ -36,6 +36,8 @@ fn converse(octets: &[u8], step: usize) -> Vec<u8> {
         smtputf8: true,
         chunking: true,
         dsn: true,
+        deliver_by: true,
+        mt_priority: true,
         enhanced_codes: true,
         command_timeout: Duration::from_secs(1),
         data_timeout: Duration::from_secs(1),

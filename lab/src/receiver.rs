@@ -113,6 +113,9 @@ impl Host {
             chunking: true,
             // Nothing here makes reports.
             dsn: false,
+            // `extended.test` does.
+            deliver_by: false,
+            mt_priority: false,
             enhanced_codes: true,
             command_timeout: COMMAND_PATIENCE,
             data_timeout: COMMAND_PATIENCE,

@@ -10,7 +10,10 @@ pub mod smtp;
 pub mod time;
 
 pub use domain::{BadDomain, Domain};
-pub use envelope::{BodyType, DsnOptions, Envelope, Hold, Notify, Recipient, Ret};
+pub use envelope::{
+    BodyType, By, DeliverBy, DsnOptions, Envelope, Hold, Notify, Priority, Recipient, Ret, TransferOptions,
+    WhenLate,
+};
 pub use id::{BadMessageId, MessageId};
 pub use mailbox::{BadMailbox, Mailbox, ReversePath};
 pub use reply::{EnhancedCode, Reply};

@@ -31,6 +31,8 @@ fn config(auth: Auth) -> Arc<Config> {
         smtputf8: true,
         chunking: true,
         dsn: true,
+        deliver_by: true,
+        mt_priority: true,
         enhanced_codes: true,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),
@@ -194,6 +196,9 @@ fn ehlo_offers_what_there_is() {
         under_tls.contains("250-FUTURERELEASE 3600 2030-01-01T00:00:00Z\r\n"),
         "{under_tls}"
     );
+    for offer in ["250-DELIVERBY\r\n", "250-MT-PRIORITY\r\n"] {
+        assert!(under_tls.contains(offer), "{under_tls}");
+    }
     assert!(!play(Auth::None, true, "HELO c.test\r\n").contains("SIZE"));
 }
 

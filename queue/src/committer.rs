@@ -526,7 +526,7 @@ impl Committer {
             let number = unit.unit.to_be_bytes();
             group.batch.put_sealed(Family::Deadline, &deadline, &number);
             if message.wants_notice(unit.unit) {
-                let notice = keys::deadline(message.released_at(), unit.queue, unit.id);
+                let notice = keys::notice(message.released_at(), &message.transfer, unit.queue, unit.id);
                 group.batch.put_sealed(Family::Notice, &notice, &number);
             }
             let queue = self.queue_mut(group, unit.queue)?;
@@ -582,6 +582,7 @@ impl Committer {
             body_type: message.body_type,
             smtputf8: message.smtputf8,
             dsn: message.dsn.clone(),
+            transfer: message.transfer,
             tag: message.tag.clone(),
             metadata: message.metadata.clone(),
             prefix: message.prefix.clone(),

@@ -773,6 +773,7 @@ pub(crate) mod tests {
             body_type: BodyType::SevenBit,
             smtputf8: false,
             dsn: DsnOptions::default(),
+            transfer: Default::default(),
             tag: None,
             metadata: Vec::new(),
             prefix: Bytes::new(),

@@ -8,7 +8,7 @@
 //! | state | id · ffff | number of open units, u16, sealed, where a message began with more than one |
 //! | due | queue u64 · ms u64 · id · unit u16 | [`crate::records::DueRecord`] |
 //! | deadline | second u64 · queue u64 · id | unit u16, sealed |
-//! | notice | as deadline, of the time the message came in, or was released | unit u16, sealed |
+//! | notice | as deadline, of the time the message came in, or was released; of one that its client named, the highest bit set | unit u16, sealed |
 //! | upload | id | [`crate::records::UploadRecord`]: names a body that is still coming in |
 //! | queues | `d` · name | queue u64, sealed: the directory |
 //! | queues | `r` · queue u64 | [`crate::records::QueueRecord`] |
@@ -31,7 +31,7 @@
 
 use std::sync::Arc;
 
-use mail_core::{MessageId, Timestamp};
+use mail_core::{MessageId, Timestamp, TransferOptions};
 
 use crate::adjustment::{AdjustmentKey, AdjustmentKind};
 use crate::names::{HoldScope, QueueId, QueueName, RouteGroup, Scope, UnitKey};
@@ -118,6 +118,24 @@ pub fn deadline(expires_at: Timestamp, queue: QueueId, id: MessageId) -> [u8; 32
     key[..8].copy_from_slice(&expires_at.0.div_ceil(1_000).to_be_bytes());
     key[8..16].copy_from_slice(&queue.0.to_be_bytes());
     key[16..].copy_from_slice(id.as_bytes());
+    key
+}
+
+/// Set in the first octet of a `notice` key whose time the client named (RFC 2852): these are told of at that time, all others
+/// as long after theirs as the configuration says.
+pub const NAMED: u8 = 0x80;
+
+/// `notice`.
+pub fn notice(released_at: Timestamp, transfer: &TransferOptions, queue: QueueId, id: MessageId) -> [u8; 32] {
+    match transfer.notify_at() {
+        Some(at) => named(deadline(at.max(released_at), queue, id)),
+        None => deadline(released_at, queue, id),
+    }
+}
+
+/// The same key among those of named times.
+pub fn named(mut key: [u8; 32]) -> [u8; 32] {
+    key[0] |= NAMED;
     key
 }
 

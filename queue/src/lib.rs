@@ -72,7 +72,7 @@ use rocks::RocksStore;
 use store::{Batch, Family, MemoryStore, Store, StoreError, Written};
 
 /// The layout this program writes, and the newest it reads.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 3;
 
 /// Bounds of a queue.
 #[derive(Clone, Debug)]

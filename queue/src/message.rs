@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mail_core::{
     BodyType, Domain, DsnOptions, Mailbox, MessageId, Notify, Recipient, ReversePath, Timestamp,
+    TransferOptions,
 };
 
 use crate::names::{RouteGroup, UnitKey};
@@ -33,6 +34,8 @@ pub struct NewMessage {
     pub smtputf8: bool,
     /// What MAIL asked of reports.
     pub dsn: DsnOptions,
+    /// What MAIL asked of the way it takes.
+    pub transfer: TransferOptions,
     /// The sender's own word for messages of a kind, for reports and events.
     pub tag: Option<Arc<str>>,
     /// The sender's own names and values, for reports and events.
@@ -73,9 +76,14 @@ impl NewMessage {
         self.prefix.len() as u64 + self.body_bytes()
     }
 
-    /// Whether its sender asked to hear of a delay of some recipient of this unit (RFC 3461 §4.1).
+    /// Whether its sender asked to hear of a delay of some recipient of this unit (RFC 3461 §4.1), or named a time for that (RFC
+    /// 2852 §4).
     pub(crate) fn wants_notice(&self, unit: u16) -> bool {
-        let asked = |recipient: &Recipient| matches!(recipient.notify, Some(Notify::On { delay: true, .. }));
+        let asked = |recipient: &Recipient| match recipient.notify {
+            Some(Notify::On { delay, .. }) => delay,
+            Some(Notify::Never) => false,
+            None => self.transfer.notify_at().is_some(),
+        };
         let unit = self.units.get(usize::from(unit));
         self.reverse_path.mailbox().is_some() && unit.is_some_and(|unit| unit.recipients.iter().any(asked))
     }

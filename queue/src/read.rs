@@ -48,6 +48,11 @@ impl DeadlineKey {
         Self(keys::deadline(at, QueueId(0), MessageId::from_bytes([0; 16])))
     }
 
+    /// The same among those whose time the client named.
+    pub fn named_before(at: Timestamp) -> Self {
+        Self(keys::named(Self::before(at).0))
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -219,6 +224,18 @@ impl Queue {
         self.overdue(Family::Notice, before, after, limit, wanted)
     }
 
+    /// The same of units whose client named the time at which its sender is to hear of a delay (RFC 2852): it is over by `now`.
+    pub fn late(
+        &self,
+        now: Timestamp,
+        after: Option<DeadlineKey>,
+        limit: usize,
+        wanted: impl Fn(QueueId) -> bool,
+    ) -> Result<Overdue, ReadError> {
+        let after = after.or(Some(DeadlineKey::named_before(Timestamp(0))));
+        self.overdue(Family::Notice, now, after, limit, wanted)
+    }
+
     fn overdue(
         &self,
         family: Family,
@@ -233,7 +250,8 @@ impl Queue {
         // The least key greater than `after`.
         let from = after.map_or(Vec::new(), |key| [&key.0[..], &[0]].concat());
         // Seconds are rounded up in the key: a bucket is over when its second has begun.
-        let to = (now.seconds() + 1).to_be_bytes();
+        let mut to = (now.seconds() + 1).to_be_bytes();
+        to[0] |= from.first().copied().unwrap_or_default() & keys::NAMED;
         self.store.scan(family, &from, &to, &mut |key, value| {
             let unit = unseal(value).ok().map(u16::from_be_bytes);
             if let (Some((queue, id)), Ok(key)) = (keys::parse_deadline(key), key.try_into())

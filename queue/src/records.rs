@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp, TransferOptions};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +131,8 @@ pub struct EnvelopeRecord {
     pub smtputf8: bool,
     /// What MAIL asked of reports.
     pub dsn: DsnOptions,
+    /// What MAIL asked of the way it takes.
+    pub transfer: TransferOptions,
     /// The sender's own word for messages of a kind, for reports and events.
     pub tag: Option<Arc<str>>,
     /// The sender's own names and values, for reports and events.

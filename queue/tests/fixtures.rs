@@ -2,7 +2,8 @@
 //!
 //! A fixture is a store's contents as text: family, key and value in hexadecimal, a line each. `v1.txt` holds one message
 //! put off at one domain and fresh at another, one that ended, and a destination at rest; `v2.txt` also a route group, a
-//! suspension, an upload cut short, and at two other domains units that are set aside.
+//! suspension, an upload cut short, and at two other domains units that are set aside; `v3.txt` the same, with a priority and a time
+//! named by the client.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,32 +13,33 @@
 mod common;
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use common::{FIRST, START, block_on, defer, end, message, settle};
+use mail_core::{DeliverBy, Priority, TransferOptions, WhenLate};
 use queue::rocks::RocksStore;
 use queue::store::{Batch, Family, MemoryStore, Store};
 use queue::{
-    Aside, AsideCause, Closed, EventKind, Fate, HoldRecord, HoldScope, Queue, RouteGroup, Selector,
-    SuspensionRecord,
+    Aside, AsideCause, Closed, EventKind, Exported, Fate, HoldRecord, HoldScope, NewMessage, Queue,
+    RouteGroup, Selector, SuspensionRecord,
 };
 
 const V1: &str = include_str!("fixtures/v1.txt");
 const V2: &str = include_str!("fixtures/v2.txt");
+const V3: &str = include_str!("fixtures/v3.txt");
 
 /// How the fixtures were made, each by the program of its time.
 fn fill(store: &MemoryStore) {
     block_on(async {
         let queue = Queue::in_memory(store.clone()).unwrap();
-        let waits = queue
-            .accept(message(
-                1,
-                &["ok.test", "second.test"],
-                b"Subject: one\r\n\r\nhello\r\n",
-            ))
-            .await
-            .unwrap();
+        let first = message(1, &["ok.test", "second.test"], b"Subject: one\r\n\r\nhello\r\n");
+        let first = NewMessage {
+            transfer: transfer(),
+            ..(*first).clone()
+        };
+        let waits = queue.accept(Arc::new(first)).await.unwrap();
         settle(&queue, defer(waits.units[0], START + Duration::from_secs(60)))
             .await
             .unwrap();
@@ -78,6 +80,17 @@ fn fill(store: &MemoryStore) {
         }
         std::mem::forget(upload);
     });
+}
+
+fn transfer() -> TransferOptions {
+    TransferOptions {
+        priority: Some(Priority::try_from(-4).unwrap()),
+        by: Some(DeliverBy {
+            at: START + Duration::from_secs(600),
+            late: WhenLate::Notify,
+            trace: true,
+        }),
+    }
 }
 
 fn suspension() -> SuspensionRecord {
@@ -126,7 +139,7 @@ fn load(store: &dyn Store, fixture: &str) {
     store.write(&batch, true).unwrap();
 }
 
-fn look(queue: &Queue) {
+fn look(queue: &Queue, asked: TransferOptions) {
     let mut queues = queue.queues(None, 9).unwrap();
     queues.truncate(2);
     let told: Vec<_> = queues
@@ -138,6 +151,7 @@ fn look(queue: &Queue) {
     assert!(!more && units.len() == 1);
     let message = queue.message(units[0].id).unwrap().unwrap();
     assert_eq!(message.units.len(), 2);
+    assert_eq!(message.envelope.transfer, asked);
     assert_eq!(message.units[0].state.as_ref().unwrap().attempts, 1);
     assert_eq!(
         &queue.body(message.id, &message.envelope).unwrap()[..],
@@ -166,8 +180,12 @@ fn look(queue: &Queue) {
 
 #[test]
 fn every_version_reads_in_both_stores_and_can_be_worked_on() {
-    for fixture in [V1, V2] {
-        reads(fixture);
+    for (fixture, asked) in [
+        (V1, TransferOptions::default()),
+        (V2, TransferOptions::default()),
+        (V3, transfer()),
+    ] {
+        reads(fixture, asked);
     }
     let store = MemoryStore::new();
     load(&store, V2);
@@ -180,12 +198,12 @@ fn every_version_reads_in_both_stores_and_can_be_worked_on() {
     assert_eq!(causes, [AsideCause::Damaged, AsideCause::Parked]);
 }
 
-fn reads(fixture: &str) {
+fn reads(fixture: &str, asked: TransferOptions) {
     let store = MemoryStore::new();
     load(&store, fixture);
     let queue = Queue::in_memory(store.clone()).unwrap();
     assert!(!store.families().contains(&Family::Upload), "uploads are swept");
-    look(&queue);
+    look(&queue, asked);
     block_on(async {
         for (id, _) in queue.queues(None, 9).unwrap() {
             for unit in queue.due(id, FIRST, 9).unwrap().0 {
@@ -216,13 +234,13 @@ fn reads(fixture: &str) {
         limits: queue::Limits::NONE,
     };
     let queue = Queue::open(folder.path(), &options).unwrap();
-    look(&queue);
+    look(&queue, asked);
     queue.close();
 }
 
 /// Today's format is the fixture's, octet for octet: a change of layout needs a new version and a new fixture.
 #[test]
-fn what_is_written_today_is_version_2() {
+fn what_is_written_today_is_version_3() {
     let store = MemoryStore::new();
     fill(&store);
     let lines = |text: &str| {
@@ -238,7 +256,7 @@ fn what_is_written_today_is_version_2() {
     if let Some(path) = std::env::var_os("POSTRIDER_WRITE_FIXTURE") {
         std::fs::write(path, &written).unwrap();
     }
-    assert_eq!(lines(&written), lines(V2));
+    assert_eq!(lines(&written), lines(V3));
 }
 
 const OPTIONS: queue::Options = queue::Options {
@@ -247,12 +265,12 @@ const OPTIONS: queue::Options = queue::Options {
     limits: queue::Limits::NONE,
 };
 
-/// A stream of every released version is taken in for ever: this one was made of `v2.txt`. POSTRIDER_WRITE_STREAM names a file
-/// to write today's to.
+/// A stream of every released version, with records of every version, is taken in for ever: these were made of `v2.txt` and `v3.txt`.
+/// POSTRIDER_WRITE_STREAM names a file to write today's to.
 #[test]
 fn a_stream_of_version_1_is_taken_in() {
     let folder = tempfile::tempdir().unwrap();
-    load(&RocksStore::open(&folder.path().join("store"), true).unwrap(), V2);
+    load(&RocksStore::open(&folder.path().join("store"), true).unwrap(), V3);
     let closed = Closed::open(folder.path(), false).unwrap();
     let mut today = Vec::new();
     let header = ([1; 16], "0.1.0", START);
@@ -261,12 +279,17 @@ fn a_stream_of_version_1_is_taken_in() {
     if let Some(path) = std::env::var_os("POSTRIDER_WRITE_STREAM") {
         std::fs::write(path, format!("{}\n", hex(&today))).unwrap();
     }
-    let fixture = unhex(include_str!("fixtures/stream-1.txt").trim_end());
+    let older = unhex(include_str!("fixtures/stream-1.txt").trim_end());
+    let fixture = unhex(include_str!("fixtures/stream-1-records-3.txt").trim_end());
     assert!(today == fixture, "what is written today is another version");
+    taken_in(&older, &exported, TransferOptions::default());
+    taken_in(&fixture, &exported, transfer());
+}
 
+fn taken_in(stream: &[u8], exported: &Exported, asked: TransferOptions) {
     let folder = tempfile::tempdir().unwrap();
     let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
-    let imported = block_on(queue.import(&fixture[..], START, false, &mut |_| {})).unwrap();
+    let imported = block_on(queue.import(stream, START, false, &mut |_| {})).unwrap();
     assert_eq!(imported.counts, exported.counts);
     assert_eq!(
         (imported.messages, imported.units, imported.suspensions),
@@ -283,10 +306,16 @@ fn a_stream_of_version_1_is_taken_in() {
                 queue.body(unit.id, &message.envelope).unwrap(),
                 &b"Subject: one\r\n\r\nhello\r\n"[..]
             );
+            assert_eq!(message.envelope.transfer, asked);
             deferred += u32::from(unit.due == START + Duration::from_secs(60));
             waiting += 1;
         }
     }
     assert_eq!((waiting, deferred), (2, 1));
+    // Told of at the time that the client named.
+    let late = |now| queue.late(now, None, 9, |_| true).unwrap().0.len();
+    let named = if asked.by.is_some() { 2 } else { 0 };
+    let at = START + Duration::from_secs(600);
+    assert_eq!((late(at - Duration::from_secs(2)), late(at)), (0, named));
     queue.close();
 }

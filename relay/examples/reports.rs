@@ -123,6 +123,7 @@ fn main() {
         };
         let sender = ReversePath::Mailbox(sender.parse().expect("an address"));
         let original = Original {
+            transfer: Default::default(),
             held_until: None,
             id: MessageId::from_bytes([1; 16]),
             received_at: NOW - Duration::from_secs(5 * 86_400),

@@ -153,6 +153,8 @@ impl Client {
             eight_bit,
             utf8_header: !mail_core::header::split(raw).0.is_ascii(),
             size: raw.len() as u64,
+            by: None,
+            priority: None,
             hold,
         };
         let mut transaction = Transaction::new(&message, &self.offers);

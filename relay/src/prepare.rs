@@ -14,7 +14,9 @@ use bytes::{Bytes, BytesMut};
 use dkim_signer::sign::{DomainKey, DuplicateKey, Selector, SignError, Signer, sign_hashed};
 use dkim_signer::{Algorithm, Digest, KeyError, PrivateKey, body_hash};
 use mail_core::header::{self, BadAddressList};
-use mail_core::{BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{
+    BodyType, Domain, DsnOptions, MessageId, Recipient, ReversePath, Timestamp, TransferOptions,
+};
 use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, exponential_buckets};
 use queue::{EnvelopeRecord, NewMessage, Queue, ReadError, Signature, StateRecord, UnitKey};
@@ -91,6 +93,14 @@ impl Loaded {
         match self {
             Self::Memory(message) => &message.dsn,
             Self::Record(_, envelope) => &envelope.dsn,
+        }
+    }
+
+    /// What was asked of the way it takes.
+    pub fn transfer(&self) -> TransferOptions {
+        match self {
+            Self::Memory(message) => message.transfer,
+            Self::Record(_, envelope) => envelope.transfer,
         }
     }
 
@@ -799,6 +809,7 @@ pub(crate) mod tests {
             body_type: BodyType::SevenBit,
             smtputf8: false,
             dsn: DsnOptions::default(),
+            transfer: Default::default(),
             tag: None,
             metadata: Vec::new(),
             prefix: Bytes::from_static(b"Received: by relay.test\r\n"),

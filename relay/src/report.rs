@@ -18,7 +18,7 @@ use mail_core::header;
 use mail_core::smtp::command::{date_time, decode_xtext, utf8_as_ascii};
 use mail_core::{
     BodyType, Domain, DsnOptions, EnhancedCode, Mailbox, MessageId, Notify, Recipient, Reply, Ret,
-    ReversePath, Timestamp,
+    ReversePath, Timestamp, TransferOptions,
 };
 use queue::{EnvelopeRecord, NewMessage, NewUnit, Origin, RouteGroup, Uploaded};
 
@@ -71,6 +71,8 @@ pub struct Original<'a> {
     pub reverse_path: &'a ReversePath,
     /// What the sender asked of reports.
     pub dsn: &'a DsnOptions,
+    /// What the sender asked of the way it takes; the report goes as urgently.
+    pub transfer: TransferOptions,
     /// Header fields we add on top.
     pub prefix: &'a [u8],
     /// As the client sent it. Of one larger than `max_report_bytes` the header is enough.
@@ -90,6 +92,7 @@ impl<'a> Original<'a> {
             stream: &message.stream,
             reverse_path: &message.reverse_path,
             dsn: &message.dsn,
+            transfer: message.transfer,
             prefix: &message.prefix,
             body: &message.body,
             rest_bytes: message.rest.as_ref().map_or(0, Uploaded::bytes),
@@ -106,9 +109,22 @@ impl<'a> Original<'a> {
             stream: &envelope.stream,
             reverse_path: &envelope.reverse_path,
             dsn: &envelope.dsn,
+            transfer: envelope.transfer,
             prefix: &envelope.prefix,
             body,
             rest_bytes: envelope.body_bytes.saturating_sub(body.len() as u64),
+        }
+    }
+}
+
+impl Original<'_> {
+    /// A recipient's Status. RFC 2852 §4: where the time is over that the client named, it says so, of what was given up by class 5.
+    fn status(&self, told: &Told, now: Timestamp) -> EnhancedCode {
+        let is_over = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+        match told {
+            Told::Failed(Cause::Expired(_)) if is_over(self.transfer.return_at()) => EnhancedCode(5, 4, 7),
+            Told::Delayed(..) if is_over(self.transfer.notify_at()) => EnhancedCode(4, 4, 7),
+            _ => told.status(),
         }
     }
 }
@@ -325,6 +341,11 @@ pub fn report(
         },
         smtputf8: form == Form::Global,
         dsn: DsnOptions::default(),
+        transfer: TransferOptions {
+            // RFC 6710 §5: a report is as urgent as what it is about.
+            priority: original.transfer.priority,
+            by: None,
+        },
         tag: None,
         metadata: Vec::new(),
         prefix: Bytes::new(),
@@ -424,7 +445,7 @@ pub fn compose(
         text.push_str("Content-Transfer-Encoding: 8bit\r\n");
     }
     text.push_str("\r\n");
-    write_status(&mut text, original, (form, notices), settings);
+    write_status(&mut text, original, (form, notices), settings, now);
     let _ = write!(text, "\r\n--{boundary}\r\n");
     let end = format!("\r\n--{boundary}--\r\n");
     let mut report = text.into_bytes();
@@ -561,6 +582,7 @@ fn write_status(
     original: &Original<'_>,
     (form, notices): (Form, &[Notice]),
     settings: &ReportSettings,
+    now: Timestamp,
 ) {
     let _ = write!(
         text,
@@ -569,6 +591,10 @@ fn write_status(
         original.id,
         date(original.received_at)
     );
+    if let Some(by) = original.transfer.by {
+        // RFC 2852 §5
+        let _ = write!(text, "Deliver-By-Date: {}\r\n", date(by.at));
+    }
     if let Some(until) = original.held_until {
         // RFC 4865 §6
         let _ = write!(text, "Future-Release-Request: until; {}\r\n", date_time(until));
@@ -596,7 +622,7 @@ fn write_status(
             "Final-Recipient: {kind}; {}\r\nAction: {}\r\nStatus: {}\r\n",
             form.address(&notice.to.mailbox.to_string()),
             notice.told.kind().action(),
-            notice.told.status()
+            original.status(&notice.told, now)
         );
         if let Some(remote) = &notice.remote {
             let _ = write!(text, "Remote-MTA: dns; {}\r\n", host_name(remote));

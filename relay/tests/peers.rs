@@ -64,6 +64,7 @@ fn message(recipients: usize, body: &[u8]) -> Arc<NewMessage> {
         body_type: BodyType::SevenBit,
         smtputf8: false,
         dsn: DsnOptions::default(),
+        transfer: Default::default(),
         tag: None,
         metadata: Vec::new(),
         prefix: Bytes::from_static(PREFIX),

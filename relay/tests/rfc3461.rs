@@ -139,6 +139,7 @@ fn submission() -> Arc<NewMessage> {
         reverse_path: ReversePath::Mailbox("Alice@example.org".parse().unwrap()),
         body_type: BodyType::SevenBit,
         smtputf8: false,
+        transfer: Default::default(),
         dsn: DsnOptions {
             ret: Some(Ret::Headers),
             envid: Some("QQ314159".into()),

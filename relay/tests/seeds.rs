@@ -147,6 +147,7 @@ impl Run {
             body_type: BodyType::SevenBit,
             smtputf8: false,
             dsn: DsnOptions::default(),
+            transfer: Default::default(),
             tag: None,
             metadata: Vec::new(),
             prefix: PREFIX.into(),

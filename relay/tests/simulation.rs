@@ -436,6 +436,7 @@ fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> N
         body_type: BodyType::SevenBit,
         smtputf8: false,
         dsn: DsnOptions::default(),
+        transfer: Default::default(),
         tag: None,
         metadata: Vec::new(),
         prefix: Bytes::from_static(b"Received: by relay.test\r\n"),

@@ -5,11 +5,12 @@ use std::fmt;
 use memchr::memchr3;
 use zeroize::Zeroizing;
 
-use crate::{BadMailbox, BodyType, DsnOptions, Hold, Mailbox, Notify, Reply, ReversePath};
+use crate::{BadMailbox, BodyType, By, DsnOptions, Hold, Mailbox, Notify, Priority, Reply, ReversePath};
 
 mod bdat;
 mod dsn;
 mod hold;
+mod transfer;
 pub(in crate::smtp) mod xclient;
 
 pub use bdat::Chunk;
@@ -24,8 +25,9 @@ pub const MAX_LINE: usize = 12_288;
 const MAX_COMMAND: usize = 512;
 
 /// MAIL's: SIZE (RFC 1870 §3) adds 26 octets, BODY (RFC 6152 §2) 17, AUTH (RFC 4954 §3) 500, RET and ENVID (RFC 3461 §4)
-/// 9 and 107, SMTPUTF8 (RFC 6531 §3.4) 10, HOLDFOR or HOLDUNTIL (RFC 4865 §4) 34.
-const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500 + 9 + 107 + 10 + 34;
+/// 9 and 107, SMTPUTF8 (RFC 6531 §3.4) 10, HOLDFOR or HOLDUNTIL (RFC 4865 §4) 34, BY (RFC 2852 §2) 17,
+/// MT-PRIORITY (RFC 6710 §3) 15.
+const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500 + 9 + 107 + 10 + 34 + 17 + 15;
 
 /// RCPT's: NOTIFY (RFC 3461 §4) adds 29 octets, ORCPT 507.
 const MAX_RCPT: usize = MAX_COMMAND + 29 + 507;
@@ -101,6 +103,10 @@ pub struct MailFrom {
     pub dsn: DsnOptions,
     /// HOLDFOR or HOLDUNTIL (RFC 4865 §4).
     pub hold: Option<Hold>,
+    /// BY (RFC 2852 §4).
+    pub by: Option<By>,
+    /// MT-PRIORITY (RFC 6710 §4).
+    pub priority: Option<Priority>,
 }
 
 /// RCPT's arguments.
@@ -305,6 +311,7 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
     };
     let (mut size, mut body, mut auth, mut smtputf8, mut hold) = (None, None, None, None, None);
     let mut dsn = DsnOptions::default();
+    let (mut by, mut priority) = (None, None);
     for (name, value) in each(parameters) {
         let repeated = if name.eq_ignore_ascii_case("SIZE") {
             size.replace(octets(value)?).is_some()
@@ -328,6 +335,10 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
         } else if name.eq_ignore_ascii_case("HOLDUNTIL") {
             // One of the two, and once.
             hold.replace(hold::hold_until(value)?).is_some()
+        } else if name.eq_ignore_ascii_case("BY") {
+            by.replace(transfer::by(value)?).is_some()
+        } else if name.eq_ignore_ascii_case("MT-PRIORITY") {
+            priority.replace(transfer::priority(value)?).is_some()
         } else {
             return Err(unknown_parameter());
         };
@@ -345,6 +356,8 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
         smtputf8: smtputf8.is_some(),
         dsn,
         hold,
+        by,
+        priority,
     }))
 }
 
@@ -637,6 +650,10 @@ mod tests {
             ),
             ("MAIL FROM:<a@b.test> HOLDUNTIL=2030-01-01", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> X-HOLD=60", "555 5.5.4"),
+            ("MAIL FROM:<a@b.test> BY=0;R", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> BY=5;N BY=5;N", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> MT-PRIORITY=10", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> MT-PRIORITY=1 MT-PRIORITY=1", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> SMTPUTF8=1", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> SMTPUTF8 smtputf8", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> \u{fc}", "555 5.5.4"),

@@ -59,6 +59,10 @@ pub struct Config {
     pub chunking: bool,
     /// Offer DSN (RFC 3461): whoever does has to honour it, or pass it on.
     pub dsn: bool,
+    /// Offer DELIVERBY (RFC 2852), without a least time: whoever does has to keep the time, or to pass it on.
+    pub deliver_by: bool,
+    /// Offer MT-PRIORITY (RFC 6710), without naming a profile.
+    pub mt_priority: bool,
     /// Offer ENHANCEDSTATUSCODES (RFC 2034); else replies go without them.
     pub enhanced_codes: bool,
     /// Silence while a command is awaited (RFC 5321 §4.5.3.2.7).
@@ -498,6 +502,8 @@ impl Session {
                 (self.config.chunking, "CHUNKING"),
                 (self.config.enhanced_codes, "ENHANCEDSTATUSCODES"),
                 (self.config.dsn, "DSN"),
+                (self.config.deliver_by, "DELIVERBY"),
+                (self.config.mt_priority, "MT-PRIORITY"),
                 (self.xclient, xclient::OFFER),
                 (self.config.starttls && !self.tls, "STARTTLS"),
                 (self.config.auth != Auth::None && self.tls, sasl::OFFER),
@@ -540,7 +546,15 @@ impl Session {
         let unoffered_dsn = from.dsn != DsnOptions::default() && !self.config.dsn;
         let unoffered_utf8 = from.smtputf8 && !self.config.smtputf8;
         let unoffered_hold = from.hold.is_some() && self.hold.is_none();
-        if unoffered_body || unoffered_dsn || unoffered_utf8 || unoffered_hold {
+        let unoffered_by = from.by.is_some() && !self.config.deliver_by;
+        let unoffered_priority = from.priority.is_some() && !self.config.mt_priority;
+        if unoffered_body
+            || unoffered_dsn
+            || unoffered_utf8
+            || unoffered_hold
+            || unoffered_by
+            || unoffered_priority
+        {
             return Some(command::unknown_parameter());
         }
         if let (Some(hold), Some(most)) = (from.hold, &self.hold)
@@ -650,6 +664,8 @@ impl Session {
                         smtputf8: from.smtputf8,
                         dsn: from.dsn,
                         hold: from.hold,
+                        by: from.by,
+                        priority: from.priority,
                         recipients: Vec::new(),
                     },
                     declared_bytes: from.size,

@@ -208,7 +208,7 @@ impl<W: Write> Export<'_, W> {
             let key = keys::record(key.queue);
             ReadError::damaged("queues", &key, "absent")
         })?;
-        let notice = keys::deadline(envelope.released_at(), key.queue, key.id);
+        let notice = keys::notice(envelope.released_at(), &envelope.transfer, key.queue, key.id);
         let mut buffer = Vec::new();
         Ok(Some(ExportedUnit {
             number: key.unit,

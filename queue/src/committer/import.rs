@@ -81,7 +81,7 @@ impl Committer {
             let deadline = keys::deadline(envelope.expires_at, queue, message.id);
             group.batch.put_sealed(Family::Deadline, &deadline, &number);
             if unit.notice {
-                let notice = keys::deadline(envelope.released_at(), queue, message.id);
+                let notice = keys::notice(envelope.released_at(), &envelope.transfer, queue, message.id);
                 group.batch.put_sealed(Family::Notice, &notice, &number);
             }
             match &unit.aside {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mail_core::{BodyType, DsnOptions, Mailbox, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{
+    BodyType, DsnOptions, Mailbox, MessageId, Recipient, ReversePath, Timestamp, TransferOptions,
+};
 use serde::Deserialize;
 
 use super::{
@@ -42,10 +44,59 @@ struct RecipientV1 {
 }
 
 impl Record for EnvelopeRecord {
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn read_old(version: u8, payload: &[u8]) -> Option<postcard::Result<Self>> {
-        (version == 1).then(|| postcard::from_bytes(payload).map(|old: EnvelopeV1| old.into()))
+        match version {
+            1 => Some(postcard::from_bytes(payload).map(|old: EnvelopeV1| old.into())),
+            2 => Some(postcard::from_bytes(payload).map(|old: EnvelopeV2| old.into())),
+            _ => None,
+        }
+    }
+}
+
+/// Version 2 knew nothing of MT-PRIORITY and BY.
+#[derive(Deserialize)]
+struct EnvelopeV2 {
+    received_at: Timestamp,
+    expires_at: Timestamp,
+    tenant: Arc<str>,
+    stream: Arc<str>,
+    reverse_path: ReversePath,
+    body_type: BodyType,
+    smtputf8: bool,
+    dsn: DsnOptions,
+    tag: Option<Arc<str>>,
+    metadata: Vec<(String, String)>,
+    prefix: Bytes,
+    body_bytes: u64,
+    chunks: Vec<u32>,
+    origin: Origin,
+    cause: Option<MessageId>,
+    units: Vec<UnitRecord>,
+}
+
+impl From<EnvelopeV2> for EnvelopeRecord {
+    fn from(old: EnvelopeV2) -> Self {
+        Self {
+            received_at: old.received_at,
+            expires_at: old.expires_at,
+            tenant: old.tenant,
+            stream: old.stream,
+            reverse_path: old.reverse_path,
+            body_type: old.body_type,
+            smtputf8: old.smtputf8,
+            dsn: old.dsn,
+            transfer: TransferOptions::default(),
+            tag: old.tag,
+            metadata: old.metadata,
+            prefix: old.prefix,
+            body_bytes: old.body_bytes,
+            chunks: old.chunks,
+            origin: old.origin,
+            cause: old.cause,
+            units: old.units,
+        }
     }
 }
 
@@ -60,6 +111,7 @@ impl From<EnvelopeV1> for EnvelopeRecord {
             body_type: old.body_type,
             smtputf8: false,
             dsn: DsnOptions::default(),
+            transfer: TransferOptions::default(),
             tag: None,
             metadata: Vec::new(),
             prefix: old.prefix,

@@ -34,6 +34,7 @@ pub fn message(number: u64, domains: &[&str], body: &[u8]) -> Arc<NewMessage> {
         body_type: BodyType::SevenBit,
         smtputf8: false,
         dsn: DsnOptions::default(),
+        transfer: Default::default(),
         tag: None,
         metadata: Vec::new(),
         prefix: Bytes::from_static(b"Received: by relay.test\r\n"),

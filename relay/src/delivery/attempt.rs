@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mail_core::smtp::client::{Message, RecipientResult, Stage};
-use mail_core::{BodyType, DsnOptions, EnhancedCode, Recipient, ReversePath};
+use mail_core::{BodyType, DsnOptions, EnhancedCode, Recipient, ReversePath, Timestamp, TransferOptions};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::prepare::Reader;
@@ -30,6 +30,8 @@ pub struct Load {
     pub utf8_header: bool,
     /// What was asked of reports.
     pub dsn: DsnOptions,
+    /// What was asked of the way it takes.
+    pub transfer: TransferOptions,
     /// At least one.
     pub recipients: Vec<OpenRecipient>,
 }
@@ -60,7 +62,13 @@ pub struct Attempt {
 
 /// Sends the load to all its recipients. Those that a host found too many for one transaction get the next one at once, as
 /// long as each takes some (RFC 5321 §4.5.3.1.10).
-pub async fn run<S>(connection: &mut Connection<S>, load: &Load, recipients_per_transaction: usize) -> Attempt
+/// `now` tells the peer how much time is left, where there is a time.
+pub async fn run<S>(
+    connection: &mut Connection<S>,
+    load: &Load,
+    recipients_per_transaction: usize,
+    now: Timestamp,
+) -> Attempt
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -83,8 +91,8 @@ where
             attempt.stages.resize(attempt.outcomes.len(), Stage::Rcpt);
             break;
         }
-        let now: Vec<_> = waiting.drain(..most.min(waiting.len())).collect();
-        let results = transact(connection, load, &now).await;
+        let these: Vec<_> = waiting.drain(..most.min(waiting.len())).collect();
+        let results = transact(connection, load, &these, now).await;
         if connection.is_stale() && attempt.outcomes.is_empty() {
             attempt.stale = true;
             return attempt;
@@ -93,7 +101,7 @@ where
         let some_taken = results
             .iter()
             .any(|result| matches!(result, RecipientResult::Delivered(_)));
-        for (open, result) in now.into_iter().zip(results) {
+        for (open, result) in these.into_iter().zip(results) {
             if some_taken && connection.is_usable() && is_too_many(&result) {
                 waiting.push(open);
             } else {
@@ -109,6 +117,7 @@ async fn transact<S>(
     connection: &mut Connection<S>,
     load: &Load,
     to: &[&OpenRecipient],
+    now: Timestamp,
 ) -> Vec<RecipientResult>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -122,6 +131,8 @@ where
         eight_bit: load.eight_bit,
         utf8_header: load.utf8_header,
         size: (load.head.len() + load.body.len()) as u64 + load.rest.as_ref().map_or(0, Reader::bytes),
+        by: load.transfer.by.map(|by| by.left(now)),
+        priority: load.transfer.priority,
         hold: None,
     };
     let rest = load.rest.as_ref();

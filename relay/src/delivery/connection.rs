@@ -170,6 +170,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.offers.dsn
     }
 
+    /// Whether the peer sees to the time in which it is to deliver (RFC 2852).
+    pub fn keeps_time(&self) -> bool {
+        self.offers.deliver_by.is_some()
+    }
+
     /// Nothing more goes over it.
     pub fn retire(&mut self) {
         self.usable = false;

@@ -39,7 +39,7 @@ use super::exchange::{Accepted, Done, Seat, Word};
 use super::judge;
 use super::lane::{ConnectionId, Hosts, Plan};
 use super::metrics::Metrics;
-use super::notify::{self, Circumstances};
+use super::notify::{self, Circumstances, Peer};
 use super::route::{self, Route};
 use super::settle::{self, Outcome, Past, Verdict};
 use super::shard::{Effect, Ending, Heard, Job, LaneId, Settled, Shard};
@@ -495,7 +495,7 @@ impl<N: Net> Courier<N> {
             stages,
             works,
             stale,
-        } = attempt::run(connection, &load, most).await;
+        } = attempt::run(connection, &load, most, self.parts.clock.now()).await;
         if stale {
             self.stumbles.came_back(&job.unit);
             tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "hung up between messages");
@@ -541,7 +541,13 @@ impl<N: Net> Courier<N> {
                 millis,
                 ..connection.hop()
             }),
-            (connection.reports(), again_after),
+            (
+                Peer {
+                    reports: connection.reports(),
+                    keeps_time: connection.keeps_time(),
+                },
+                again_after,
+            ),
         )
         .await;
         self.stumbles.came_back(&job.unit);
@@ -561,7 +567,7 @@ impl<N: Net> Courier<N> {
             .into_iter()
             .map(|open| unread::outcome(open.index, open.to.mailbox, &ending, open.last_reply))
             .collect();
-        self.record(job.unit, &prepared, outcomes, None, (false, None))
+        self.record(job.unit, &prepared, outcomes, None, (Peer::default(), None))
             .await;
     }
 
@@ -580,7 +586,7 @@ impl<N: Net> Courier<N> {
                 class: None,
             })
             .collect();
-        let (mut settle, mut told) = self.settlement(unit, prepared, outcomes, None, false);
+        let (mut settle, mut told) = self.settlement(unit, prepared, outcomes, None, Peer::default());
         if settle.reports.is_empty() {
             // It was told of by an attempt.
             return self.tell(Event::Settled(unit, Settled::Untouched));
@@ -615,7 +621,7 @@ impl<N: Net> Courier<N> {
                 class: None,
             });
         let outcomes = outcomes.collect();
-        self.record(job.unit, &prepared, outcomes, Some(hop), (false, None))
+        self.record(job.unit, &prepared, outcomes, Some(hop), (Peer::default(), None))
             .await;
     }
 
@@ -644,16 +650,16 @@ impl<N: Net> Courier<N> {
         prepared: &Prepared,
         outcomes: Vec<Outcome>,
         hop: Option<Hop>,
-        (peer_reports, again_after): (bool, Option<Duration>),
+        (peer, again_after): (Peer, Option<Duration>),
     ) {
         if crate::sabotage::is_on("send-twice") && self.parts.random.below(3) == 0 {
             return self.tell(Event::Settled(unit, Settled::Untouched));
         }
-        let (mut settle, told) = self.settlement(unit, prepared, outcomes, hop, peer_reports);
+        let (mut settle, told) = self.settlement(unit, prepared, outcomes, hop, peer);
         if let (Some(again), Some(after)) = (&mut settle.again, again_after) {
             // A due time that no wait of ours reaches would be taken for a mistake of the clock.
             let longest = self.retry_of(prepared.original().stream).longest();
-            learn::put_off(again, after.min(longest), (told.at, past(prepared).expires_at));
+            learn::put_off(again, after.min(longest), (told.at, past(prepared).last_chance(told.at)));
         }
         self.hand_over(unit, settle, told).await;
     }
@@ -677,17 +683,24 @@ impl<N: Net> Courier<N> {
         prepared: &Prepared,
         mut outcomes: Vec<Outcome>,
         hop: Option<Hop>,
-        peer_reports: bool,
+        peer: Peer,
     ) -> (Settle, Told) {
         judge::class(&mut outcomes, &self.parts.settings.delivery.shaping);
         let now = self.parts.clock.now();
         let mut past = past(prepared);
         let (original, old) = (prepared.original(), now.since(released_at(prepared)));
+        let transfer = prepared.message.transfer();
+        // RFC 2852 §4: who names a time is told then, and not at another.
+        let is_late = match transfer.notify_at() {
+            Some(at) => now >= at,
+            None => old >= self.reports.delay_after,
+        };
         let circumstances = Circumstances {
             now,
-            delay_due: past.delay_told.is_none() && old >= self.reports.delay_after,
+            delay_due: past.delay_told.is_none() && is_late,
             expires_at: past.expires_at,
-            peer_reports,
+            by: transfer.by,
+            peer,
             shaping: &self.parts.settings.delivery.shaping,
         };
         let notices = notify::notices(&outcomes, prepared.message.recipients(unit.unit), &circumstances);
@@ -925,6 +938,7 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
         eight_bit: prepared.eight_bit,
         utf8_header: prepared.utf8_header,
         dsn: prepared.message.dsn().clone(),
+        transfer: prepared.message.transfer(),
         recipients,
     }
 }
@@ -943,6 +957,7 @@ fn past(prepared: &Prepared) -> Past {
         attempts,
         in_doubt,
         expires_at,
+        return_at: prepared.message.transfer().return_at(),
         delay_told,
     }
 }

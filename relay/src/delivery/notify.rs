@@ -1,6 +1,6 @@
 //! Who is told of what (RFC 3461 §4.1, §5.2): from outcomes to the notices of reports.
 
-use mail_core::{Notify, Recipient, Timestamp};
+use mail_core::{DeliverBy, Notify, Recipient, Timestamp, WhenLate};
 
 use crate::report::{Kind, Notice, Told};
 
@@ -16,10 +16,21 @@ pub struct Circumstances<'a> {
     pub delay_due: bool,
     /// When the message expires.
     pub expires_at: Timestamp,
-    /// The peer took the wishes over (it offers DSN): it reports on what it has.
-    pub peer_reports: bool,
+    /// The time that the client named (BY).
+    pub by: Option<DeliverBy>,
+    /// Of the peer that has taken the message, if one has.
+    pub peer: Peer,
     /// The names of classes.
     pub shaping: &'a Shaping,
+}
+
+/// What a peer that takes a message will do about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Peer {
+    /// It took the wishes over (it offers DSN): it reports on what it has.
+    pub reports: bool,
+    /// It was told of the time (it offers DELIVERBY).
+    pub keeps_time: bool,
 }
 
 /// The notices of an attempt, of all kinds. `recipients` are the unit's, by index.
@@ -28,7 +39,7 @@ pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstanc
         .iter()
         .filter_map(|outcome| {
             let to = recipients.get(usize::from(outcome.recipient))?;
-            if !is_wanted(kind(outcome, now)?, to.notify) {
+            if !is_wanted(kind(outcome, now)?, to.notify, now) {
                 return None;
             }
             Some(Notice {
@@ -46,7 +57,7 @@ pub fn notices(outcomes: &[Outcome], recipients: &[Recipient], now: &Circumstanc
 fn kind(outcome: &Outcome, now: &Circumstances<'_>) -> Option<Kind> {
     match &outcome.verdict {
         Verdict::Failed(_) | Verdict::Deleted(_) => Some(Kind::Failed),
-        Verdict::Delivered if !now.peer_reports => Some(Kind::Relayed),
+        Verdict::Delivered if !now.peer.reports || is_traced(now) => Some(Kind::Relayed),
         Verdict::Later | Verdict::InDoubt if now.delay_due => Some(Kind::Delayed),
         Verdict::Delivered | Verdict::Later | Verdict::InDoubt | Verdict::Discarded => None,
     }
@@ -55,7 +66,9 @@ fn kind(outcome: &Outcome, now: &Circumstances<'_>) -> Option<Kind> {
 fn told(outcome: &Outcome, now: &Circumstances<'_>) -> Option<Told> {
     match &outcome.verdict {
         Verdict::Failed(cause) | Verdict::Deleted(cause) => Some(Told::Failed(cause.clone())),
-        Verdict::Delivered if !now.peer_reports => Some(Told::Relayed(outcome.reply.clone())),
+        Verdict::Delivered if !now.peer.reports || is_traced(now) => {
+            Some(Told::Relayed(outcome.reply.clone()))
+        }
         Verdict::Later | Verdict::InDoubt if now.delay_due => {
             Some(Told::Delayed(outcome.reply.clone(), now.expires_at))
         }
@@ -63,11 +76,21 @@ fn told(outcome: &Outcome, now: &Circumstances<'_>) -> Option<Told> {
     }
 }
 
-/// Failures unless told otherwise; the rest only where it was asked for.
-fn is_wanted(kind: Kind, notify: Option<Notify>) -> bool {
+/// Whether the sender hears that the message was passed on because of the time it named (RFC 2852 §4): to a host that was not told
+/// of it, so that nobody will say when it is late; or to any, where it is traced.
+fn is_traced(now: &Circumstances<'_>) -> bool {
+    now.by
+        .is_some_and(|by| by.trace || (by.late == WhenLate::Notify && !now.peer.keeps_time))
+}
+
+/// Failures unless told otherwise, and what BY asked for; the rest only where it was asked for.
+fn is_wanted(kind: Kind, notify: Option<Notify>, now: &Circumstances<'_>) -> bool {
+    let named = now.by.is_some_and(|by| by.late == WhenLate::Notify);
     match (kind, notify) {
         (_, Some(Notify::Never)) => false,
         (Kind::Failed, None) => true,
+        (Kind::Delayed, None) if named => true,
+        (Kind::Relayed, _) if is_traced(now) => true,
         (Kind::Delayed | Kind::Relayed, None) => false,
         (Kind::Failed, Some(Notify::On { failure, .. })) => failure,
         (Kind::Delayed, Some(Notify::On { delay, .. })) => delay,
@@ -84,6 +107,20 @@ mod tests {
     use super::*;
 
     fn kinds(verdict: Verdict, notify: Option<Notify>, delay_due: bool, peer_reports: bool) -> String {
+        let peer = Peer {
+            reports: peer_reports,
+            keeps_time: false,
+        };
+        kinds_by(verdict, notify, delay_due, peer, None)
+    }
+
+    fn kinds_by(
+        verdict: Verdict,
+        notify: Option<Notify>,
+        delay_due: bool,
+        peer: Peer,
+        by: Option<DeliverBy>,
+    ) -> String {
         let to = Recipient {
             notify,
             ..Recipient::new("bob@example.org".parse().unwrap())
@@ -100,7 +137,8 @@ mod tests {
             now: Timestamp(1),
             delay_due,
             expires_at: Timestamp(9),
-            peer_reports,
+            by,
+            peer,
             shaping: Shaping::shipped(),
         };
         let kinds: Vec<_> = notices(&[outcome], &[to], &now)
@@ -108,6 +146,48 @@ mod tests {
             .map(|notice| notice.told.kind().action())
             .collect();
         kinds.join(",")
+    }
+
+    /// CASES row 47, RFC 2852 §4.
+    #[test]
+    fn who_named_a_time_hears_what_becomes_of_it() {
+        let by = |late, trace| {
+            Some(DeliverBy {
+                at: Timestamp(1),
+                late,
+                trace,
+            })
+        };
+        let (n, r) = (by(WhenLate::Notify, false), by(WhenLate::Return, false));
+        let traced = by(WhenLate::Return, true);
+        let failure_only = Some(Notify::On {
+            success: false,
+            failure: true,
+            delay: false,
+        });
+        let peer = |reports, keeps_time| Peer { reports, keeps_time };
+        for (by, peer, none, failures) in [
+            (n, peer(true, true), "", ""),
+            (n, peer(true, false), "relayed", "relayed"),
+            (n, peer(false, true), "", ""),
+            (r, peer(true, true), "", ""),
+            (traced, peer(true, true), "relayed", "relayed"),
+            (traced, peer(false, true), "relayed", "relayed"),
+        ] {
+            let told = |notify| kinds_by(Verdict::Delivered, notify, false, peer, by);
+            assert_eq!(
+                (&*told(None), &*told(failure_only)),
+                (none, failures),
+                "{by:?} {peer:?}"
+            );
+            assert_eq!(told(Some(Notify::Never)), "");
+        }
+        let late = |by, notify| kinds_by(Verdict::Later, notify, true, Peer::default(), by);
+        assert_eq!((&*late(n, None), &*late(r, None)), ("delayed", ""));
+        assert_eq!(
+            (late(n, failure_only), late(n, Some(Notify::Never))),
+            (String::new(), String::new())
+        );
     }
 
     /// CASES row 34: passed on, told as relayed, never silent by mistake, silent when asked.

@@ -1,6 +1,7 @@
 //! From what was said of each recipient to what is recorded.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mail_core::{Mailbox, Timestamp};
 use queue::{Again, Backoff, End, Fate, Hop, NewMessage, Settle, StillOpen, UnitKey};
@@ -51,8 +52,33 @@ pub struct Past {
     pub in_doubt: u32,
     /// When the message expires.
     pub expires_at: Timestamp,
+    /// When it is returned if it has not been delivered, where its client says so (BY with R): no later than `expires_at`.
+    pub return_at: Option<Timestamp>,
     /// When its sender was told of the delay, now or before.
     pub delay_told: Option<Timestamp>,
+}
+
+/// The last attempt at what is to be returned in time begins so long before.
+const LAST_CHANCE: Duration = Duration::from_secs(60);
+
+/// With less time than this left, no further attempt is planned.
+const TOO_LITTLE: Duration = Duration::from_secs(10);
+
+impl Past {
+    /// When the last attempt is to be made.
+    pub(super) fn last_chance(&self, now: Timestamp) -> Timestamp {
+        let end = self.expires_at.max(now);
+        match self.return_at {
+            // The peer needs time of its own: at the end there is nothing left to promise.
+            Some(at) if at <= self.expires_at => match at.since(now) {
+                left if left >= 2 * LAST_CHANCE => at - LAST_CHANCE,
+                left if left >= TOO_LITTLE => now + left / 2,
+                _ => end,
+            },
+            // It comes just before the message expires, not after.
+            _ => end,
+        }
+    }
 }
 
 /// Makes the record of an attempt. `reports` tell the sender of it.
@@ -77,8 +103,7 @@ pub fn settle(
     let attempts = past.attempts + 1;
     let (backoff, chance) = retry;
     let again = (!open.is_empty()).then(|| Again {
-        // The last attempt comes just before the message expires, not after.
-        due: (now + backoff.delay(attempts, chance)).min(past.expires_at.max(now)),
+        due: (now + backoff.delay(attempts, chance)).min(past.last_chance(now)),
         attempts,
         in_doubt: past.in_doubt + u32::from(doubtful),
         doubtful,
@@ -128,8 +153,6 @@ fn still_open(outcome: &Outcome) -> StillOpen {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use mail_core::{MessageId, Reply};
     use queue::QueueId;
 
@@ -156,6 +179,10 @@ mod tests {
     }
 
     fn settled(outcomes: &[Outcome], expires_in: u64) -> Settle {
+        settled_by(outcomes, expires_in, None)
+    }
+
+    fn settled_by(outcomes: &[Outcome], expires_in: u64, return_at: Option<Timestamp>) -> Settle {
         let unit = UnitKey {
             queue: QueueId(1),
             due: NOW,
@@ -166,6 +193,7 @@ mod tests {
             attempts: 2,
             in_doubt: 1,
             expires_at: NOW + Duration::from_secs(expires_in),
+            return_at,
             delay_told: None,
         };
         settle(
@@ -212,6 +240,26 @@ mod tests {
     fn no_attempt_is_planned_past_the_end() {
         let again = settled(&[outcome(0, Verdict::Later)], 30).again.unwrap();
         assert_eq!(again.due, NOW + Duration::from_secs(30));
+    }
+
+    /// RFC 2852: the next wait would be four minutes.
+    #[test]
+    fn what_is_to_be_returned_is_tried_once_more_in_time() {
+        for (left, next) in [
+            (1_000, 240),
+            (300, 240),
+            (299, 239),
+            (120, 60),
+            (100, 50),
+            (10, 5),
+            (9, 9),
+            (0, 0),
+        ] {
+            let span = Duration::from_secs;
+            let by = Some(NOW + span(left));
+            let again = settled_by(&[outcome(0, Verdict::Later)], left, by).again.unwrap();
+            assert_eq!(again.due, NOW + span(next), "{left}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Reports, as they are written.
 
+use mail_core::{DeliverBy, Priority, WhenLate};
+
 use super::*;
 
 const DSN: DsnOptions = DsnOptions {
@@ -40,6 +42,7 @@ fn composed(prefix: &[u8], body: &[u8], notices: &[Notice], settings: &ReportSet
         stream: &"transactional".into(),
         reverse_path: &sender,
         dsn: &DSN,
+        transfer: Default::default(),
         prefix,
         body,
         rest_bytes: 0,
@@ -128,6 +131,7 @@ fn a_report_on_mail_that_was_held_counts_from_its_release() {
         stream: &"transactional".into(),
         reverse_path: &sender,
         dsn: &DSN,
+        transfer: Default::default(),
         prefix: b"",
         body: b"A: 1\r\n\r\n",
         rest_bytes: 0,
@@ -152,6 +156,61 @@ fn a_report_on_mail_that_was_held_counts_from_its_release() {
     );
 }
 
+/// RFC 2852 §4, §5.
+#[test]
+fn a_report_says_that_the_time_which_was_named_is_over() {
+    let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
+    let failed = || Told::Failed(Cause::Expired(Some("450 4.2.1 later".into())));
+    let delayed = || Told::Delayed("450 4.2.1 later".into(), NOW + Duration::from_secs(60));
+    let refused_by_peer = || Told::Failed(Cause::Refused(Reply::new(550, 1, 1, "no")));
+    for (told, late, ago, status) in [
+        (failed(), WhenLate::Return, true, "5.4.7"),
+        (delayed(), WhenLate::Notify, true, "4.4.7"),
+        // Nothing to do with the time.
+        (failed(), WhenLate::Notify, true, "4.4.7"),
+        (refused_by_peer(), WhenLate::Return, true, "5.1.1"),
+        (failed(), WhenLate::Return, false, "4.4.7"),
+        (delayed(), WhenLate::Notify, false, "4.2.1"),
+    ] {
+        let at = if ago { NOW } else { NOW + Duration::from_secs(1) };
+        let original = Original {
+            id: MessageId::from_bytes([1; 16]),
+            received_at: NOW - Duration::from_secs(600),
+            held_until: None,
+            tenant: &"acme".into(),
+            stream: &"transactional".into(),
+            reverse_path: &sender,
+            dsn: &DSN,
+            transfer: TransferOptions {
+                priority: Some(Priority::try_from(-4).unwrap()),
+                by: Some(DeliverBy {
+                    at,
+                    late,
+                    trace: false,
+                }),
+            },
+            prefix: b"",
+            body: b"A: 1\r\n\r\n",
+            rest_bytes: 0,
+        };
+        let notice = Notice {
+            told,
+            ..refused("bob@example.org", 550, UNKNOWN, "no")
+        };
+        let id = MessageId::from_bytes([2; 16]);
+        let report = super::report(&original, &[notice], &settings(), NOW, id).unwrap();
+        assert_eq!(report.transfer.priority, original.transfer.priority);
+        assert_eq!(report.transfer.by, None);
+        let text = String::from_utf8(report.body.to_vec()).unwrap();
+        assert!(
+            text.contains(&format!("\r\nStatus: {status}\r\n")),
+            "{late:?}: {text}"
+        );
+        let line = format!("\r\nDeliver-By-Date: {}\r\n", date(at));
+        assert!(text.contains(&line), "{text}");
+    }
+}
+
 #[test]
 fn nobody_is_told_of_a_report_that_failed() {
     let original = Original {
@@ -162,6 +221,7 @@ fn nobody_is_told_of_a_report_that_failed() {
         stream: &"transactional".into(),
         reverse_path: &ReversePath::Null,
         dsn: &DSN,
+        transfer: Default::default(),
         prefix: b"",
         body: b"",
         rest_bytes: 0,
@@ -361,6 +421,7 @@ fn reports_of_each_kind_give_back_what_the_sender_said() {
             stream: &"transactional".into(),
             reverse_path: &sender,
             dsn: &asked(ret),
+            transfer: Default::default(),
             prefix: b"",
             body: b"Subject: x\r\n\r\nhello\r\n",
             rest_bytes: 0,
@@ -402,6 +463,7 @@ fn told_to(sender: &str, body: &[u8], mailbox: &str, orcpt: &str) -> NewMessage 
         stream: &"transactional".into(),
         reverse_path: &sender,
         dsn: &DSN,
+        transfer: Default::default(),
         prefix: b"Received: x\r\n",
         body,
         rest_bytes: 0,
@@ -480,6 +542,7 @@ fn too_many_recipients_for_one_report_get_several() {
         stream: &"transactional".into(),
         reverse_path: &sender,
         dsn: &DSN,
+        transfer: Default::default(),
         prefix: b"Received: x\r\n",
         body: b"Subject: x\r\n\r\nhello\r\n",
         rest_bytes: 0,

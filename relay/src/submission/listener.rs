@@ -192,6 +192,8 @@ pub(super) fn service(
         smtputf8: true,
         chunking: true,
         dsn: true,
+        deliver_by: true,
+        mt_priority: true,
         enhanced_codes: true,
         command_timeout: settings.submission.command_timeout,
         data_timeout: settings.submission.data_timeout,

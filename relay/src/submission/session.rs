@@ -16,7 +16,7 @@ use mail_core::smtp::command::{MailFrom, date_time};
 use mail_core::smtp::data::Data;
 use mail_core::smtp::inbox::{Inbox, Line};
 use mail_core::smtp::server::{Action, Auth, Input, MaxHold, Question, Session, replies};
-use mail_core::{Envelope, Recipient, Reply, ReversePath, Timestamp};
+use mail_core::{Envelope, Recipient, Reply, ReversePath, Timestamp, TransferOptions};
 use queue::{CommitError, NewMessage, Origin, Uploaded};
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
@@ -466,6 +466,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         {
             return replies::TOO_MUCH_WAITS;
         }
+        let now = self.service.front.clock.now();
+        if let (Some(hold), Some(by)) = (from.hold, from.by)
+            && by.from(now).at <= hold.release(now)
+        {
+            return Reply::new(501, 5, 4, "the time of BY is over before the message is released");
+        }
         match admission::sender(tenant, &from.reverse_path) {
             Some(reply) => {
                 tracing::info!(client = %self.client, tenant = self.tenant.as_deref(), from = %from.reverse_path, %reply, "refused");
@@ -634,6 +640,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             to,
             bytes = message.body_bytes(),
             held_until = message.held_until().map(date_time),
+            by = envelope.by.map(|by| by.to_string()),
+            priority = envelope.priority.map(i8::from),
             "accepted"
         );
     }
@@ -673,6 +681,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             .map_or(front.settings.store.expire_after, |stream| stream.expire_after);
         // RFC 4865: what is held counts as submitted when it is released.
         let release = envelope.hold.map_or(now, |hold| hold.release(now));
+        let transfer = TransferOptions {
+            priority: envelope.priority,
+            by: envelope.by.map(|by| by.from(now)),
+        };
         let sender = self.sender(&envelope.reverse_path, Some(&stream));
         let rewrites = &front.settings.routing.rewrites;
         let placed = front.routing.place(sender, &envelope.recipients);
@@ -683,13 +695,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         NewMessage {
             id,
             received_at: now,
-            expires_at: (release + expire_after).min(asked.expires.unwrap_or(Timestamp::MAX)),
+            // RFC 2852 §4: what is to be returned in time ends then.
+            expires_at: [asked.expires, transfer.return_at()]
+                .into_iter()
+                .flatten()
+                .fold(release + expire_after, Timestamp::min),
             tenant: self.tenant.clone().unwrap_or_else(|| "none".into()),
             stream: stream.clone(),
             reverse_path: rewrite::reverse_path(rewrites, &envelope.reverse_path),
             body_type: envelope.body,
             smtputf8: envelope.smtputf8,
             dsn: envelope.dsn.clone(),
+            transfer,
             tag: asked.tag,
             metadata: asked.metadata,
             prefix,

@@ -118,6 +118,8 @@ mod tests {
             smtputf8: false,
             dsn: DsnOptions::default(),
             hold: None,
+            by: None,
+            priority: None,
             recipients: (0..recipients).map(recipient).collect(),
         };
         String::from_utf8(prefix(&arrival, &envelope, message).to_vec()).unwrap()

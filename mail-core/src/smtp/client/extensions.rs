@@ -20,6 +20,10 @@ pub struct Extensions {
     pub starttls: bool,
     /// RFC 4954.
     pub auth: Mechanisms,
+    /// RFC 2852: the least time, in seconds; 0 where none is told.
+    pub deliver_by: Option<u32>,
+    /// RFC 6710, whatever profile.
+    pub mt_priority: bool,
     /// RFC 4865.
     pub future_release: bool,
     /// RFC 9422: recipients a transaction.
@@ -41,6 +45,14 @@ impl Extensions {
                 "SMTPUTF8" => offers.smtputf8 = true,
                 "STARTTLS" => offers.starttls = true,
                 "DSN" => offers.dsn = true,
+                // What can't be read is a least time that nobody can know.
+                "DELIVERBY" => {
+                    let least = words
+                        .next()
+                        .and_then(|options| options.split(',').next()?.parse().ok());
+                    offers.deliver_by = Some(least.unwrap_or(0));
+                }
+                "MT-PRIORITY" => offers.mt_priority = true,
                 "FUTURERELEASE" => offers.future_release = true,
                 "AUTH" => words.for_each(|mechanism| offers.auth.note(mechanism)),
                 // 0, like nothing at all or what is no number, is no limit (RFC 1870 §4).

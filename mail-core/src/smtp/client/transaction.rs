@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use super::{Extensions, Stage};
 use crate::smtp::command::{date_time, utf8_as_ascii};
-use crate::{BodyType, DsnOptions, Hold, Mailbox, Notify, Recipient, Reply, Ret, ReversePath};
+use crate::{
+    BodyType, By, DsnOptions, Hold, Mailbox, Notify, Priority, Recipient, Reply, Ret, ReversePath, WhenLate,
+};
 
 /// Octets set aside for a command; most need no more.
 const LINE: usize = 64;
@@ -26,6 +28,10 @@ pub struct Message<'a> {
     pub utf8_header: bool,
     /// Octets without dot-stuffing (RFC 1870 §6).
     pub size: u64,
+    /// The time that is left for it (RFC 2852).
+    pub by: Option<By>,
+    /// How urgent it is (RFC 6710). Peers that do not offer MT-PRIORITY are told nothing of it.
+    pub priority: Option<Priority>,
     /// How long the peer, which is a submission server, is to hold it (RFC 4865). A relay passes no hold on: it holds itself.
     pub hold: Option<Hold>,
 }
@@ -197,6 +203,12 @@ impl Transaction {
         }
         if offers.dsn {
             self.lines.push_str(&mail_wishes(message.dsn));
+        }
+        if let Some(by) = message.by.filter(|_| offers.deliver_by.is_some()) {
+            let _ = write!(self.lines, " BY={by}");
+        }
+        if let Some(priority) = message.priority.filter(|_| offers.mt_priority) {
+            let _ = write!(self.lines, " MT-PRIORITY={priority}");
         }
         match message.hold {
             Some(Hold::For(span)) => {
@@ -444,6 +456,9 @@ fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> 
         let text = format!("the message has {} octets, the host takes {most}", message.size);
         return Some(Reply::new(552, 3, 4, "").with_text(text));
     }
+    if let Some(reply) = message.by.and_then(|by| is_late(by, offers)) {
+        return Some(reply);
+    }
     if message.hold.is_some() && !offers.future_release {
         return Some(Reply::new(
             554,
@@ -473,6 +488,21 @@ fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> 
         ));
     }
     None
+}
+
+/// RFC 2852 §4: what is to be returned if it is late goes to no host that does not promise to do so in the time that is left.
+fn is_late(by: By, offers: &Extensions) -> Option<Reply> {
+    let late = |text: String| Some(Reply::new(554, 4, 7, "").with_text(text));
+    match offers.deliver_by {
+        _ if by.late == WhenLate::Notify => None,
+        _ if by.seconds <= 0 => late("the time in which the message was to be delivered is over".into()),
+        None => late("the message is to be delivered in time, and the host does not offer DELIVERBY".into()),
+        Some(least) if i64::from(by.seconds) < i64::from(least) => late(format!(
+            "the message is to be delivered in {} s, and the host needs {least} s",
+            by.seconds
+        )),
+        Some(_) => None,
+    }
 }
 
 /// 5yz is for good; everything else that is no success is not (RFC 5321 §4.2.1).

@@ -45,6 +45,8 @@ async fn send(peer: &[&str], preparer: &Preparer, prepared: &Prepared) -> Sent {
         eight_bit: false,
         utf8_header: false,
         size: prepared.body.len() as u64 + reader.bytes(),
+        by: None,
+        priority: None,
         hold: None,
     };
     let parts: [&[u8]; 2] = [b"X: y\r\n", &prepared.body];

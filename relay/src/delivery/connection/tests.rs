@@ -274,6 +274,8 @@ pub(super) async fn send(
         eight_bit: false,
         utf8_header: false,
         size: (head.len() + body.len()) as u64,
+        by: None,
+        priority: None,
         hold: None,
     };
     connection.send(&message, &[head, body], None).await

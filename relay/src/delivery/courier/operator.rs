@@ -7,6 +7,7 @@ use queue::{CommitError, End, Fate, ReadError, Settle, UnitKey};
 
 use crate::delivery::attempt::OpenRecipient;
 use crate::delivery::exchange::{Done, Order, Ordered};
+use crate::delivery::notify::Peer;
 use crate::delivery::settle::{Outcome, Verdict};
 use crate::delivery::shard::Settled;
 use crate::prepare::PrepareError;
@@ -89,7 +90,7 @@ impl<N: Net> Courier<N> {
             .into_iter()
             .map(outcome)
             .collect();
-        let (settle, said) = self.settlement(unit, &prepared, outcomes, None, false);
+        let (settle, said) = self.settlement(unit, &prepared, outcomes, None, Peer::default());
         let settled = match self.parts.queue.settle(settle).await {
             Ok(pending) => pending.await,
             Err(error) => Err(error),

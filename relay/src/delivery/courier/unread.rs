@@ -9,6 +9,7 @@ use queue::{Aside, CommitError, EnvelopeRecord, ReadError, StateRecord, UnitKey,
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
+use crate::delivery::notify::Peer;
 use crate::delivery::settle::{Outcome, Verdict};
 use crate::delivery::shard::{Ending, Job, Settled};
 use crate::prepare::{Loaded, PrepareError, Prepared};
@@ -104,7 +105,9 @@ impl<N: Net> Courier<N> {
                 .collect(),
         };
         if let Some(prepared) = envelope {
-            return self.record(unit, &prepared, outcomes, None, (false, None)).await;
+            return self
+                .record(unit, &prepared, outcomes, None, (Peer::default(), None))
+                .await;
         }
         let now = self.parts.clock.now();
         let settle = queue::Settle {

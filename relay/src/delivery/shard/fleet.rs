@@ -167,6 +167,7 @@ impl Fleet {
                 body_type: BodyType::SevenBit,
                 smtputf8: false,
                 dsn: DsnOptions::default(),
+                transfer: Default::default(),
                 tag: None,
                 metadata: Vec::new(),
                 prefix: Bytes::new(),

@@ -35,6 +35,7 @@ pub(super) struct Scans {
     far: Progress<(Timestamp, QueueId)>,
     deadlines: Progress<DeadlineKey>,
     notices: Progress<DeadlineKey>,
+    late: Progress<DeadlineKey>,
 }
 
 /// Where to go on in an index.
@@ -213,7 +214,7 @@ impl Shard {
         if self.scans.deadlines.behind {
             self.expire(now);
         }
-        if self.scans.notices.behind {
+        if self.scans.notices.behind || self.scans.late.behind {
             self.tell_of_delays(now);
         }
     }
@@ -221,6 +222,11 @@ impl Shard {
     /// Senders who asked for it hear of a delay, whatever keeps their mail from being tried (RFC 3461 §5.2.5). It is forgotten
     /// as soon as it is on its way: a crash in between loses the notice, and nothing else.
     fn tell_of_delays(&mut self, now: Timestamp) {
+        self.tell_who_asked(now);
+        self.tell_who_named_a_time(now);
+    }
+
+    fn tell_who_asked(&mut self, now: Timestamp) {
         let room = MAX_ENDINGS.saturating_sub(self.endings);
         if room == 0 {
             return;
@@ -235,6 +241,28 @@ impl Shard {
             Some(key) => self.scans.notices.stopped(Some(key)),
             None => self.scans.notices.reached(DeadlineKey::before(before - MARGIN)),
         }
+        self.tell_of(found, now);
+    }
+
+    /// RFC 2852 §4: at that time, whatever the configuration says of delays.
+    fn tell_who_named_a_time(&mut self, now: Timestamp) {
+        let room = MAX_ENDINGS.saturating_sub(self.endings);
+        if room == 0 {
+            return;
+        }
+        let (place, after) = (self.place.clone(), self.scans.late.begin(now));
+        let at_home = |queue| place.home_elsewhere(queue).is_none();
+        let Some((found, more)) = self.read(now, |queue| queue.late(now, after, room, at_home)) else {
+            return;
+        };
+        match more {
+            Some(key) => self.scans.late.stopped(Some(key)),
+            None => self.scans.late.reached(DeadlineKey::named_before(now - MARGIN)),
+        }
+        self.tell_of(found, now);
+    }
+
+    fn tell_of(&mut self, found: Vec<(DeadlineKey, Option<UnitKey>)>, now: Timestamp) {
         let mut told = Vec::new();
         for (key, unit) in found {
             told.push(key);

@@ -56,6 +56,8 @@ impl Fixture {
             eight_bit: false,
             utf8_header: false,
             size: 100,
+            by: None,
+            priority: None,
             hold: None,
         }
     }
@@ -66,6 +68,8 @@ const PIPELINING: Extensions = Extensions {
     eight_bit_mime: false,
     smtputf8: false,
     size: None,
+    deliver_by: None,
+    mt_priority: false,
     future_release: false,
     dsn: false,
     starttls: false,
@@ -381,6 +385,56 @@ fn smtputf8_is_said_where_something_needs_it() {
         let (wrote, results, _) = play(&message, &PIPELINING, &[]);
         assert_eq!(wrote, "");
         assert!(matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().starts_with(code)));
+    }
+}
+
+/// RFC 2852 §4, RFC 6710 §5.
+#[test]
+fn time_and_priority_go_to_peers_that_take_them() {
+    let one = Fixture::new(1);
+    let answers = ["250 a", "250 a", "354 go", "250 done"];
+    let offering = |least| Extensions {
+        deliver_by: least,
+        mt_priority: true,
+        ..PIPELINING
+    };
+    let message = |seconds, late| Message {
+        by: Some(By {
+            seconds,
+            late,
+            trace: late == WhenLate::Notify,
+        }),
+        priority: Some(Priority::try_from(-4).unwrap()),
+        ..one.message()
+    };
+    for (seconds, late, least, said) in [
+        (600, WhenLate::Return, Some(0), " BY=600;R MT-PRIORITY=-4|"),
+        (600, WhenLate::Return, Some(600), " BY=600;R MT-PRIORITY=-4|"),
+        (-3, WhenLate::Notify, Some(600), " BY=-3;NT MT-PRIORITY=-4|"),
+        (600, WhenLate::Notify, None, " MT-PRIORITY=-4|"),
+    ] {
+        let (wrote, results, _) = play(&message(seconds, late), &offering(least), &answers);
+        assert!(
+            wrote.starts_with(&format!("MAIL FROM:<s@a.test>{said}")),
+            "{wrote}"
+        );
+        assert_eq!(word(&results[0]), "delivered");
+    }
+    // Silent of it elsewhere.
+    let (wrote, ..) = play(&message(600, WhenLate::Notify), &PIPELINING, &answers);
+    assert!(wrote.starts_with("MAIL FROM:<s@a.test>|"), "{wrote}");
+    // Returned rather than sent where nobody keeps the time.
+    for (seconds, least, offers) in [
+        (600, None, PIPELINING),
+        (599, Some(600), offering(Some(600))),
+        (0, Some(0), offering(Some(0))),
+    ] {
+        let (wrote, results, _) = play(&message(seconds, WhenLate::Return), &offers, &[]);
+        assert_eq!(wrote, "", "{seconds} of {least:?}");
+        assert!(
+            matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().starts_with("554 5.4.7")),
+            "{results:?}"
+        );
     }
 }
 
