@@ -113,7 +113,7 @@ impl Host {
             chunking: true,
             // Nothing here makes reports.
             dsn: false,
-            // `extended.test` does.
+            // Scripted peers do.
             deliver_by: false,
             mt_priority: false,
             enhanced_codes: true,

@@ -193,6 +193,9 @@ const CASES: &[(&str, &[Fate], &str, u64)] = &[
     ("size-zero", &[Delivered], "250", 1),
     ("size-small", &[Bounced], "5.3.4", 1),
     ("limits-rcptmax-3", &[Delivered; 7], "250", 1),
+    ("limits-garbage", &[Delivered; 2], "250", 1),
+    ("limits-under-tls", &[Delivered; 3], "250", 1),
+    ("keeps-time", &[Delivered], "250", 1),
     (
         "limits-mailmax-1",
         &[Delivered, Delivered, Deferred],

@@ -1,8 +1,12 @@
 //! Streams: kinds of mail that share a lane by weight, so that a newsletter doesn't hold up a password reset.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use mail_core::Priority;
 
 use super::check::{EVER, MS, is_name, retry};
 use super::section::{Check, Section, Spot};
@@ -29,17 +33,30 @@ pub struct Stream {
 
 /// All streams; [`DEFAULT`] and `bulk` are always among them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Streams(Vec<Stream>);
+pub struct Streams {
+    all: Vec<Stream>,
+    /// Which stream mail of a priority is in: the first that fits.
+    by_priority: Vec<(RangeInclusive<i8>, Arc<str>)>,
+}
+
+/// The stream that mail of a negative priority is in, unless another one asks for it.
+const BULK: &str = "bulk";
 
 impl Streams {
     /// All of them.
     pub fn all(&self) -> &[Stream] {
-        &self.0
+        &self.all
     }
 
     /// The stream of this name.
     pub fn get(&self, name: &str) -> Option<&Stream> {
-        self.0.iter().find(|stream| *stream.name == *name)
+        self.all.iter().find(|stream| *stream.name == *name)
+    }
+
+    /// The stream that mail of this priority is in, if its client says no more than that.
+    pub fn of_priority(&self, priority: Priority) -> Option<&Arc<str>> {
+        let fits = |(range, _): &&(RangeInclusive<i8>, Arc<str>)| range.contains(&priority.into());
+        self.by_priority.iter().find(fits).map(|(_, name)| name)
     }
 
     /// Those that are always there.
@@ -51,7 +68,10 @@ impl Streams {
             expire_after,
             retry: retry.clone(),
         };
-        Self(vec![new(DEFAULT, 10), new("bulk", 1)])
+        Self {
+            all: vec![new(DEFAULT, 10), new(BULK, 1)],
+            by_priority: vec![(-9..=-1, BULK.into())],
+        }
     }
 
     /// A stream's weight. One that is no longer configured may still have mail, and has the least.
@@ -61,13 +81,13 @@ impl Streams {
 
     /// Whether some stream has a part of its own.
     pub fn any_reserved(&self) -> bool {
-        self.0.iter().any(|stream| stream.reserved > 0.0)
+        self.all.iter().any(|stream| stream.reserved > 0.0)
     }
 
     /// Whether mail of stream `name` may take one more of `most` connections, of which each stream has so many at `busy`: those that
     /// are reserved for others are left to them. What a stream has of its own is rounded down.
     pub fn may_take(&self, name: &str, busy: impl Fn(&str) -> usize, total: usize, most: usize) -> bool {
-        let others = self.0.iter().filter(|stream| *stream.name != *name);
+        let others = self.all.iter().filter(|stream| *stream.name != *name);
         let kept = others.map(|stream| {
             let own = (stream.reserved * most as f64) as usize;
             own.saturating_sub(busy(&stream.name))
@@ -84,7 +104,7 @@ impl Streams {
 
     /// What is wrong with a name that is no stream's.
     pub fn unknown(&self, name: &str) -> Option<String> {
-        let all: Vec<_> = self.0.iter().map(|stream| stream.name.to_string()).collect();
+        let all: Vec<_> = self.all.iter().map(|stream| stream.name.to_string()).collect();
         self.get(name).is_none().then(|| {
             format!(
                 "there is no stream \"{name}\" among {}; it would be a [[stream]] of that name",
@@ -103,7 +123,12 @@ pub(super) fn streams(
 ) -> Streams {
     /// Streams there may be: each is a part of every queue's name.
     const MOST: usize = 100;
-    let Streams(mut streams) = Streams::usual(expire_after, usual);
+    let Streams {
+        all: mut streams,
+        by_priority: shipped,
+    } = Streams::usual(expire_after, usual);
+    let mut by_priority: Vec<(RangeInclusive<i8>, Arc<str>)> = Vec::new();
+    let mut bulk_says = false;
     let mut seen = BTreeSet::new();
     let mut all_reserved = 0.0;
     for (number, mut section) in top.sections("stream").into_iter().enumerate() {
@@ -122,6 +147,7 @@ pub(super) fn streams(
             );
             section.problem("reserved", text);
         }
+        let priority = section.parsed::<Priorities>("priority");
         let expire_after = section.duration("expire_after", MS..=EVER, expire_after);
         let retry = retry(section.section("retry"), Some(usual));
         if number == MOST {
@@ -138,8 +164,22 @@ pub(super) fn streams(
             let text = format!("there is another stream \"{}\" already", spot.value);
             check.problem(spot.at, &spot.key, text);
         }
+        let name: Arc<str> = spot.value.into();
+        if let Some(spot) = priority {
+            bulk_says |= *name == *BULK;
+            if let Some(range) = spot.value.0 {
+                let is_taken = |(other, _): &&(RangeInclusive<i8>, Arc<str>)| {
+                    range.start() <= other.end() && other.start() <= range.end()
+                };
+                if let Some((_, other)) = by_priority.iter().find(is_taken) {
+                    let text = format!("has a priority that stream \"{other}\" has, too");
+                    check.problem(spot.at, &spot.key, text);
+                }
+                by_priority.push((range, name.clone()));
+            }
+        }
         let stream = Stream {
-            name: spot.value.into(),
+            name,
             weight: u32::try_from(weight).unwrap_or(1),
             reserved,
             expire_after,
@@ -150,5 +190,84 @@ pub(super) fn streams(
             None => streams.push(stream),
         }
     }
-    Streams(streams)
+    if !bulk_says {
+        by_priority.extend(shipped);
+    }
+    Streams {
+        all: streams,
+        by_priority,
+    }
+}
+
+/// Some of the numbers from -9 to 9 (RFC 6710 §3), or none.
+struct Priorities(Option<RangeInclusive<i8>>);
+
+impl FromStr for Priorities {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "is no range of priorities; write such as \"4..9\", \"-9..-1\", \"0\" or \"none\", within -9 and 9";
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let (first, last) = text.split_once("..").unwrap_or((text, text));
+        let number = |text: &str| {
+            let number = text.parse::<i8>().ok()?;
+            Priority::try_from(number).is_ok().then_some(number)
+        };
+        let (first, last) = (number(first).ok_or(wrong)?, number(last).ok_or(wrong)?);
+        if first > last {
+            return Err(wrong);
+        }
+        Ok(Self(Some(first..=last)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::delivery::shard::test_settings;
+
+    use super::*;
+
+    fn streams(more: &str) -> Streams {
+        test_settings(more).delivery.streams.clone()
+    }
+
+    fn of(streams: &Streams) -> String {
+        let each = (-9..=9).map(|number| {
+            let name = streams.of_priority(Priority::try_from(number).unwrap());
+            name.and_then(|name| name.chars().next()).unwrap_or('-')
+        });
+        each.collect()
+    }
+
+    /// RFC 6710.
+    #[test]
+    fn priorities_belong_to_streams() {
+        for (more, each) in [
+            ("", "bbbbbbbbb----------"),
+            (
+                "[[stream]]\nname = \"bulk\"\npriority = \"none\"\n",
+                "-------------------",
+            ),
+            (
+                "[[stream]]\nname = \"bulk\"\npriority = \"-9..-5\"\n",
+                "bbbbb--------------",
+            ),
+            (
+                "[[stream]]\nname = \"news\"\npriority = \"-4..0\"\n",
+                "bbbbbnnnnn---------",
+            ),
+            (
+                "[[stream]]\nname = \"urgent\"\nweight = 50\npriority = \"4..9\"\n\
+                 [[stream]]\nname = \"flash\"\npriority = \"3\"\n",
+                "bbbbbbbbb---fuuuuuu",
+            ),
+        ] {
+            assert_eq!(of(&streams(more)), each, "{more}");
+        }
+        for text in ["10", "-10..0", "4..", "..4", "5..4", "", "1-3", "all"] {
+            assert!(Priorities::from_str(text).is_err(), "{text}");
+        }
+    }
 }

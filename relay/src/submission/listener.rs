@@ -204,6 +204,7 @@ pub(super) fn service(
         tls,
         implicit_tls,
         tenant,
+        stream_is_said: listener.stream.is_some(),
         stream: listener.stream.clone().unwrap_or_else(|| streams::DEFAULT.into()),
         random,
         doors,

@@ -16,7 +16,7 @@ use mail_core::smtp::command::{MailFrom, date_time};
 use mail_core::smtp::data::Data;
 use mail_core::smtp::inbox::{Inbox, Line};
 use mail_core::smtp::server::{Action, Auth, Input, MaxHold, Question, Session, replies};
-use mail_core::{Envelope, Recipient, Reply, ReversePath, Timestamp, TransferOptions};
+use mail_core::{Envelope, Priority, Recipient, Reply, ReversePath, Timestamp, TransferOptions};
 use queue::{CommitError, NewMessage, Origin, Uploaded};
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
@@ -72,6 +72,8 @@ pub(super) struct Service {
     pub(super) tenant: Option<Arc<str>>,
     /// In which stream their mail is.
     pub(super) stream: Arc<str>,
+    /// The configuration says so of this listener.
+    pub(super) stream_is_said: bool,
     pub(super) random: Random,
     /// To the shards.
     pub(super) doors: Doors,
@@ -496,7 +498,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             let listed = self.rules().map(|tenant| &*tenant.header_fields);
             let is_open = listed.unwrap_or_default().contains(&OwnField::Stream);
             // A field of the message may still name another.
-            let stream = (!is_open).then(|| &**self.stream());
+            let stream = (!is_open).then(|| &**self.stream(envelope.priority));
             let sender = self.sender(&envelope.reverse_path, stream);
             self.service.front.routing.refusal(sender, &recipient.mailbox)
         });
@@ -540,9 +542,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         Some(front.over(450, over))
     }
 
-    /// In which stream mail is: the credential's, or the listener's.
-    fn stream(&self) -> &Arc<str> {
-        self.stream.as_ref().unwrap_or(&self.service.stream)
+    /// In which stream mail of this priority is: the credential's or the listener's, unless the priority's own is lighter; where
+    /// neither says one, the priority's. So a client can make its mail less urgent than it is let, and not more.
+    fn stream(&self, priority: Option<Priority>) -> &Arc<str> {
+        let streams = &self.service.front.settings.delivery.streams;
+        let own = self.stream.as_ref().unwrap_or(&self.service.stream);
+        let is_said = self.stream.is_some() || self.service.stream_is_said;
+        let asked = priority.and_then(|priority| streams.of_priority(priority));
+        asked
+            .filter(|asked| !is_said || streams.weight(asked) < streams.weight(own))
+            .unwrap_or(own)
     }
 
     fn sender<'a>(&'a self, reverse_path: &'a ReversePath, stream: Option<&'a str>) -> Sender<'a> {
@@ -615,7 +624,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             return Err(Reply::new(550, 5, 4, text));
         }
         data.octets = fields::taken_off(std::mem::take(&mut data.octets), &settings.hostname);
-        let stream = asked.stream.as_ref().unwrap_or(self.stream());
+        let stream = asked.stream.as_ref().unwrap_or(self.stream(envelope.priority));
         let refused = rules
             .and_then(|tenant| admission::content(tenant, &data.octets))
             .or_else(|| admission::looping(&data.octets, settings.submission.max_received))
@@ -674,7 +683,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             protocol,
             tls: self.tls.as_deref(),
         };
-        let stream = asked.stream.unwrap_or_else(|| self.stream().clone());
+        let stream = asked
+            .stream
+            .unwrap_or_else(|| self.stream(envelope.priority).clone());
         let streams = &front.settings.delivery.streams;
         let expire_after = streams
             .get(&stream)

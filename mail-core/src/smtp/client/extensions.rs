@@ -71,14 +71,75 @@ impl Extensions {
         offers
     }
 
+    /// RFC 9422 §4. RCPTDOMAINMAX, the domains of a transaction, asks for nothing: the recipients of ours are at one. What is no
+    /// value is passed over, and unsays nothing.
     fn obey(&mut self, limit: &str) {
         let Some((name, value)) = limit.split_once('=') else {
             return;
         };
+        let Some(most) = limit_value(value) else { return };
         match name.to_ascii_uppercase().as_str() {
-            "RCPTMAX" => self.rcpt_max = value.parse().ok().filter(|&most| most > 0),
-            "MAILMAX" => self.mail_max = value.parse().ok().filter(|&most| most > 0),
+            "RCPTMAX" => self.rcpt_max = Some(usize::try_from(most).unwrap_or(usize::MAX)),
+            "MAILMAX" => self.mail_max = Some(most),
             _ => {}
+        }
+    }
+}
+
+/// One to six digits, the first of them no zero.
+fn limit_value(text: &str) -> Option<u32> {
+    let is_number = (1..=6).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number && !text.starts_with('0'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reply;
+    use super::*;
+
+    fn offers(line: &str) -> Extensions {
+        Extensions::parse(&reply(&format!("250-mx\r\n250 {line}")))
+    }
+
+    /// CASES row 47, RFC 9422.
+    #[test]
+    fn limits_are_read_and_garbage_is_not() {
+        for (line, rcpt_max, mail_max) in [
+            ("LIMITS RCPTMAX=3 MAILMAX=100", Some(3), Some(100)),
+            ("limits mailmax=1", None, Some(1)),
+            ("LIMITS RCPTMAX=999999", Some(999_999), None),
+            ("LIMITS RCPTDOMAINMAX=1 MAILMAX=9 X-NEW=y", None, Some(9)),
+            ("LIMITS", None, None),
+            ("LIMITS RCPTMAX", None, None),
+            ("LIMITS RCPTMAX= MAILMAX=0", None, None),
+            ("LIMITS RCPTMAX=+5 MAILMAX=-1", None, None),
+            ("LIMITS RCPTMAX=05 MAILMAX=1000000", None, None),
+            ("LIMITS RCPTMAX=many MAILMAX=2x", None, None),
+            ("LIMITS RCPTMAX=5 RCPTMAX=many", Some(5), None),
+            ("LIMITSX RCPTMAX=5", None, None),
+        ] {
+            let found = offers(line);
+            assert_eq!((found.rcpt_max, found.mail_max), (rcpt_max, mail_max), "{line}");
+        }
+    }
+
+    /// RFC 2852 §2, RFC 6710 §3.
+    #[test]
+    fn a_least_time_is_read_where_one_is_told() {
+        for (line, least) in [
+            ("DELIVERBY", Some(0)),
+            ("DELIVERBY 240", Some(240)),
+            ("deliverby 240,X=y", Some(240)),
+            ("DELIVERBY soon", Some(0)),
+            ("DELIVERBY -4", Some(0)),
+            ("MT-PRIORITY STANAG4406", None),
+        ] {
+            let found = offers(line);
+            assert_eq!(
+                (found.deliver_by, found.mt_priority),
+                (least, least.is_none()),
+                "{line}"
+            );
         }
     }
 }

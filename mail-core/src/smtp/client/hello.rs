@@ -295,7 +295,14 @@ mod tests {
             rcpt_max: Some(3),
             ..Extensions::default()
         };
-        assert_eq!(session.step(offer).1, HelloAction::Ready(expected));
+        assert_eq!(session.clone().step(offer).1, HelloAction::Ready(expected));
+        // Limits, too: those that were told in clear are forgotten (RFC 9422 §3).
+        let other = reply("250-mx\r\n250 LIMITS MAILMAX=7");
+        let expected = Extensions {
+            mail_max: Some(7),
+            ..Extensions::default()
+        };
+        assert_eq!(session.step(other).1, HelloAction::Ready(expected));
     }
 
     #[test]
