@@ -231,6 +231,7 @@ fn answers_are_as_described() {
             bytes: Some(5),
             received_at: time,
             expires_at: None,
+            held_until: None,
             client: None,
             helo: None,
             credential: None,

@@ -166,6 +166,7 @@ fn what_is_held_goes_when_it_is_released_and_no_delay_is_told_of_before() {
     };
     assert!((0..10).contains(&(at - 72 * 3_600)), "{at}");
     assert_eq!(reports(&life).len(), 0);
+    assert_eq!(life.connections["to.test"], [1], "nobody came before");
 }
 
 #[test]

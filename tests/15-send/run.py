@@ -57,8 +57,8 @@ class Send(RelayTest):
             self.assertEqual(bool(view["held_until"]), to == "for@ok.test", view)
         self.lab.arrived("until@ok.test")
         self.assertEqual(self.lab.mailbox("for@ok.test"), [])
-        _, err = self.send(*arguments, "--to", "long@ok.test", "--hold-for", "40d", text=b"x", code=1)
-        self.assertIn("501", err)
+        out, _ = self.send(*arguments, "--to", "long@ok.test", "--hold-for", "40d", text=b"x", code=1)
+        self.assertIn("501 5.5.4", json.loads(out)["recipients"][0]["reply"])
 
     def test_a_password_over_starttls_and_tls(self):
         at = self.lab.at

@@ -3,14 +3,23 @@ done for a host that takes 7-bit alone."""
 
 import email
 import email.policy
+import json
+import os
 import re
 import time
 
-from lib import LabTest, expect, main, message, queue_id, wait_for
+from lib import Lab, LabTest, expect, get, main, message, queue_id, wait_for
 from signatures import Signatures
 
 
+PEERS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../lab/peers")
+
+
 class Extensions(Signatures, LabTest):
+    @classmethod
+    def setUpClass(cls):
+        cls.lab = Lab("--peer", f"time.test={PEERS}/keeps-time.smtp")
+
     def reported(self, subject, box=None):
         """The report on the message of this subject, raw."""
         box = box or self.lab.sender
@@ -74,7 +83,7 @@ class Extensions(Signatures, LabTest):
         ident = self.lab.submit([recipient], raw, mail_options=["HOLDFOR=4"])
         code, out, _ = self.lab.command("message", "show", ident)
         self.assertEqual(code, 0)
-        self.assertRegex(out, r"\nHeld until 20\d\d-")
+        self.assertRegex(out, r"\nHeld until +20\d\d-")
         line = next(line for line in self.lab.logged().splitlines() if ident in line and "accepted" in line)
         self.assertIn("held_until", line)
         [arrived] = self.lab.arrived(recipient)
@@ -86,6 +95,39 @@ class Extensions(Signatures, LabTest):
         code, out, err = self.lab.command("message", "retry", ident)
         self.assertEqual(code, 0, err)
         self.lab.arrived(recipient)
+
+    def said_to(self, peer):
+        """The MAIL commands that a scripted peer has heard."""
+        status, body = get(self.lab.at["lab"], "/lab/peers")
+        self.assertEqual(status, 200)
+        return re.findall(r"MAIL FROM:[^\"\\]*", json.dumps([one for one in json.loads(body) if peer in json.dumps(one)]))
+
+    def test_time_and_priority_go_along(self):
+        """RFC 2852, RFC 6710."""
+        with self.lab.client() as client:
+            client.ehlo_or_helo_if_needed()
+            self.assertTrue(client.has_extn("deliverby") and client.has_extn("mt-priority"))
+            for wrong in ("BY=0;R", "BY=60", "BY=60;X", "MT-PRIORITY=10", "MT-PRIORITY=high", "HOLDFOR=60 BY=60;R"):
+                expect(client.mail(self.lab.sender, wrong.split()), 501, "5.5.4")
+        options = ["BY=600;R", "MT-PRIORITY=-3"]
+        ident = self.lab.submit(["to@time.test"], message(self.lab.sender, "to@time.test"), mail_options=options)
+        [mail] = wait_for(lambda: self.said_to("time.test"), "the peer has heard of it")
+        self.assertRegex(mail, r" BY=(600|5\d\d);R MT-PRIORITY=-3$")
+        _, out, _ = self.lab.command("message", "show", ident)
+        self.assertIn("stream bulk", out)
+
+    def test_what_is_to_be_in_time_goes_to_nobody_who_does_not_see_to_it(self):
+        raw = message(self.lab.sender, "to@ok.test", subject="in time")
+        self.lab.submit(["to@ok.test"], raw, mail_options=["BY=600;R"])
+        report = self.reported("in time").decode("ascii")
+        self.assertIn("Status: 5.4.7\r\n", report)
+        self.assertIn("Deliver-By-Date: ", report)
+        # Whose sender only wants to know hears that nobody else will tell.
+        raw = message(self.lab.sender, "to@ok.test", subject="in some time")
+        self.lab.submit(["to@ok.test"], raw, mail_options=["BY=600;N"])
+        self.assertIn("Action: relayed\r\n", self.reported("in some time").decode("ascii"))
+        [arrived] = [raw for raw in self.lab.arrived("to@ok.test") if b"in some time" in raw]
+        self.verified(arrived)
 
     def utf8(self, recipients, subject, sender=None):
         raw = message(self.lab.sender, recipients[0], subject=subject, body="Grüße\r\n".encode())

@@ -93,6 +93,7 @@ fn example_with_defaults() -> String {
         "address_messages",
         "archive",
         "reserved",
+        "priority = \"none\"",
         "header_fields",
         "max_message = \"10MiB\"",
         "max_recipients = 500",

@@ -659,7 +659,11 @@ impl<N: Net> Courier<N> {
         if let (Some(again), Some(after)) = (&mut settle.again, again_after) {
             // A due time that no wait of ours reaches would be taken for a mistake of the clock.
             let longest = self.retry_of(prepared.original().stream).longest();
-            learn::put_off(again, after.min(longest), (told.at, past(prepared).last_chance(told.at)));
+            learn::put_off(
+                again,
+                after.min(longest),
+                (told.at, past(prepared).last_chance(told.at)),
+            );
         }
         self.hand_over(unit, settle, told).await;
     }

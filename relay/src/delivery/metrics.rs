@@ -129,7 +129,7 @@ impl Metrics {
             delay: Histogram::with_opts(
                 HistogramOpts::new(
                     "postrider_delivery_delay_seconds",
-                    "From our 250 to the next hop's 250.",
+                    "From our 250, or the release of what was held, to the next hop's 250.",
                 )
                 .buckets(exponential_buckets(0.001, 4.0, 12)?),
             )?,

@@ -649,7 +649,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
             to,
             bytes = message.body_bytes(),
             held_until = message.held_until().map(date_time),
-            by = envelope.by.map(|by| by.to_string()),
+            deliver_by = envelope.by.map(|by| by.to_string()),
             priority = envelope.priority.map(i8::from),
             "accepted"
         );
