@@ -18,7 +18,7 @@ pub fn wait(text: &str) -> Option<Duration> {
     while at < words.len() {
         if asked && let Some((time, taken)) = time(&words[at..]) {
             let more = follows(&words[at + taken..]);
-            return Some((time + more).clamp(*WAITS.start(), *WAITS.end()));
+            return Some(time.saturating_add(more).clamp(*WAITS.start(), *WAITS.end()));
         }
         let word = words[at];
         asked = ASKS.contains(&word) || (asked && FILLERS.contains(&word));
@@ -155,6 +155,8 @@ mod tests {
             ("try again in 3 days", 86_400),
             ("try again in 0 seconds", 1),
             ("try again in 99999999999999999 hours", 86_400),
+            // Both are the longest time that there is.
+            ("wait 9999999999999999 days and 9999999999999999 days", 86_400),
         ] {
             assert_eq!(wait(text), Some(Duration::from_secs(seconds)), "{text}");
         }
@@ -182,7 +184,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_it_says_it_is_read_and_bounded(text in ".{0,300}", number in any::<u64>(), unit in "[a-z]{1,8}") {
-            for text in [text.clone(), format!("try again in {number} {unit} {text}"), format!("{text} wait {number}{unit}")] {
+            for text in [text.clone(), format!("try again in {number} {unit} {text}"), format!("{text} wait {number}{unit}"), format!("wait {number} days {number} days")] {
                 prop_assert!(wait(&text).is_none_or(|wait| WAITS.contains(&wait)));
             }
         }
