@@ -309,7 +309,7 @@ pub struct ClientTimeouts {
     pub block: Duration,
     /// The reply after the final dot (§4.5.3.2.6: 10 minutes).
     pub final_dot: Duration,
-    /// A transaction from MAIL to the final dot, however busily the peer dawdles.
+    /// A transaction from MAIL to the final dot, however busily the peer dawdles; so long, too, until some host is ready for mail.
     pub transaction: Duration,
     /// How long an idle connection is kept for the next message.
     pub idle: Duration,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use mail_core::smtp::client::{Message, RecipientResult, Stage};
 use mail_core::{BodyType, DsnOptions, EnhancedCode, Recipient, ReversePath, Timestamp, TransferOptions};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use crate::prepare::Reader;
 use crate::report::Cause;
@@ -61,7 +62,8 @@ pub struct Attempt {
 }
 
 /// Sends the load to all its recipients. Those that a host found too many for one transaction get the next one at once, as
-/// long as each takes some (RFC 5321 §4.5.3.1.10).
+/// long as each takes some (RFC 5321 §4.5.3.1.10). No transaction is begun once there was time for a whole one: a peer that takes
+/// few recipients at a time, and its time for each, would hold the unit for days.
 /// `now` tells the peer how much time is left, where there is a time.
 pub async fn run<S>(
     connection: &mut Connection<S>,
@@ -82,11 +84,16 @@ where
         works: false,
         stale: false,
     };
+    let until = Instant::now() + connection.longest_transaction();
     while !waiting.is_empty() {
-        if !connection.is_usable() && !attempt.outcomes.is_empty() {
+        if !attempt.outcomes.is_empty() && (!connection.is_usable() || Instant::now() >= until) {
+            let why = match connection.is_usable() {
+                true => "this host's time was up before this recipient's turn",
+                false => "the connection ended before this recipient's turn",
+            };
             let rest = waiting
                 .drain(..)
-                .map(|open| outcome(connection.host(), open, given_up()));
+                .map(|open| outcome(connection.host(), open, given_up(why)));
             attempt.outcomes.extend(rest);
             attempt.stages.resize(attempt.outcomes.len(), Stage::Rcpt);
             break;
@@ -139,11 +146,8 @@ where
     connection.send(&message, &[&load.head, &load.body], rest).await
 }
 
-fn given_up() -> RecipientResult {
-    RecipientResult::Deferred(
-        "the connection ended before this recipient's turn".into(),
-        Stage::Rcpt,
-    )
+fn given_up(why: &str) -> RecipientResult {
+    RecipientResult::Deferred(why.into(), Stage::Rcpt)
 }
 
 fn stage(result: &RecipientResult) -> Stage {

@@ -155,6 +155,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.messages
     }
 
+    /// How long a transaction may take.
+    pub fn longest_transaction(&self) -> Duration {
+        self.timeouts.transaction
+    }
+
     /// RCPTs the peer takes a transaction, where it says (RFC 9422).
     pub fn rcpt_max(&self) -> Option<usize> {
         self.offers.rcpt_max

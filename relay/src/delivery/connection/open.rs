@@ -96,8 +96,10 @@ impl Terms {
 pub struct OpenFailure {
     tries: Vec<Try>,
     chosen: bool,
-    /// Some host was not asked: there were too many.
+    /// Some host was not asked: there were too many, or they took too long.
     cut: bool,
+    /// The host that is being tried.
+    trying: String,
 }
 
 #[derive(Debug)]
@@ -233,13 +235,30 @@ pub struct Opener<'a, N> {
 }
 
 impl<N: Net> Opener<'_, N> {
-    /// Connects to the first of `hosts`, in their order, that takes mail.
+    /// Connects to the first of `hosts`, in their order, that takes mail. All tries together take no longer than a transaction may:
+    /// each reply of each address may take minutes, and a unit waits for it meanwhile.
     pub async fn open(&self, hosts: &[NextHost]) -> Result<Connection<N::Stream>, OpenFailure> {
         let mut failure = OpenFailure {
             tries: Vec::new(),
             chosen: self.terms.chosen,
             cut: false,
+            trying: String::new(),
         };
+        let patience = self.settings.delivery.timeouts.transaction;
+        match timeout(patience, self.open_any(hosts, &mut failure)).await {
+            Ok(Some(connection)) => return Ok(connection),
+            Ok(None) => {}
+            Err(_) => {
+                failure.cut = true;
+                let why = Why::Failed(EnhancedCode(4, 4, 2), "no host was ready for mail in time".into());
+                let host = std::mem::take(&mut failure.trying);
+                failure.tries.push(Try { host, why });
+            }
+        }
+        Err(failure)
+    }
+
+    async fn open_any(&self, hosts: &[NextHost], failure: &mut OpenFailure) -> Option<Connection<N::Stream>> {
         let mut left = MAX_ADDRESSES;
         // Of hosts with many addresses those that were not tried at first: nobody has refused for good who was not asked.
         let mut more = Vec::new();
@@ -247,6 +266,7 @@ impl<N: Net> Opener<'_, N> {
         let mut silent = Vec::new();
         for next in hosts {
             let host = next.place.to_string();
+            failure.trying.clone_from(&host);
             let addresses = match self.addresses(&next.place).await {
                 Ok(addresses) => addresses,
                 Err(why) => {
@@ -279,30 +299,27 @@ impl<N: Net> Opener<'_, N> {
             let others_work = self.others_work(hosts, next, now);
             silent.push((next, last));
             let (first, rest) = addresses.split_at(addresses.len().min(ADDRESSES_OF_A_HOST));
-            if let Some(connection) = self
-                .try_each(next, first, others_work, &mut left, &mut failure)
-                .await
-            {
-                return Ok(connection);
+            if let Some(connection) = self.try_each(next, first, others_work, &mut left, failure).await {
+                return Some(connection);
             }
             if failure.ends() {
-                return Err(failure);
+                return None;
             }
             more.push((next, rest.to_vec()));
         }
         for (next, addresses) in more.into_iter().chain(silent) {
             let others_work = self.others_work(hosts, next, self.clock.now());
             if let Some(connection) = self
-                .try_each(next, &addresses, others_work, &mut left, &mut failure)
+                .try_each(next, &addresses, others_work, &mut left, failure)
                 .await
             {
-                return Ok(connection);
+                return Some(connection);
             }
             if failure.ends() {
                 break;
             }
         }
-        Err(failure)
+        None
     }
 
     /// Connects to the first of a host's `addresses` that takes mail, as long as there are tries `left`.
@@ -315,6 +332,7 @@ impl<N: Net> Opener<'_, N> {
         failure: &mut OpenFailure,
     ) -> Option<Connection<N::Stream>> {
         let host = next.place.to_string();
+        failure.trying.clone_from(&host);
         let usual = self.settings.delivery.timeouts.connect;
         for &(address, turn) in addresses {
             if *left == 0 {
