@@ -37,6 +37,7 @@ use super::connection::open::{Opener, Terms};
 use super::connection::{Answers, Connection};
 use super::exchange::{Accepted, Done, Seat, Word};
 use super::judge;
+use super::known::Known;
 use super::lane::{ConnectionId, Hosts, Plan};
 use super::metrics::Metrics;
 use super::notify::{self, Circumstances, Peer};
@@ -171,7 +172,7 @@ pub async fn run_renewed<N: Net>(
         let keeping = async move { ledger.keep(&queue, clock).await };
         AbortOnDropHandle::new(spawn_local(keeping))
     });
-    let mut courier = Courier::new(parts, events, Rc::default(), Rc::default());
+    let mut courier = Courier::new(parts, events, Memory::default());
     let mut wires = HashMap::new();
     let mut draining = false;
     let mut load = (0, 0);
@@ -245,23 +246,24 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
 struct Courier<N: Net> {
     parts: Parts<N>,
     reports: ReportSettings,
-    stumbles: Rc<Stumbles>,
-    answers: Rc<Answers>,
+    memory: Memory,
     events: mpsc::UnboundedSender<Event>,
 }
 
+/// What outlives a reload.
+#[derive(Clone, Default)]
+struct Memory {
+    stumbles: Rc<Stumbles>,
+    answers: Rc<Answers>,
+    known: Rc<Known>,
+}
+
 impl<N: Net> Courier<N> {
-    fn new(
-        parts: Parts<N>,
-        events: mpsc::UnboundedSender<Event>,
-        stumbles: Rc<Stumbles>,
-        answers: Rc<Answers>,
-    ) -> Rc<Self> {
+    fn new(parts: Parts<N>, events: mpsc::UnboundedSender<Event>, memory: Memory) -> Rc<Self> {
         Rc::new(Self {
             reports: ReportSettings::new(&parts.settings),
             parts,
-            stumbles,
-            answers,
+            memory,
             events,
         })
     }
@@ -275,8 +277,7 @@ impl<N: Net> Courier<N> {
         parts.settings = renewal.settings.clone();
         parts.routing = renewal.routing.clone();
         parts.tls = renewal.tls.clone();
-        let (stumbles, answers) = (self.stumbles.clone(), self.answers.clone());
-        Self::new(parts, self.events.clone(), stumbles, answers)
+        Self::new(parts, self.events.clone(), self.memory.clone())
     }
 
     fn perform(self: &Rc<Self>, effect: Effect, wires: &mut Wires) {
@@ -335,6 +336,8 @@ impl<N: Net> Courier<N> {
                 cause: "timed out".into(),
             }),
         };
+        let now = self.parts.clock.now();
+        let answer = answer.and_then(|answer| self.memory.known.weigh(&domain, answer, now));
         let names = own_names(&self.parts.settings);
         let route = answer.map(|answer| Route::from_answer(&domain, answer, &names));
         self.tell(Event::Resolved(domain, route));
@@ -385,7 +388,8 @@ impl<N: Net> Courier<N> {
             random,
             terms,
             clock: self.parts.clock,
-            answers: &self.answers,
+            answers: &self.memory.answers,
+            known: &self.memory.known,
         };
         let begun = self.parts.clock.now();
         let opened = opener.open(&hosts).await;
@@ -489,7 +493,7 @@ impl<N: Net> Courier<N> {
         load.rest = prepared.rest.clone().map(reader);
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let (begun, begun_at) = (tokio::time::Instant::now(), self.parts.clock.now());
-        self.stumbles.goes_out(&job.unit);
+        self.memory.stumbles.goes_out(&job.unit);
         let Attempt {
             mut outcomes,
             stages,
@@ -497,7 +501,7 @@ impl<N: Net> Courier<N> {
             stale,
         } = attempt::run(connection, &load, most, self.parts.clock.now()).await;
         if stale {
-            self.stumbles.came_back(&job.unit);
+            self.memory.stumbles.came_back(&job.unit);
             tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "hung up between messages");
             return self.tell(Event::Settled(job.unit, Settled::Untouched));
         }
@@ -550,7 +554,7 @@ impl<N: Net> Courier<N> {
             ),
         )
         .await;
-        self.stumbles.came_back(&job.unit);
+        self.memory.stumbles.came_back(&job.unit);
     }
 
     /// Ends a unit that no peer is asked about.

@@ -9,6 +9,7 @@ pub mod courier;
 pub mod egress;
 pub mod exchange;
 pub mod judge;
+pub mod known;
 pub mod lane;
 pub mod limits;
 pub mod metrics;

@@ -20,6 +20,7 @@ use crate::config::egress::{Proxy, Source};
 use crate::config::settings::{AddressFamily, Listener, TlsLevel};
 use crate::config::smart_hosts::Credentials;
 use crate::delivery::client_tls::ClientTls;
+use crate::delivery::known::Known;
 use crate::delivery::scram;
 use crate::report::Cause;
 use crate::world::{Clock, ConnectError, LocalEnd, Net, Random};
@@ -228,6 +229,8 @@ pub struct Opener<'a, N> {
     pub clock: Clock,
     /// Which hosts answer.
     pub answers: &'a Answers,
+    /// What the DNS knew lately.
+    pub known: &'a Known,
     /// For nonces.
     pub random: &'a Random,
     /// Of all the hosts.
@@ -405,9 +408,15 @@ impl<N: Net> Opener<'_, N> {
             Ok(Err(error)) => return Err(Why::Failed(EnhancedCode(4, 4, 3), error.to_string())),
             Err(_) => return Err(Why::Failed(EnhancedCode(4, 4, 3), "DNS timed out".into())),
         };
+        let now = self.clock.now();
         if all.is_empty() {
-            return Err(Why::NoAddress);
+            if self.known.has_no_address(name, now) {
+                return Err(Why::NoAddress);
+            }
+            let text = "no address, though it had one a short time ago";
+            return Err(Why::Failed(EnhancedCode(4, 4, 3), text.into()));
         }
+        self.known.has_address(name, now);
         let wanted = self.terms.family.order(all);
         if wanted.is_empty() {
             // Our own rule's doing, so nothing for good.

@@ -275,6 +275,7 @@ fn ipv6_hosts_are_reached_at_their_address() {
         let opener = Opener {
             clock: crate::world::Clock::anchored(mail_core::Timestamp(1_700_000_000_000)),
             answers: &super::Answers::default(),
+            known: &crate::delivery::known::Known::default(),
             net: &net,
             settings: &lab.settings,
             tls: &lab.tls,

@@ -236,6 +236,7 @@ impl Lab {
         let opener = Opener {
             clock: crate::world::Clock::anchored(mail_core::Timestamp(1_700_000_000_000)),
             answers: &super::Answers::default(),
+            known: &crate::delivery::known::Known::default(),
             net: &SimNet(self.world.clone()),
             settings: &self.settings,
             tls: &self.tls,
@@ -256,8 +257,8 @@ impl Lab {
     }
 }
 
-pub(super) async fn send(
-    connection: &mut Connection<DuplexStream>,
+pub(super) async fn send<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut Connection<S>,
     to: usize,
     body: &[u8],
 ) -> Vec<RecipientResult> {

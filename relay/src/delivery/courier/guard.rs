@@ -72,7 +72,7 @@ impl<N: Net> Courier<N> {
     /// It has made us panic: it is tried again in a while, or parked. At once where it was on the wire: nobody knows whether
     /// the peer has it, and it is not for us to send it again and again.
     pub(super) async fn stumbled(self: &Rc<Self>, unit: UnitKey) {
-        let (on_wire, times) = self.stumbles.count(&unit);
+        let (on_wire, times) = self.memory.stumbles.count(&unit);
         tracing::error!(id = %unit.id, unit = unit.unit, times, on_wire, "a mistake of the relay's: it panicked over this message");
         if !on_wire && times < MOST {
             return self.later(unit);
