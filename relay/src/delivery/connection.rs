@@ -125,7 +125,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if let Err(broken) = done {
                 let hung_up = matches!(broken, Broken::Closed | Broken::Io(_));
                 self.stale = hung_up && !answered && self.messages > 0;
-                transaction.lost(&broken.to_string());
+                match broken {
+                    Broken::OutOfTurn => transaction.unasked(&broken.to_string()),
+                    _ => transaction.lost(&broken.to_string()),
+                }
             }
         }
         if self.usable {
@@ -274,12 +277,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// A reply has come though all are answered. 421, and one that comes before a word of the message, are understood; any
-    /// other means that the peer counts differently.
+    /// A reply has come though all are answered. 421 and 221, and one that comes before a word of the message, are understood;
+    /// any other means that the peer counts differently.
     async fn hear_out_of_turn(&mut self, transaction: &mut Transaction) -> Result<(), Broken> {
         let reply = self.read_reply(Stage::Rset).await?;
-        if reply.code != 421 && !transaction.is_at_body() {
-            return Err(Broken::OutOfTurn);
+        match reply.code {
+            221 => return Err(Broken::Closed),
+            421 => {}
+            _ if transaction.is_at_body() => {}
+            _ => return Err(Broken::OutOfTurn),
         }
         transaction.reply(reply);
         Ok(())
@@ -492,6 +498,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 }
 
+#[cfg(test)]
+mod floods_tests;
+#[cfg(test)]
+mod fuzz_tests;
 #[cfg(test)]
 mod large_tests;
 #[cfg(test)]

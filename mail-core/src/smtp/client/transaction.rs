@@ -329,6 +329,10 @@ impl Transaction {
         self.answered += 1;
         match (stage, reply.code / 100) {
             (Stage::Mail | Stage::Rcpt, 2) => {}
+            // Only DATA has such an answer: the peer counts differently.
+            (stage @ (Stage::Mail | Stage::Rcpt), 3) | (stage @ Stage::Data, 2) => {
+                self.out_of_step(&deferred(&reply, stage));
+            }
             (Stage::Mail, _) => self.fill(&refused(reply, Stage::Mail)),
             (Stage::Rcpt, _) => {
                 let result = if self.is_too_many(&reply, recipient) {
@@ -370,6 +374,7 @@ impl Transaction {
         match reply.code / 100 {
             2 if whole => self.fill(&RecipientResult::Delivered(reply)),
             4 | 5 => self.fill(&refused(reply, Stage::FinalDot)),
+            2 | 3 if !whole => self.out_of_step(&deferred(&reply, Stage::FinalDot)),
             _ => {
                 self.fill(&deferred(&reply, Stage::FinalDot));
                 self.usable = false;
@@ -383,6 +388,24 @@ impl Transaction {
         let stage = self.stage();
         self.fill(&deferred(reply, stage));
         self.lose();
+    }
+
+    /// What was answered to which command nobody knows: a recipient refused for good may have been another one.
+    fn out_of_step(&mut self, result: &RecipientResult) {
+        for refused in self.results.iter_mut().flatten() {
+            if let RecipientResult::Refused(reply, stage) = refused {
+                *refused = deferred(reply, *stage);
+            }
+        }
+        self.fill(result);
+        self.lose();
+    }
+
+    /// A reply has come that no command is waiting for.
+    pub fn unasked(&mut self, why: &str) {
+        let stage = self.stage();
+        let result = RecipientResult::Deferred(format!("{why} at {}", stage.name()), stage);
+        self.out_of_step(&result);
     }
 
     /// The connection broke, fell silent for too long, or sent what is no reply.

@@ -188,6 +188,14 @@ fn every_reply_at_every_stage() {
             ["deferred", "deferred"],
             false,
         ),
+        // The peer counts differently: which recipient was refused nobody knows.
+        (
+            &["250 a", "550 no", "250 a", "250 what"],
+            ["deferred", "deferred"],
+            false,
+        ),
+        (&["250 a", "550 no", "354 go"], ["deferred", "deferred"], false),
+        (&["354 go"], ["deferred", "deferred"], false),
         (
             &["250 a", "550 no", "550 no", "503 no", "250 reset"],
             ["refused", "refused"],
