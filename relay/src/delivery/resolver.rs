@@ -12,7 +12,7 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError as Negative, NetError, NoRecords};
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use mail_core::Domain;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -55,6 +55,10 @@ impl RealNet {
     }
 
     async fn lookup(&self, name: &Domain, kind: RecordType) -> Result<Answer, DnsError> {
+        let failed = |cause: &str| DnsError {
+            question: format!("{name} {kind}"),
+            cause: cause.to_owned(),
+        };
         // With the root's dot, so that no search list of this machine is tried.
         match self.resolver.lookup(format!("{name}."), kind).await {
             Ok(lookup) => Ok(Answer::Records(lookup)),
@@ -64,13 +68,26 @@ impl RealNet {
             }))) => Ok(Answer::NoName),
             Err(NetError::Dns(Negative::NoRecordsFound(NoRecords {
                 response_code: ResponseCode::NoError,
+                query,
+                soa,
                 ..
-            }))) => Ok(Answer::NoRecords),
-            Err(error) => Err(DnsError {
-                question: format!("{name} {kind}"),
-                cause: error.to_string(),
-            }),
+            }))) => {
+                // RFC 2308 §2.2: who says that there are none sends an SOA record along, and most do.
+                if soa.is_none() && self.is_alias(query.name()).await {
+                    return Err(failed("its aliases lead nowhere"));
+                }
+                Ok(Answer::NoRecords)
+            }
+            Err(error) => Err(failed(&error.to_string())),
         }
+    }
+
+    /// Whether a name that aliases led to is an alias itself: they go in a circle, or further than the resolver follows. It says
+    /// that there are no records then.
+    async fn is_alias(&self, name: &Name) -> bool {
+        let lookup = self.resolver.lookup(name.clone(), RecordType::CNAME).await;
+        let is_alias = |record: &Record| matches!(record.data, RData::CNAME(_));
+        lookup.is_ok_and(|lookup| lookup.answers().iter().any(is_alias))
     }
 }
 

@@ -14,12 +14,18 @@ use super::*;
 /// What the server says to a question.
 enum Says {
     Records(Vec<(&'static str, RData)>),
+    /// The name is an alias of this one.
+    Alias(String),
     Code(ResponseCode),
     Truncated,
     Nothing,
     Octets(Vec<u8>),
     /// First someone else's guess, an answer with the wrong id; then the true one.
     Guessed(Vec<(&'static str, RData)>, Vec<(&'static str, RData)>),
+    /// The guess has the right id, and comes from another port.
+    FromElsewhere(Vec<(&'static str, RData)>, Vec<(&'static str, RData)>),
+    /// An answer to another question first.
+    OfAnother(&'static str, Vec<(&'static str, RData)>),
 }
 
 fn name(text: &str) -> Name {
@@ -35,6 +41,13 @@ fn mx(preference: u16, host: &str) -> RData {
 fn many(count: u16) -> Vec<(&'static str, RData)> {
     let host = |number| ("big.test", mx(100 - number, &format!("mx{number}.big.test")));
     (0..count).map(host).collect()
+}
+
+/// A hundred hosts of long names: four thousand octets.
+fn fat() -> Vec<(&'static str, RData)> {
+    let long = "x".repeat(20);
+    let host = |number| ("fat.test", mx(number, &format!("mx{number}-{long}.fat.test")));
+    (0..100).map(host).collect()
 }
 
 fn says(query: &Query, tcp: bool) -> Says {
@@ -74,6 +87,36 @@ fn says(query: &Query, tcp: bool) -> Says {
             vec![("poisoned.test", mx(1, "evil.test"))],
             vec![("poisoned.test", mx(10, "a.test"))],
         ),
+        ("elsewhere.test.", T::MX) => Says::FromElsewhere(
+            vec![("elsewhere.test", mx(1, "evil.test"))],
+            vec![("elsewhere.test", mx(10, "a.test"))],
+        ),
+        ("another.test.", T::MX) => Says::OfAnother("a.test", vec![("another.test", mx(10, "a.test"))]),
+        ("self.test.", T::MX) => Says::Records(vec![("self.test", mx(10, "self.test"))]),
+        // In one packet, and more than any packet has.
+        ("fat.test.", T::MX) => Says::Records(fat()),
+        ("thousand.test.", T::MX) if tcp => {
+            let host = |number: u16| {
+                (
+                    "thousand.test",
+                    mx(10_000 - number, &format!("mx{number}.thousand.test")),
+                )
+            };
+            Says::Records((0..1_000).map(host).collect())
+        }
+        ("thousand.test.", T::MX) => Says::Truncated,
+        ("always-cut.test.", T::MX) => Says::Truncated,
+        // Aliases that lead nowhere: in a circle, to a name that no server answers for, and on and on.
+        ("circle.test.", _) => Says::Records(vec![("circle.test", alias("circle2.test"))]),
+        ("circle2.test.", _) => Says::Records(vec![("circle2.test", alias("circle.test"))]),
+        ("own-alias.test.", _) => Says::Records(vec![("own-alias.test", alias("own-alias.test"))]),
+        ("lame.test.", _) => Says::Records(vec![("lame.test", alias("broken.test"))]),
+        ("lame-silent.test.", _) => Says::Records(vec![("lame-silent.test", alias("silent.test"))]),
+        // Longer than anybody follows.
+        (link, _) if link.starts_with("link") => {
+            let number: u16 = link["link".len()..link.len() - ".test.".len()].parse().unwrap();
+            Says::Alias(format!("link{}.test", number + 1))
+        }
         ("both.test.", T::AAAA) => Says::Records(vec![("both.test", six(1)), ("both.test", six(2))]),
         ("both.test.", T::A) => Says::Records(vec![("both.test", four(1))]),
         ("four.test.", T::AAAA) => Says::Code(ResponseCode::ServFail),
@@ -97,12 +140,21 @@ fn response(question: &Message, code: ResponseCode, records: Vec<(&str, RData)>)
     response
 }
 
-/// The answers to a question, each in octets.
-fn answers(octets: &[u8], tcp: bool) -> Vec<Vec<u8>> {
+/// An answer in octets, and whether it comes from another port.
+type Answered = (Vec<u8>, bool);
+
+/// The answers to a question.
+fn answers(octets: &[u8], tcp: bool) -> Vec<Answered> {
     let question = Message::from_vec(octets).unwrap();
     let plain = |code, records| response(&question, code, records);
     let messages = match says(&question.queries[0], tcp) {
         Says::Records(records) => vec![plain(ResponseCode::NoError, records)],
+        Says::Alias(to) => {
+            let mut alias = plain(ResponseCode::NoError, Vec::new());
+            let owner = question.queries[0].name().clone();
+            alias.add_answer(Record::from_rdata(owner, 60, RData::CNAME(CNAME(name(&to)))));
+            vec![alias]
+        }
         Says::Code(code) => vec![plain(code, Vec::new())],
         Says::Truncated => {
             let mut cut = plain(ResponseCode::NoError, many(1));
@@ -110,21 +162,33 @@ fn answers(octets: &[u8], tcp: bool) -> Vec<Vec<u8>> {
             vec![cut]
         }
         Says::Nothing => Vec::new(),
-        Says::Octets(octets) => return vec![octets],
+        Says::Octets(octets) => return vec![(octets, false)],
+        Says::FromElsewhere(guess, truth) => {
+            let octets = |records| plain(ResponseCode::NoError, records).to_vec().unwrap();
+            return vec![(octets(guess), true), (octets(truth), false)];
+        }
+        Says::OfAnother(other, truth) => {
+            let mut wrong = plain(ResponseCode::NXDomain, Vec::new());
+            wrong.queries = vec![Query::query(name(other), RecordType::MX)];
+            vec![wrong, plain(ResponseCode::NoError, truth)]
+        }
         Says::Guessed(guess, truth) => {
             let mut guess = plain(ResponseCode::NoError, guess);
             guess.metadata.id ^= 1;
             vec![guess, plain(ResponseCode::NoError, truth)]
         }
     };
-    messages.iter().map(|message| message.to_vec().unwrap()).collect()
+    let octets = |message: &Message| (message.to_vec().unwrap(), false);
+    messages.iter().map(octets).collect()
 }
 
 async fn serve_udp(socket: UdpSocket) -> io::Result<()> {
+    let elsewhere = UdpSocket::bind("127.0.0.1:0").await?;
     let mut question = [0; 4_096];
     loop {
         let (length, from) = socket.recv_from(&mut question).await?;
-        for answer in answers(&question[..length], false) {
+        for (answer, is_elsewhere) in answers(&question[..length], false) {
+            let socket = if is_elsewhere { &elsewhere } else { &socket };
             socket.send_to(&answer, from).await?;
         }
     }
@@ -137,7 +201,7 @@ async fn serve_tcp(listener: TcpListener) -> io::Result<()> {
             while let Ok(length) = stream.read_u16().await {
                 let mut question = vec![0; usize::from(length)];
                 stream.read_exact(&mut question).await?;
-                for answer in answers(&question, true) {
+                for (answer, _) in answers(&question, true) {
                     stream.write_u16(u16::try_from(answer.len()).unwrap()).await?;
                     stream.write_all(&answer).await?;
                 }
@@ -159,6 +223,11 @@ async fn one_port() -> (UdpSocket, TcpListener) {
 
 /// Runs a test with a resolver that asks such a server.
 fn asking(test: impl AsyncFnOnce(RealNet)) {
+    // What is never answered costs a few times this; nothing waits for it but the tests of silence.
+    asking_for(Duration::from_millis(150), test);
+}
+
+fn asking_for(patience: Duration, test: impl AsyncFnOnce(RealNet)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -169,8 +238,7 @@ fn asking(test: impl AsyncFnOnce(RealNet)) {
         tokio::spawn(serve_udp(udp));
         tokio::spawn(serve_tcp(tcp));
         let servers = vec![address];
-        // What is never answered costs a few times this; nothing waits for it but the test of silence.
-        let net = RealNet::new(&DnsSettings { servers }, Duration::from_millis(150)).unwrap();
+        let net = RealNet::new(&DnsSettings { servers }, patience).unwrap();
         test(net).await;
     });
 }
@@ -203,6 +271,9 @@ fn what_the_dns_says_of_a_domain() {
             ("dangling.test", &["Implicit"]),
             ("nowhere.test", &["NoDomain"]),
             ("poisoned.test", &["10 a.test"]),
+            ("elsewhere.test", &["10 a.test"]),
+            ("another.test", &["10 a.test"]),
+            ("self.test", &["10 self.test"]),
         ] {
             assert_eq!(hosts(&net, domain).await.unwrap(), answer, "{domain}");
         }
@@ -224,6 +295,42 @@ fn a_truncated_answer_is_asked_for_over_tcp_and_the_best_hosts_are_taken() {
         let found = hosts(&net, "big.test").await.unwrap();
         assert_eq!(found.len(), MAX_HOSTS);
         assert_eq!(found[0], "41 mx59.big.test");
+    });
+}
+
+/// CASES 2, DNS: answers as big as they get.
+#[test]
+fn a_domain_of_a_thousand_hosts_has_its_best_sixteen() {
+    asking_for(Duration::from_secs(10), async |net| {
+        let found = hosts(&net, "thousand.test").await.unwrap();
+        let best = (0..MAX_HOSTS).map(|place| {
+            let number = 999 - place;
+            format!("{} mx{number}.thousand.test", 10_000 - number)
+        });
+        assert_eq!(found, best.collect::<Vec<_>>());
+    });
+}
+
+/// CASES 2, DNS: what cannot be told is no reason to bounce.
+#[test]
+fn answers_that_lead_nowhere_say_nothing_of_the_domain() {
+    asking(async |net| {
+        for domain in [
+            // More in one packet than we said that we take.
+            "fat.test",
+            "always-cut.test",
+            "circle.test",
+            "own-alias.test",
+            "lame.test",
+            "lame-silent.test",
+            "link0.test",
+        ] {
+            assert_eq!(hosts(&net, domain).await, Err(format!("{domain} MX")));
+        }
+        for host in ["circle.test", "own-alias.test", "lame.test", "link0.test"] {
+            let found = net.addresses(&host.parse().unwrap()).await;
+            assert!(found.is_err(), "{host}: {found:?}");
+        }
     });
 }
 
