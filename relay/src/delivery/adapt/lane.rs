@@ -301,12 +301,21 @@ impl Adapt {
         through > WORKS * refused
     }
 
-    /// How long it is suspended for that is asked to wait for `time`.
-    pub fn suspension(&mut self, time: Duration) -> Duration {
-        let in_a_row = Duration::from_secs(1 << self.in_a_row.min(6)).min(LEAST_IN_A_ROW);
-        let least = if self.in_a_row == 0 { time } else { in_a_row };
+    /// How long it is suspended for that is asked to wait for `time`, and was suspended for `last` a moment ago: a lane that has left
+    /// memory meanwhile has not counted that.
+    pub fn suspension(&mut self, time: Duration, last: Duration, now: Timestamp) -> Duration {
+        let in_a_row = match self.in_a_row {
+            0 => Duration::ZERO,
+            number => Duration::from_secs(1 << number.min(6)),
+        };
+        let (through, _) = self.window.counts(now);
+        let again = if through == 0 {
+            last.saturating_mul(2)
+        } else {
+            Duration::ZERO
+        };
         self.in_a_row += 1;
-        time.max(least)
+        time.max(in_a_row.max(again).min(LEAST_IN_A_ROW))
     }
 
     /// What suspends it now, all tenants' mail or some; in place of what did before. What it begins with afterwards is one connection.
@@ -549,12 +558,15 @@ mod tests {
     #[test]
     fn who_asks_for_a_second_again_and_again_is_given_longer() {
         let mut adapt = Adapt::new(NOW);
-        let mut waits = |time| adapt.suspension(time).as_secs();
+        let mut waits = |time| adapt.suspension(time, Duration::ZERO, NOW).as_secs();
         let asked: Vec<_> = (0..9).map(|_| waits(SECOND)).collect();
         assert_eq!(asked, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(waits(SECOND * 300), 300);
         adapt.through(1, WIDE, NOW);
-        assert_eq!(adapt.suspension(SECOND), SECOND);
+        assert_eq!(adapt.suspension(SECOND, SECOND * 60, NOW), SECOND);
+        // One that has left memory goes on where it was.
+        let anew = |last| Adapt::new(NOW).suspension(SECOND, SECOND * last, NOW).as_secs();
+        assert_eq!([0, 1, 2, 32, 60, 300].map(anew), [1, 2, 4, 60, 60, 60]);
     }
 
     #[test]

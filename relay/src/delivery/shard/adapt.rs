@@ -206,12 +206,15 @@ impl Shard {
         };
         let scope = reaches(at, reach, tenant);
         let key = AdjustmentKey::suspended(scope);
-        let before = self.adjustments.get(&key).filter(|before| before.holds(now));
+        let last = self.adjustments.get(&key);
+        let before = last.filter(|before| before.holds(now));
         // Said to what was begun before the suspension: it says the same again.
         if before.is_some_and(|before| heard.begun <= before.since) {
             return;
         }
-        let until = now + at.adapt.suspension(time);
+        let time_of = |last: &Arc<AdjustmentRecord>| Some(last.until?.since(last.since));
+        let last = last.filter(|last| last.by == BY_REPLY).and_then(time_of);
+        let until = now + at.adapt.suspension(time, last.unwrap_or_default(), now);
         if before.is_some_and(|before| before.until.is_none_or(|until_before| until_before >= until)) {
             return;
         }
