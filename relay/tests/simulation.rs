@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dkim_signer::Signer;
+use faulty::{Fault, Phase};
 use mail_core::{BodyType, Domain, DsnOptions, MessageId, Notify, Recipient, ReversePath, Timestamp};
 use queue::store::MemoryStore;
 use queue::{EventKind, NewMessage, Origin, Queue, RouteGroup};
@@ -42,10 +43,20 @@ mod classes;
 mod clock;
 #[path = "simulation/damage.rs"]
 mod damage;
+#[path = "simulation/faulty.rs"]
+mod faulty;
+#[path = "simulation/hammer.rs"]
+mod hammer;
+#[path = "simulation/holes.rs"]
+mod holes;
+#[path = "simulation/names.rs"]
+mod names;
 #[path = "simulation/operator.rs"]
 mod operator;
 #[path = "simulation/poison.rs"]
 mod poison;
+#[path = "simulation/resets.rs"]
+mod resets;
 #[path = "simulation/streams.rs"]
 mod streams;
 
@@ -86,6 +97,10 @@ enum Host {
     BlackHole,
     /// Says this to RCPT of addresses that begin so.
     Picky(&'static str, &'static str),
+    /// Something goes wrong at one place of each conversation that begins within so long after the start.
+    Faulty(Fault, Phase, Duration),
+    /// Of conversations that begin within so long after the start, so many in a hundred are reset somewhere.
+    Shaky(usize, Duration),
 }
 
 /// A message as a host has it: when, where, and for whom.
@@ -113,6 +128,15 @@ struct World {
     borne: RefCell<HashMap<usize, usize>>,
     /// When somebody was told 421.
     too_many: RefCell<Vec<Instant>>,
+    /// What name servers say instead of `mx`, by domain, the time since the start, and how often it was asked for before.
+    names: Option<names::Says>,
+    /// From this long after the start to that long, no host has an address.
+    no_address: Option<(Duration, Duration)>,
+    /// The domains that the name servers were asked for, and how long after the start.
+    questions: RefCell<Vec<(Duration, String)>>,
+    /// By host, connections and tries of connections: now, and at most.
+    slots: RefCell<HashMap<usize, (usize, usize)>>,
+    chance: Option<Random>,
 }
 
 impl World {
@@ -144,6 +168,9 @@ impl Net for SimNet {
         };
         let begun = self.0.begun.get().unwrap_or_else(Instant::now);
         self.0.begun.set(Some(begun));
+        if let Some(says) = &self.0.names {
+            return names::answer(&self.0, says, domain).await;
+        }
         if let Some((after, answer)) = &self.0.moves
             && domain.as_str().starts_with('d')
             && begun.elapsed() >= *after
@@ -162,6 +189,12 @@ impl Net for SimNet {
             .unwrap()
             .parse()
             .unwrap();
+        let since = self.0.since_begin();
+        if let Some((from, to)) = self.0.no_address
+            && (from..to).contains(&since)
+        {
+            return Ok(Vec::new());
+        }
         Ok(vec![Ipv4Addr::new(10, 0, 0, number).into()])
     }
 
@@ -174,7 +207,11 @@ impl Net for SimNet {
         self.0.connected.borrow_mut().push((Instant::now(), number));
         let from = from.address;
         self.0.came_from.borrow_mut().push((from, number));
+        let slot = faulty::Slot::taken(&self.0, number);
         match self.0.hosts[number] {
+            Host::Faulty(Fault::Silence, Phase::Connect, until) if self.0.since_begin() < until => {
+                sleep(Duration::from_secs(86_400)).await;
+            }
             Host::Dead => return Err(io::ErrorKind::ConnectionRefused.into()),
             Host::DeadUntil(then) if self.0.since_begin() < then => {
                 return Err(io::ErrorKind::ConnectionRefused.into());
@@ -186,7 +223,7 @@ impl Net for SimNet {
             self.0.hosts[number] != Host::Panics,
             "a mistake, made for the test"
         );
-        let (ours, theirs) = duplex(64 * 1024);
+        let (ours, theirs) = duplex(faulty::width(&self.0.hosts[number]));
         let world = self.0.clone();
         // How a conversation ends is seen on the other side.
         drop(spawn_local(async move {
@@ -195,7 +232,7 @@ impl Net for SimNet {
             adapt::converse(&world, number, theirs, from).await;
             world.open.update(|open| open - 1);
         }));
-        Ok(poison::Wire(ours))
+        Ok(poison::Wire(ours, slot))
     }
 
     fn is_here(&self, _: IpAddr) -> bool {
@@ -206,6 +243,9 @@ impl Net for SimNet {
 async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Result<()> {
     let host = world.hosts[number];
     let mut peer = BufReader::new(stream);
+    if let Some(fault) = faulty::of(world, host) {
+        return faulty::converse(world, number, peer, fault).await;
+    }
     if host == Host::Silent {
         sleep(Duration::from_secs(86_400)).await;
     }

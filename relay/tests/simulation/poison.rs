@@ -13,7 +13,10 @@ use super::*;
 /// A connection over which nobody can write this word.
 const POISON: &[u8] = b"poison";
 
-pub(super) struct Wire(pub(super) DuplexStream);
+pub(super) struct Wire(
+    pub(super) DuplexStream,
+    #[expect(dead_code, reason = "held")] pub(super) faulty::Slot,
+);
 
 impl AsyncRead for Wire {
     fn poll_read(
