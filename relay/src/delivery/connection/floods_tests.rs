@@ -344,10 +344,11 @@ fn a_unit_of_many_recipients_is_not_held_for_days() {
             eight_bit: false,
             utf8_header: false,
             dsn: DsnOptions::default(),
+            transfer: mail_core::TransferOptions::default(),
             recipients: recipients.collect(),
         };
         let begun = Instant::now();
-        let attempt = attempt::run(&mut connection, &load, 100).await;
+        let attempt = attempt::run(&mut connection, &load, 100, mail_core::Timestamp(0)).await;
         // The last transaction was begun within the hour.
         let took = begun.elapsed().as_secs();
         assert!((3_600..3_600 + 700).contains(&took), "{took}");
