@@ -127,7 +127,7 @@ pub(crate) struct SinkOptions {
     /// with numbers of domains (7 or 10-19), and delay, round-trip, defer, refuse as above, from and until in seconds since the start.
     #[arg(long, value_name = "RULE")]
     script: Vec<Rule>,
-    /// Connections at once; a further one is told 421.
+    /// Connections at once; a further one is told 421 instead of being greeted.
     #[arg(long, value_name = "CONNECTIONS")]
     most_connections: Option<u64>,
     /// Offer STARTTLS.
@@ -343,7 +343,7 @@ struct Taken {
     arrived: u64,
     octets: u64,
     connections: u64,
-    /// Of those, told 421 instead of being greeted.
+    /// Of those, told 421.
     turned_away: u64,
     handshakes: u64,
     deferred: u64,
@@ -447,7 +447,10 @@ pub(crate) fn more_descriptors() -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::record::Balance;
+    use super::wire::Peer;
     use super::*;
 
     /// A flood straight into a sink: all arrives, once and whole, by each way to transfer it.
@@ -549,31 +552,44 @@ mod tests {
         }
     }
 
-    /// A connection too many is told so; where one has ended there is room for the next.
+    /// A connection too many is told so at its greeting, or when it begins a message; where one has ended there is room for the next.
     #[test]
     fn connections_too_many_are_turned_away() {
-        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
-        let manner = Manner {
-            most_connections: Some(2),
+        let most = |most| Manner {
+            most_connections: Some(most),
             ..Manner::default()
         };
-        let sink = Sink::start(manner, &spread, 2, Zero::now()).unwrap();
-        let target = Target::plain((sink::address(0), sink.port).into()).unwrap();
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let sink = Sink::start(most(2), &spread, 2, Zero::now()).unwrap();
+        let greeted = async || {
+            let stream = TcpStream::connect((sink::address(0), sink.port)).await.unwrap();
+            let mut peer = Peer::new(stream);
+            (peer.reply().await.unwrap().code, peer)
+        };
+        let until_one_is_left = async || {
+            while sink.counts.open.load(Ordering::Relaxed) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut held = vec![target.hold().await.unwrap(), target.hold().await.unwrap()];
-            assert!(target.hold().await.is_err(), "the third");
-            held.pop();
-            while sink.counts.open.load(Ordering::Relaxed) > 1 {
-                tokio::task::yield_now().await;
-            }
-            held.push(target.hold().await.unwrap());
+            let (one, two, three) = (greeted().await, greeted().await, greeted().await);
+            assert_eq!((one.0, two.0, three.0), (220, 220, 421));
+            drop(two);
+            until_one_is_left().await;
+            let (code, mut four) = greeted().await;
+            assert_eq!(code, 220);
+            sink.behave(most(1));
+            let (_, mut one) = one;
+            assert_eq!(four.say("MAIL FROM:<>").await.unwrap().code, 421);
+            until_one_is_left().await;
+            assert_eq!(one.say("MAIL FROM:<>").await.unwrap().code, 250);
         });
         let taken = Taken::of(&sink);
-        assert_eq!((taken.connections, taken.turned_away), (4, 1));
+        assert_eq!((taken.connections, taken.turned_away), (4, 2));
     }
 
     /// A message some of whose recipients are refused goes to the others, whole.

@@ -45,6 +45,9 @@ const BACKLOG: u32 = 1024;
 /// Ports tried until one is free on all addresses.
 const PORT_TRIES: usize = 16;
 
+/// Said to connections too many.
+const TOO_MANY: &[u8] = b"421 4.7.0 too many connections\r\n";
+
 /// How a sink behaves.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Manner {
@@ -54,7 +57,8 @@ pub(crate) struct Manner {
     pub(crate) script: Vec<Rule>,
     /// Offers STARTTLS.
     pub(crate) tls: bool,
-    /// Connections at once, to all domains together; a further one is told 421 instead of being greeted.
+    /// Connections at once, to all domains together. A further one is told 421 instead of being greeted; where there are more already,
+    /// those that begin a message are told so until no more are left.
     pub(crate) most_connections: Option<u64>,
 }
 
@@ -206,7 +210,7 @@ pub(crate) struct Counts {
     pub(crate) arrivals: Rows<Arrival>,
     pub(crate) octets: AtomicU64,
     pub(crate) connections: AtomicU64,
-    /// Connections that were greeted and have not ended, and those that were told 421 instead.
+    /// Connections that were greeted and have not ended, and those that were told 421.
     pub(crate) open: AtomicU64,
     pub(crate) turned_away: AtomicU64,
     pub(crate) handshakes: AtomicU64,
@@ -238,6 +242,12 @@ struct Shared {
     acceptor: TlsAcceptor,
     /// A thread's own draws begin here.
     seed: AtomicU64,
+}
+
+impl Shared {
+    fn most_connections(&self) -> u64 {
+        self.manner.read().most_connections.unwrap_or(u64::MAX)
+    }
 }
 
 impl Sink {
@@ -382,12 +392,15 @@ struct Open<'a>(&'a Counts);
 impl<'a> Open<'a> {
     /// `None` where there are as many as there may be.
     fn take(shared: &'a Shared) -> Option<Self> {
-        let most = shared.manner.read().most_connections.unwrap_or(u64::MAX);
+        let most = shared.most_connections();
         let one_more = |open| (open < most).then_some(open + 1);
         let counts = &*shared.counts;
         let taken = counts
             .open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        if taken.is_err() {
+            counts.turned_away.fetch_add(1, Ordering::Relaxed);
+        }
         taken.ok().map(|_| Self(counts))
     }
 }
@@ -401,8 +414,7 @@ impl Drop for Open<'_> {
 async fn connection(mut stream: TcpStream, host: u32, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     let Some(_open) = Open::take(&shared) else {
-        shared.counts.turned_away.fetch_add(1, Ordering::Relaxed);
-        let _ = timeout(PATIENCE, stream.write_all(b"421 4.7.0 too many connections\r\n")).await;
+        let _ = timeout(PATIENCE, stream.write_all(TOO_MANY)).await;
         return;
     };
     let seed = shared.seed.fetch_add(1, Ordering::Relaxed);
@@ -580,6 +592,7 @@ impl<'a> Session<'a> {
                 )
             }
             b"STARTTLS" if self.offers_tls => (b"220 2.0.0 go ahead\r\n", Next::Tls),
+            b"MAIL" if self.is_crowded() => (TOO_MANY, Next::Quit),
             b"MAIL" => {
                 self.reset();
                 self.has_sender = true;
@@ -611,6 +624,16 @@ impl<'a> Session<'a> {
         };
         self.out.extend_from_slice(reply);
         next
+    }
+
+    /// More connections are open than may be: this one goes.
+    fn is_crowded(&self) -> bool {
+        let counts = &self.shared.counts;
+        let crowded = counts.open.load(Ordering::Relaxed) > self.shared.most_connections();
+        if crowded {
+            counts.turned_away.fetch_add(1, Ordering::Relaxed);
+        }
+        crowded
     }
 
     fn recipient(&mut self, line: &[u8]) -> &'static [u8] {

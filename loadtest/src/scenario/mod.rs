@@ -162,8 +162,8 @@ impl Name {
             Self::HotAndCold => 10_000,
             // Thirteen seconds of it.
             Self::Rate | Self::ProviderRate => 1_300,
-            // More than goes over 100 connections in the two minutes that it takes, at half a second each.
-            Self::Crowded => 25_000,
+            // More than goes over 50 connections in two minutes, at half a second each, and over 100 before that.
+            Self::Crowded => 16_000,
             Self::Backlog => 1_000_000,
             Self::Restart | Self::Burst => 100_000,
             Self::Soak => 180_000,
@@ -539,6 +539,8 @@ fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
     let warm_up = match name {
         // At 50 a second.
         Name::Otp => 10,
+        // Each takes a while.
+        Name::Crowded => 100.min(messages / 10),
         Name::Backlog | Name::Restart | Name::Soak | Name::Burst => 1_000.min(messages / 10),
         _ => messages / 10,
     };

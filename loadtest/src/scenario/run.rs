@@ -763,9 +763,9 @@ fn configuration(
             _ => "off",
         },
         limits = plan.limits(),
-        // A soak has mail put off, and wants to see it come.
+        // They have mail put off, and want to see it come.
         retry = match plan.name {
-            Name::Soak => "[delivery.retry]\nfirst = \"1s\"\ncap = \"10s\"\n",
+            Name::Soak | Name::Crowded => "[delivery.retry]\nfirst = \"1s\"\ncap = \"10s\"\n",
             _ => "",
         },
     );
