@@ -3,7 +3,7 @@
 use super::faulty::{books, most_slots};
 use super::*;
 
-/// What the relay makes of a destination that is so for twenty minutes.
+/// What the relay makes of a destination that is so for twelve minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Made {
     /// It rests, and each message is sent once.
@@ -21,7 +21,7 @@ const SLOTS: usize = 4;
 /// Four slots each, and two for the others together.
 const NARROW: &str = "[delivery]\nmax_connections = 6\n[delivery.limits]\nconnections = 4\n";
 
-const UNTIL: Duration = Duration::from_secs(20 * 60);
+const UNTIL: Duration = Duration::from_secs(12 * 60);
 
 fn beside_a_hole(fault: Fault, phase: Phase, config: &str, made: Made) {
     let what = format!("{fault:?} at {phase:?}, {config}");
@@ -38,7 +38,7 @@ fn beside_a_hole(fault: Fault, phase: Phase, config: &str, made: Made) {
     let config = format!("{NARROW}{config}");
     let queue = live(&world, &store, START, &config, async |relay| {
         relay.take_in(&lost).await;
-        for minute in 0..55 {
+        for minute in 0..30 {
             let others: Vec<_> = (1..=2)
                 .map(|number| format!("m{minute}@d{number}.test"))
                 .collect();
