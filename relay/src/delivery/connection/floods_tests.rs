@@ -108,7 +108,10 @@ impl OddNet {
             words: flood,
             pause,
         } = self.flood;
-        while phase == at {
+        if phase != at {
+            return peer.get_mut().write_all(format!("{words}\r\n").as_bytes()).await;
+        }
+        loop {
             peer.get_mut().write_all(flood).await?;
             self.said.update(|said| said + flood.len());
             if self.said.get() > 2 * MOST_READ {
@@ -116,7 +119,6 @@ impl OddNet {
             }
             sleep(pause).await;
         }
-        peer.get_mut().write_all(format!("{words}\r\n").as_bytes()).await
     }
 
     async fn converse(&self, stream: DuplexStream) -> io::Result<()> {
