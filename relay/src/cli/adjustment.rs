@@ -8,7 +8,7 @@ use clap::{Subcommand, ValueEnum};
 use mail_core::Timestamp;
 
 use super::Failure;
-use super::output::{columns, print, print_json};
+use super::output::{columns, named, print, print_json};
 use super::queue::{Api, block_on};
 use crate::world::Clock;
 
@@ -262,10 +262,7 @@ fn words(adjustment: &Adjustment) -> String {
         ("site", site),
         ("destination", &adjustment.destination),
     ];
-    let named = parts
-        .into_iter()
-        .filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
-    named.collect::<Vec<_>>().join(", ")
+    named(parts)
 }
 
 #[cfg(test)]

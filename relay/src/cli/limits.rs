@@ -4,7 +4,7 @@ use admin_api::limits::{LimitList, LimitUse};
 use clap::Subcommand;
 
 use super::Failure;
-use super::output::{columns, print, print_json};
+use super::output::{columns, named, print, print_json};
 use super::queue::{Api, block_on};
 
 #[derive(Subcommand)]
@@ -62,10 +62,7 @@ fn scope(limit: &LimitUse) -> String {
         ("provider", &limit.provider),
         ("site", &limit.site),
     ];
-    let named = parts
-        .into_iter()
-        .filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
-    named.collect::<Vec<_>>().join(", ")
+    named(parts)
 }
 
 #[cfg(test)]

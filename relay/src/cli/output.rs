@@ -67,6 +67,14 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
+/// What is about several parts, each that there is by its kind and name: `tenant shop, provider google`.
+pub(super) fn named<'a>(parts: impl IntoIterator<Item = (&'a str, &'a Option<String>)>) -> String {
+    let named = parts
+        .into_iter()
+        .filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
+    named.collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
