@@ -14,7 +14,7 @@ use mail_core::smtp::client::Stage;
 use crate::shaping::pattern::Said;
 use crate::shaping::{Advice, Reach};
 
-pub use lane::{Adapt, Held, Step};
+pub use lane::{Adapt, Held, SaidTo, Step};
 pub use pace::{Limits, Pace};
 
 /// What one reply teaches.

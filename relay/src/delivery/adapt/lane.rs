@@ -15,6 +15,10 @@ use crate::delivery::limits::limiter::Limiter;
 /// said how many were too many.
 const SETTLES_WITHIN: Duration = Duration::from_secs(10);
 
+/// After the first of several connections was told to go, so long it is seen which others are, before it is said how many were too
+/// many.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
 /// A refusal for each so many attempts that got through is no reason to stop.
 const WORKS: u32 = 9;
 
@@ -51,6 +55,17 @@ pub enum Step {
     Ended,
 }
 
+/// What a refusal was said to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaidTo {
+    /// A connection that was not taken.
+    Door,
+    /// A connection that ends with it, as it does with 421 (RFC 5321 §3.8).
+    Leaving,
+    /// A message or a command; the connection stays.
+    Message,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Adapt {
@@ -72,9 +87,11 @@ pub struct Adapt {
     in_a_row: u32,
 }
 
-/// Further connections are refused while others work, or may yet.
+/// Connections are refused while others work, or may yet.
 #[derive(Clone, Copy, Debug)]
 struct Settling {
+    /// What the first of them was said to: never [`SaidTo::Message`].
+    said_to: SaidTo,
     until: Timestamp,
     /// Those begun after it say nothing of how many were too many.
     upto: ConnectionId,
@@ -220,12 +237,11 @@ impl Adapt {
         Some(step)
     }
 
-    /// A reply to what was `begun` then asks for less. `door`: it was said instead of taking this connection, one of `open`; `last` is
-    /// the connection that was begun last.
+    /// A reply to what was `begun` then asks for less. Of the `open` connections, `last` was begun last.
     pub fn slower(
         &mut self,
         begun: Timestamp,
-        door: Option<ConnectionId>,
+        said_to: SaidTo,
         (open, last): (usize, ConnectionId),
         configured: Limits,
         now: Timestamp,
@@ -233,39 +249,57 @@ impl Adapt {
         if begun <= self.stepped {
             return None;
         }
-        if door.is_none() {
-            let in_use = self.working(open).max(1);
-            return self.step(Some(in_use), configured, now);
+        let working = self.working(open);
+        // More than the last step left are open still, which each may be told: that was heard.
+        if said_to != SaidTo::Door && self.pace.is_some() && working > self.most(configured) {
+            return None;
         }
+        let within = match said_to {
+            SaidTo::Door => SETTLES_WITHIN,
+            SaidTo::Leaving => LEAVE_WITHIN,
+            SaidTo::Message => return self.step(Some(working.max(1)), configured, now),
+        };
         if open > 1 || self.settling.is_some() {
-            let peak = self.working(open);
             self.settling.get_or_insert(Settling {
-                until: now + SETTLES_WITHIN,
+                said_to,
+                until: now + within,
                 upto: last,
-                peak,
+                peak: working,
             });
             return None;
         }
-        let lately = self.window.peak(now);
+        let lately = match said_to {
+            SaidTo::Leaving => Some(1),
+            SaidTo::Door | SaidTo::Message => self.window.peak(now),
+        };
         self.step(lately, configured, now)
     }
 
-    /// Once it is known which connections come about and which do not, says how many are too many.
-    pub fn settle(&mut self, configured: Limits, now: Timestamp) -> Option<Step> {
+    /// Once it is known which connections come about and which do not, or which are told to go, says how many are too many. `open` are
+    /// left.
+    pub fn settle(&mut self, open: usize, configured: Limits, now: Timestamp) -> Option<Step> {
         let settling = self.settling?;
         let is_open = |first: &ConnectionId| *first <= settling.upto;
-        if self.opening.first().is_some_and(is_open) && now < settling.until {
+        let goes_on = match settling.said_to {
+            SaidTo::Leaving => open > 0,
+            SaidTo::Door | SaidTo::Message => self.opening.first().is_some_and(is_open),
+        };
+        if goes_on && now < settling.until {
             return None;
         }
         self.settling = None;
-        if settling.peak == 0 {
+        let left = match settling.said_to {
+            SaidTo::Leaving => self.working(open),
+            SaidTo::Door | SaidTo::Message => settling.peak,
+        };
+        if left == 0 {
             let lately = self.window.peak(now);
             return self.step(lately, configured, now);
         }
-        let how = How::Further {
-            working: settling.peak,
-        };
-        self.take_step(how, configured, now)
+        match settling.said_to {
+            SaidTo::Leaving => self.step(Some(left), configured, now),
+            SaidTo::Door | SaidTo::Message => self.take_step(How::Further { working: left }, configured, now),
+        }
     }
 
     /// When it is said at the latest.
@@ -448,12 +482,12 @@ mod tests {
             if id.0 as usize <= taken {
                 adapt.opened(id, open, at + SECOND * 2);
             } else {
-                let step = adapt.slower(at, Some(id), (open, last), WIDE, at + SECOND);
+                let step = adapt.slower(at, SaidTo::Door, (open, last), WIDE, at + SECOND);
                 open -= 1;
                 adapt.closed(id);
                 steps.extend(step);
             }
-            steps.extend(adapt.settle(WIDE, at + SECOND * 2));
+            steps.extend(adapt.settle(open, WIDE, at + SECOND * 2));
         }
         (open, steps)
     }
@@ -469,13 +503,66 @@ mod tests {
             // What was begun before is the same burst.
             let late = adapt.slower(
                 NOW + SECOND,
-                Some(ConnectionId(7)),
+                SaidTo::Door,
                 (open, ConnectionId(7)),
                 WIDE,
                 NOW + SECOND * 3,
             );
             assert_eq!((late, adapt.most(WIDE)), (None, most));
         }
+    }
+
+    #[test]
+    fn connections_that_are_told_to_go_one_after_the_other_are_one_step() {
+        let mut adapt = Adapt::new(NOW);
+        let (mut open, last) = (100, ConnectionId(100));
+        let mut steps = Vec::new();
+        // A peer takes 50, and tells each of the others at a message begun after the one before was told.
+        for number in 0..50 {
+            let now = NOW + Duration::from_millis(10 * number + 10);
+            adapt.begins(open, now);
+            let said = adapt.slower(now, SaidTo::Leaving, (open, last), WIDE, now);
+            open -= 1;
+            steps.extend(said.into_iter().chain(adapt.settle(open, WIDE, now)));
+            assert!(!adapt.may_open(open, WIDE));
+        }
+        assert_eq!(adapt.settles_at(), Some(NOW + Duration::from_millis(1_010)));
+        steps.extend(adapt.settle(open, WIDE, NOW + SECOND * 2));
+        assert_eq!((&steps[..], adapt.most(WIDE)), (&[Step::Slower][..], 42));
+    }
+
+    #[test]
+    fn who_hears_it_late_of_those_that_are_too_many_is_no_news() {
+        let mut adapt = Adapt::new(NOW);
+        for (begun, open, said_to) in [
+            (1, 100, SaidTo::Message),
+            (2, 99, SaidTo::Message),
+            (3, 90, SaidTo::Leaving),
+        ] {
+            let now = NOW + SECOND * begun;
+            adapt.slower(now, said_to, (open, ConnectionId(100)), WIDE, now);
+        }
+        assert_eq!((adapt.most(WIDE), adapt.settles_at()), (85, None));
+        let later = NOW + SECOND * 5;
+        let step = adapt.slower(later, SaidTo::Message, (85, ConnectionId(100)), WIDE, later);
+        assert_eq!((step, adapt.most(WIDE)), (Some(Step::Slower), 72));
+    }
+
+    #[test]
+    fn where_all_are_told_to_go_it_goes_by_how_many_there_were() {
+        let mut adapt = Adapt::new(NOW);
+        adapt.begins(20, NOW);
+        for open in (1..=20).rev() {
+            let step = adapt.slower(NOW, SaidTo::Leaving, (open, ConnectionId(20)), WIDE, NOW);
+            assert_eq!(step, None);
+            let step = adapt.settle(open - 1, WIDE, NOW);
+            assert_eq!(step, (open == 1).then_some(Step::Slower));
+        }
+        assert_eq!(adapt.most(WIDE), 17);
+        // The last one alone needs no looking around.
+        let later = NOW + SECOND * 5;
+        let step = adapt.slower(later, SaidTo::Leaving, (1, ConnectionId(21)), WIDE, later);
+        assert_eq!((step, adapt.most(WIDE)), (Some(Step::Slower), 1));
     }
 
     #[test]
@@ -490,12 +577,12 @@ mod tests {
         let mut adapt = Adapt::new(NOW);
         adapt.opened(ConnectionId(1), 40, NOW);
         let later = NOW + SECOND * 30;
-        let step = adapt.slower(later, Some(ConnectionId(9)), (1, ConnectionId(9)), WIDE, later);
+        let step = adapt.slower(later, SaidTo::Door, (1, ConnectionId(9)), WIDE, later);
         assert_eq!((step, adapt.most(WIDE)), (Some(Step::Slower), 34));
         let mut adapt = Adapt::new(NOW);
         adapt.opened(ConnectionId(1), 40, NOW);
         let later = NOW + SECOND * 90;
-        let step = adapt.slower(later, Some(ConnectionId(9)), (1, ConnectionId(9)), WIDE, later);
+        let step = adapt.slower(later, SaidTo::Door, (1, ConnectionId(9)), WIDE, later);
         assert_eq!(step, None, "it did nothing for a minute");
     }
 
@@ -510,13 +597,13 @@ mod tests {
         let began = NOW + SECOND;
         adapt.connecting(ConnectionId(4));
         assert_eq!(
-            adapt.slower(began, Some(ConnectionId(4)), (4, ConnectionId(4)), WIDE, began),
+            adapt.slower(began, SaidTo::Door, (4, ConnectionId(4)), WIDE, began),
             None
         );
         adapt.closed(ConnectionId(4));
         assert!(!adapt.may_open(3, WIDE));
-        assert_eq!(adapt.settle(WIDE, began + SECOND), None);
-        assert_eq!(adapt.settle(WIDE, began + SECOND * 10), Some(Step::Slower));
+        assert_eq!(adapt.settle(3, WIDE, began + SECOND), None);
+        assert_eq!(adapt.settle(3, WIDE, began + SECOND * 10), Some(Step::Slower));
         assert_eq!(adapt.most(WIDE), 1);
     }
 

@@ -11,7 +11,7 @@ use queue::{
     Scope, UnitKey,
 };
 
-use crate::delivery::adapt::{Held, Others, Pace, Step};
+use crate::delivery::adapt::{Held, Others, Pace, SaidTo, Step};
 use crate::delivery::exchange::Word;
 use crate::delivery::lane::{ConnectionId, Lane};
 use crate::shaping::Reach;
@@ -46,6 +46,16 @@ pub struct Heard {
     pub host: String,
     /// What it was taken for.
     pub class: Arc<str>,
+}
+
+impl Heard {
+    fn said_to(&self) -> SaidTo {
+        match self.door {
+            Some(_) => SaidTo::Door,
+            None if self.said.starts_with("421") => SaidTo::Leaving,
+            None => SaidTo::Message,
+        }
+    }
 }
 
 /// Suspensions, and what operators limit lanes to; each shard holds all of them, up to [`MAX_ADJUSTMENTS`] of some 500 octets.
@@ -187,7 +197,7 @@ impl Shard {
         let of_connections = (at.open, last);
         let step = at
             .adapt
-            .slower(heard.begun, heard.door, of_connections, at.configured(), now);
+            .slower(heard.begun, heard.said_to(), of_connections, at.configured(), now);
         self.stepped(lane, step, now);
     }
 
@@ -364,7 +374,7 @@ impl Shard {
     pub(super) fn settle_pace(&mut self, lane: LaneId, now: Timestamp) {
         if let Some(at) = self.lanes.get_mut(lane) {
             let configured = at.configured();
-            let step = at.adapt.settle(configured, now);
+            let step = at.adapt.settle(at.open, configured, now);
             self.stepped(lane, step, now);
         }
     }
