@@ -321,6 +321,69 @@ fn what_mail_is_sent_from_is_shown_for_whom_and_with_where_it_is_from() {
     }
 }
 
+#[test]
+fn limits_that_all_mail_of_a_scope_shares_are_shown_with_where_they_are_from() {
+    let (_folder, config) = folder();
+    let more = "[delivery]\npool = \"main\"\n\
+        [[source]]\nname = \"out1\"\naddresses = [\"127.0.0.1\"]\n\
+        [[source]]\nname = \"out2\"\naddresses = [\"127.0.0.1\"]\n[source.warm_up]\nstart = \"2999-01-01\"\nfirst = 50\ndays = 9\n\
+        [[pool]]\nname = \"main\"\nsources = [\"out1\", \"out2\"]\n\
+        [[limit]]\nprovider = \"*\"\nconnections = 50\nmessages_per_connection = 30\n\
+        [[limit]]\nprovider = \"google\"\nconnections = 40\n\
+        [[limit]]\ntenant = \"shop\"\nmessages_per_hour = 100\n";
+    std::fs::write(&config, format!("{CONFIG}{more}")).unwrap();
+    let asked = |more: &[&str]| {
+        let arguments = ["config", "effective", "x.example", "--mx", "aspmx.l.google.com"];
+        let (code, out, err) = run(&config, &[&arguments, more].concat());
+        assert_eq!((code, err.as_str()), (0, ""));
+        out
+    };
+    let rows = |out: String| -> Vec<String> {
+        let mut lines = out.lines().skip_while(|line| !line.starts_with("LIMIT OF"));
+        lines.next().unwrap();
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let place = format!("{}:", config.display());
+        let all = lines.take_while(|line| !line.is_empty());
+        all.map(|line| words(line).replace(&place, "")).collect()
+    };
+    assert_eq!(
+        rows(asked(&["--tenant", "shop"])),
+        [
+            "provider google connections 40 32:15: limit[1].connections",
+            "provider google messages_per_connection 30 29:27: limit[0].messages_per_connection",
+            "tenant shop messages_per_hour 100 35:21: limit[2].messages_per_hour",
+            "source out2, provider google messages_per_day 0 21:9: source[1].warm_up.first",
+        ]
+    );
+    assert_eq!(
+        rows(asked(&["--source", "out1"])).len(),
+        2,
+        "it is warm, and of no tenant"
+    );
+    let json: serde_json::Value = serde_json::from_str(&asked(&["--source", "out2", "--json"])).unwrap();
+    let last = &json["shared_limits"][2];
+    assert_eq!(last["source"], "out2");
+    assert_eq!(
+        (&last["key"], &last["value"]),
+        (&"messages_per_day".into(), &"0".into())
+    );
+    let arguments = [
+        "config",
+        "effective",
+        "x.example",
+        "--source",
+        "none",
+        "--mx",
+        "mx.test",
+    ];
+    let (code, _, err) = run(&config, &arguments);
+    assert_eq!(
+        (code, err.contains("there is no source \"none\"")),
+        (2, true),
+        "{err}"
+    );
+}
+
 /// By the documentation's own addresses (RFC 5737), which no machine has.
 #[test]
 fn an_address_that_this_machine_has_not_is_told_by_the_check_and_at_the_start() {

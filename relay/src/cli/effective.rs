@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use mail_core::{Domain, ReversePath};
+use queue::Scope;
 use serde_json::json;
 
 use crate::config::Settings;
@@ -15,7 +16,7 @@ use crate::delivery::resolver::RealNet;
 use crate::delivery::route::Route;
 use crate::routing::explain::{Asked, Deciding, deciding, pool};
 use crate::shaping::explain::{Asks, Explained, From, explain};
-use crate::world::{MxHost, Net as _};
+use crate::world::{Clock, MxHost, Net as _};
 
 use super::output::{columns, plain, print, print_json};
 use super::queue::block_on;
@@ -25,9 +26,11 @@ use super::{ConfigFile, Failure};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  postrider config effective gmail.com\n  \
     postrider config effective example.org --mx mx1.example.net mx2.example.net\n  \
-    postrider config effective example.org --tenant shop --stream bulk --from news@shop.example\n\n\
-    Limits are of a lane: all domains with the same MX hosts together, from one source. docs/shaping.md tells what goes before what, \
-    docs/egress.md of pools and sources.")]
+    postrider config effective example.org --tenant shop --stream bulk --from news@shop.example\n  \
+    postrider config effective gmail.com --tenant shop --source s1\n\n\
+    The limits of the first table are of a lane: all domains with the same MX hosts together, from one source. Those of [[limit]] hold \
+    beside them, for all mail of what they are about. docs/shaping.md tells what goes before what, docs/egress.md of pools and \
+    sources.")]
 pub(super) struct Effective {
     /// The destination's domain.
     domain: Domain,
@@ -40,6 +43,9 @@ pub(super) struct Effective {
     /// Of mail in this stream.
     #[arg(long)]
     stream: Option<String>,
+    /// Of mail from this source; unless given, of mail from any of the pool.
+    #[arg(long)]
+    source: Option<String>,
     /// Of mail with this MAIL FROM; `<>` for reports.
     #[arg(long, value_name = "ADDRESS")]
     from: Option<Path>,
@@ -99,15 +105,108 @@ pub(super) fn run(command: &Effective) -> Result<(), Failure> {
         )?,
         reverse_path: command.from.as_ref().map(|path| &path.0),
     };
+    let source = known(
+        &command.source,
+        |name| settings.delivery.egress.source(name).is_some(),
+        "source",
+    )?;
     let way = WayOut::of(asked, &settings);
+    let shared = shared(&way, source, asked, (&route, &found));
     if command.json {
         let mut json = as_json(&command.domain, &hosts, &route, &found);
+        json["shared_limits"] = shared.iter().map(SharedLimit::as_json).collect();
         way.add_json(&mut json);
         return Ok(print_json(&json)?);
     }
     let mut text = as_text(&command.domain, &hosts, &found);
+    if !shared.is_empty() {
+        let mut rows = vec![["LIMIT OF", "KEY", "VALUE", "FROM"].map(String::from)];
+        rows.extend(shared.iter().map(SharedLimit::as_row));
+        let _ = write!(text, "\n{}", columns(&rows));
+    }
     way.add_text(&mut text);
     Ok(print(&text)?)
+}
+
+/// What a `[[limit]]` or a warm-up allows to all mail of a scope together.
+struct SharedLimit<'a> {
+    scope: Scope,
+    key: &'static str,
+    value: String,
+    from: From<'a>,
+}
+
+impl SharedLimit<'_> {
+    fn as_row(&self) -> [String; 4] {
+        let scope = self.scope.to_string();
+        [
+            scope,
+            self.key.to_owned(),
+            self.value.clone(),
+            self.from.to_string(),
+        ]
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        let scope = &self.scope;
+        json!({
+            "site": scope.site.as_deref(),
+            "provider": scope.provider.as_deref(),
+            "tenant": scope.tenant.as_deref(),
+            "source": scope.source.as_deref(),
+            "key": self.key,
+            "value": self.value,
+            "from": from_json(&self.from),
+        })
+    }
+}
+
+/// What limits hold today, for mail of the tenant that is asked about, from this source or from any that it may go from.
+fn shared<'a>(
+    way: &WayOut<'a>,
+    source: Option<&str>,
+    asked: Asked<'_>,
+    (route, found): (&Route, &Explained<'_>),
+) -> Vec<SharedLimit<'a>> {
+    let settings = way.settings;
+    let members = way.members();
+    let of_pool = members
+        .iter()
+        .map(|(member, ..)| Some(member.source.name.clone()));
+    let sources: Vec<Option<Arc<str>>> = match source {
+        Some(name) => vec![Some(name.into())],
+        None if members.is_empty() => vec![None],
+        None => of_pool.collect(),
+    };
+    let hosts = match route {
+        Route::Hosts(hosts) => hosts.as_slice(),
+        Route::SmartHost(_) | Route::Refused(_) | Route::Discarded(_) => &[],
+    };
+    let now = Clock::system().now();
+    let mut all: Vec<SharedLimit<'a>> = Vec::new();
+    for source in sources {
+        let scope = Scope {
+            site: Some(route.site().into()),
+            provider: found.provider.map(|provider| provider.name.clone()),
+            tenant: asked.tenant.map(Arc::from),
+            source,
+        };
+        let scopes = &settings.delivery.scopes;
+        let mail = scopes.mail(scope, hosts.iter().map(|mx| &mx.host));
+        for (scope, key, value, written) in scopes.explain(&mail, now) {
+            if all.iter().any(|known| known.scope == scope && known.key == key) {
+                continue;
+            }
+            let from = From::key(settings, written);
+            all.push(SharedLimit {
+                scope,
+                key,
+                value,
+                from,
+            });
+        }
+    }
+    all
 }
 
 /// A name that the configuration knows: another would be taken for one that no rule is about.

@@ -42,8 +42,8 @@ const MIB: u64 = 1 << 20;
 
 pub(super) const CONNECTIONS: RangeInclusive<u64> = 1..=100_000;
 pub(super) const MESSAGES_PER_SECOND: RangeInclusive<f64> = 0.001..=1e6;
-const MESSAGES_PER_CONNECTION: RangeInclusive<u64> = 1..=1_000_000_000;
-const RECIPIENTS_PER_TRANSACTION: RangeInclusive<u64> = 1..=100_000;
+pub(super) const MESSAGES_PER_CONNECTION: RangeInclusive<u64> = 1..=1_000_000_000;
+pub(super) const RECIPIENTS_PER_TRANSACTION: RangeInclusive<u64> = 1..=100_000;
 
 /// Reads the whole configuration. What is missing or wrong is noted in `check`; the settings are whole only if nothing is.
 pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {

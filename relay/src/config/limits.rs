@@ -10,7 +10,7 @@ use queue::Scope;
 use crate::by_domain::ByDomain;
 use crate::shaping::providers::HostPattern;
 
-use super::check::{CONNECTIONS, MESSAGES_PER_SECOND};
+use super::check::{CONNECTIONS, MESSAGES_PER_CONNECTION, MESSAGES_PER_SECOND, RECIPIENTS_PER_TRANSACTION};
 use super::egress::Source;
 use super::section::{Check, Section, Spot};
 use super::warm_up::WarmUp;
@@ -22,7 +22,7 @@ const MOST: usize = 10_000;
 const AXES: [&str; 4] = ["site", "provider", "tenant", "source"];
 
 /// What may be limited.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 9] = [
     "connections",
     "connections_per_second",
     "messages_per_second",
@@ -30,6 +30,8 @@ const KEYS: [&str; 7] = [
     "messages_per_hour",
     "messages_per_day",
     "bytes_in_flight",
+    "messages_per_connection",
+    "recipients_per_transaction",
 ];
 
 /// What a scope may use. What is `None` is not limited.
@@ -49,6 +51,10 @@ pub struct ScopeLimits {
     pub messages_per_day: Option<u64>,
     /// Octets of the messages that are being sent; one message may always go.
     pub bytes_in_flight: Option<u64>,
+    /// Messages before a connection is closed.
+    pub messages_per_connection: Option<u64>,
+    /// RCPTs a transaction.
+    pub recipients_per_transaction: Option<u64>,
 }
 
 impl ScopeLimits {
@@ -71,7 +77,21 @@ impl ScopeLimits {
             messages_per_hour: self.messages_per_hour.or(others.messages_per_hour),
             messages_per_day: self.messages_per_day.or(others.messages_per_day),
             bytes_in_flight: self.bytes_in_flight.or(others.bytes_in_flight),
+            messages_per_connection: self.messages_per_connection.or(others.messages_per_connection),
+            recipients_per_transaction: self
+                .recipients_per_transaction
+                .or(others.recipients_per_transaction),
         }
+    }
+
+    /// Whether anything of it is used up by some of the mail, so that less is left for other.
+    pub fn is_shared(&self) -> bool {
+        let alone = Self {
+            messages_per_connection: self.messages_per_connection,
+            recipients_per_transaction: self.recipients_per_transaction,
+            ..Self::default()
+        };
+        *self != alone
     }
 
     /// Each that is set, with its key.
@@ -86,6 +106,11 @@ impl ScopeLimits {
             ("messages_per_hour", number(self.messages_per_hour)),
             ("messages_per_day", number(self.messages_per_day)),
             ("bytes_in_flight", number(self.bytes_in_flight)),
+            ("messages_per_connection", number(self.messages_per_connection)),
+            (
+                "recipients_per_transaction",
+                number(self.recipients_per_transaction),
+            ),
         ];
         all.into_iter()
             .filter_map(|(key, value)| Some((key, value?)))
@@ -110,15 +135,24 @@ type Key = [Part; 4];
 /// Which parts are said.
 type Axes = [bool; 4];
 
+/// A `[[limit]]` table.
+#[derive(Clone, Debug)]
+struct Table {
+    number: usize,
+    limits: ScopeLimits,
+}
+
 /// All `[[limit]]` tables, found by a few look-ups however many there are.
 #[derive(Clone, Debug, Default)]
 pub struct LimitRules {
-    rules: BTreeMap<Key, ScopeLimits>,
+    rules: BTreeMap<Key, Table>,
+    /// Whether any is of single connections or transactions.
+    of_transfers: bool,
     /// The parts that rules name, without repetition: at most ten.
     axes: Vec<Axes>,
     sites: Vec<Arc<str>>,
-    /// Sources that are new.
-    warming: BTreeMap<Arc<str>, WarmUp>,
+    /// Sources that are new, with the numbers of their tables.
+    warming: BTreeMap<Arc<str>, (usize, WarmUp)>,
     by_host: ByDomain,
 }
 
@@ -164,8 +198,8 @@ impl LimitRules {
             };
             let mut limits = ScopeLimits::default();
             for key in keys(mail, *axes) {
-                if let Some(rule) = self.rules.get(&key) {
-                    limits = limits.over(rule);
+                if let Some(table) = self.rules.get(&key) {
+                    limits = limits.over(&table.limits);
                 }
             }
             if limits != ScopeLimits::default() {
@@ -181,7 +215,7 @@ impl LimitRules {
     /// What a source that is new may send to one provider, or to a site that is nobody's, today.
     fn warm_up(&self, mail: &Mail, now: Timestamp, all: &mut Vec<(Scope, ScopeLimits)>) {
         let source = mail.scope.source.as_ref();
-        let Some(volume) = source.and_then(|source| self.warming.get(source)?.volume(now)) else {
+        let Some(volume) = source.and_then(|source| self.warming.get(source)?.1.volume(now)) else {
             return;
         };
         let to_provider = mail.scope.provider.is_some();
@@ -203,12 +237,56 @@ impl LimitRules {
         }
     }
 
-    fn add(&mut self, key: Key, limits: ScopeLimits) -> bool {
+    /// Each limit that holds for mail, with its scope, its key and its value, and the key under which the configuration says it.
+    pub fn explain(&self, mail: &Mail, now: Timestamp) -> Vec<(Scope, &'static str, String, String)> {
+        let of_scope = |(scope, limits): (Scope, ScopeLimits)| {
+            let axes = [&scope.site, &scope.provider, &scope.tenant, &scope.source];
+            let keys = keys(mail, axes.map(Option::is_some));
+            let told = |(key, value): (&'static str, String)| {
+                let says = |table: &&Table| table.limits.each().contains(&(key, value.clone()));
+                let table = keys.iter().find_map(|key| self.rules.get(key).filter(says));
+                let written = match table {
+                    Some(table) => format!("limit[{}].{key}", table.number),
+                    // Nothing else gives limits.
+                    None => format!("source[{}].warm_up.first", self.warming_number(&scope)),
+                };
+                (scope.clone(), key, value, written)
+            };
+            limits.each().into_iter().map(told).collect::<Vec<_>>()
+        };
+        let all = [self.of(mail, false, now), self.of(mail, true, now)];
+        all.into_iter().flatten().flat_map(of_scope).collect()
+    }
+
+    fn warming_number(&self, scope: &Scope) -> usize {
+        let source = scope.source.as_ref();
+        let warming = source.and_then(|source| self.warming.get(source));
+        warming.map_or(0, |(number, _)| *number)
+    }
+
+    /// The fewest messages a connection and recipients a transaction that limits have for mail, whoever its tenant is.
+    pub fn transfers(&self, mail: &Mail, now: Timestamp) -> (Option<u64>, Option<u64>) {
+        if !self.of_transfers {
+            return (None, None);
+        }
+        let all = self.of(mail, false, now);
+        let messages = all
+            .iter()
+            .filter_map(|(_, limits)| limits.messages_per_connection);
+        let recipients = all
+            .iter()
+            .filter_map(|(_, limits)| limits.recipients_per_transaction);
+        (messages.min(), recipients.min())
+    }
+
+    fn add(&mut self, number: usize, key: Key, limits: ScopeLimits) -> bool {
         let axes = key.each_ref().map(|part| *part != Part::All);
         if !self.axes.contains(&axes) {
             self.axes.push(axes);
         }
-        self.rules.insert(key, limits).is_none()
+        self.of_transfers |=
+            limits.messages_per_connection.is_some() || limits.recipients_per_transaction.is_some();
+        self.rules.insert(key, Table { number, limits }).is_none()
     }
 }
 
@@ -260,9 +338,11 @@ pub(super) fn limits(
     is_tenant: impl Fn(&str) -> bool,
     sources: &[Arc<Source>],
 ) -> LimitRules {
-    let warm_up = |source: &Arc<Source>| Some((source.name.clone(), source.warm_up.clone()?));
+    let warm_up = |(number, source): (usize, &Arc<Source>)| {
+        Some((source.name.clone(), (number, source.warm_up.clone()?)))
+    };
     let mut rules = LimitRules {
-        warming: sources.iter().filter_map(warm_up).collect(),
+        warming: sources.iter().enumerate().filter_map(warm_up).collect(),
         ..LimitRules::default()
     };
     let is_source = |name: &str| sources.iter().any(|source| *source.name == *name);
@@ -316,15 +396,27 @@ pub(super) fn limits(
                 "limits nothing: set connections, messages_per_second or another of its keys",
             );
         }
-        if key[2] != Part::All && limits.connections_per_second.is_some() {
-            let text = "is not for tenants: a connection serves all of them";
-            section.problem("connections_per_second", text);
+        let of_connections = [
+            ("connections_per_second", limits.connections_per_second.is_some()),
+            (
+                "messages_per_connection",
+                limits.messages_per_connection.is_some(),
+            ),
+            (
+                "recipients_per_transaction",
+                limits.recipients_per_transaction.is_some(),
+            ),
+        ];
+        for (name, is_set) in of_connections {
+            if key[2] != Part::All && is_set {
+                section.problem(name, "is not for tenants: a connection serves all of them");
+            }
         }
         if number == MOST {
             section.problem("", format!("is one too many: there may be {MOST} at the most"));
         }
         let is_right = limits != ScopeLimits::default() && key.iter().any(|part| *part != Part::All);
-        if is_right && !rules.add(key, limits) {
+        if is_right && !rules.add(number, key, limits) {
             section.problem("", "is about the same as another [[limit]] before it");
         }
         section.end();
@@ -343,6 +435,9 @@ fn scope_limits(section: &mut Section<'_>) -> ScopeLimits {
         messages_per_hour: section.optional_integer("messages_per_hour", MESSAGES),
         messages_per_day: section.optional_integer("messages_per_day", MESSAGES),
         bytes_in_flight: section.size("bytes_in_flight", 1_024..=1 << 50),
+        messages_per_connection: section.optional_integer("messages_per_connection", MESSAGES_PER_CONNECTION),
+        recipients_per_transaction: section
+            .optional_integer("recipients_per_transaction", RECIPIENTS_PER_TRANSACTION),
     }
 }
 

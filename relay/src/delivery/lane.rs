@@ -144,6 +144,36 @@ pub enum Plan {
     End(Ending),
 }
 
+impl Plan {
+    /// The hosts that the DNS names; none of a smart host's.
+    pub fn mx_hosts(&self) -> impl Iterator<Item = &Domain> {
+        let hosts = match self {
+            Self::Hosts {
+                hosts: Hosts::Mx(hosts),
+                ..
+            } => hosts.as_slice(),
+            Self::Hosts { .. } | Self::End(_) => &[],
+        };
+        hosts.iter().map(|mx| &mx.host)
+    }
+
+    /// Goes with no more messages a connection and recipients a transaction than this.
+    pub fn cap(&mut self, messages: Option<u64>, recipients: Option<u64>) {
+        if let Self::Hosts {
+            recipients_per_transaction,
+            messages_per_connection,
+            ..
+        } = self
+        {
+            let most = |value: Option<u64>| value.unwrap_or(u64::MAX);
+            let messages = u32::try_from(most(messages)).unwrap_or(u32::MAX);
+            let recipients = usize::try_from(most(recipients)).unwrap_or(usize::MAX);
+            *messages_per_connection = messages.min(*messages_per_connection);
+            *recipients_per_transaction = recipients.min(*recipients_per_transaction);
+        }
+    }
+}
+
 /// Hosts of a lane, not yet put in order.
 #[derive(Clone, Debug)]
 pub enum Hosts {

@@ -95,7 +95,7 @@ impl Shard {
         }
         let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
         for lane in lanes {
-            self.find_gates(lane, now);
+            self.find_limits(lane, now);
         }
     }
 

@@ -102,6 +102,11 @@ fn who_says_what_of_a_limit() {
             "[[provider]]\nname = \"mine\"\nmx = [\"*.google.com\"]\n[provider.limits]\nmessages_per_connection = 4\n",
             (20, 4, 100),
         ),
+        (
+            "[[limit]]\nprovider = \"google\"\nmessages_per_connection = 30\nrecipients_per_transaction = 500\n\
+             [[limit]]\nsite = \"*\"\nmessages_per_connection = 40\nrecipients_per_transaction = 12\n",
+            (5, 30, 12),
+        ),
         ("", (5, 50, 100)),
     ] {
         renewed(&mut shard, more);
@@ -112,6 +117,7 @@ fn who_says_what_of_a_limit() {
         "[[destination]]\ndomain = \"ruled.test\"\n[destination.limits]\nconnections = 9\n\
          [[provider]]\nname = \"google\"\n[provider.limits]\nconnections = 8\nmessages_per_connection = 77\n",
     );
+    assert!(shard.gates.is_empty(), "none of these limits is shared");
     let ruled = lane(&mut shard, "ruled.test", &google());
     assert_ne!(ruled, hosted, "a rule has a lane of its own");
     assert_eq!(limits(&shard, ruled), (9, 77, 100));

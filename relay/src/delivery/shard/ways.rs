@@ -254,6 +254,7 @@ impl Shard {
             // Preferences may have changed though the hosts did not.
             self.lanes[lane].plan = Rc::new(plan);
             self.lanes[lane].renew(&rule, now);
+            self.cap_transfers(lane, now);
             return lane;
         }
         let rest = self.rest(&HoldScope::Lane(key.scope()), now);
@@ -261,7 +262,7 @@ impl Shard {
         lane.provider = provider;
         let lane = self.lanes.insert(lane);
         self.lane_of.insert(key, lane);
-        self.find_gates(lane, now);
+        self.find_limits(lane, now);
         self.remember_lane(lane, now);
         lane
     }

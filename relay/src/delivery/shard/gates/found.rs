@@ -9,13 +9,15 @@ use queue::{QueueId, Scope};
 
 use super::{Gate, GateId};
 use crate::config::warm_up::day;
-use crate::delivery::lane::{Hosts, Lane, Plan};
+use crate::delivery::lane::{Lane, Plan};
 use crate::delivery::limits::budget::Budget;
 use crate::delivery::shard::{LaneId, Shard, Standing, Timer};
 
 impl Shard {
-    /// The gates of a lane, but for those of tenants. Made anew where limits changed; open connections count at once.
-    pub(in crate::delivery) fn find_gates(&mut self, lane: LaneId, now: Timestamp) {
+    /// What limits a lane beside its own rule: the gates it has, but for those of tenants, and what single connections and transactions
+    /// may carry. Found anew where limits changed; open connections count at once.
+    pub(in crate::delivery) fn find_limits(&mut self, lane: LaneId, now: Timestamp) {
+        self.cap_transfers(lane, now);
         let fresh = self.gates_of(lane, None, now);
         let Some(at) = self.lanes.get_mut(lane) else {
             return;
@@ -42,6 +44,18 @@ impl Shard {
         }
     }
 
+    /// Connections and transactions of a lane whose plan is new carry no more than limits say.
+    pub(in crate::delivery::shard) fn cap_transfers(&mut self, lane: LaneId, now: Timestamp) {
+        let scopes = &self.settings.scopes;
+        if let Some(at) = self.lanes.get_mut(lane).filter(|_| !scopes.is_empty()) {
+            let mail = scopes.mail(at.scope(), at.plan.mx_hosts());
+            let (messages, recipients) = scopes.transfers(&mail, now);
+            if messages.is_some() || recipients.is_some() {
+                Rc::make_mut(&mut at.plan).cap(messages, recipients);
+            }
+        }
+    }
+
     /// Sources that are new may send more, or are warm, from this day on.
     pub(in crate::delivery::shard) fn warm_up(&mut self, now: Timestamp) {
         if std::mem::replace(&mut self.today, day(now)) == day(now) || self.settings.scopes.is_empty() {
@@ -54,7 +68,7 @@ impl Shard {
         };
         let warming = self.lanes.iter().filter(|(_, lane)| is_warming(lane));
         for lane in warming.map(|(id, _)| id).collect::<Vec<_>>() {
-            self.find_gates(lane, now);
+            self.find_limits(lane, now);
             self.pump(lane, now);
         }
     }
@@ -77,25 +91,17 @@ impl Shard {
         let Some(at) = self.lanes.get(lane).filter(|_| !settings.scopes.is_empty()) else {
             return Rc::default();
         };
-        let hosts = match &*at.plan {
-            Plan::End(_) => return Rc::default(),
-            Plan::Hosts {
-                hosts: Hosts::Mx(hosts),
-                ..
-            } => hosts.as_slice(),
-            Plan::Hosts {
-                hosts: Hosts::Chosen(_),
-                ..
-            } => &[],
-        };
+        if matches!(*at.plan, Plan::End(_)) {
+            return Rc::default();
+        }
         let scope = Scope {
             tenant: tenant.cloned(),
             ..at.scope()
         };
-        let mail = settings.scopes.mail(scope, hosts.iter().map(|mx| &mx.host));
+        let mail = settings.scopes.mail(scope, at.plan.mx_hosts());
         let limits = settings.scopes.of(&mail, tenant.is_some(), now);
-        limits
-            .into_iter()
+        let shared = limits.into_iter().filter(|(_, limits)| limits.is_shared());
+        shared
             .map(|(scope, limits)| {
                 let budget =
                     self.place
