@@ -25,7 +25,7 @@ use admin_api::{
 use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{
     Event, EventKind, HoldRecord, HoldScope, MAX_SUSPENSIONS, Message, Queue, QueueId, QueueRecord,
-    ReadError, SetAside, StateRecord, SuspensionRecord, suspension,
+    ReadError, SetAside, StateRecord, SuspensionRecord, UnitKey, suspension,
 };
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
@@ -152,9 +152,10 @@ impl Control for QueueControl {
             domain: query.domain.clone(),
             ..Selector::default()
         })?;
-        let mut list = self
+        let (mut list, firsts) = self
             .read(move |queue| queues(queue, &query, &selector, now))
             .await?;
+        self.explain_all(&mut list.queues, firsts).await;
         let shaping = (self.shaping)();
         for hold in list.queues.iter_mut().filter_map(|queue| queue.hold.as_mut()) {
             classes::hold(hold, &shaping);
@@ -195,9 +196,7 @@ impl Control for QueueControl {
                 return Ok(None);
             };
             let suspensions = queue.suspensions(MAX_SUSPENSIONS)?;
-            let (first, _) = queue.due(id, FIRST, 1)?;
-            let summary = summary(queue, id, &record, &suspensions, now)?;
-            Ok(Some((summary, first.first().copied())))
+            summary(queue, id, &record, &suspensions, now).map(Some)
         });
         let Some((mut summary, first)) = read.await? else {
             return Ok(None);
@@ -327,15 +326,16 @@ impl Control for QueueControl {
     }
 }
 
+/// A page of queues, and the first unit of each.
 fn queues(
     queue: &Queue,
     query: &QueuesQuery,
     selector: &queue::Selector,
     now: Timestamp,
-) -> Result<QueueList, ReadError> {
+) -> Result<(QueueList, Vec<Option<UnitKey>>), ReadError> {
     let suspensions = queue.suspensions(MAX_SUSPENSIONS)?;
     let limit = query.limit.unwrap_or(PAGE);
-    let mut list = QueueList::default();
+    let (mut list, mut firsts) = (QueueList::default(), Vec::new());
     let mut after = query.after.map(QueueId);
     let mut looked = 0;
     loop {
@@ -344,36 +344,39 @@ fn queues(
         for (id, record) in page.queues {
             if list.queues.len() == limit {
                 list.next = after.map(|id| id.0);
-                return Ok(list);
+                return Ok((list, firsts));
             }
             after = Some(id);
             if record.count > 0 || query.empty {
-                list.queues.push(summary(queue, id, &record, &suspensions, now)?);
+                let (summary, first) = summary(queue, id, &record, &suspensions, now)?;
+                list.queues.push(summary);
+                firsts.push(first);
             }
         }
         let Some(next) = page.next else {
-            return Ok(list);
+            return Ok((list, firsts));
         };
         after = Some(next);
         if looked >= LOOKED_AT {
             list.next = Some(next.0);
-            return Ok(list);
+            return Ok((list, firsts));
         }
     }
 }
 
+/// A queue, and its first unit.
 fn summary(
     queue: &Queue,
     id: QueueId,
     record: &QueueRecord,
     suspensions: &[SuspensionRecord],
     now: Timestamp,
-) -> Result<QueueSummary, ReadError> {
+) -> Result<(QueueSummary, Option<UnitKey>), ReadError> {
     let suspension = suspension(suspensions, id, &record.name, now);
     let (first, _) = queue.due(id, FIRST, 1)?;
-    let first = first.first();
+    let first = first.first().copied();
     let scope = HoldScope::Domain(record.name.domain.clone());
-    Ok(QueueSummary {
+    let summary = QueueSummary {
         id: id.0,
         tenant: record.name.tenant.to_string(),
         stream: record.name.stream.to_string(),
@@ -388,7 +391,8 @@ fn summary(
         hold: queue.held(&scope)?.map(|record| hold(&scope, record)),
         suspension: suspension.cloned().map(operate::suspension),
         waits: None,
-    })
+    };
+    Ok((summary, first))
 }
 
 fn hold(scope: &HoldScope, record: HoldRecord) -> Hold {

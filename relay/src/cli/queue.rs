@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use admin_api::client::Client;
-use admin_api::operate::Suspension;
+use admin_api::operate::{Suspension, WaitsFor};
 use admin_api::{Hold, HoldList, MessageView, QueueList, QueueSummary, QueuesQuery, Time};
 use clap::Subcommand;
 use mail_core::MessageId;
@@ -369,6 +369,24 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
     Ok(print(&show_queues(&listing))?)
 }
 
+/// What keeps a queue's mail here, in a few words; nothing where it only waits for its time or its turn.
+fn held_by(queue: &QueueSummary) -> String {
+    if let Some(suspension) = &queue.suspension {
+        return format!(
+            "suspended {}",
+            operate::until(suspension.until, &suspension.reason)
+        );
+    }
+    if let Some(hold) = &queue.hold {
+        return operate::until(Some(hold.until), &hold.cause);
+    }
+    let held = queue.waits.as_ref().filter(|waits| match waits.what {
+        WaitsFor::Adjustment | WaitsFor::Rest | WaitsFor::Limit | WaitsFor::Connection => true,
+        WaitsFor::Underway | WaitsFor::Resume | WaitsFor::Turn => false,
+    });
+    held.map(operate::waits).unwrap_or_default()
+}
+
 fn show_queues(
     Listing {
         list,
@@ -387,7 +405,6 @@ fn show_queues(
             .map(String::from),
         ];
         for queue in &list.queues {
-            let held = queue.hold.as_ref();
             rows.push([
                 queue.id.to_string(),
                 queue.tenant.clone(),
@@ -397,15 +414,7 @@ fn show_queues(
                 size(queue.bytes),
                 time(queue.oldest),
                 time(queue.next_due),
-                match &queue.suspension {
-                    Some(suspension) => {
-                        let held = operate::until(suspension.until, &suspension.reason);
-                        format!("suspended {held}")
-                    }
-                    None => held
-                        .map(|hold| operate::until(Some(hold.until), &hold.cause))
-                        .unwrap_or_default(),
-                },
+                held_by(queue),
             ]);
         }
         text.push_str(&columns(&rows));

@@ -8,7 +8,7 @@ use admin_api::operate::{
     Delete, Deletion, MessageList, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
     SuspensionList, WaitingMessage, Waits, WaitsFor,
 };
-use admin_api::{Caller, ControlError, RecipientState, RecipientView, Time};
+use admin_api::{Caller, ControlError, QueueSummary, RecipientState, RecipientView, Time};
 use aws_lc_rs::digest;
 use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{MAX_SUSPENSIONS, Queue, QueueId, ReadError, SuspensionRecord, UnitKey};
@@ -168,6 +168,16 @@ impl QueueControl {
             if waiting.peek().is_some() && tokio::time::Instant::now() < until {
                 let waits = self.why(unit).await;
                 waiting.for_each(|recipient| recipient.waits = waits.clone());
+            }
+        }
+    }
+
+    /// Says of each queue in memory what its first unit waits for.
+    pub(super) async fn explain_all(&self, queues: &mut [QueueSummary], firsts: Vec<Option<UnitKey>>) {
+        let why = tokio::time::timeout(WHY_PATIENCE, self.doors.why_all(firsts.into()));
+        for (number, found) in why.await.unwrap_or_default() {
+            if let Some(queue) = queues.get_mut(number) {
+                queue.waits = Some(waits(found));
             }
         }
     }

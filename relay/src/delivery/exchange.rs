@@ -163,6 +163,8 @@ pub enum Word {
     AdjustmentEnded(AdjustmentKey, Arc<str>),
     /// What does this unit wait for, if it is known here?
     Why(UnitKey, mpsc::UnboundedSender<Waits>),
+    /// The same of many, as far as their queues are in memory; each is told by its place.
+    WhyAll(Arc<[Option<UnitKey>]>, mpsc::UnboundedSender<(usize, Waits)>),
 }
 
 /// Where a shard stands among the others, and what it shares with them.
@@ -366,6 +368,20 @@ impl Doors {
             if known.as_ref().is_none_or(|known| waits.rank() < known.rank()) {
                 known = Some(waits);
             }
+        }
+        known
+    }
+
+    /// What units of queues in memory wait for, each with its place among `units`. The caller bounds their number.
+    pub async fn why_all(&self, units: Arc<[Option<UnitKey>]>) -> Vec<(usize, Waits)> {
+        let (say, mut said) = mpsc::unbounded_channel();
+        for shard in self.shards.iter() {
+            let _ = shard.send(Word::WhyAll(units.clone(), say.clone()));
+        }
+        drop(say);
+        let mut known = Vec::new();
+        while let Some(waits) = said.recv().await {
+            known.push(waits);
         }
         known
     }

@@ -433,6 +433,7 @@ impl Shard {
             Word::Order(order) => self.order(order, now),
             Word::Hurry(id, heard) => self.hurry(id, heard, now),
             Word::Why(unit, say) => self.why(&unit, &say, now),
+            Word::WhyAll(units, say) => self.why_all(&units, &say, now),
             Word::Suspensions(all) => self.suspensions(all, now),
             Word::Adjusted(record) => self.adjusted(&record, now),
             Word::AdjustmentEnded(key, by) => self.adjustment_ended(&key, &by, now),

@@ -1,6 +1,6 @@
 //! What operators do to a shard's queues: suspend them, hurry them, end or move single units.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +56,38 @@ impl Shard {
         if let Some(waits) = waits {
             // Who asked may have gone.
             let _ = say.send(waits);
+        }
+    }
+
+    /// The same of many units, whose queues are in memory or rest. Nobody is woken for it.
+    pub(super) fn why_all(
+        &self,
+        units: &[Option<UnitKey>],
+        say: &UnboundedSender<(usize, Waits)>,
+        now: Timestamp,
+    ) {
+        let mut outside = HashMap::new();
+        for (number, unit) in units.iter().enumerate() {
+            let Some(unit) = unit else { continue };
+            match self.active.get(&unit.queue) {
+                Some(active) => {
+                    let waits = self.waits(unit, active, now);
+                    drop(waits.map(|waits| say.send((number, waits))));
+                }
+                None if unit.due <= now => drop(outside.insert(unit.queue, number)),
+                None => {}
+            }
+        }
+        // Whatever rests is gone through once: [`MAX_RESTING`] at the most.
+        for (scope, queues) in self.resting.iter().filter(|_| !outside.is_empty()) {
+            let asked: Vec<_> = queues.iter().filter_map(|queue| outside.get(queue)).collect();
+            if !asked.is_empty()
+                && let Some(waits) = self.rests_for(scope, now)
+            {
+                for &number in asked {
+                    let _ = say.send((number, waits.clone()));
+                }
+            }
         }
     }
 
@@ -125,6 +157,11 @@ impl Shard {
             }
             return None;
         };
+        self.rests_for(scope, now)
+    }
+
+    /// What those wait for that left memory for a hold.
+    fn rests_for(&self, scope: &HoldScope, now: Timestamp) -> Option<Waits> {
         let held = self.held_scopes.get(scope);
         if let Some(held) = held.filter(|held| held.until > now) {
             return Some(adjusted(held));

@@ -1,8 +1,11 @@
 use std::time::Duration;
 
+use mail_core::{MessageId, Timestamp};
 use proptest::prelude::*;
+use queue::QueueId;
 
-use super::super::fleet::{Fleet, Sent};
+use super::super::fleet::{Answer, Fleet, Sent};
+use crate::delivery::exchange::Waits;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -100,6 +103,53 @@ async fn a_tenants_limit_holds_up_its_own_mail_alone() {
     assert!((18..=21).contains(&slow), "{slow} of 2 a second in 10 s");
     assert_eq!(fleet.count(|sent| sent.tenant == "t"), 120);
     assert!(fleet.most_at_once(|sent| sent.tenant == "t") <= 3);
+}
+
+#[tokio::test]
+async fn each_of_many_queues_is_told_what_holds_it() {
+    let limits =
+        "[tenants.slow]\nsenders = [\"*\"]\n[[limit]]\ntenant = \"slow\"\nmessages_per_minute = 60\n";
+    let mut fleet = Fleet::new(2, limits);
+    fleet.peer = Some(Box::new(|sent, _| match sent.domain.as_str() {
+        "down.test" => Answer::Refuses("421 4.3.2 try again in 5 minutes"),
+        _ => Answer::Takes(Duration::from_millis(100)),
+    }));
+    fleet.accept(50, "slow", "bulk", "a.test", 10).await;
+    fleet.accept(1, "t", "bulk", "b.test", 10).await;
+    fleet.accept(40, "t", "bulk", "down.test", 10).await;
+    // Half a second after the fifth has begun, and before the sixth.
+    fleet.run(Duration::from_millis(5_500)).await;
+    let queues = fleet.queue.queues(None, 10).unwrap();
+    let first = |(id, _): &(QueueId, _)| {
+        let (first, _) = fleet
+            .queue
+            .due(*id, (Timestamp(0), MessageId::from_bytes([0; 16]), 0), 1)
+            .unwrap();
+        first.first().copied()
+    };
+    let firsts: Vec<_> = queues.iter().map(first).collect();
+    let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
+    for shard in &fleet.shards {
+        shard.why_all(&firsts, &say, fleet.now);
+    }
+    drop(say);
+    let mut told = Vec::new();
+    while let Some((number, waits)) = said.recv().await {
+        told.push((queues[number].1.name.domain.to_string(), waits));
+    }
+    told.sort_by(|one, other| one.0.cmp(&other.0));
+    let [(of_limit, limit), (of_reply, reply)] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert_eq!((of_limit.as_str(), of_reply.as_str()), ("a.test", "down.test"));
+    assert!(
+        matches!(limit, Waits::Throttled { limit, .. } if limit.contains("messages_per_minute of tenant slow")),
+        "{limit:?}"
+    );
+    assert!(
+        matches!(reply, Waits::Adjusted { cause, .. } if cause.contains("try again in 5 minutes")),
+        "{reply:?}"
+    );
 }
 
 #[tokio::test]
