@@ -25,7 +25,7 @@ pub const MAX_LINE: usize = 12_288;
 const MAX_COMMAND: usize = 512;
 
 /// MAIL's: SIZE (RFC 1870 §3) adds 26 octets, BODY (RFC 6152 §2) 17, AUTH (RFC 4954 §3) 500, RET and ENVID (RFC 3461 §4)
-/// 9 and 107, SMTPUTF8 (RFC 6531 §3.4) 10, HOLDFOR or HOLDUNTIL (RFC 4865 §4) 34, BY (RFC 2852 §2) 17,
+/// 9 and 107, SMTPUTF8 (RFC 6531 §3.4) 10, HOLDFOR or HOLDUNTIL (RFC 4865 §3) 34, BY (RFC 2852 §2) 17,
 /// MT-PRIORITY (RFC 6710 §3) 15.
 const MAX_MAIL: usize = MAX_COMMAND + 26 + 17 + 500 + 9 + 107 + 10 + 34 + 17 + 15;
 
@@ -101,11 +101,11 @@ pub struct MailFrom {
     pub smtputf8: bool,
     /// RET and ENVID (RFC 3461 §4.3, §4.4).
     pub dsn: DsnOptions,
-    /// HOLDFOR or HOLDUNTIL (RFC 4865 §4).
+    /// HOLDFOR or HOLDUNTIL (RFC 4865 §3).
     pub hold: Option<Hold>,
     /// BY (RFC 2852 §4).
     pub by: Option<By>,
-    /// MT-PRIORITY (RFC 6710 §4).
+    /// MT-PRIORITY (RFC 6710 §3).
     pub priority: Option<Priority>,
 }
 
@@ -338,7 +338,10 @@ fn mail(rest: &[u8]) -> Result<Command, Reply> {
         } else if name.eq_ignore_ascii_case("BY") {
             by.replace(transfer::by(value)?).is_some()
         } else if name.eq_ignore_ascii_case("MT-PRIORITY") {
-            priority.replace(transfer::priority(value)?).is_some()
+            if priority.replace(transfer::priority(value)?).is_some() {
+                return Err(transfer::one_priority());
+            }
+            false
         } else {
             return Err(unknown_parameter());
         };
@@ -652,8 +655,8 @@ mod tests {
             ("MAIL FROM:<a@b.test> X-HOLD=60", "555 5.5.4"),
             ("MAIL FROM:<a@b.test> BY=0;R", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> BY=5;N BY=5;N", "501 5.5.4"),
-            ("MAIL FROM:<a@b.test> MT-PRIORITY=10", "501 5.5.4"),
-            ("MAIL FROM:<a@b.test> MT-PRIORITY=1 MT-PRIORITY=1", "501 5.5.4"),
+            ("MAIL FROM:<a@b.test> MT-PRIORITY=10", "501 5.5.2"),
+            ("MAIL FROM:<a@b.test> MT-PRIORITY=1 MT-PRIORITY=1", "501 5.5.2"),
             ("MAIL FROM:<a@b.test> SMTPUTF8=1", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> SMTPUTF8 smtputf8", "501 5.5.4"),
             ("MAIL FROM:<a@b.test> \u{fc}", "555 5.5.4"),

@@ -1,4 +1,4 @@
-//! How MAIL wants a message to go: BY (RFC 2852 §4), MT-PRIORITY (RFC 6710 §4).
+//! How MAIL wants a message to go: BY (RFC 2852 §4), MT-PRIORITY (RFC 6710 §7).
 
 use crate::{By, Priority, Reply, WhenLate};
 
@@ -22,6 +22,7 @@ pub(super) fn by(value: Option<&str>) -> Result<By, Reply> {
         "NT" => (WhenLate::Notify, true),
         _ => return Err(bad_value()),
     };
+    // RFC 2852 §4.
     if late == WhenLate::Return && seconds <= 0 {
         return Err(Reply::new(501, 5, 4, "with R the time has to be above 0"));
     }
@@ -40,7 +41,12 @@ pub(super) fn priority(value: Option<&str>) -> Result<Priority, Reply> {
         let number: i8 = value.parse().ok().filter(|_| is_digit)?;
         Priority::try_from(number).ok()
     };
-    value.and_then(read).ok_or_else(bad_value)
+    value.and_then(read).ok_or_else(one_priority)
+}
+
+/// RFC 6710 §4.1 has 5.5.2 for what is no priority, and for a second one; the other parameters' RFCs have 5.5.4.
+pub(super) fn one_priority() -> Reply {
+    Reply::new(501, 5, 2, "MT-PRIORITY is a number from -9 to 9, once")
 }
 
 #[cfg(test)]
