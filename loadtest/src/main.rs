@@ -11,6 +11,7 @@ mod receivers;
 mod relay;
 mod report;
 mod scenario;
+mod signals;
 
 use std::process::ExitCode;
 

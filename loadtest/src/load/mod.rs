@@ -239,8 +239,13 @@ pub(crate) fn begin(load: &Arc<Load>) -> anyhow::Result<std::thread::JoinHandle<
     Ok(thread.spawn(move || runtime.block_on(load.run()))?)
 }
 
-/// Runs a load to its end on a runtime of its own thread, with a bar; hidden where standard error is no terminal.
-pub(crate) fn drive(load: &Arc<Load>, of: Option<u64>) -> anyhow::Result<()> {
+/// Runs a load to its end on a runtime of its own thread, with a bar; hidden where standard error is no terminal. An error of `watch`,
+/// which is asked several times a second, breaks it off.
+pub(crate) fn drive(
+    load: &Arc<Load>,
+    of: Option<u64>,
+    mut watch: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let bar = of.map_or_else(ProgressBar::no_length, ProgressBar::new);
     bar.set_style(ProgressStyle::with_template(
         "{elapsed_precise} {wide_bar} {pos}/{len} {per_sec}",
@@ -255,7 +260,10 @@ pub(crate) fn drive(load: &Arc<Load>, of: Option<u64>) -> anyhow::Result<()> {
             tokio::select! {
                 ended = &mut run => return ended,
                 _ = tokio::signal::ctrl_c() => load.stop(),
-                () = tokio::time::sleep(DRAW_EVERY) => bar.set_position(load.sent.count()),
+                () = tokio::time::sleep(DRAW_EVERY) => {
+                    bar.set_position(load.sent.count());
+                    watch()?;
+                }
             }
         }
     })?;
@@ -311,7 +319,7 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
     }
     let load = Load::new(Arc::new(letters), target, pace, Zero::now(), 0);
     let length = pace.time.is_none().then_some(u64::from(options.messages));
-    drive(&load, length)?;
+    drive(&load, length, || Ok(()))?;
     let sent = load.sent.all();
     let summary = Summary::of(&load, &sent);
     let section = Section {
@@ -483,7 +491,7 @@ mod tests {
                 per_session: 7,
             };
             let load = Load::new(Arc::clone(&letters), target, pace, zero, first);
-            drive(&load, None).unwrap();
+            drive(&load, None, || Ok(())).unwrap();
             first += 60;
             let sent = load.sent.all();
             let arrivals: Vec<_> = sink
@@ -541,7 +549,7 @@ mod tests {
                 per_session: 1_000,
             };
             let load = Load::new(Arc::clone(&letters), target, pace, zero, number as u32 * 100);
-            drive(&load, None).unwrap();
+            drive(&load, None, || Ok(())).unwrap();
             let summary = Summary::of(&load, &load.sent.all());
             assert!((30..80).contains(&summary.refused), "{transfer:?}: {summary}");
             assert_eq!(
@@ -623,7 +631,7 @@ mod tests {
             };
             let first = number as u32 * 80;
             let load = Load::new(Arc::clone(&letters), target, pace, zero, first);
-            drive(&load, None).unwrap();
+            drive(&load, None, || Ok(())).unwrap();
             let sent = load.sent.all();
             let summary = Summary::of(&load, &sent);
             assert!(

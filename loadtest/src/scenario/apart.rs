@@ -86,7 +86,7 @@ pub(crate) fn direct(plan: &Plan) -> anyhow::Result<Quantiles> {
         per_session: u32::MAX,
     };
     let load = Load::new(letters.into(), target, pace, zero, 0);
-    drive(&load, Some(plan.messages.into()))?;
+    drive(&load, Some(plan.messages.into()), || Ok(()))?;
     let sent = load.sent.all();
     Ok(Quantiles::of(
         sent.iter().map(|sent| sent.answered.saturating_sub(sent.begun)),

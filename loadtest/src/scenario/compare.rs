@@ -1,13 +1,15 @@
 //! `loadtest compare`: the same scenarios through this relay and through others, by turns, so that what else the machine does meets all.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum as _};
 use serde::Serialize;
 
 use super::trace::Calls;
-use super::{Name, Plan, Report, plan, run};
+use super::{Name, PATIENCE, Plan, Report, plan, run};
+use crate::signals;
 
 /// Messages of the run that tells whether each is synced: a session of its own, one after the other.
 const ALONE: u32 = 40;
@@ -34,6 +36,9 @@ pub(crate) struct CompareOptions {
     /// Messages of the runs under strace, after all others, in which syncs and writes are counted and nothing is timed; 0: no such runs.
     #[arg(long, value_name = "MESSAGES", default_value_t = 500)]
     traced: u32,
+    /// How long a relay may neither take nor hand on a message before its run is given up, and the next one's begins.
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE)]
+    patience: u64,
 }
 
 /// A scenario that others can play.
@@ -80,12 +85,15 @@ struct Row {
     disk: Option<Disk>,
     /// Whether each message was synced; `None`: not looked at.
     syncs_each_message: Option<bool>,
-    /// Nothing was lost, damaged or doubled.
+    /// Runs that did not come to their end; nothing else counts them.
+    given_up: usize,
+    /// Nothing was lost, damaged or doubled, and all runs came to their end.
     holds: bool,
 }
 
 impl Row {
-    fn of(scenario: Name, relay: String, reports: &[Report], disk: Option<Disk>) -> Self {
+    fn of(scenario: Name, relay: String, turns: &Turns<Report>, disk: Option<Disk>) -> Self {
+        let reports = &turns.done;
         let median = |of: fn(&Report) -> f64| crate::marks::median(reports.iter().map(of).collect());
         Self {
             scenario,
@@ -97,14 +105,24 @@ impl Row {
             reply_to_arrival_p50_ms: median(|report| report.reply_to_arrival_ms.p50),
             disk,
             syncs_each_message: disk.as_ref().map(Disk::syncs_each),
-            holds: reports.iter().all(Report::holds),
+            given_up: turns.given_up,
+            holds: turns.given_up == 0 && reports.iter().all(Report::holds),
         }
     }
 }
 
-/// Compares; false where something was lost, damaged or doubled by any of them, or this relay did not keep the order.
+/// What came of a relay's turns.
+#[derive(Debug)]
+struct Turns<T> {
+    done: Vec<T>,
+    given_up: usize,
+}
+
+/// Compares; false where something was lost, damaged or doubled by any of them, a run did not come to its end, or this relay did not
+/// keep the order.
 pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
     crate::load::more_descriptors()?;
+    signals::note()?;
     ensure!((1..=100).contains(&options.runs), "from 1 to 100 runs");
     let mut all_hold = true;
     for (number, name) in options.names.iter().enumerate() {
@@ -126,7 +144,10 @@ pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
 
 fn through_each(scenario: Name, options: &CompareOptions) -> anyhow::Result<Vec<Row>> {
     let play = &options.play;
-    let plan = plan(scenario, play)?;
+    let plan = Plan {
+        patience: Duration::from_secs(options.patience),
+        ..plan(scenario, play)?
+    };
     let postrider = play.postrider()?;
     let relays: Vec<Option<&Path>> = std::iter::once(None)
         .chain(options.peer.iter().map(|peer| Some(peer.as_path())))
@@ -135,32 +156,69 @@ fn through_each(scenario: Name, options: &CompareOptions) -> anyhow::Result<Vec<
         run::play(plan, &postrider, relay, play.folder.as_deref())
             .with_context(|| format!("{}, {}", plan.name, name(relay)))
     };
-    let mut reports: Vec<Vec<Report>> = relays.iter().map(|_| Vec::new()).collect();
-    for round in 0..options.runs {
-        for (relay, reports) in relays.iter().zip(&mut reports) {
-            let report = through(&plan, *relay)?;
-            eprintln!(
-                "{scenario}, round {round}: {:<12} {:>8.0}/s {:>8.3} CPU-s for 1,000; {}",
-                name(*relay),
-                report.per_second,
-                report.cpu_seconds_per_1000,
-                report.balance.words()
-            );
-            for finding in report.findings() {
-                eprintln!("  found: {finding}");
-            }
-            reports.push(report);
+    let turns = rounds(&relays, options.runs, |round, relay| {
+        let report = through(&plan, relay)?;
+        eprintln!(
+            "{scenario}, round {round}: {:<12} {:>8.0}/s {:>8.3} CPU-s for 1,000; {}",
+            name(relay),
+            report.per_second,
+            report.cpu_seconds_per_1000,
+            report.balance.words()
+        );
+        for finding in report.findings() {
+            eprintln!("  found: {finding}");
         }
-    }
+        Ok(report)
+    })?;
     let mut rows = Vec::new();
-    for (relay, reports) in relays.iter().zip(&reports) {
+    for (relay, mut turns) in relays.iter().zip(turns) {
         let disk = match options.traced {
+            // What has never come to its end does not do so under strace.
+            _ if turns.done.is_empty() => None,
             0 => None,
-            messages => Some(traced(&plan, messages, |plan| through(plan, *relay))?),
+            messages => come_through(&mut turns.given_up, || {
+                traced(&plan, messages, |plan| through(plan, *relay))
+            })?,
         };
-        rows.push(Row::of(scenario, name(*relay), reports, disk));
+        rows.push(Row::of(scenario, name(*relay), &turns, disk));
     }
     Ok(rows)
+}
+
+/// Every relay has a turn in each round, whatever came of the turn before.
+fn rounds<T>(
+    relays: &[Option<&Path>],
+    runs: usize,
+    through: impl Fn(usize, Option<&Path>) -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<Turns<T>>> {
+    let none = || Turns {
+        done: Vec::new(),
+        given_up: 0,
+    };
+    let mut turns: Vec<_> = relays.iter().map(|_| none()).collect();
+    for round in 0..runs {
+        for (relay, turns) in relays.iter().zip(&mut turns) {
+            let done = come_through(&mut turns.given_up, || through(round, *relay))?;
+            turns.done.extend(done);
+        }
+    }
+    Ok(turns)
+}
+
+/// What does not come to its end is told of and counted, and others go on; but where we were asked to end nothing does.
+fn come_through<T>(
+    given_up: &mut usize,
+    run: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<Option<T>> {
+    match run() {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if signals::is_asked_to_end() => Err(error),
+        Err(error) => {
+            eprintln!("GIVEN UP: {error:#}");
+            *given_up += 1;
+            Ok(None)
+        }
+    }
 }
 
 /// Under strace, first one message after the other, kept, so that delivery's syncs are not taken for theirs; then the scenario.
@@ -250,7 +308,11 @@ fn print(scenario: Name, rows: &[Row], options: &CompareOptions) {
             row.peak_memory_mib,
             row.written_by_accepted,
             row.reply_to_arrival_p50_ms,
-            if row.holds { "" } else { "  DOES NOT HOLD" },
+            match (row.given_up, row.holds) {
+                (0, true) => String::new(),
+                (0, false) => "  DOES NOT HOLD".to_owned(),
+                (runs, _) => format!("  {runs} GIVEN UP"),
+            },
         );
     }
     println!(
@@ -278,6 +340,18 @@ fn name(relay: Option<&Path>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_is_given_up_does_not_end_the_others() {
+        let relays = [None, Some(Path::new("peers/stuck"))];
+        let turns = rounds(&relays, 3, |round, relay| match (round, relay) {
+            (1.., Some(_)) => anyhow::bail!("it has stalled"),
+            _ => Ok(round),
+        })
+        .unwrap();
+        let told: Vec<_> = turns.iter().map(|turns| (&*turns.done, turns.given_up)).collect();
+        assert_eq!(told, [(&[0, 1, 2][..], 0), (&[0][..], 2)]);
+    }
 
     #[test]
     fn those_that_others_play_are_compared() {

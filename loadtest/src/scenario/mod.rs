@@ -27,6 +27,10 @@ use crate::load::{Summary, more_descriptors};
 use crate::report::over_time::OverTime;
 use crate::report::svg::number;
 use crate::report::{Page, Row, Section, Table, Verdict, facts};
+use crate::signals;
+
+/// Seconds of [`Plan::patience`], unless given.
+const PATIENCE: u64 = 60;
 
 /// Options of `loadtest scenario`.
 #[derive(Args)]
@@ -258,6 +262,9 @@ pub(crate) struct Plan {
     pub(crate) smoke: bool,
     /// Where the relay's system calls are written down; it is slow then.
     pub(crate) trace: Option<PathBuf>,
+    /// How long the relay may neither take nor hand on a message before it is given up: without a bound it would be waited for, 120 s a
+    /// reply, as often as there are messages and tries.
+    pub(crate) patience: Duration,
 }
 
 impl Plan {
@@ -477,6 +484,7 @@ fn page(reports: &[Report]) -> Page {
 /// Plays them; false where one does not hold.
 pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     more_descriptors()?;
+    signals::note()?;
     let postrider = options.play.postrider()?;
     let mut reports = Vec::new();
     for name in &options.names {
@@ -564,6 +572,7 @@ fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
         port: None,
         smoke,
         trace: None,
+        patience: Duration::from_secs(PATIENCE),
     })
 }
 

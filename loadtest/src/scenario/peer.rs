@@ -11,11 +11,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::Name;
 use super::group::Group;
 use crate::relay::{LOOK_EVERY, PATIENCE, greets};
+use crate::signals;
 
 /// What a peer is told.
 pub(super) struct Part<'a> {
@@ -86,7 +87,8 @@ impl Peer {
         }
         let begun = Instant::now();
         while !greets(part.listen).await {
-            ensure!(peer.runs()?, "the peer does not start: {}", peer.tail());
+            signals::go_on()?;
+            ensure!(peer.runs(), "the peer does not start: {}", peer.tail());
             ensure!(
                 begun.elapsed() < PATIENCE,
                 "the peer does not greet: {}",
@@ -101,8 +103,11 @@ impl Peer {
         self.child.id()
     }
 
-    pub(super) fn runs(&mut self) -> anyhow::Result<bool> {
-        Ok(self.child.try_wait()?.is_none())
+    /// Looks without waiting for it: until then its group's number is still its own.
+    pub(super) fn runs(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        self.group_id()
+            .is_some_and(|pid| matches!(waitid(WaitId::Pid(pid), options), Ok(None)))
     }
 
     /// Lets it hand on what it has kept, and doesn't wait for that.
@@ -130,9 +135,14 @@ impl Peer {
         text.lines().rev().take(3).collect::<Vec<_>>().join(" | ")
     }
 
-    /// To its group, while the child has not been waited for, so that the group's number is still its own.
+    /// The child's number, and its group's.
+    fn group_id(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+
+    /// To its group, while the child has not been waited for.
     fn signal(&self, signal: Signal) {
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+        if let Some(group) = self.group_id() {
             let _ = kill_process_group(group, signal);
         }
     }
@@ -140,16 +150,13 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            self.signal(Signal::TERM);
-            let begun = Instant::now();
-            while begun.elapsed() < PATIENCE / 6 && matches!(self.child.try_wait(), Ok(None)) {
-                std::thread::sleep(LOOK_EVERY);
-            }
-            if matches!(self.child.try_wait(), Ok(None)) {
-                self.signal(Signal::KILL);
-            }
+        self.signal(Signal::TERM);
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE / 6 && self.runs() {
+            std::thread::sleep(LOOK_EVERY);
         }
+        // Or what is left of it, though the child may have ended long ago.
+        self.signal(Signal::KILL);
         drop(self.group.take());
         if let Some(release) = &mut self.release {
             let _ = release.kill();
@@ -193,12 +200,17 @@ mod tests {
     #[tokio::test]
     async fn a_peer_ends_with_all_it_has_started() {
         let folder = tempfile::tempdir().unwrap();
-        let child = Command::new("sh")
-            .args(["-c", "sleep 60 & wait"])
+        let mut child = Command::new("sh")
+            // The one ends by SIGTERM, the other does not.
+            .args(["-c", "sleep 60 & (trap '' TERM; echo; exec sleep 60) & wait"])
+            .stdout(Stdio::piped())
             .process_group(0)
             .spawn()
             .unwrap();
         let group = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        // It has come that far.
+        let mut said = [0];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
         let peer = Peer {
             child,
             program: "sh".into(),

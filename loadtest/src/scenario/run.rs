@@ -25,6 +25,7 @@ use crate::load::sink::{self, Manner, Sink};
 use crate::load::{Summary, begin, drive};
 use crate::relay::{Program, Relay};
 use crate::report::over_time::{OverTime, Used};
+use crate::signals;
 
 /// Tells this scenario's mail from any other.
 const RUN: u64 = 0x5ce2_a210;
@@ -55,7 +56,7 @@ impl Subject {
     fn runs(&mut self) -> anyhow::Result<bool> {
         match self {
             Self::Postrider(relay) => relay.runs(),
-            Self::Peer(peer) => peer.runs(),
+            Self::Peer(peer) => Ok(peer.runs()),
         }
     }
 
@@ -166,6 +167,31 @@ impl Course {
             beside: Vec::new(),
             ordered: None,
         }
+    }
+}
+
+/// Whether a relay still does something.
+struct Progress {
+    patience: Duration,
+    /// Messages that it has taken, and handed on.
+    last: (u64, u64),
+    since: Instant,
+}
+
+impl Progress {
+    fn within(patience: Duration) -> Self {
+        Self {
+            patience,
+            last: (0, 0),
+            since: Instant::now(),
+        }
+    }
+
+    fn has_stalled(&mut self, now: (u64, u64)) -> bool {
+        if now != self.last {
+            (self.last, self.since) = (now, Instant::now());
+        }
+        self.since.elapsed() >= self.patience
     }
 }
 
@@ -370,7 +396,22 @@ impl<'a> Stage<'a> {
     pub(super) fn load(&mut self, mail: Mail) -> anyhow::Result<Arc<Load>> {
         let messages = mail.messages.into();
         let load = self.prepare(mail);
-        drive(&load, Some(messages)).with_context(|| self.subject.tail())?;
+        let before = self.accepted();
+        let mut progress = Progress::within(self.plan.patience);
+        let watch = || {
+            signals::go_on()?;
+            let accepted = load.accepted.load(Ordering::Relaxed);
+            let arrived = self.sink.counts.arrivals.count();
+            ensure!(
+                !progress.has_stalled((accepted, arrived)),
+                "for {} s it has neither taken nor handed on anything: {accepted} of {messages} messages were accepted, \
+                 and {arrived} of {} have arrived",
+                progress.patience.as_secs(),
+                before + accepted
+            );
+            Ok(())
+        };
+        drive(&load, Some(messages), watch).with_context(|| self.subject.tail())?;
         self.note(&load);
         Ok(load)
     }
@@ -422,6 +463,7 @@ impl<'a> Stage<'a> {
     fn wait_for(&mut self, every: Duration, all: u64, there: impl Fn(&Sink) -> u64) -> anyhow::Result<()> {
         let mut last = (0, Instant::now());
         while last.0 < all && last.1.elapsed() < STILL {
+            signals::go_on()?;
             ensure!(
                 self.subject.runs()?,
                 "the relay ended by itself: {}",
