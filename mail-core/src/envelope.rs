@@ -119,7 +119,7 @@ impl fmt::Display for Priority {
     }
 }
 
-/// What becomes of a message that has not been delivered in time (RFC 2852 §4).
+/// What becomes of a message that has not been delivered in time (RFC 2852 §4.1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WhenLate {
     /// `R`: it is returned, and goes to no host that does not promise the same.

@@ -118,7 +118,7 @@ impl<'a> Original<'a> {
 }
 
 impl Original<'_> {
-    /// A recipient's Status. RFC 2852 §4: where the time is over that the client named, it says so, of what was given up by class 5.
+    /// A recipient's Status. RFC 2852 §4.1.3: where the time is over that the client named, it says so, of what was given up by class 5.
     fn status(&self, told: &Told, now: Timestamp) -> EnhancedCode {
         let is_over = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
         match told {

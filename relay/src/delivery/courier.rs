@@ -698,7 +698,7 @@ impl<N: Net> Courier<N> {
         let mut past = past(prepared);
         let (original, old) = (prepared.original(), now.since(released_at(prepared)));
         let transfer = prepared.message.transfer();
-        // RFC 2852 §4: who names a time is told then, and not at another.
+        // RFC 2852 §4.1.3: who names a time is told then, and not at another.
         let is_late = match transfer.notify_at() {
             Some(at) => now >= at,
             None => old >= self.reports.delay_after,

@@ -76,11 +76,11 @@ fn told(outcome: &Outcome, now: &Circumstances<'_>) -> Option<Told> {
     }
 }
 
-/// Whether the sender hears that the message was passed on because of the time it named (RFC 2852 §4): to a host that was not told
-/// of it, so that nobody will say when it is late; or to any, where it is traced.
+/// Whether the sender hears that the message was passed on because of the time it named (RFC 2852 §4.1.4): in that time to a host
+/// that was not told of it, so that nobody will say when it is late; or to any, where it is traced.
 fn is_traced(now: &Circumstances<'_>) -> bool {
-    now.by
-        .is_some_and(|by| by.trace || (by.late == WhenLate::Notify && !now.peer.keeps_time))
+    let is_untold = |by: DeliverBy| by.late == WhenLate::Notify && now.now < by.at && !now.peer.keeps_time;
+    now.by.is_some_and(|by| by.trace || is_untold(by))
 }
 
 /// Failures unless told otherwise, and what BY asked for; the rest only where it was asked for.
@@ -148,18 +148,18 @@ mod tests {
         kinds.join(",")
     }
 
-    /// CASES row 47, RFC 2852 §4.
+    /// CASES row 47, RFC 2852 §4.1.3, §4.1.4.
     #[test]
     fn who_named_a_time_hears_what_becomes_of_it() {
-        let by = |late, trace| {
-            Some(DeliverBy {
-                at: Timestamp(1),
-                late,
-                trace,
-            })
-        };
-        let (n, r) = (by(WhenLate::Notify, false), by(WhenLate::Return, false));
-        let traced = by(WhenLate::Return, true);
+        let by = |at, late, trace| Some(DeliverBy { at, late, trace });
+        let (now, soon) = (Timestamp(1), Timestamp(2));
+        let (n, r) = (
+            by(soon, WhenLate::Notify, false),
+            by(soon, WhenLate::Return, false),
+        );
+        // The sender has heard by then that it is late.
+        let over = by(now, WhenLate::Notify, false);
+        let traced = by(now, WhenLate::Return, true);
         let failure_only = Some(Notify::On {
             success: false,
             failure: true,
@@ -170,6 +170,8 @@ mod tests {
             (n, peer(true, true), "", ""),
             (n, peer(true, false), "relayed", "relayed"),
             (n, peer(false, true), "", ""),
+            (over, peer(true, false), "", ""),
+            (over, peer(false, false), "", ""),
             (r, peer(true, true), "", ""),
             (traced, peer(true, true), "relayed", "relayed"),
             (traced, peer(false, true), "relayed", "relayed"),
@@ -183,9 +185,9 @@ mod tests {
             assert_eq!(told(Some(Notify::Never)), "");
         }
         let late = |by, notify| kinds_by(Verdict::Later, notify, true, Peer::default(), by);
-        assert_eq!((&*late(n, None), &*late(r, None)), ("delayed", ""));
+        assert_eq!((&*late(over, None), &*late(r, None)), ("delayed", ""));
         assert_eq!(
-            (late(n, failure_only), late(n, Some(Notify::Never))),
+            (late(over, failure_only), late(over, Some(Notify::Never))),
             (String::new(), String::new())
         );
     }

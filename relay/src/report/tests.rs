@@ -156,7 +156,7 @@ fn a_report_on_mail_that_was_held_counts_from_its_release() {
     );
 }
 
-/// RFC 2852 §4, §5.
+/// RFC 2852 §4.1.3, §5.
 #[test]
 fn a_report_says_that_the_time_which_was_named_is_over() {
     let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());

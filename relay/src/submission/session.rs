@@ -706,7 +706,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shell<S> {
         NewMessage {
             id,
             received_at: now,
-            // RFC 2852 §4: what is to be returned in time ends then.
+            // RFC 2852 §4.1.3: what is to be returned in time ends then.
             expires_at: [asked.expires, transfer.return_at()]
                 .into_iter()
                 .flatten()

@@ -51,10 +51,29 @@ fn mail_wishes(dsn: &DsnOptions) -> String {
     wishes
 }
 
-/// NOTIFY and ORCPT as they came (RFC 3461 §5.2.1); without SMTPUTF8 what is beyond ASCII in its 7-bit form (RFC 6533 §3).
-fn rcpt_wishes(recipient: &Recipient, smtputf8: bool) -> String {
+/// NOTIFY as it came (RFC 3461 §5.2.1). With DELAY where the time in which its sender wanted to hear of a delay is not over, and the
+/// peer is not told of it (RFC 2852 §4.1.4.2): from here on only the peer can say that it is late.
+fn notify(asked: Option<Notify>, by: Option<By>, offers: &Extensions) -> Option<Notify> {
+    let is_untold = |by: By| by.late == WhenLate::Notify && by.seconds > 0 && offers.deliver_by.is_none();
+    match asked {
+        Some(Notify::On { success, failure, .. }) if by.is_some_and(is_untold) => Some(Notify::On {
+            success,
+            failure,
+            delay: true,
+        }),
+        None if by.is_some_and(is_untold) => Some(Notify::On {
+            success: false,
+            failure: true,
+            delay: true,
+        }),
+        asked => asked,
+    }
+}
+
+/// NOTIFY, and ORCPT as it came (RFC 3461 §5.2.1); without SMTPUTF8 what is beyond ASCII in its 7-bit form (RFC 6533 §3).
+fn rcpt_wishes(recipient: &Recipient, notify: Option<Notify>, smtputf8: bool) -> String {
     let mut wishes = String::new();
-    match recipient.notify {
+    match notify {
         Some(Notify::Never) => wishes.push_str(" NOTIFY=NEVER"),
         Some(Notify::On {
             success,
@@ -226,7 +245,8 @@ impl Transaction {
             }
             let _ = write!(self.lines, "RCPT TO:<{}>", recipient.mailbox);
             if offers.dsn {
-                self.lines.push_str(&rcpt_wishes(recipient, smtputf8));
+                let notify = notify(recipient.notify, message.by, offers);
+                self.lines.push_str(&rcpt_wishes(recipient, notify, smtputf8));
             }
             self.end_command(Stage::Rcpt, number);
         }

@@ -244,7 +244,7 @@ impl Shard {
         self.tell_of(found, now);
     }
 
-    /// RFC 2852 §4: at that time, whatever the configuration says of delays.
+    /// RFC 2852 §4.1.3: at that time, whatever the configuration says of delays.
     fn tell_who_named_a_time(&mut self, now: Timestamp) {
         let room = MAX_ENDINGS.saturating_sub(self.endings);
         if room == 0 {

@@ -396,7 +396,7 @@ fn smtputf8_is_said_where_something_needs_it() {
     }
 }
 
-/// RFC 2852 §4, RFC 6710 §5.
+/// RFC 2852 §4.1.4, RFC 6710 §4.2, §4.3.
 #[test]
 fn time_and_priority_go_to_peers_that_take_them() {
     let one = Fixture::new(1);
@@ -442,6 +442,52 @@ fn time_and_priority_go_to_peers_that_take_them() {
         assert!(
             matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().starts_with("554 5.4.7")),
             "{results:?}"
+        );
+    }
+}
+
+/// RFC 2852 §4.1.4.2.
+#[test]
+fn a_peer_that_keeps_no_time_is_to_tell_of_delays() {
+    let on = |success, failure, delay| {
+        Some(Notify::On {
+            success,
+            failure,
+            delay,
+        })
+    };
+    let answers = ["250 a", "250 a", "354 go", "250 done"];
+    let (n, r) = (WhenLate::Notify, WhenLate::Return);
+    for (seconds, late, keeps_time, notify, said) in [
+        (600, n, None, None, " NOTIFY=FAILURE,DELAY"),
+        (600, n, None, on(true, false, false), " NOTIFY=SUCCESS,DELAY"),
+        (600, n, None, on(false, false, true), " NOTIFY=DELAY"),
+        (600, n, None, Some(Notify::Never), " NOTIFY=NEVER"),
+        // Its sender has heard that it is late, and the peer will tell by itself, or it is returned.
+        (0, n, None, None, ""),
+        (-1, n, None, on(false, true, false), " NOTIFY=FAILURE"),
+        (600, n, Some(0), None, ""),
+        (600, r, Some(0), on(false, true, false), " NOTIFY=FAILURE"),
+    ] {
+        let mut one = Fixture::new(1);
+        one.to[0].notify = notify;
+        let message = Message {
+            by: Some(By {
+                seconds,
+                late,
+                trace: false,
+            }),
+            ..one.message()
+        };
+        let offers = Extensions {
+            dsn: true,
+            deliver_by: keeps_time,
+            ..PIPELINING
+        };
+        let (wrote, ..) = play(&message, &offers, &answers);
+        assert!(
+            wrote.contains(&format!("RCPT TO:<r0@ok.test>{said}|")),
+            "{seconds} {late:?} {notify:?}: {wrote}"
         );
     }
 }
