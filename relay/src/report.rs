@@ -342,7 +342,7 @@ pub fn report(
         smtputf8: form == Form::Global,
         dsn: DsnOptions::default(),
         transfer: TransferOptions {
-            // RFC 6710 §5: a report is as urgent as what it is about.
+            // RFC 6710 §4.6: a report is as urgent as what it is about.
             priority: original.transfer.priority,
             by: None,
         },

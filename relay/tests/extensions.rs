@@ -293,6 +293,14 @@ fn a_priority_is_passed_on_and_reports_have_it_too() {
         let life = play(&[conversation], mail(), HOUR);
         assert!(matches!(fates(&life)[..], [(EventKind::Delivered, _)]));
     }
+    // RFC 6710 §4.2: of mail whose client said nothing, too.
+    let offering = peer("S: 250-MT-PRIORITY\n", " MT-PRIORITY=0", "250 ok");
+    let life = play(
+        &[offering],
+        message(Duration::ZERO, None, TransferOptions::default()),
+        HOUR,
+    );
+    assert!(matches!(fates(&life)[..], [(EventKind::Delivered, _)]));
     let refusing = peer("", "", "550 5.1.1 no such user");
     let life = play(&[refusing], mail(), HOUR);
     let (_, record) = &life.played["back.test"][0];

@@ -139,7 +139,8 @@ where
         utf8_header: load.utf8_header,
         size: (load.head.len() + load.body.len()) as u64 + load.rest.as_ref().map_or(0, Reader::bytes),
         by: load.transfer.by.map(|by| by.left(now)),
-        priority: load.transfer.priority,
+        // RFC 6710 §4.2: 0, too, is said to those who ask.
+        priority: Some(load.transfer.priority.unwrap_or_default()),
         hold: None,
     };
     let rest = load.rest.as_ref();

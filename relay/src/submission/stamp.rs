@@ -82,6 +82,10 @@ fn received(arrival: &Arrival<'_>, envelope: &Envelope) -> String {
     {
         let _ = write!(text, "\r\n\tfor <{}>", one.mailbox);
     }
+    if let Some(priority) = envelope.priority {
+        // RFC 6710 §4.1.
+        let _ = write!(text, "\r\n\tPRIORITY {priority}");
+    }
     let _ = write!(text, ";\r\n\t{}\r\n", date(arrival.now));
     text
 }
@@ -99,9 +103,13 @@ pub(super) fn begins_with_field(message: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mail_core::{BodyType, DsnOptions, Recipient, ReversePath};
+    use mail_core::{BodyType, DsnOptions, Priority, Recipient, ReversePath};
 
     fn stamped(message: &[u8], recipients: usize) -> String {
+        stamped_as(message, recipients, None)
+    }
+
+    fn stamped_as(message: &[u8], recipients: usize, priority: Option<Priority>) -> String {
         let arrival = Arrival {
             id: MessageId::from_bytes([7; 16]),
             now: Timestamp(1_700_000_000_000),
@@ -119,7 +127,7 @@ mod tests {
             dsn: DsnOptions::default(),
             hold: None,
             by: None,
-            priority: None,
+            priority,
             recipients: (0..recipients).map(recipient).collect(),
         };
         String::from_utf8(prefix(&arrival, &envelope, message).to_vec()).unwrap()
@@ -135,6 +143,19 @@ mod tests {
                  for <r0@ok.test>;\r\n\tTue, 14 Nov 2023 22:13:20 +0000\r\n"
             )
         );
+    }
+
+    /// RFC 6710 §7.
+    #[test]
+    fn says_how_urgent_its_client_called_it() {
+        for (priority, said) in [(-4, "PRIORITY -4;"), (0, "PRIORITY 0;")] {
+            let text = stamped_as(b"Date: x\r\n\r\n", 2, Priority::try_from(priority).ok());
+            assert!(
+                text.contains(&format!(" id {}\r\n\t{said}\r\n\t", "07".repeat(16))),
+                "{text}"
+            );
+        }
+        assert!(!stamped(b"Date: x\r\n\r\n", 1).contains("PRIORITY"));
     }
 
     #[test]
