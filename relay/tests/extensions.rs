@@ -1,4 +1,5 @@
-//! When a message is to go (RFC 4865), in what time (RFC 2852), and how urgently (RFC 6710): played to peers on a virtual clock.
+//! When a message is to go (RFC 4865), in what time (RFC 2852), and how urgently (RFC 6710), and how much a peer takes (RFC 9422):
+//! played to peers on a virtual clock.
 
 #![allow(
     clippy::unwrap_used,
@@ -312,4 +313,53 @@ fn a_priority_is_passed_on_and_reports_have_it_too() {
         "{:?}",
         record.lines
     );
+}
+
+/// RFC 9422 §4.3: domains that share their hosts share connections, too, and those have room for one domain each.
+#[test]
+fn a_peer_gets_no_more_domains_a_connection_than_it_takes() {
+    let transaction = |domain: &str| {
+        format!(
+            "C: MAIL FROM:<sender@back.test>\nS: 250 ok\nC: RCPT TO:<*@{domain}>\nS: 250 ok\nC: DATA\nS: 354 go on\nC: ...\n\
+             C: .\nS: 250 kept\n"
+        )
+    };
+    let conversation = |transactions: String| {
+        format!(
+            "S: 220 mx.test\nC: EHLO relay.test\nS: 250-mx.test\nS: 250 LIMITS RCPTDOMAINMAX=1\n{transactions}C: QUIT\nS: 221 bye\n"
+        )
+    };
+    let script = format!(
+        "connection 1\n{}connection 2\n{}",
+        conversation(transaction("to.test").repeat(2)),
+        conversation(transaction("b.to.test")),
+    );
+    let mut mail = message(Duration::ZERO, None, TransferOptions::default());
+    let mut other = mail.units[0].clone();
+    mail.units[0]
+        .recipients
+        .push(Recipient::new("second@to.test".parse().unwrap()));
+    other.domain = "b.to.test".parse().unwrap();
+    other.recipients = vec![Recipient::new("to@b.to.test".parse().unwrap())];
+    mail.units.push(other);
+    let life = live(
+        &[("to.test", vec![Some(script.parse().unwrap())])],
+        "[delivery.limits]\nconnections = 1\nrecipients_per_transaction = 1\n",
+        Arc::new(mail),
+        Duration::from_secs(30),
+    );
+    let endings: Vec<_> = life.played["to.test"].iter().map(|(ending, _)| ending).collect();
+    assert!(
+        endings
+            .iter()
+            .all(|ending| !matches!(ending, Ending::Unexpected { .. })),
+        "{endings:?}"
+    );
+    assert_eq!(life.connections["to.test"], [2]);
+    let events = life.queue.events(0, 1_000).unwrap();
+    let delivered = events
+        .iter()
+        .filter(|(_, event)| event.kind == EventKind::Delivered)
+        .map(|(_, event)| event.recipients.len());
+    assert_eq!(delivered.sum::<usize>(), 3);
 }

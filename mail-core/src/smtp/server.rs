@@ -509,7 +509,7 @@ impl Session {
                 (self.config.auth != Auth::None && self.tls, sasl::OFFER),
             ];
             text.push_str(&format!("\nSIZE {}", self.config.max_message_bytes));
-            // RFC 9422 §4.
+            // RFC 9422 §4.2.
             text.push_str(&format!("\nLIMITS RCPTMAX={}", self.config.max_recipients));
             if let Some(most) = &self.hold {
                 let until = command::date_time(most.until);

@@ -1,5 +1,6 @@
 //! A connection to an MX host: the shell around the sending session of mail-core. Every wait has its limit.
 
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -8,10 +9,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use mail_core::Reply;
 use mail_core::smtp::client::{Extensions, Message, RecipientResult, Stage, Transaction, TransactionAction};
 use mail_core::smtp::reply_reader::{BadReply, ReplyReader};
 use mail_core::smtp::stuff::{Stuffer, stuffed};
+use mail_core::{Domain, Recipient, Reply};
 use queue::Hop;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -54,6 +55,9 @@ pub struct Connection<S> {
     source: String,
     tls: String,
     messages: u32,
+    /// Of recipients so far, where the peer takes only so many: at most one a transaction.
+    domains: BTreeSet<Domain>,
+    left: bool,
     usable: bool,
     stale: bool,
 }
@@ -93,6 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         parts: &[&[u8]],
         rest: Option<&Reader>,
     ) -> Vec<RecipientResult> {
+        self.note_domains(message.recipients);
         let mut transaction = Transaction::new(message, &self.offers);
         let mut answered = false;
         let until = Instant::now() + self.timeouts.transaction;
@@ -139,7 +144,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Whether another transaction can follow.
     pub fn is_usable(&self) -> bool {
-        self.usable && !self.has_spoken() && self.offers.mail_max.is_none_or(|most| self.messages < most)
+        self.usable
+            && !self.left
+            && !self.has_spoken()
+            && self.offers.mail_max.is_none_or(|most| self.messages < most)
+    }
+
+    /// Whether the peer takes mail for this domain, too, over one connection (RFC 9422 §4.3).
+    pub fn takes(&self, domain: &Domain) -> bool {
+        self.offers
+            .rcpt_domain_max
+            .is_none_or(|most| self.domains.len() < most || self.domains.contains(domain))
+    }
+
+    fn note_domains(&mut self, recipients: &[Recipient]) {
+        if self.offers.rcpt_domain_max.is_none() {
+            return;
+        }
+        let domains = recipients.iter().map(|to| to.mailbox.domain().clone());
+        self.domains.extend(domains);
     }
 
     /// The peer hung up between two messages, without a word to the latter: nothing of it was sent, and its failure says
@@ -181,6 +204,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Whether the peer sees to the time in which it is to deliver (RFC 2852).
     pub fn keeps_time(&self) -> bool {
         self.offers.deliver_by.is_some()
+    }
+
+    /// Nothing more goes over it but a goodbye.
+    pub fn leave(&mut self) {
+        self.left = true;
     }
 
     /// Nothing more goes over it.

@@ -491,6 +491,15 @@ impl<N: Net> Courier<N> {
         let mut load = load(&prepared, job.unit.unit);
         let reader = |rest| self.parts.preparer.reader(rest);
         load.rest = prepared.rest.clone().map(reader);
+        if !load
+            .recipients
+            .iter()
+            .all(|open| connection.takes(open.to.mailbox.domain()))
+        {
+            // Another connection may; over this one its lane would only send it again.
+            connection.leave();
+            return self.tell(Event::Settled(job.unit, Settled::Untouched));
+        }
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let (begun, begun_at) = (tokio::time::Instant::now(), self.parts.clock.now());
         self.memory.stumbles.goes_out(&job.unit);

@@ -33,7 +33,8 @@ use tokio_rustls::TlsAcceptor;
 /// When a life begins.
 pub const START: Timestamp = Timestamp(1_700_000_000_000);
 
-/// A domain's MX hosts in order of preference; nothing listens where there is no script. Other domains take no mail.
+/// A domain's MX hosts in order of preference, and those of the domains below it; nothing listens where there is no script. Other
+/// domains take no mail.
 pub type Hosts = Vec<Option<Script>>;
 
 /// What came of it.
@@ -134,12 +135,16 @@ impl Net for ScriptedNet {
     type Stream = DuplexStream;
 
     async fn mx(&self, domain: &Domain) -> Result<MxAnswer, DnsError> {
-        let Some((_, hosts)) = self.0.domains.iter().find(|(name, _)| name == domain) else {
+        let is_its = |(name, _): &&(Domain, Hosts)| {
+            let above = domain.as_str().strip_suffix(name.as_str());
+            above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+        };
+        let Some((name, hosts)) = self.0.domains.iter().find(is_its) else {
             return Ok(MxAnswer::Null);
         };
         let host = |number: usize| MxHost {
             preference: u16::try_from(number).unwrap(),
-            host: format!("mx{number}.{domain}").parse().unwrap(),
+            host: format!("mx{number}.{name}").parse().unwrap(),
         };
         Ok(MxAnswer::Hosts((0..hosts.len()).map(host).collect()))
     }

@@ -30,6 +30,8 @@ pub struct Extensions {
     pub rcpt_max: Option<usize>,
     /// RFC 9422: transactions a connection.
     pub mail_max: Option<u32>,
+    /// RFC 9422: domains of recipients a connection.
+    pub rcpt_domain_max: Option<usize>,
 }
 
 impl Extensions {
@@ -64,15 +66,15 @@ impl Extensions {
                             .filter(|&size| size > 0),
                     )
                 }
-                "LIMITS" => words.for_each(|limit| offers.obey(limit)),
+                // RFC 9422 §3.7: where one is no limit at all, nobody knows what the others are.
+                "LIMITS" if words.clone().all(is_limit) => words.for_each(|limit| offers.obey(limit)),
                 _ => {}
             }
         }
         offers
     }
 
-    /// RFC 9422 §4. RCPTDOMAINMAX, the domains of a transaction, asks for nothing: the recipients of ours are at one. What is no
-    /// value is passed over, and unsays nothing.
+    /// RFC 9422 §4. What is no value of its limit is passed over (§3.7), and unsays nothing.
     fn obey(&mut self, limit: &str) {
         let Some((name, value)) = limit.split_once('=') else {
             return;
@@ -81,9 +83,25 @@ impl Extensions {
         match name.to_ascii_uppercase().as_str() {
             "RCPTMAX" => self.rcpt_max = Some(usize::try_from(most).unwrap_or(usize::MAX)),
             "MAILMAX" => self.mail_max = Some(most),
+            "RCPTDOMAINMAX" => self.rcpt_domain_max = Some(usize::try_from(most).unwrap_or(usize::MAX)),
             _ => {}
         }
     }
+}
+
+/// A limit's name, with its value if it has one (RFC 9422 §3).
+fn is_limit(text: &str) -> bool {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    let is_named = !name.is_empty()
+        && name
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c));
+    let is_value =
+        |value: &str| !value.is_empty() && value.bytes().all(|c| c.is_ascii_graphic() && c != b';');
+    is_named && value.is_none_or(is_value)
 }
 
 /// One to six digits, the first of them no zero.
@@ -105,6 +123,11 @@ mod tests {
     #[test]
     fn limits_are_read_and_garbage_is_not() {
         for (line, rcpt_max, mail_max) in [
+            ("LIMITS RCPTMAX= MAILMAX=9", None, None),
+            ("LIMITS MAILMAX=9;RCPTMAX=3", None, None),
+            ("LIMITS MAILMAX=9 ; RCPTMAX=3", None, None),
+            ("LIMITS MAILMAX=9 =3", None, None),
+            ("LIMITS RCPTMAX=05 MAILMAX=9 X_NEW", None, Some(9)),
             ("LIMITS RCPTMAX=3 MAILMAX=100", Some(3), Some(100)),
             ("limits mailmax=1", None, Some(1)),
             ("LIMITS RCPTMAX=999999", Some(999_999), None),
@@ -120,6 +143,18 @@ mod tests {
         ] {
             let found = offers(line);
             assert_eq!((found.rcpt_max, found.mail_max), (rcpt_max, mail_max), "{line}");
+        }
+    }
+
+    #[test]
+    fn domains_of_a_connection_are_a_limit_too() {
+        for (line, most) in [
+            ("LIMITS RCPTDOMAINMAX=1", Some(1)),
+            ("LIMITS MAILMAX=9 rcptdomainmax=20", Some(20)),
+            ("LIMITS RCPTDOMAINMAX=0", None),
+            ("LIMITS RCPTMAX=1", None),
+        ] {
+            assert_eq!(offers(line).rcpt_domain_max, most, "{line}");
         }
     }
 

@@ -296,7 +296,7 @@ mod tests {
             ..Extensions::default()
         };
         assert_eq!(session.clone().step(offer).1, HelloAction::Ready(expected));
-        // Limits, too: those that were told in clear are forgotten (RFC 9422 §3).
+        // Limits, too: those that were told in clear are forgotten (RFC 9422 §3.6).
         let other = reply("250-mx\r\n250 LIMITS MAILMAX=7");
         let expected = Extensions {
             mail_max: Some(7),

@@ -2,7 +2,7 @@
 //! and no reply is taken for the answer to another command.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::LazyLock;
@@ -73,6 +73,8 @@ pub(super) fn over<S>(stream: S, pipelining: bool) -> Connection<S> {
         source: String::new(),
         tls: String::new(),
         messages: 0,
+        domains: BTreeSet::new(),
+        left: false,
         usable: true,
         stale: false,
     }

@@ -1,5 +1,6 @@
 //! From hosts to be tried to a connection that is ready for mail.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -603,6 +604,8 @@ impl<N: Net> Opener<'_, N> {
             source: self.source_name(),
             tls: String::new(),
             messages: 0,
+            domains: BTreeSet::new(),
+            left: false,
             usable: true,
             stale: false,
         };

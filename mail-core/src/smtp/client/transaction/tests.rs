@@ -80,6 +80,7 @@ const PIPELINING: Extensions = Extensions {
     },
     rcpt_max: None,
     mail_max: None,
+    rcpt_domain_max: None,
 };
 const NOTHING: Extensions = Extensions {
     pipelining: false,
