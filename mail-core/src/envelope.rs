@@ -51,7 +51,7 @@ impl Recipient {
     }
 }
 
-/// How long a message is to be held before it is sent (RFC 4865 §4).
+/// How long a message is to be held before it is sent (RFC 4865 §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Hold {
     /// HOLDFOR: from the moment it comes in.
@@ -66,6 +66,32 @@ impl Hold {
         match self {
             Self::For(span) => now + span,
             Self::Until(at) => at.max(now),
+        }
+    }
+}
+
+/// How long a server holds mail (RFC 4865 §3): both bounds are told at EHLO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxHold {
+    /// HOLDFOR's, in whole seconds.
+    pub interval: Duration,
+    /// HOLDUNTIL's.
+    pub until: Timestamp,
+}
+
+impl MaxHold {
+    /// `interval` from `now` on.
+    pub fn new(interval: Duration, now: Timestamp) -> Self {
+        let interval = Duration::from_secs(interval.as_secs().min(999_999_999));
+        let until = now + interval;
+        Self { interval, until }
+    }
+
+    /// Whether a hold is within them.
+    pub fn allows(&self, hold: Hold) -> bool {
+        match hold {
+            Hold::For(span) => span <= self.interval,
+            Hold::Until(at) => at <= self.until,
         }
     }
 }

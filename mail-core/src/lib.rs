@@ -11,8 +11,8 @@ pub mod time;
 
 pub use domain::{BadDomain, Domain};
 pub use envelope::{
-    BodyType, By, DeliverBy, DsnOptions, Envelope, Hold, Notify, Priority, Recipient, Ret, TransferOptions,
-    WhenLate,
+    BodyType, By, DeliverBy, DsnOptions, Envelope, Hold, MaxHold, Notify, Priority, Recipient, Ret,
+    TransferOptions, WhenLate,
 };
 pub use id::{BadMessageId, MessageId};
 pub use mailbox::{BadMailbox, Mailbox, ReversePath};

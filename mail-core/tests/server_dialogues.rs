@@ -14,8 +14,8 @@ use std::time::Duration;
 use mail_core::smtp::chunk::Chunks;
 use mail_core::smtp::data::Decoder;
 use mail_core::smtp::inbox::{Inbox, Line};
-use mail_core::smtp::server::{Action, Auth, Config, Fate, Input, MaxHold, Question, Session, replies};
-use mail_core::{Reply, Timestamp};
+use mail_core::smtp::server::{Action, Auth, Config, Fate, Input, Question, Session, replies};
+use mail_core::{MaxHold, Reply, Timestamp};
 
 fn config(auth: Auth) -> Arc<Config> {
     Arc::new(Config {

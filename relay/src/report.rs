@@ -596,8 +596,8 @@ fn write_status(
         let _ = write!(text, "Deliver-By-Date: {}\r\n", date(by.at));
     }
     if let Some(until) = original.held_until {
-        // RFC 4865 §6
-        let _ = write!(text, "Future-Release-Request: until; {}\r\n", date_time(until));
+        // RFC 4865 §5.1.2, which has no space there.
+        let _ = write!(text, "Future-Release-Request: until;{}\r\n", date_time(until));
     }
     if let Some(envid) = &original.dsn.envid {
         // RFC 3464 §2.2.1

@@ -58,7 +58,7 @@ class Send(RelayTest):
         self.lab.arrived("until@ok.test")
         self.assertEqual(self.lab.mailbox("for@ok.test"), [])
         out, _ = self.send(*arguments, "--to", "long@ok.test", "--hold-for", "40d", text=b"x", code=1)
-        self.assertIn("501 5.5.4", json.loads(out)["recipients"][0]["reply"])
+        self.assertIn("554 5.5.4 the host holds mail for 2592000 s", json.loads(out)["recipients"][0]["reply"])
 
     def test_a_password_over_starttls_and_tls(self):
         at = self.lab.at

@@ -15,7 +15,7 @@ pub(in crate::smtp) mod xclient;
 
 pub use bdat::Chunk;
 pub use dsn::{decode_xtext, utf8_as_ascii};
-pub use hold::date_time;
+pub use hold::{date_time, max_hold};
 pub use xclient::Xclient;
 
 /// The longest line any command may have, CRLF included: AUTH's and its answers' (RFC 4954 §4).

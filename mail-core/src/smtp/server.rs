@@ -21,7 +21,7 @@ use std::time::Duration;
 use crate::smtp::command::xclient;
 use crate::smtp::command::{self, Chunk, Command, ForwardPath, Hello, MailFrom, RcptTo, Secret, Xclient};
 use crate::smtp::data::DataFault;
-use crate::{BodyType, DsnOptions, Envelope, Hold, Mailbox, Recipient, Reply, Timestamp};
+use crate::{BodyType, DsnOptions, Envelope, Mailbox, MaxHold, Recipient, Reply};
 
 mod chunking;
 mod sasl;
@@ -69,31 +69,6 @@ pub struct Config {
     pub command_timeout: Duration,
     /// Silence within message data.
     pub data_timeout: Duration,
-}
-
-/// How long clients may have mail held (RFC 4865 §3): both bounds are told at EHLO.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MaxHold {
-    /// HOLDFOR's, in whole seconds.
-    pub interval: Duration,
-    /// HOLDUNTIL's.
-    pub until: Timestamp,
-}
-
-impl MaxHold {
-    /// `interval` from `now` on.
-    pub fn new(interval: Duration, now: Timestamp) -> Self {
-        let interval = Duration::from_secs(interval.as_secs().min(999_999_999));
-        let until = now + interval;
-        Self { interval, until }
-    }
-
-    fn allows(&self, hold: Hold) -> bool {
-        match hold {
-            Hold::For(span) => span <= self.interval,
-            Hold::Until(at) => at <= self.until,
-        }
-    }
 }
 
 /// Whether clients log in (RFC 4954). Mechanisms are SCRAM-SHA-256-PLUS, SCRAM-SHA-256, PLAIN and LOGIN, under TLS only.
@@ -560,7 +535,7 @@ impl Session {
         if let (Some(hold), Some(most)) = (from.hold, &self.hold)
             && !most.allows(hold)
         {
-            // RFC 4865 §4: a value beyond what EHLO told is no good value.
+            // RFC 4865 §4.2: a value beyond what EHLO told is no good value.
             let text = format!(
                 "mail is held for {} s at the most, and until {}",
                 most.interval.as_secs(),

@@ -82,7 +82,7 @@ pub(super) struct Send {
     config: ConfigFile,
 }
 
-/// HOLDFOR counts seconds, and from one on (RFC 4865 §4).
+/// HOLDFOR counts seconds, and from one on (RFC 4865 §3).
 fn span(text: &str) -> Result<Duration, String> {
     let span = parse_duration(text)?;
     if span < Duration::from_secs(1) {

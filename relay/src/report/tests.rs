@@ -119,7 +119,7 @@ fn what_a_reply_was_taken_for_is_told_of_its_recipient() {
     assert!(!recipients[1].contains("X-Postrider-Class"), "{text}");
 }
 
-/// RFC 4865 §6.
+/// RFC 4865 §5.1.2.
 #[test]
 fn a_report_on_mail_that_was_held_counts_from_its_release() {
     let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
@@ -151,7 +151,7 @@ fn a_report_on_mail_that_was_held_counts_from_its_release() {
     let text = String::from_utf8(report).unwrap();
     assert!(text.contains("not delivered within 5 days"), "{text}");
     assert!(
-        text.contains("\r\nFuture-Release-Request: until; 2023-11-09T22:13:20Z\r\n"),
+        text.contains("\r\nFuture-Release-Request: until;2023-11-09T22:13:20Z\r\n"),
         "{text}"
     );
 }

@@ -1,7 +1,8 @@
 //! What a peer offers at EHLO.
 
 use super::Mechanisms;
-use crate::Reply;
+use crate::smtp::command::max_hold;
+use crate::{MaxHold, Reply};
 
 /// What a peer offered at EHLO.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Extensions {
     /// RFC 6710, whatever profile.
     pub mt_priority: bool,
     /// RFC 4865.
-    pub future_release: bool,
+    pub future_release: Option<MaxHold>,
     /// RFC 9422: recipients a transaction.
     pub rcpt_max: Option<usize>,
     /// RFC 9422: transactions a connection.
@@ -55,7 +56,9 @@ impl Extensions {
                     offers.deliver_by = Some(least.unwrap_or(0));
                 }
                 "MT-PRIORITY" => offers.mt_priority = true,
-                "FUTURERELEASE" => offers.future_release = true,
+                "FUTURERELEASE" => {
+                    offers.future_release = Some(max_hold(words.next(), words.next()));
+                }
                 "AUTH" => words.for_each(|mechanism| offers.auth.note(mechanism)),
                 // 0, like nothing at all or what is no number, is no limit (RFC 1870 §4).
                 "SIZE" => {
@@ -112,8 +115,11 @@ fn limit_value(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::reply;
     use super::*;
+    use crate::Timestamp;
 
     fn offers(line: &str) -> Extensions {
         Extensions::parse(&reply(&format!("250-mx\r\n250 {line}")))
@@ -156,6 +162,22 @@ mod tests {
         ] {
             assert_eq!(offers(line).rcpt_domain_max, most, "{line}");
         }
+    }
+
+    /// RFC 4865 §3.
+    #[test]
+    fn both_bounds_of_a_hold_are_read() {
+        let (day, at) = (Duration::from_secs(86_400), Timestamp(1_700_000_000_000));
+        for (line, interval, until) in [
+            ("FUTURERELEASE 86400 2023-11-14T22:13:20Z", day, at),
+            ("futurerelease 86400", day, Timestamp::MAX),
+            ("FUTURERELEASE 0 2023-11-14T22:13:20Z", Duration::MAX, at),
+            ("FUTURERELEASE", Duration::MAX, Timestamp::MAX),
+        ] {
+            let most = MaxHold { interval, until };
+            assert_eq!(offers(line).future_release, Some(most), "{line}");
+        }
+        assert_eq!(offers("FUTURERELEASES 86400").future_release, None);
     }
 
     /// RFC 2852 §2, RFC 6710 §3.

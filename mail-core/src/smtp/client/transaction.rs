@@ -502,13 +502,8 @@ fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> 
     if let Some(reply) = message.by.and_then(|by| is_late(by, offers)) {
         return Some(reply);
     }
-    if message.hold.is_some() && !offers.future_release {
-        return Some(Reply::new(
-            554,
-            5,
-            4,
-            "the message is to be held, and the host does not offer FUTURERELEASE",
-        ));
+    if let Some(reply) = message.hold.and_then(|hold| is_not_held(hold, offers)) {
+        return Some(reply);
     }
     if !offers.smtputf8 && !is_ascii(message.reverse_path) {
         return Some(needs_smtputf8("the sender's address"));
@@ -533,7 +528,23 @@ fn refusal_of_ours(message: &Message<'_>, offers: &Extensions) -> Option<Reply> 
     None
 }
 
-/// RFC 2852 §4: what is to be returned if it is late goes to no host that does not promise to do so in the time that is left.
+/// RFC 4865 §4.1: a hold is asked only of a server that offers it, and within what the server says.
+fn is_not_held(hold: Hold, offers: &Extensions) -> Option<Reply> {
+    let Some(most) = offers.future_release else {
+        let text = "the message is to be held, and the host does not offer FUTURERELEASE";
+        return Some(Reply::new(554, 5, 4, text));
+    };
+    if most.allows(hold) {
+        return None;
+    }
+    let bound = match hold {
+        Hold::For(_) => format!("for {} s at the most", most.interval.as_secs()),
+        Hold::Until(_) => format!("until {} at the latest", date_time(most.until)),
+    };
+    Some(Reply::new(554, 5, 4, "").with_text(format!("the host holds mail {bound}")))
+}
+
+/// RFC 2852 §4.1.4.1: what is to be returned if it is late goes to no host that does not promise to do so in the time that is left.
 fn is_late(by: By, offers: &Extensions) -> Option<Reply> {
     let late = |text: String| Some(Reply::new(554, 4, 7, "").with_text(text));
     match offers.deliver_by {

@@ -1,8 +1,8 @@
-//! How long MAIL asks for a message to be held (RFC 4865 §4): HOLDFOR, HOLDUNTIL.
+//! How long MAIL asks for a message to be held (RFC 4865 §3): HOLDFOR, HOLDUNTIL.
 
 use std::time::Duration;
 
-use crate::{Hold, Reply, Timestamp};
+use crate::{Hold, MaxHold, Reply, Timestamp};
 
 use super::bad_value;
 
@@ -11,12 +11,7 @@ const MAX_DIGITS: usize = 9;
 
 /// HOLDFOR's value: seconds, at least one, without a leading zero.
 pub(super) fn hold_for(value: Option<&str>) -> Result<Hold, Reply> {
-    value
-        .filter(|v| (1..=MAX_DIGITS).contains(&v.len()) && v.bytes().all(|c| c.is_ascii_digit()))
-        .filter(|v| !v.starts_with('0'))
-        .and_then(|v| v.parse().ok())
-        .map(|seconds| Hold::For(Duration::from_secs(seconds)))
-        .ok_or_else(bad_value)
+    value.and_then(read_interval).map(Hold::For).ok_or_else(bad_value)
 }
 
 /// HOLDUNTIL's value: a date-time of RFC 3339 §5.6 (erratum 2040).
@@ -25,6 +20,23 @@ pub(super) fn hold_until(value: Option<&str>) -> Result<Hold, Reply> {
         .and_then(read_date_time)
         .map(Hold::Until)
         .ok_or_else(bad_value)
+}
+
+/// What EHLO tells behind FUTURERELEASE. A bound that can't be read is one that nobody can know, and so is none.
+pub fn max_hold(interval: Option<&str>, until: Option<&str>) -> MaxHold {
+    MaxHold {
+        interval: interval.and_then(read_interval).unwrap_or(Duration::MAX),
+        until: until.and_then(read_date_time).unwrap_or(Timestamp::MAX),
+    }
+}
+
+fn read_interval(text: &str) -> Option<Duration> {
+    let is_number = (1..=MAX_DIGITS).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_digit());
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|_| is_number && !text.starts_with('0'))?;
+    Some(Duration::from_secs(seconds))
 }
 
 fn read_date_time(text: &str) -> Option<Timestamp> {

@@ -2,6 +2,7 @@
 
 use super::super::{Mechanisms, reply};
 use super::*;
+use crate::MaxHold;
 
 /// Plays `peer`, a reply for each line of ours, and returns what we wrote and what became of the recipients. A reply of
 /// `-` is a lost connection.
@@ -70,7 +71,7 @@ const PIPELINING: Extensions = Extensions {
     size: None,
     deliver_by: None,
     mt_priority: false,
-    future_release: false,
+    future_release: None,
     dsn: false,
     starttls: false,
     auth: Mechanisms {
@@ -497,7 +498,10 @@ fn a_peer_that_keeps_no_time_is_to_tell_of_delays() {
 fn a_hold_is_asked_of_a_server_that_offers_it() {
     let one = Fixture::new(1);
     let offers = Extensions {
-        future_release: true,
+        future_release: Some(MaxHold {
+            interval: std::time::Duration::from_secs(90),
+            until: crate::Timestamp(1_700_000_000_000),
+        }),
         ..PIPELINING
     };
     let answers = ["250 a", "250 a", "354 go", "250 done"];
@@ -519,6 +523,28 @@ fn a_hold_is_asked_of_a_server_that_offers_it() {
         );
         let (wrote, results, _) = play(&message, &PIPELINING, &[]);
         assert_eq!((wrote.as_str(), word(&results[0])), ("", "unfit"));
+    }
+    // RFC 4865 §4.1: no longer than the server says.
+    for (hold, why) in [
+        (
+            Hold::For(std::time::Duration::from_secs(91)),
+            "for 90 s at the most",
+        ),
+        (
+            Hold::Until(crate::Timestamp(1_700_000_000_001)),
+            "until 2023-11-14T22:13:20Z at the latest",
+        ),
+    ] {
+        let message = Message {
+            hold: Some(hold),
+            ..one.message()
+        };
+        let (wrote, results, _) = play(&message, &offers, &[]);
+        assert_eq!(wrote, "");
+        assert!(
+            matches!(&results[0], RecipientResult::Unfit(reply) if reply.to_string().ends_with(why)),
+            "{results:?}"
+        );
     }
     assert!(!play(&one.message(), &offers, &answers).0.contains("HOLD"));
 }
