@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,6 +64,10 @@ mod streams;
 const SHARDS: usize = 3;
 
 const START: Timestamp = Timestamp(1_700_000_000_000);
+
+/// All worlds', which is made once: it reads the system's certificate authorities. No handshake here comes to its end, so no world learns
+/// of another by it.
+static TLS: LazyLock<Arc<ClientTls>> = LazyLock::new(|| Arc::new(ClientTls::new(None).unwrap()));
 
 /// What a host does.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -401,7 +405,7 @@ fn live(
             signer,
             prepare::Metrics::new(&registry).unwrap(),
         );
-        let tls = Arc::new(ClientTls::new(None).unwrap());
+        let tls = TLS.clone();
         let (metrics, random) = (Metrics::new(&registry).unwrap(), Random::seeded(7));
         let routing = Arc::new(Routing::open(settings.clone(), &of_courier).unwrap());
         let (doors, seats) = exchange::open(SHARDS);
