@@ -34,18 +34,33 @@ const POOL: &str = "pool ";
 /// Between a smart host's name and a pool's. Neither has a blank.
 const SMART_HOST_POOL: &str = " pool ";
 
+/// What goes by MX, from no pool of its own; only with a fallback has it a group of its own.
+const MX: &str = "mx";
+
+/// Before the fallback's name, which has no blank, at the end of a group's name.
+const FALLBACK: &str = " fallback";
+
 /// What a route group stands for now. Mail that no rule gave a pool goes from the default one, which is looked up when it is
 /// needed: it may be another one than when the mail came.
 #[derive(Clone, Debug)]
 pub enum Way {
-    /// The destination's own MX hosts, from this pool.
-    Mx(Option<Arc<Pool>>),
-    /// This smart host, from this pool.
-    SmartHost(Arc<SmartHost>, Option<Arc<Pool>>),
+    /// The destination's own MX hosts.
+    Mx(Means),
+    /// This smart host.
+    SmartHost(Arc<SmartHost>, Means),
     /// None: it ends as discarded, for this reason.
     Discard(Arc<str>),
     /// What the name stands for is not configured any more: the mail waits until it is again, or expires.
     Missing(Arc<str>),
+}
+
+/// What mail goes from, and by what while its first way is closed.
+#[derive(Clone, Debug, Default)]
+pub struct Means {
+    /// `None`: whatever `delivery.source` says.
+    pub pool: Option<Arc<Pool>>,
+    /// Takes the mail while no host of the first way can be spoken to.
+    pub fallback: Option<Arc<SmartHost>>,
 }
 
 /// Where a message's recipients are put.
@@ -115,7 +130,10 @@ impl Routing {
     /// What a queue's group stands for.
     pub fn way(&self, group: RouteGroup) -> Way {
         if group == RouteGroup::default() {
-            return Way::Mx(self.default_pool());
+            return Way::Mx(Means {
+                pool: self.egress().default_pool.clone(),
+                fallback: None,
+            });
         }
         let unknown = || Way::Missing(format!("route group {}", group.0).into());
         self.ways.get(&group).cloned().unwrap_or_else(unknown)
@@ -127,10 +145,6 @@ impl Routing {
             Way::Missing(name) => Some(name),
             Way::Mx(_) | Way::SmartHost(..) | Way::Discard(_) => None,
         })
-    }
-
-    fn default_pool(&self) -> Option<Arc<Pool>> {
-        self.egress().default_pool.clone()
     }
 
     /// What rules may name.
@@ -305,11 +319,15 @@ fn smart_host_name(name: &str, pool: Option<&str>) -> String {
 
 /// The name of the group that a rule's mail is in; `None`: that of all mail.
 fn group_name(rule: &RouteRule) -> Option<String> {
-    match &rule.next_hop {
+    let first = match &rule.next_hop {
         NextHop::Mx => rule.pool.as_ref().map(|pool| format!("{POOL}{pool}")),
         NextHop::SmartHost(name) => Some(smart_host_name(name, rule.pool.as_deref())),
         // A report can't be refused: it is discarded for the same reason.
-        NextHop::Discard(reason) | NextHop::Refuse(reason) => Some(discard_name(reason)),
+        NextHop::Discard(reason) | NextHop::Refuse(reason) => return Some(discard_name(reason)),
+    };
+    match &rule.fallback {
+        None => first,
+        Some(fallback) => Some(format!("{}{FALLBACK} {fallback}", first.as_deref().unwrap_or(MX))),
     }
 }
 
@@ -318,22 +336,52 @@ fn way(name: &str, settings: &Settings) -> Way {
     if let Some(reason) = name.strip_prefix(DISCARD) {
         return Way::Discard(reason.into());
     }
+    let (first, fallback) = split_fallback(name);
+    let found = fallback.and_then(|name| smart_host(name, settings));
+    if let Some(fallback) = fallback.filter(|_| found.is_none()) {
+        // Mail of its group waits for no more than its first way: a fallback is a help, not what the mail was meant for.
+        tracing::info!(
+            way = first,
+            smart_host = fallback,
+            "fallback not configured any more: mail goes its first way alone"
+        );
+    }
+    first_way(first, found, settings).unwrap_or_else(|| Way::Missing(name.into()))
+}
+
+/// A group's name without its fallback, and the fallback's.
+fn split_fallback(name: &str) -> (&str, Option<&str>) {
+    let split = name
+        .rsplit_once(' ')
+        .and_then(|(rest, fallback)| Some((rest.strip_suffix(FALLBACK)?, Some(fallback))));
+    split.unwrap_or((name, None))
+}
+
+/// `None` where its smart host or its pool is not configured any more.
+fn first_way(name: &str, fallback: Option<Arc<SmartHost>>, settings: &Settings) -> Option<Way> {
     let egress = &settings.delivery.egress;
-    let known = if let Some(pool) = name.strip_prefix(POOL) {
-        egress.pool(pool).map(|pool| Way::Mx(Some(pool.clone())))
-    } else if let Some(rest) = name.strip_prefix(SMART_HOST) {
-        let (host, pool) = match rest.split_once(SMART_HOST_POOL) {
-            Some((host, pool)) => (host, egress.pool(pool).cloned().map(Some)),
-            None => (rest, Some(egress.default_pool.clone())),
-        };
-        let mut hosts = settings.routing.smart_hosts.iter();
-        let host = hosts.find(|known| *known.name == *host);
-        host.zip(pool)
-            .map(|(host, pool)| Way::SmartHost(host.clone(), pool))
-    } else {
-        None
+    let default = || egress.default_pool.clone();
+    if name == MX {
+        let pool = default();
+        return Some(Way::Mx(Means { pool, fallback }));
+    }
+    if let Some(pool) = name.strip_prefix(POOL) {
+        let pool = Some(egress.pool(pool)?.clone());
+        return Some(Way::Mx(Means { pool, fallback }));
+    }
+    let (host, pool) = match name.strip_prefix(SMART_HOST)?.split_once(SMART_HOST_POOL) {
+        Some((host, pool)) => (host, Some(egress.pool(pool)?.clone())),
+        None => (name.strip_prefix(SMART_HOST)?, default()),
     };
-    known.unwrap_or_else(|| Way::Missing(name.into()))
+    Some(Way::SmartHost(
+        smart_host(host, settings)?,
+        Means { pool, fallback },
+    ))
+}
+
+fn smart_host(name: &str, settings: &Settings) -> Option<Arc<SmartHost>> {
+    let mut hosts = settings.routing.smart_hosts.iter();
+    hosts.find(|known| *known.name == *name).cloned()
 }
 
 /// Whether all of a rule's lists fit. A stream that is not known yet may.
@@ -395,13 +443,16 @@ mod tests {
             reverse_path: &path,
         };
         let placed = routing.place(sender, &to(recipients));
-        let from_pool =
-            |pool: Option<Arc<Pool>>| pool.map_or_else(String::new, |pool| format!(" from {}", pool.name));
+        let by = |means: Means| {
+            let pool = means.pool.map(|pool| format!(" from {}", pool.name));
+            let fallback = means.fallback.map(|host| format!(" or {}", host.name));
+            [pool, fallback].into_iter().flatten().collect::<String>()
+        };
         let unit = |unit: &Placing| {
             let who: Vec<_> = unit.recipients.iter().map(|to| to.mailbox.to_string()).collect();
             let way = match routing.way(unit.group) {
-                Way::Mx(pool) => format!("mx{}", from_pool(pool)),
-                Way::SmartHost(host, pool) => format!("{}{}", host.name, from_pool(pool)),
+                Way::Mx(means) => format!("mx{}", by(means)),
+                Way::SmartHost(host, means) => format!("{}{}", host.name, by(means)),
                 Way::Discard(reason) => format!("discard {reason}"),
                 Way::Missing(name) => format!("missing {name}"),
             };
@@ -499,7 +550,13 @@ mod tests {
         let after = routing_of(PLAIN, &queue);
         assert!(matches!(after.way(group), Way::Discard(reason) if &*reason == "gone"));
         assert!(matches!(after.way(RouteGroup(999)), Way::Missing(_)));
-        assert!(matches!(after.way(RouteGroup(0)), Way::Mx(None)));
+        assert!(matches!(
+            after.way(RouteGroup(0)),
+            Way::Mx(Means {
+                pool: None,
+                fallback: None
+            })
+        ));
     }
 
     #[test]
@@ -516,7 +573,9 @@ mod tests {
         let gone = routing_of(PLAIN, &queue);
         assert!(matches!(gone.way(group), Way::Missing(name) if &*name == "smart host out"));
         let again = routing_of(&format!("{PLAIN}{smart}"), &queue);
-        assert!(matches!(again.way(group), Way::SmartHost(host, None) if &*host.name == "out"));
+        assert!(
+            matches!(again.way(group), Way::SmartHost(host, Means { pool: None, .. }) if &*host.name == "out")
+        );
     }
 
     const POOLS: &str = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n[[source]]\nname = \"s2\"\n\
@@ -565,10 +624,56 @@ mod tests {
         assert_eq!(gone.missing().count(), 2);
         // The smart host alone would not do either: it is not known to go from there.
         let no_host = routing_of(&format!("{PLAIN}{POOLS}"), &queue);
-        assert!(matches!(no_host.way(groups[0]), Way::Mx(Some(pool)) if &*pool.name == "bulk"));
+        assert!(
+            matches!(no_host.way(groups[0]), Way::Mx(Means { pool: Some(pool), .. }) if &*pool.name == "bulk")
+        );
         assert!(matches!(no_host.way(groups[1]), Way::Missing(name) if &*name == "smart host out pool bulk"));
         let again = routing_of(&format!("{PLAIN}{POOLS}{smart}"), &queue);
-        assert!(matches!(again.way(groups[1]), Way::SmartHost(_, Some(pool)) if &*pool.name == "bulk"));
+        assert!(
+            matches!(again.way(groups[1]), Way::SmartHost(_, Means { pool: Some(pool), .. }) if &*pool.name == "bulk")
+        );
+    }
+
+    /// Names of smart hosts and pools that are words of a group's name.
+    #[test]
+    fn a_fallback_is_part_of_the_way_and_may_go_alone() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let host =
+            |name: &str| format!("[[smart_host]]\nname = \"{name}\"\nhosts = [{{ address = \"::1\" }}]\n");
+        let pools = POOLS.replace("\"bulk\"", "\"fallback\"");
+        let (fallback, other) = (host("fallback"), host("pool"));
+        let rule = |to: &str, hop: &str, more: &str| {
+            format!("[[route]]\nto = [\"{to}\"]\nnext_hop = \"{hop}\"\n{more}")
+        };
+        let rules = [
+            rule("a.test", "mx", "fallback = \"pool\"\n"),
+            rule("b.test", "mx", "pool = \"fallback\"\nfallback = \"pool\"\n"),
+            rule("c.test", "fallback", "fallback = \"pool\"\n"),
+            rule("d.test", "fallback", "pool = \"fallback\"\nfallback = \"pool\"\n"),
+            rule("e.test", "fallback", "pool = \"fallback\"\n"),
+        ]
+        .concat();
+        let with = format!("{PLAIN}{pools}{fallback}{other}{rules}");
+        let to = ["x@a.test", "x@b.test", "x@c.test", "x@d.test", "x@e.test"];
+        let before = routing_of(&with, &queue);
+        assert_eq!(
+            ways(&before, "a", "s", &to),
+            [
+                "mx or pool: x@a.test",
+                "mx from fallback or pool: x@b.test",
+                "fallback or pool: x@c.test",
+                "fallback from fallback or pool: x@d.test",
+                "fallback from fallback: x@e.test"
+            ]
+        );
+        let gone = routing_of(&format!("{PLAIN}{pools}{fallback}"), &queue);
+        let missing: Vec<_> = gone.missing().map(|name| &**name).collect();
+        assert_eq!(missing, ["smart host pool"], "mail goes its first way");
+        let group = before.number("smart host fallback pool fallback fallback pool");
+        assert_ne!(group, RouteGroup::default());
+        assert!(
+            matches!(gone.way(group), Way::SmartHost(host, Means { fallback: None, .. }) if &*host.name == "fallback")
+        );
     }
 
     #[test]

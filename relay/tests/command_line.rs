@@ -275,7 +275,8 @@ fn what_mail_is_sent_from_is_shown_for_whom_and_with_where_it_is_from() {
         [[source]]\nname = \"out2\"\nproxy = \"socks5://10.0.0.9:1080\"\n\
         [[pool]]\nname = \"main\"\nsources = [\"out1\"]\n\
         [[pool]]\nname = \"bulk\"\nsources = [{ name = \"out1\", weight = 3 }, \"out2\"]\n\
-        [[route]]\nstreams = [\"bulk\"]\nfrom = [\"news.example\"]\nnext_hop = \"mx\"\npool = \"bulk\"\n";
+        [[route]]\nstreams = [\"bulk\"]\nfrom = [\"news.example\"]\nnext_hop = \"mx\"\npool = \"bulk\"\nfallback = \"relay\"\n\
+        [[smart_host]]\nname = \"relay\"\nhosts = [{ host = \"relay.example\" }]\n";
     std::fs::write(&config, format!("{CONFIG}{more}")).unwrap();
     let asked = |more: &[&str]| {
         let arguments = ["config", "effective", "x.example", "--mx", "mx.x.example"];
@@ -286,7 +287,7 @@ fn what_mail_is_sent_from_is_shown_for_whom_and_with_where_it_is_from() {
     let at = |place: &str| format!("{}:{place}", config.display());
     let out = asked(&[]);
     for expected in [
-        "route[0] may send some of its mail to its MX hosts, from pool bulk.\n".to_owned(),
+        "route[0] may send some of its mail to its MX hosts, from pool bulk, by smart host relay while that is down.\n".to_owned(),
         "Else goes to its MX hosts: no rule says otherwise\n".to_owned(),
         format!("Pool         main ({})\n", at("12:8: delivery.pool")),
         format!(
@@ -300,6 +301,10 @@ fn what_mail_is_sent_from_is_shown_for_whom_and_with_where_it_is_from() {
     for expected in [
         "Goes to      its MX hosts, by route[0]\n".to_owned(),
         format!("Pool         bulk ({})\n", at("30:8: route[0].pool")),
+        format!(
+            "Fallback     smart host relay ({}), after 3 failures in a row (delivery.fallback_after)\n",
+            at("31:12: route[0].fallback")
+        ),
         "out1    75 %   127.0.0.1  out1.example.com".to_owned(),
         "out2    25 %              mail.example.com  socks5://10.0.0.9:1080".to_owned(),
     ] {
@@ -309,6 +314,7 @@ fn what_mail_is_sent_from_is_shown_for_whom_and_with_where_it_is_from() {
         serde_json::from_str(&asked(&["--stream", "bulk", "--from", "<>", "--json"])).unwrap();
     assert_eq!(json["pool"]["name"], "main");
     assert_eq!(json["way"]["route"], serde_json::Value::Null);
+    assert_eq!(json["fallback"], serde_json::Value::Null);
     assert_eq!(json["sources"][0]["addresses"][0], "127.0.0.1");
     for (wrong, told) in [
         (["--tenant", "nobody"], "there is no tenant \"nobody\""),

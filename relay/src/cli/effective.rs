@@ -304,7 +304,24 @@ impl<'a> WayOut<'a> {
     fn next_hop(&self, rule: usize) -> String {
         let rule = &self.settings.routing.rules[rule];
         let pool = rule.pool.as_ref().map(|pool| format!(", from pool {pool}"));
-        format!("{}{}", next_hop(&rule.next_hop), pool.unwrap_or_default())
+        let fallback = rule
+            .fallback
+            .as_ref()
+            .map(|host| format!(", by smart host {host} while that is down"));
+        let parts = [Some(next_hop(&rule.next_hop)), pool, fallback];
+        parts.into_iter().flatten().collect()
+    }
+
+    /// What takes the mail while its first way is closed, with where that is from; and how many failures it takes.
+    fn fallback(&self) -> Option<(&'a str, From<'a>, u32)> {
+        let number = self.deciding.surely?;
+        let host = self.settings.routing.rules.get(number)?.fallback.as_deref()?;
+        let key = format!("route[{number}].fallback");
+        Some((
+            host,
+            From::key(self.settings, key),
+            self.settings.delivery.fallback_after,
+        ))
     }
 
     /// Its members, each with its share of the mail and where it is written.
@@ -359,6 +376,14 @@ impl<'a> WayOut<'a> {
                 None => "its MX hosts: no rule says otherwise".to_owned(),
             },
         );
+        if let Some((host, from, after)) = self.fallback() {
+            line(
+                "Fallback",
+                format!(
+                    "smart host {host} ({from}), after {after} failures in a row (delivery.fallback_after)"
+                ),
+            );
+        }
         match (&self.pool, self.settings.delivery.source) {
             (Some((pool, from)), _) => line("Pool", format!("{} ({from})", pool.name)),
             (None, Some(address)) => line(
@@ -399,6 +424,10 @@ impl<'a> WayOut<'a> {
         json["way"] = match &self.deciding.surely {
             Some(rule) => route(rule),
             None => json!({ "route": null, "next_hop": next_hop(&NextHop::Mx) }),
+        };
+        json["fallback"] = match self.fallback() {
+            Some((host, from, after)) => json!({ "name": host, "after": after, "from": from_json(&from) }),
+            None => serde_json::Value::Null,
         };
         json["pool"] = match &self.pool {
             Some((pool, from)) => json!({ "name": *pool.name, "from": from_json(from) }),

@@ -654,6 +654,7 @@ fn delivery(
         limits,
         tls,
         family,
+        fallback_after: section.integer("fallback_after", 1..=20, 3) as u32,
         max_connections: as_usize(section.integer("max_connections", 1..=1_000_000, 1_000)),
         max_report_bytes: as_usize(section.size_or("max_report", 4_096..=u64::from(u32::MAX), 50 * 1024)),
         reports_per_domain: rates::reports(&mut section),

@@ -43,6 +43,8 @@ pub struct RouteRule {
     pub next_hop: NextHop,
     /// The pool of sources that it goes from; `None`: the default. Only of what goes on.
     pub pool: Option<Arc<str>>,
+    /// The smart host that takes it while its next hop can't be spoken to. Only of what goes on.
+    pub fallback: Option<Arc<str>>,
 }
 
 /// An entry of a rule's `from`.
@@ -164,15 +166,18 @@ fn rule(check: &Check<'_>, mut section: Section<'_>, named: &Named<'_>) -> Optio
     );
     let reason = section.parsed::<Reason>("reason");
     let pool = section.string("pool");
+    let fallback = section.string("fallback");
     let next_hop = name.and_then(|spot| next_hop(check, &section, &spot, named.smart_hosts, reason));
     let goes_on = !matches!(next_hop, Some(NextHop::Refuse(_) | NextHop::Discard(_)));
     let pool = pool.and_then(|spot| match goes_on {
         true => known_pool(check, &spot, named.pools),
         false => {
-            check.problem(spot.at, &spot.key, "is for mail that goes on; this goes nowhere");
+            check.problem(spot.at, &spot.key, GOES_NOWHERE);
             None
         }
     });
+    let fallback =
+        fallback.and_then(|spot| fallback_host(check, &spot, next_hop.as_ref(), named.smart_hosts));
     section.end();
     Some(RouteRule {
         to,
@@ -181,7 +186,33 @@ fn rule(check: &Check<'_>, mut section: Section<'_>, named: &Named<'_>) -> Optio
         streams: values(Some(streams)).into_iter().map(Arc::from).collect(),
         next_hop: next_hop?,
         pool: pool.map(|pool| pool.name.clone()),
+        fallback,
     })
+}
+
+/// What a key of mail that goes on is told at a rule whose mail does not.
+const GOES_NOWHERE: &str = "is for mail that goes on; this goes nowhere";
+
+/// The name of the smart host that takes a rule's mail while its next hop can't be spoken to.
+fn fallback_host(
+    check: &Check<'_>,
+    spot: &Spot<String>,
+    next_hop: Option<&NextHop>,
+    smart_hosts: &[Arc<SmartHost>],
+) -> Option<Arc<str>> {
+    let name = spot.value.as_str();
+    let problem = match next_hop {
+        Some(NextHop::Refuse(_) | NextHop::Discard(_)) => GOES_NOWHERE.to_owned(),
+        Some(NextHop::SmartHost(first)) if **first == *name => {
+            "is the next hop already: it can't take over from itself".to_owned()
+        }
+        _ => match smart_hosts.iter().find(|host| *host.name == *name) {
+            Some(host) => return Some(host.name.clone()),
+            None => format!("there is no smart host \"{name}\"; it would be a [[smart_host]] of that name"),
+        },
+    };
+    check.problem(spot.at, &spot.key, problem);
+    None
 }
 
 fn next_hop(

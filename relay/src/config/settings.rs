@@ -263,6 +263,8 @@ pub struct DeliverySettings {
     pub scopes: LimitRules,
     /// What replies mean, and who runs which hosts.
     pub shaping: Arc<Shaping>,
+    /// After so many failures in a row to speak to any host, mail goes by its rule's fallback.
+    pub fallback_after: u32,
     /// Connections at once, all destinations together.
     pub max_connections: usize,
     /// Octets a failure report may have (RFC 3464); more of the original is cut.

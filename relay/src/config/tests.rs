@@ -58,6 +58,7 @@ fn example_with_defaults() -> String {
         "tenants",
         "streams",
         "next_hop",
+        "fallback",
         "reason",
         "stream",
         "weight",

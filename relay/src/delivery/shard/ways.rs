@@ -139,7 +139,7 @@ impl Shard {
     /// any more.
     pub(in crate::delivery) fn pool_of(&self, group: RouteGroup) -> Result<Option<Arc<Pool>>, Arc<str>> {
         match self.routing.way(group) {
-            Direction::Mx(pool) | Direction::SmartHost(_, pool) => Ok(pool),
+            Direction::Mx(means) | Direction::SmartHost(_, means) => Ok(means.pool),
             Direction::Discard(_) => Ok(None),
             Direction::Missing(name) => Err(name),
         }
