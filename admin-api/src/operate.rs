@@ -85,6 +85,9 @@ pub struct Waits {
     pub until: Option<Time>,
     /// In words: who suspended it and why, what its destination rests for, which limit holds it.
     pub cause: Option<String>,
+    /// In words, where it goes by the fallback of its route: by which smart host, and why.
+    #[serde(default)]
+    pub fallback: Option<String>,
 }
 
 /// See [`Waits`].

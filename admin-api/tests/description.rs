@@ -150,6 +150,7 @@ fn answers_are_as_described() {
         what: WaitsFor::Resume,
         until: Some(time),
         cause: None,
+        fallback: Some("smart host provider, since 4.4.1 mx.example.org: timed out".into()),
     };
     let suspension = Suspension {
         selector: Selector {

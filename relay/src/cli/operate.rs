@@ -413,7 +413,7 @@ pub(super) fn until(until: Option<Time>, cause: &str) -> String {
 pub(super) fn waits(waits: &Waits) -> String {
     let cause = waits.cause.as_deref().unwrap_or_default();
     let of_limit = |until: Time| format!("the limit {cause}, until {until}");
-    match waits.what {
+    let mut words = match waits.what {
         WaitsFor::Underway => "nothing: it is underway".into(),
         WaitsFor::Resume | WaitsFor::Rest => until(waits.until, cause),
         WaitsFor::Adjustment => match waits.until {
@@ -423,7 +423,11 @@ pub(super) fn waits(waits: &Waits) -> String {
         WaitsFor::Limit => waits.until.map(of_limit).unwrap_or_default(),
         WaitsFor::Connection => "a connection: all there may be are taken".into(),
         WaitsFor::Turn => "the DNS, or its turn".into(),
+    };
+    if let Some(fallback) = &waits.fallback {
+        words.push_str(&format!("; goes by its fallback, {fallback}"));
     }
+    words
 }
 
 fn words(selector: &Selector) -> String {

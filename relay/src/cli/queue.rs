@@ -382,7 +382,7 @@ fn held_by(queue: &QueueSummary) -> String {
     }
     let held = queue.waits.as_ref().filter(|waits| match waits.what {
         WaitsFor::Adjustment | WaitsFor::Rest | WaitsFor::Limit | WaitsFor::Connection => true,
-        WaitsFor::Underway | WaitsFor::Resume | WaitsFor::Turn => false,
+        WaitsFor::Underway | WaitsFor::Resume | WaitsFor::Turn => waits.fallback.is_some(),
     });
     held.map(operate::waits).unwrap_or_default()
 }

@@ -128,8 +128,8 @@ pub(super) fn suspension(record: SuspensionRecord) -> Suspension {
     }
 }
 
-fn waits(waits: exchange::Waits) -> Waits {
-    let (what, until, cause) = match waits {
+fn waits(why: exchange::Why) -> Waits {
+    let (what, until, cause) = match why.waits {
         exchange::Waits::Underway => (WaitsFor::Underway, None, None),
         exchange::Waits::Suspended { until, cause } => (WaitsFor::Resume, until, Some(cause)),
         exchange::Waits::Adjusted { until, cause } => (WaitsFor::Adjustment, until, Some(cause)),
@@ -142,6 +142,7 @@ fn waits(waits: exchange::Waits) -> Waits {
         what,
         until: until.map(Time),
         cause,
+        fallback: why.fallback,
     }
 }
 

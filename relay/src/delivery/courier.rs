@@ -309,6 +309,7 @@ impl<N: Net> Courier<N> {
             Effect::Close(connection) => drop(wires.remove(&connection)),
             // Said by the loop that owns the seat.
             Effect::Tell(..) => {}
+            Effect::Fallback(smart_host) => self.parts.metrics.fell_back(&smart_host),
             Effect::Stepped(step, class) => self.parts.metrics.stepped(step, &class),
             Effect::Order(order) => drop(spawn_local(async move {
                 if courier.guarded(order.unit, courier.order(&order)).await.is_none() {

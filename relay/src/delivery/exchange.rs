@@ -18,6 +18,7 @@ use queue::{AdjustmentKey, AdjustmentRecord, QueueId, Scope, SuspensionRecord, U
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::courier::Kept;
+use super::detour::Detour;
 use super::limits::ledger::Ledger;
 use super::route::Route;
 
@@ -95,6 +96,15 @@ impl Order {
     }
 }
 
+/// What is known of a unit that has not been sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// What it waits for.
+    pub waits: Waits,
+    /// By which smart host it goes meanwhile, and why; `None`: it goes its first way.
+    pub fallback: Option<String>,
+}
+
 /// What a unit that is due waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "until when, and why")]
@@ -130,13 +140,24 @@ impl Waits {
     }
 }
 
+/// How a queue is to be worked on that is lent.
+#[derive(Clone, Debug)]
+pub struct Loan {
+    /// Where its mail goes.
+    pub route: Route,
+    /// Why it goes by its fallback, if it does.
+    pub detour: Option<Detour>,
+    /// Whether an operator wants it tried at once.
+    pub hurry: bool,
+}
+
 /// What a shard is told by sessions and by other shards.
 #[derive(Clone, Debug)]
 pub enum Word {
     /// Units came into the store.
     Accepted(Accepted),
-    /// A queue of the sender's home, to be worked on at this site; and whether an operator wants it tried at once.
-    Lent(QueueId, Route, bool),
+    /// A queue to be worked on: by the receiver, or, where it is the queue's home, by whoever it finds for it.
+    Lent(QueueId, Loan),
     /// A queue of the receiver's home has left the sender's memory.
     Returned(QueueId),
     /// What a queue of the receiver's home rested for is over.
@@ -162,9 +183,9 @@ pub enum Word {
     /// An adjustment that ends before its time; and why, or who says so.
     AdjustmentEnded(AdjustmentKey, Arc<str>),
     /// What does this unit wait for, if it is known here?
-    Why(UnitKey, mpsc::UnboundedSender<Waits>),
+    Why(UnitKey, mpsc::UnboundedSender<Why>),
     /// The same of many, as far as their queues are in memory; each is told by its place.
-    WhyAll(Arc<[Option<UnitKey>]>, mpsc::UnboundedSender<(usize, Waits)>),
+    WhyAll(Arc<[Option<UnitKey>]>, mpsc::UnboundedSender<(usize, Why)>),
 }
 
 /// Where a shard stands among the others, and what it shares with them.
@@ -357,31 +378,32 @@ impl Doors {
     }
 
     /// What a unit waits for, as far as a shard knows.
-    pub async fn why(&self, unit: UnitKey) -> Option<Waits> {
+    pub async fn why(&self, unit: UnitKey) -> Option<Why> {
         let (say, mut said) = mpsc::unbounded_channel();
         for shard in self.shards.iter() {
             let _ = shard.send(Word::Why(unit, say.clone()));
         }
         drop(say);
-        let mut known: Option<Waits> = None;
-        while let Some(waits) = said.recv().await {
-            if known.as_ref().is_none_or(|known| waits.rank() < known.rank()) {
-                known = Some(waits);
+        let mut known: Option<Why> = None;
+        while let Some(why) = said.recv().await {
+            let rank = why.waits.rank();
+            if known.as_ref().is_none_or(|known| rank < known.waits.rank()) {
+                known = Some(why);
             }
         }
         known
     }
 
     /// What units of queues in memory wait for, each with its place among `units`. The caller bounds their number.
-    pub async fn why_all(&self, units: Arc<[Option<UnitKey>]>) -> Vec<(usize, Waits)> {
+    pub async fn why_all(&self, units: Arc<[Option<UnitKey>]>) -> Vec<(usize, Why)> {
         let (say, mut said) = mpsc::unbounded_channel();
         for shard in self.shards.iter() {
             let _ = shard.send(Word::WhyAll(units.clone(), say.clone()));
         }
         drop(say);
         let mut known = Vec::new();
-        while let Some(waits) = said.recv().await {
-            known.push(waits);
+        while let Some(why) = said.recv().await {
+            known.push(why);
         }
         known
     }

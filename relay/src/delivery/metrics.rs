@@ -22,6 +22,8 @@ pub struct Metrics {
     classes: IntCounterVec,
     /// Steps of adjustments, by the class of the reply and by what was done.
     steps: IntCounterVec,
+    /// Queues whose mail began to go by a fallback.
+    fallbacks: IntCounterVec,
     /// Transactions whose final reply never came: each may make a duplicate.
     pub in_doubt: IntCounter,
     /// Outcomes the store did not take. Alert on any: the mail may be sent again after a restart.
@@ -90,6 +92,14 @@ impl Metrics {
                 ),
                 &["class", "step"],
             )?,
+            fallbacks: IntCounterVec::new(
+                Opts::new(
+                    "postrider_fallbacks_total",
+                    "Queues whose mail began to go by the fallback of its [[route]] (docs/configuration.md), by the smart host that takes it; once \
+                     for each rest of the first way. Alert on any: the first way can't be spoken to.",
+                ),
+                &["smart_host"],
+            )?,
             in_doubt: IntCounter::new(
                 "postrider_in_doubt_total",
                 "Transactions whose reply after the final dot never came; each may make a duplicate.",
@@ -146,6 +156,7 @@ impl Metrics {
         registry.register(Box::new(metrics.source_connects.clone()))?;
         registry.register(Box::new(metrics.source_outcomes.clone()))?;
         registry.register(Box::new(metrics.steps.clone()))?;
+        registry.register(Box::new(metrics.fallbacks.clone()))?;
         registry.register(Box::new(ends))?;
         registry.register(Box::new(connections_made))?;
         for counter in [&metrics.deferred, &metrics.in_doubt, &metrics.unrecorded] {
@@ -204,6 +215,11 @@ impl Metrics {
     /// Counts a step of an adjustment. Classes are bounded, as they are in [`Self::classed`].
     pub fn stepped(&self, step: &str, class: &str) {
         self.steps.with_label_values(&[class, step]).inc();
+    }
+
+    /// Counts a queue whose mail goes by its fallback. Smart hosts are those of the configuration, which is bounded.
+    pub fn fell_back(&self, smart_host: &str) {
+        self.fallbacks.with_label_values(&[smart_host]).inc();
     }
 
     /// Counts a recipient's end.

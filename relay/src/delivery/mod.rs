@@ -6,6 +6,7 @@ pub mod attempt;
 pub mod client_tls;
 pub mod connection;
 pub mod courier;
+pub mod detour;
 pub mod egress;
 pub mod exchange;
 pub mod judge;

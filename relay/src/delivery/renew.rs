@@ -108,6 +108,9 @@ impl Shard {
         if active.stands.is_empty() {
             return true;
         }
+        if active.detour.is_some() {
+            return self.has_no_detour(id);
+        }
         let group = active.name.route_group;
         let rule = match self.routing.way(group) {
             Direction::Mx(_) => Some(Rule::name_of(&active.name.domain, &self.settings)),
@@ -129,6 +132,27 @@ impl Shard {
         if let Some(active) = self.active.get_mut(&id) {
             active.rumour = None;
         }
+        self.leave_lanes(id);
+        true
+    }
+
+    /// The same of one that goes by its fallback. Its first way may be open now, so it looks for it in any case.
+    fn has_no_detour(&mut self, id: QueueId) -> bool {
+        let lanes: Vec<_> = self
+            .lanes_of(id)
+            .into_iter()
+            .filter_map(|lane| self.lanes.get(lane))
+            .collect();
+        let site = self.fallback_of(id).map(|host| Route::SmartHost(host).site());
+        let same_host = lanes.iter().all(|lane| site.as_deref() == Some(&*lane.key.site));
+        let group = self.active.get(&id).map(|active| active.name.route_group);
+        let pool = group.map(|group| self.pool_of(group));
+        let same_sources = pool.is_some_and(|pool| pool.is_ok_and(|pool| are_of(&lanes, pool.as_deref())));
+        if same_host && same_sources {
+            self.look_for_first_way(id);
+            return false;
+        }
+        self.set_detour(id, None);
         self.leave_lanes(id);
         true
     }

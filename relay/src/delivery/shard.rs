@@ -7,6 +7,7 @@
 mod adapt;
 #[cfg(test)]
 mod day;
+mod fallback;
 #[cfg(test)]
 mod fleet;
 pub mod gates;
@@ -39,8 +40,9 @@ use crate::world::Random;
 use super::adapt::Held;
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
+use super::detour::Detour;
 use super::egress::Shares;
-use super::exchange::{Accepted, Order, Place, Word};
+use super::exchange::{Accepted, Loan, Order, Place, Word};
 use super::lane::{ConnectionId, Idle, Lane, LaneKey, Plan};
 use super::route::Route;
 
@@ -133,6 +135,8 @@ pub enum Effect {
     /// Carry out an operator's order on a unit claimed for it, then [`Shard::settled`]. Whoever gives
     /// orders bounds their number.
     Order(Order),
+    /// Count a queue whose mail goes by its fallback, this smart host, from now on.
+    Fallback(Arc<str>),
     /// Count a step of an adjustment: what was done, for the class of reply.
     Stepped(&'static str, Arc<str>),
     /// End the unit, then [`Shard::ended`].
@@ -167,8 +171,10 @@ pub(super) struct Active {
     confirm: Timestamp,
     /// A differing site that one answer named.
     pub(super) rumour: Option<Arc<str>>,
-    /// To another shard with it, as soon as nothing of it is claimed here.
-    leaves_for: Option<(usize, Route)>,
+    /// Why it goes by its fallback, if it does.
+    pub(super) detour: Option<Detour>,
+    /// To another shard with it, as soon as nothing of it is claimed here; and how it goes on there.
+    leaves_for: Option<(usize, Route, Option<Detour>)>,
     /// An operator wants it tried whatever its lane rests for.
     hurry: bool,
     timer: Option<Timestamp>,
@@ -274,6 +280,8 @@ pub struct Shard {
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
     resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
     resting_count: usize,
+    /// Detours that were told of, and when each is over.
+    told_of: BTreeMap<QueueId, Timestamp>,
     /// Of those scopes, what a reply or an operator has suspended.
     held_scopes: BTreeMap<HoldScope, Held>,
     /// What operators have suspended, [`queue::MAX_SUSPENSIONS`] at the most.
@@ -353,6 +361,7 @@ impl Shard {
             lent: HashMap::new(),
             resting: BTreeMap::new(),
             resting_count: 0,
+            told_of: BTreeMap::new(),
             held_scopes: BTreeMap::new(),
             lanes: Slab::new(),
             lane_of: HashMap::new(),
@@ -417,7 +426,7 @@ impl Shard {
     pub fn hear(&mut self, word: Word, now: Timestamp) {
         match word {
             Word::Accepted(accepted) => self.accepted(&accepted, now),
-            Word::Lent(id, route, hurry) => self.borrow(id, &route, hurry, now),
+            Word::Lent(id, loan) => self.borrow(id, loan, now),
             Word::Returned(id) => drop(self.lent.remove(&id)),
             Word::Expired(unit) => {
                 // Whoever has gone meanwhile is found again by its home.
@@ -464,22 +473,30 @@ impl Shard {
         }
     }
 
-    /// Works on a queue of another home.
-    fn borrow(&mut self, id: QueueId, route: &Route, hurry: bool, now: Timestamp) {
+    /// Works on a queue of another home, or finds one of its own a shard that does.
+    fn borrow(&mut self, id: QueueId, loan: Loan, now: Timestamp) {
+        // It came home, and has found its way since.
+        if self.lent.contains_key(&id) {
+            return;
+        }
         if !self.activate(id, now) {
             self.queue.rest(id, Some(now));
             return self.give_back(id);
         }
         if let Some(active) = self.active.get_mut(&id) {
-            active.hurry = hurry;
-        }
-        if matches!(route, Route::SmartHost(_)) {
-            // As it is configured now; the lender may have been told later than we.
-            return self.look_up(id, now);
-        }
-        self.route(id, route, now);
-        if let Some(active) = self.active.get_mut(&id) {
+            active.hurry = loan.hurry;
             active.confirm = now + SITE_TTL;
+        }
+        match (loan.route, loan.detour) {
+            // As it is configured now; the lender may have been told later than we.
+            (Route::SmartHost(host), detour) => {
+                let fallback = self.fallback_of(id).filter(|own| own.name == host.name);
+                match fallback.zip(detour) {
+                    Some((own, detour)) => self.put(id, &Route::SmartHost(own), Some(detour), now),
+                    None => return self.look_up(id, now),
+                }
+            }
+            (route, _) => self.route(id, &route, now),
         }
         self.look_at(id, now);
     }
@@ -581,6 +598,7 @@ impl Shard {
             pool: None,
             confirm: now,
             rumour: None,
+            detour: None,
             leaves_for: None,
             hurry: false,
             timer: None,
@@ -739,6 +757,7 @@ impl Shard {
         if now >= confirm {
             self.look_up(id, now);
         }
+        self.wait_for_first_way(id, now);
         let several = only.map_or_else(|| self.lanes_in_order(id), |_| Vec::new());
         for &lane in several.iter().chain(&only) {
             self.pump(lane, now);

@@ -426,6 +426,14 @@ impl Shard {
         held?.into_iter().min_by_key(|held| held.until)
     }
 
+    /// Whether a tenant's mail is suspended at a lane that may be another shard's.
+    pub(super) fn is_suspended(&self, lane: &Scope, tenant: &Arc<str>, now: Timestamp) -> bool {
+        self.adjustments.about(lane).any(|record| {
+            let is_its = record.key.scope.tenant.as_ref().is_none_or(|of| of == tenant);
+            record.key.kind == AdjustmentKind::Suspended && record.holds(now) && is_its
+        })
+    }
+
     fn stepped(&mut self, lane: LaneId, step: Option<Step>, now: Timestamp) {
         let (Some(step), Some(at)) = (step, self.lanes.get_mut(lane)) else {
             return;

@@ -18,7 +18,7 @@ use crate::delivery::exchange::{self, Accepted, Word};
 use crate::delivery::lane::ConnectionId;
 use crate::delivery::route::Route;
 use crate::routing::Routing;
-use crate::world::{MxAnswer, MxHost, Random};
+use crate::world::{DnsError, MxAnswer, MxHost, Random};
 
 const ROUND_TRIP: Duration = Duration::from_secs(1);
 
@@ -33,6 +33,7 @@ pub(super) struct Sent {
     pub tenant: String,
     pub stream: String,
     pub source: Option<Arc<str>>,
+    pub site: String,
     pub connection: (usize, u64),
     /// It was opened for it.
     pub opened: bool,
@@ -65,10 +66,21 @@ pub(super) struct Fleet {
     pub shards: Vec<Shard>,
     /// The hosts of a domain; its own `mx.` where nothing is said.
     pub hosts: BTreeMap<String, Vec<String>>,
+    /// Of connections that fail at the same moment each is closed before the next is told of.
+    pub closes_first: bool,
+    /// The DNS does not answer for these.
+    pub unknown: BTreeSet<String>,
+    /// Questions to the DNS.
+    pub asked: usize,
+    /// How often mail began to go by a fallback.
+    pub fallbacks: usize,
     pub takes: Duration,
     pub peer: Option<Peer>,
     /// What was refused, and when.
     pub refused: Vec<(Timestamp, String)>,
+    /// What was begun, and has not been settled.
+    on_the_wire: BTreeSet<UnitKey>,
+    delivered: BTreeSet<(MessageId, u16)>,
     pub now: Timestamp,
     pub sent: Vec<Sent>,
     /// Connections, each with who runs its hosts.
@@ -118,6 +130,12 @@ impl Fleet {
             queue,
             shards,
             hosts: BTreeMap::new(),
+            closes_first: false,
+            unknown: BTreeSet::new(),
+            asked: 0,
+            fallbacks: 0,
+            on_the_wire: BTreeSet::new(),
+            delivered: BTreeSet::new(),
             takes: Duration::from_millis(100),
             peer: None,
             refused: Vec::new(),
@@ -139,12 +157,16 @@ impl Fleet {
         let routing = Arc::new(Routing::open(settings.clone(), &self.queue).unwrap());
         let mut fresh = Self::over(self.queue, shards, settings, routing, 2, self.now);
         fresh.hosts = self.hosts;
+        fresh.closes_first = self.closes_first;
+        fresh.unknown = self.unknown;
+        fresh.delivered = self.delivered;
         fresh.number = self.number;
         fresh
     }
 
     pub fn renew(&mut self, more: &str) {
         let settings = settings(more);
+        self.routing = Arc::new(Routing::open(settings.clone(), &self.queue).unwrap());
         let delivery = Arc::new(settings.delivery.clone());
         for number in 0..self.shards.len() {
             self.shards[number].renew(delivery.clone(), self.routing.clone(), false, self.now);
@@ -153,6 +175,19 @@ impl Fleet {
 
     /// Messages of a tenant to one domain come in now.
     pub async fn accept(&mut self, count: usize, tenant: &str, stream: &str, domain: &str, bytes: usize) {
+        let group = RouteGroup(0);
+        self.accept_by(group, (count, bytes), (tenant, stream), domain)
+            .await;
+    }
+
+    /// The same by the way of a route group.
+    pub async fn accept_by(
+        &mut self,
+        route_group: RouteGroup,
+        (count, bytes): (usize, usize),
+        (tenant, stream): (&str, &str),
+        domain: &str,
+    ) {
         for _ in 0..count {
             self.number += 1;
             let mut random = [0; 10];
@@ -176,7 +211,7 @@ impl Fleet {
                 origin: queue::Origin::default(),
                 cause: None,
                 units: vec![NewUnit {
-                    route_group: RouteGroup(0),
+                    route_group,
                     domain: domain.parse().unwrap(),
                     due: self.now,
                     recipients: vec![Recipient::new(format!("to@{domain}").parse().unwrap())],
@@ -246,6 +281,8 @@ impl Fleet {
                 self.shards[shard].hear(word, now);
             }
             Next::Done(shard, lane, connection, unit) => {
+                self.on_the_wire.remove(&unit);
+                assert!(self.delivered.insert((unit.id, unit.unit)), "twice: {unit:?}");
                 self.queue
                     .settle(delivered(unit, now))
                     .await
@@ -262,9 +299,14 @@ impl Fleet {
                 self.shards[shard].connection_opened(lane, ConnectionId(connection), now);
             }
             Next::Refused(shard, lane, connection, unit, said, at_door) => {
+                self.on_the_wire.remove(&unit);
                 self.refuse(shard, (lane, ConnectionId(connection)), unit, said, at_door)
                     .await;
-                self.later(Duration::ZERO, Next::Closed(shard, lane, connection));
+                // Those that fail at the same moment have all failed before the first is closed, unless it is asked for otherwise.
+                self.number += 1;
+                let number = if self.closes_first { 0 } else { self.number };
+                let closed = Next::Closed(shard, lane, connection);
+                self.events.insert((now, number, closed));
             }
             Next::Closed(shard, lane, connection) => {
                 self.open.remove(&(shard, connection));
@@ -285,6 +327,15 @@ impl Fleet {
             for effect in effects {
                 match effect {
                     Effect::Resolve(domain) => {
+                        self.asked += 1;
+                        if self.unknown.contains(domain.as_str()) {
+                            let error = DnsError {
+                                question: format!("{domain} MX"),
+                                cause: "timed out".into(),
+                            };
+                            self.shards[number].resolved(&domain, Err(error), self.now);
+                            continue;
+                        }
                         let own = vec![format!("mx.{domain}")];
                         let hosts = self.hosts.get(domain.as_str()).unwrap_or(&own);
                         let host = |host: &String| MxHost {
@@ -314,6 +365,7 @@ impl Fleet {
                     }
                     Effect::Tell(shard, word) => self.word(shard, word),
                     Effect::Stepped(..) => {}
+                    Effect::Fallback(_) => self.fallbacks += 1,
                     other => panic!("{other:?}"),
                 }
             }
@@ -321,6 +373,7 @@ impl Fleet {
     }
 
     fn send(&mut self, shard: usize, connection: u64, unit: UnitKey, opened: bool) {
+        assert!(self.on_the_wire.insert(unit), "on two wires: {unit:?}");
         let lane = self.lanes[&(shard, connection)];
         let name = self.queue.info(unit.queue).unwrap().unwrap().name;
         let mut sent = Sent {
@@ -330,6 +383,7 @@ impl Fleet {
             tenant: name.tenant.to_string(),
             stream: name.stream.to_string(),
             source: self.shards[shard].lanes[lane].scope().source,
+            site: self.shards[shard].lanes[lane].key.site.to_string(),
             connection: (shard, connection),
             opened,
         };

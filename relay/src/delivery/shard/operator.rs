@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::delivery::adapt::Held;
 use crate::delivery::agenda::place;
-use crate::delivery::exchange::{Done, Order, Waits, Word};
+use crate::delivery::exchange::{Done, Order, Waits, Why, Word};
 use crate::delivery::lane::Rest;
 
 use super::{Active, Effect, LaneId, MAX_RESTING, Rests, Shard};
@@ -48,14 +48,15 @@ impl Shard {
     }
 
     /// Says what a unit waits for, as far as it is known here.
-    pub(super) fn why(&mut self, unit: &UnitKey, say: &UnboundedSender<Waits>, now: Timestamp) {
+    pub(super) fn why(&mut self, unit: &UnitKey, say: &UnboundedSender<Why>, now: Timestamp) {
         let waits = match self.active.get(&unit.queue) {
             Some(active) => self.waits(unit, active, now),
             None => self.waits_outside(unit, now),
         };
         if let Some(waits) = waits {
             // Who asked may have gone.
-            let _ = say.send(waits);
+            let fallback = self.told_of_detour(unit.queue);
+            let _ = say.send(Why { waits, fallback });
         }
     }
 
@@ -63,7 +64,7 @@ impl Shard {
     pub(super) fn why_all(
         &self,
         units: &[Option<UnitKey>],
-        say: &UnboundedSender<(usize, Waits)>,
+        say: &UnboundedSender<(usize, Why)>,
         now: Timestamp,
     ) {
         let mut outside = HashMap::new();
@@ -71,8 +72,10 @@ impl Shard {
             let Some(unit) = unit else { continue };
             match self.active.get(&unit.queue) {
                 Some(active) => {
-                    let waits = self.waits(unit, active, now);
-                    drop(waits.map(|waits| say.send((number, waits))));
+                    if let Some(waits) = self.waits(unit, active, now) {
+                        let fallback = self.told_of_detour(unit.queue);
+                        let _ = say.send((number, Why { waits, fallback }));
+                    }
                 }
                 None if unit.due <= now => drop(outside.insert(unit.queue, number)),
                 None => {}
@@ -85,7 +88,11 @@ impl Shard {
                 && let Some(waits) = self.rests_for(scope, now)
             {
                 for &number in asked {
-                    let _ = say.send((number, waits.clone()));
+                    let why = Why {
+                        waits: waits.clone(),
+                        fallback: None,
+                    };
+                    let _ = say.send((number, why));
                 }
             }
         }

@@ -70,9 +70,14 @@ impl Shard {
 
     /// Nothing of the queue goes before `until`, since its destination rests: it waits in memory if that is soon.
     pub(super) fn hold_back(&mut self, id: QueueId, scope: &HoldScope, until: Timestamp, now: Timestamp) {
+        if self.goes_round(id, now) {
+            return;
+        }
         let Some(active) = self.active.get(&id) else {
             return;
         };
+        // The fallback rests as well: whichever ends first.
+        let first_way = active.detour.as_ref().map(|detour| detour.until);
         // Another of its lanes may take it meanwhile.
         let waits = |stand: &Stand| {
             let lane = self.lanes.get(stand.lane);
@@ -80,7 +85,14 @@ impl Shard {
             lane.is_none_or(|lane| lane.resting(now).is_some() || lane.adapt.held_of(tenant, now).is_some())
         };
         let all_wait = active.stands.iter().all(waits);
-        if until > now + HORIZON && active.agenda.claims() == 0 && all_wait {
+        let may_leave = active.agenda.claims() == 0 && all_wait;
+        if may_leave && first_way.is_some_and(|until| until <= now) {
+            return self.unload(id, Some(Rests::UntilDue), now);
+        }
+        let until = first_way
+            .filter(|&first| first > now)
+            .map_or(until, |first| first.min(until));
+        if until > now + HORIZON && may_leave {
             self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
             if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
                 self.resting_count += 1;

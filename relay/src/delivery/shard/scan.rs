@@ -108,6 +108,7 @@ impl Shard {
         if self.place.is_first() && (now.0 / 1_000).is_multiple_of(30) {
             self.place.ledger().tidy(now);
         }
+        self.forget_detours(now);
         if self.draining {
             return;
         }
@@ -316,6 +317,8 @@ impl Shard {
             let rest = self.lanes.get(stand.lane)?.rest.as_ref()?;
             Some(rest.cause.clone())
         });
+        let detour = active.detour.as_ref();
+        let by_lane = by_lane.or_else(|| detour.map(|detour| detour.cause.to_string()));
         by_lane.or_else(|| {
             self.rest(&HoldScope::Domain(active.name.domain.clone()), now)
                 .map(|rest| rest.cause)

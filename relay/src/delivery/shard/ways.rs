@@ -7,8 +7,9 @@ use mail_core::{Domain, Timestamp};
 use queue::{HoldRecord, HoldScope, QueueId, RouteGroup};
 
 use crate::config::egress::{Pool, Source};
-use crate::delivery::exchange::Word;
-use crate::delivery::lane::{Lane, LaneKey};
+use crate::delivery::detour::Detour;
+use crate::delivery::exchange::{Loan, Word};
+use crate::delivery::lane::{Lane, LaneKey, Rest};
 use crate::delivery::route::Route;
 use crate::world::{DnsError, log_time};
 
@@ -37,6 +38,11 @@ impl Shard {
                 let until = now + self.wait(failures);
                 tracing::warn!(%domain, %error, failures, until = %log_time(until), "deferred: destination not found");
                 let cause = format!("4.4.3 {error}");
+                let rest = Rest {
+                    failures,
+                    until,
+                    cause: cause.clone(),
+                };
                 self.queue.hold(
                     scope.clone(),
                     HoldRecord {
@@ -47,7 +53,9 @@ impl Shard {
                     },
                 );
                 for id in queues {
-                    self.hold_back(id, &scope, until, now);
+                    if !self.goes_round_domain(id, Some(rest.clone()), now) {
+                        self.hold_back(id, &scope, until, now);
+                    }
                 }
             }
         }
@@ -69,10 +77,16 @@ impl Shard {
             return;
         };
         let scope = HoldScope::Domain(domain.clone());
-        if active.stands.is_empty()
+        if (active.stands.is_empty() || active.detour.is_some())
             && let Some(rest) = self.rest(&scope, now).filter(|rest| rest.until > now)
         {
-            return self.hold_back(id, &scope, rest.until, now);
+            let until = rest.until;
+            if self.goes_round_domain(id, Some(rest), now) {
+                return;
+            }
+            if self.lanes_of(id).is_empty() {
+                return self.hold_back(id, &scope, until, now);
+            }
         }
         let known = self.lookups.contains_key(&domain);
         let lookup = self.lookups.entry(domain.clone()).or_default();
@@ -87,13 +101,12 @@ impl Shard {
 
     /// Takes a way that the DNS has no say in.
     pub(super) fn route_at_once(&mut self, id: QueueId, route: &Route, now: Timestamp) {
-        let was_known = self
-            .active
-            .get(&id)
-            .is_some_and(|active| !active.stands.is_empty());
+        let before = self.lanes_of(id);
         self.route(id, route, now);
-        if !was_known {
+        if before.is_empty() {
             self.look_at(id, now);
+        } else if self.lanes_of(id) != before {
+            self.set_queue_timer(id, now);
         }
     }
 
@@ -122,6 +135,9 @@ impl Shard {
                 until
             }
         };
+        if let Some(active) = self.active.get_mut(&id) {
+            active.detour = None;
+        }
         self.leave_lanes(id);
         self.hold_back(id, &scope, until, now);
     }
@@ -145,8 +161,34 @@ impl Shard {
         }
     }
 
-    /// Puts a queue on the lanes of its route's site, one for each source of its pool. A site other than the one in use is believed when a second answer says so.
-    pub(super) fn route(&mut self, id: QueueId, route: &Route, now: Timestamp) {
+    /// Puts a queue on its first way, or on its fallback while that is closed. A site other than the one in use is believed when a
+    /// second answer says so.
+    pub(super) fn route(&mut self, id: QueueId, first: &Route, now: Timestamp) {
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let site: Arc<str> = first.site().into();
+        if active.detour.is_none()
+            && let Some(stand) = active.stands.first()
+            && self
+                .lanes
+                .get(stand.lane)
+                .is_some_and(|lane| lane.key.site != site)
+            && active.rumour.as_ref() != Some(&site)
+        {
+            active.rumour = Some(site);
+            active.confirm = now + SITE_DOUBT;
+            return;
+        }
+        match self.detour(id, first, now) {
+            Some((host, detour)) => self.put(id, &Route::SmartHost(host), Some(detour), now),
+            None => self.put(id, first, None, now),
+        }
+    }
+
+    /// Puts a queue on the lanes of a route's site, one for each source of its pool. `detour`: the route is its fallback, for this
+    /// reason.
+    pub(super) fn put(&mut self, id: QueueId, route: &Route, detour: Option<Detour>, now: Timestamp) {
         let Some(active) = self.active.get(&id) else {
             return;
         };
@@ -158,24 +200,22 @@ impl Shard {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        let site: Arc<str> = route.site().into();
-        if let Some(stand) = active.stands.first()
-            && self
-                .lanes
-                .get(stand.lane)
-                .is_some_and(|lane| lane.key.site != site)
-            && active.rumour.as_ref() != Some(&site)
-        {
-            active.rumour = Some(site);
-            active.confirm = now + SITE_DOUBT;
-            return;
-        }
         active.rumour = None;
         if let Some(owner) = self.place.owner_elsewhere(route) {
-            active.leaves_for = Some((owner, route.clone()));
+            active.leaves_for = Some((owner, route.clone(), detour));
+            // Whoever takes it tells of a detour that begins.
+            self.set_detour(id, None);
             self.leave_lanes(id);
             return self.leave(id, now);
         }
+        if let Some(detour) = &detour {
+            active.confirm = detour.until.min(now + SITE_TTL);
+        }
+        let site: Arc<str> = route.site().into();
+        self.set_detour(id, detour);
+        let Some(active) = self.active.get(&id) else {
+            return;
+        };
         let domain = active.name.domain.clone();
         let sources = match &pool {
             // What ends without a connection is sent from nowhere.
@@ -217,15 +257,22 @@ impl Shard {
         if active.agenda.claims() > 0 {
             return;
         }
-        let Some((owner, route)) = active.leaves_for.take() else {
+        let Some((owner, route, detour)) = active.leaves_for.take() else {
             return;
         };
-        let hurry = active.hurry;
+        let loan = Loan {
+            route,
+            detour,
+            hurry: active.hurry,
+        };
         self.unload(id, None, now);
-        // From another home, which looks for the site itself.
-        if self.place.home_elsewhere(id).is_none() {
-            self.lent.insert(id, owner);
-            self.tell(owner, Word::Lent(id, route, hurry));
+        match self.place.home_elsewhere(id) {
+            None => {
+                self.lent.insert(id, owner);
+                self.tell(owner, Word::Lent(id, loan));
+            }
+            // By way of its home, which alone knows who has it.
+            Some(home) => self.tell(home, Word::Lent(id, loan)),
         }
     }
 

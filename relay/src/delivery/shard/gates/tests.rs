@@ -134,8 +134,8 @@ async fn each_of_many_queues_is_told_what_holds_it() {
     }
     drop(say);
     let mut told = Vec::new();
-    while let Some((number, waits)) = said.recv().await {
-        told.push((queues[number].1.name.domain.to_string(), waits));
+    while let Some((number, why)) = said.recv().await {
+        told.push((queues[number].1.name.domain.to_string(), why.waits));
     }
     told.sort_by(|one, other| one.0.cmp(&other.0));
     let [(of_limit, limit), (of_reply, reply)] = &told[..] else {

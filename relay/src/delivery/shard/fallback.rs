@@ -1,0 +1,207 @@
+//! Queues whose first way is closed, and that have a fallback: they go by it, and back.
+//!
+//! A queue is asked about its way when its domain was looked up, when a lane of it rests, and once its detour is over. It moves to the
+//! fallback only while all lanes of its first way rest, and back only when one of them no longer does, so it moves twice for each
+//! rest at the most. What is on the wire is settled where it is.
+
+use std::sync::Arc;
+
+use mail_core::{Domain, Timestamp};
+use queue::{HoldScope, QueueId, Scope};
+
+use crate::config::egress::Pool;
+use crate::config::settings::DeliverySettings;
+use crate::config::smart_hosts::SmartHost;
+use crate::delivery::detour::{Detour, is_silence};
+use crate::delivery::lane::{Hosts, LaneKey, Plan, Rest};
+use crate::delivery::route::Route;
+use crate::world::log_time;
+
+use super::{Direction, Effect, MAX_RESTING, Shard};
+
+impl Shard {
+    /// The smart host that takes a queue's mail while its first way is closed.
+    pub(in crate::delivery) fn fallback_of(&self, id: QueueId) -> Option<Arc<SmartHost>> {
+        let active = self.active.get(&id)?;
+        match self.routing.way(active.name.route_group) {
+            Direction::Mx(means) | Direction::SmartHost(_, means) => means.fallback,
+            Direction::Discard(_) | Direction::Missing(_) => None,
+        }
+    }
+
+    /// By whom a queue goes round its first way, if that is closed.
+    pub(super) fn detour(
+        &self,
+        id: QueueId,
+        first: &Route,
+        now: Timestamp,
+    ) -> Option<(Arc<SmartHost>, Detour)> {
+        let host = self.fallback_of(id)?;
+        let name = &self.active.get(&id)?.name;
+        let pool = self.pool_of(name.route_group).ok()?;
+        let keys = lane_keys(first, &name.domain, pool.as_deref(), &self.settings);
+        let rests = keys
+            .into_iter()
+            .map(|key| self.closed_for(&key, first, &name.tenant, now));
+        let detour = Detour::of(rests, self.settings.fallback_after, now)?;
+        Some((host, detour))
+    }
+
+    /// What a lane of the first way rests for, where that is a reason to go round it. Its owner knows; others know what the store says.
+    fn closed_for(&self, key: &LaneKey, first: &Route, tenant: &Arc<str>, now: Timestamp) -> Option<Rest> {
+        let (rest, suspended) = match self.lane_of.get(key).and_then(|lane| self.lanes.get(*lane)) {
+            Some(lane) => {
+                let adapt = &lane.adapt;
+                let suspended = adapt.held(now).is_some() || adapt.held_of(tenant, now).is_some();
+                (lane.rest.clone(), suspended)
+            }
+            None => {
+                let provider = first.provider(&self.settings);
+                let lane = Scope {
+                    site: Some(key.site.clone()),
+                    provider: provider.map(|provider| provider.name.clone()),
+                    tenant: None,
+                    source: key.source.clone(),
+                };
+                let rest = self.rest(&HoldScope::Lane(key.scope()), now);
+                (rest, self.is_suspended(&lane, tenant, now))
+            }
+        };
+        // That a smart host of ours wants nothing from us is for us to mend, and no reason to keep mail.
+        let counts = |rest: &Rest| matches!(first, Route::SmartHost(_)) || is_silence(&rest.cause);
+        rest.filter(|rest| !suspended && counts(rest))
+    }
+
+    /// A lane of the queue rests. If all do, it goes by its fallback; false where it has none, or it stays.
+    pub(super) fn goes_round(&mut self, id: QueueId, now: Timestamp) -> bool {
+        let Some(active) = self.active.get(&id) else {
+            return false;
+        };
+        if active.detour.is_some() || active.leaves_for.is_some() || self.draining {
+            return false;
+        }
+        let Some((host, detour)) = self.first_way(id).and_then(|first| self.detour(id, &first, now)) else {
+            return false;
+        };
+        self.put(id, &Route::SmartHost(host), Some(detour), now);
+        // Nothing is sent in the midst of something else.
+        self.set_queue_timer(id, now);
+        true
+    }
+
+    /// The same where nobody knows its lanes, since its domain rests. One whose lanes are known stays with them.
+    pub(super) fn goes_round_domain(&mut self, id: QueueId, rest: Option<Rest>, now: Timestamp) -> bool {
+        let Some(active) = self.active.get(&id) else {
+            return false;
+        };
+        if self.draining || (active.detour.is_none() && !active.stands.is_empty()) {
+            return false;
+        }
+        let detour = Detour::of([rest], self.settings.fallback_after, now);
+        let Some((host, detour)) = self.fallback_of(id).zip(detour) else {
+            return false;
+        };
+        self.put(id, &Route::SmartHost(host), Some(detour), now);
+        self.set_queue_timer(id, now);
+        true
+    }
+
+    /// A queue that goes by its fallback looks for its first way again in time, whatever its lane waits for.
+    pub(super) fn wait_for_first_way(&mut self, id: QueueId, now: Timestamp) {
+        let active = self.active.get(&id).filter(|active| active.detour.is_some());
+        if let Some(confirm) = active.map(|active| active.confirm).filter(|at| *at > now) {
+            self.set_queue_timer(id, confirm);
+        }
+    }
+
+    /// At the next look at it.
+    pub(in crate::delivery) fn look_for_first_way(&mut self, id: QueueId) {
+        if let Some(active) = self.active.get_mut(&id) {
+            active.confirm = Timestamp(0);
+            self.set_queue_timer(id, Timestamp(0));
+        }
+    }
+
+    /// The route whose lanes the queue stands at.
+    fn first_way(&self, id: QueueId) -> Option<Route> {
+        let stand = self.active.get(&id)?.stands.first()?;
+        match &*self.lanes.get(stand.lane)?.plan {
+            Plan::Hosts { hosts, .. } => Some(match hosts {
+                Hosts::Mx(hosts) => Route::Hosts(hosts.clone()),
+                Hosts::Chosen(host) => Route::SmartHost(host.clone()),
+            }),
+            Plan::End(_) => None,
+        }
+    }
+
+    /// Notes whether the queue goes by its fallback now, and tells of it: once for each rest, since a queue that is empty leaves memory
+    /// and comes back.
+    pub(in crate::delivery) fn set_detour(&mut self, id: QueueId, detour: Option<Detour>) {
+        let host = self.fallback_of(id).map(|host| host.name.clone());
+        let Some(active) = self.active.get_mut(&id) else {
+            return;
+        };
+        let before = std::mem::replace(&mut active.detour, detour);
+        let domain = &active.name.domain;
+        match (&before, &active.detour, host) {
+            (None, Some(Detour { until, cause }), Some(host)) => {
+                if self.told_of.get(&id) == Some(until) {
+                    return;
+                }
+                if self.told_of.len() < MAX_RESTING {
+                    self.told_of.insert(id, *until);
+                }
+                tracing::warn!(%domain, queue = id.0, smart_host = &*host, cause = &**cause, until = %log_time(*until), "goes by its fallback");
+                self.effects.push(Effect::Fallback(host));
+            }
+            (Some(_), None, _) => {
+                self.told_of.remove(&id);
+                tracing::info!(%domain, queue = id.0, "goes its first way again");
+            }
+            _ => {}
+        }
+    }
+
+    /// Those that are over.
+    pub(super) fn forget_detours(&mut self, now: Timestamp) {
+        // Once in a while.
+        if (now.0 / 1_000).is_multiple_of(64) {
+            self.told_of.retain(|_, until| *until > now);
+        }
+    }
+
+    /// In words, of a queue that goes by its fallback.
+    pub(super) fn told_of_detour(&self, id: QueueId) -> Option<String> {
+        let detour = self.active.get(&id)?.detour.as_ref()?;
+        let host = self.fallback_of(id)?;
+        Some(format!("smart host {}, since {}", host.name, detour.cause))
+    }
+}
+
+/// The lanes of a route: one for each source of the pool. None of what ends without a connection.
+fn lane_keys(
+    route: &Route,
+    domain: &Domain,
+    pool: Option<&Pool>,
+    settings: &DeliverySettings,
+) -> Vec<LaneKey> {
+    if !matches!(route, Route::Hosts(_) | Route::SmartHost(_)) {
+        return Vec::new();
+    }
+    let (site, rule): (Arc<str>, _) = (route.site().into(), route.rule_name(domain, settings));
+    let key = |source| LaneKey {
+        site: site.clone(),
+        rule: rule.clone(),
+        source,
+    };
+    match pool {
+        None => vec![key(None)],
+        Some(pool) => {
+            let names = pool.members.iter().map(|member| &member.source.name);
+            names.map(|name| key(Some(name.clone()))).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
