@@ -24,6 +24,9 @@ pub const MAX_CAUSE: usize = 500;
 /// Who says so where no operator does.
 pub const BY_REPLY: &str = "reply";
 
+/// The same of a source that does not serve.
+pub const BY_FAILURE: &str = "failure";
+
 /// What kind of thing an adjustment is. One of each kind may stand for one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum AdjustmentKind {
@@ -125,7 +128,7 @@ pub struct AdjustmentRecord {
     pub host: Option<String>,
     /// The class of what it said.
     pub class: Option<String>,
-    /// [`BY_REPLY`], or the operator's name.
+    /// [`BY_REPLY`], [`BY_FAILURE`], or the operator's name.
     pub by: String,
 }
 
@@ -146,14 +149,22 @@ impl AdjustmentRecord {
         self.until.is_none_or(|until| until > now)
     }
 
+    /// Whether an operator says so.
+    pub fn is_operators(&self) -> bool {
+        self.by != BY_REPLY && self.by != BY_FAILURE
+    }
+
     /// Who suspended it, or slowed it down, and why: for people.
     pub fn told(&self) -> String {
         let what = match self.key.kind {
             AdjustmentKind::Suspended => "suspended",
             AdjustmentKind::Learned | AdjustmentKind::Limited => "slower",
         };
-        if self.by != BY_REPLY {
+        if self.is_operators() {
             return format!("{what} by {}: {}", self.by, self.cause);
+        }
+        if self.by == BY_FAILURE {
+            return format!("{what} by a failure: {}", self.cause);
         }
         let host = self.host.as_deref().map(|host| format!(" of {host}"));
         format!("{what} by a reply{}: {}", host.unwrap_or_default(), self.cause)

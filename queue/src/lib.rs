@@ -35,7 +35,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use adjustment::{AdjustmentKey, AdjustmentKind, AdjustmentRecord, BY_REPLY, MAX_ADJUSTMENTS, Refused};
+pub use adjustment::{
+    AdjustmentKey, AdjustmentKind, AdjustmentRecord, BY_FAILURE, BY_REPLY, MAX_ADJUSTMENTS, Refused,
+};
 pub use aside::{Aside, SetAside, SetAsideRecord};
 use corruption::Corruption;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mail_core::Timestamp;
 
 use super::{Committer, Group};
-use crate::adjustment::{AdjustmentKey, AdjustmentKind, AdjustmentRecord, BY_REPLY, MAX_ADJUSTMENTS};
+use crate::adjustment::{AdjustmentKey, AdjustmentKind, AdjustmentRecord, MAX_ADJUSTMENTS};
 use crate::keys;
 use crate::records::{Event, EventKind, decode};
 use crate::store::Family;
@@ -18,7 +18,7 @@ pub(super) type Standing = BTreeMap<AdjustmentKey, Stands>;
 pub(super) struct Stands {
     changed: Timestamp,
     until: Option<Timestamp>,
-    by_reply: bool,
+    is_operators: bool,
 }
 
 impl Stands {
@@ -26,7 +26,7 @@ impl Stands {
         Self {
             changed: record.changed,
             until: record.until,
-            by_reply: record.by == BY_REPLY,
+            is_operators: record.is_operators(),
         }
     }
 
@@ -35,7 +35,7 @@ impl Stands {
         let rank = match kind {
             _ if self.until.is_some_and(|until| until <= now) => 0,
             AdjustmentKind::Learned => 1,
-            AdjustmentKind::Suspended if self.by_reply => 2,
+            AdjustmentKind::Suspended if !self.is_operators => 2,
             AdjustmentKind::Suspended | AdjustmentKind::Limited => 3,
         };
         (rank, self.changed)

@@ -134,6 +134,8 @@ enum Event {
     Closed(LaneId, ConnectionId),
     /// Why, and whether a reply said so that is told of apart.
     LaneFailed(LaneId, String, bool),
+    /// What, and when the connection was begun.
+    SourceFailed(LaneId, ConnectionId, String, Timestamp),
     LaneWorks(LaneId),
     Opened(LaneId, ConnectionId),
     GotThrough(LaneId),
@@ -233,6 +235,9 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
             shard.connection_closed(lane, connection, now);
         }
         Event::LaneFailed(lane, cause, taught) => shard.lane_failed(lane, &cause, taught, now),
+        Event::SourceFailed(lane, connection, cause, begun) => {
+            shard.source_failed(lane, connection, &cause, begun, now)
+        }
         Event::LaneWorks(lane) => shard.lane_works(lane, now),
         Event::Opened(lane, connection) => shard.connection_opened(lane, connection, now),
         Event::GotThrough(lane) => shard.got_through(lane, now),
@@ -400,6 +405,12 @@ impl<N: Net> Courier<N> {
             Ok(connection) => {
                 self.tell(Event::Opened(lane, id));
                 Some(connection)
+            }
+            Err(failure) if failure.is_sources_end() => {
+                let failed = Event::SourceFailed(lane, id, failure.to_string(), begun);
+                self.tell(failed);
+                self.tell(Event::Settled(first.unit, Settled::Untouched));
+                None
             }
             Err(failure) => {
                 let taught = self.learn_at_the_door(lane, id, first.unit, &failure, begun);

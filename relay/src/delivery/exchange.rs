@@ -21,6 +21,7 @@ use super::courier::Kept;
 use super::detour::Detour;
 use super::limits::ledger::Ledger;
 use super::route::Route;
+use super::trials::Trials;
 
 /// Messages kept that the shards have not taken in. Sessions wait while there are so many.
 const UNTOLD: usize = 1_024;
@@ -195,6 +196,7 @@ pub struct Place {
     count: usize,
     connections: Arc<AtomicUsize>,
     ledger: Ledger,
+    trials: Trials,
 }
 
 impl Place {
@@ -205,6 +207,7 @@ impl Place {
             count: 1,
             connections: Arc::default(),
             ledger: Ledger::default(),
+            trials: Trials::default(),
         }
     }
 
@@ -221,6 +224,11 @@ impl Place {
     /// The budgets of all shards.
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Which sources are tried, by whichever shard.
+    pub(super) fn trials(&self) -> &Trials {
+        &self.trials
     }
 
     /// How many shards there are.
@@ -298,13 +306,14 @@ pub fn open(count: usize) -> (Doors, Vec<Seat>) {
     let connections = Arc::<AtomicUsize>::default();
     let (shards, ends): (Vec<_>, Vec<_>) = (0..count.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
     let shards: Arc<[_]> = shards.into();
-    let ledger = Ledger::default();
+    let (ledger, trials) = (Ledger::default(), Trials::default());
     let seat = |(index, words)| Seat {
         place: Place {
             index,
             count: shards.len(),
             connections: connections.clone(),
             ledger: ledger.clone(),
+            trials: trials.clone(),
         },
         words,
         shards: shards.clone(),

@@ -22,6 +22,7 @@ pub(crate) mod scram;
 pub mod settle;
 pub mod shard;
 pub mod smart_host;
+pub mod trials;
 pub mod turn;
 
 use queue::Backoff;

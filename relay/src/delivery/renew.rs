@@ -175,6 +175,9 @@ impl Shard {
         if mended.is_empty() {
             return;
         }
+        for source in &mended.sources {
+            self.source_changed(source, now);
+        }
         let mut scopes: BTreeSet<HoldScope> = self.resting_scopes().cloned().collect();
         match self.queue.holds(MAX_HOLDS) {
             Ok(holds) => scopes.extend(holds.into_iter().map(|(scope, _)| scope)),

@@ -7,6 +7,7 @@
 mod adapt;
 #[cfg(test)]
 mod day;
+mod failing;
 mod fallback;
 #[cfg(test)]
 mod fleet;
@@ -288,6 +289,8 @@ pub struct Shard {
     suspended: Arc<[SuspensionRecord]>,
     /// What replies have taught, and operators have set: all of it that is wider than a lane's pace.
     adjustments: adapt::Adjustments,
+    /// Connections that try whether sources serve again which have failed.
+    trials: HashMap<Arc<str>, ConnectionId>,
     /// Queues that left memory because they are suspended, [`MAX_RESTING`] at the most.
     parked: BTreeSet<QueueId>,
     pub(super) lanes: Slab<Lane>,
@@ -349,6 +352,7 @@ impl Shard {
         Self {
             suspended: suspended.into(),
             adjustments,
+            trials: HashMap::new(),
             parked: BTreeSet::new(),
             queue,
             place,

@@ -132,6 +132,8 @@ pub(super) struct SourceFailure {
     pub(super) cause: String,
     /// Other hosts would fare alike, and trying each would cost its time.
     pub(super) for_all: bool,
+    /// Nothing that is sent from it would fare otherwise, whatever the site.
+    pub(super) whole: bool,
 }
 
 impl OpenFailure {
@@ -146,6 +148,12 @@ impl OpenFailure {
         let by_source = |tried: &Try| matches!(tried.why, Why::Source(_));
         let for_all = |tried: &Try| matches!(&tried.why, Why::Source(failure) if failure.for_all);
         !self.tries.is_empty() && (self.tries.iter().all(by_source) || self.tries.iter().any(for_all))
+    }
+
+    /// Whether the source failed as a whole, so that nothing is to be sent from it for a while.
+    pub fn is_sources_end(&self) -> bool {
+        let is_whole = |tried: &Try| matches!(&tried.why, Why::Source(failure) if failure.whole);
+        self.tries.last().is_some_and(is_whole)
     }
 
     /// Why, and which host said it, if every host refuses for good and asking again is no use (RFC 5321 §4.2.4.2). Never so
@@ -467,19 +475,27 @@ impl<N: Net> Opener<'_, N> {
         let Some(proxy) = self.proxy() else {
             return match self.connect_from(from, to, patience).await {
                 Ok(stream) => Ok(stream),
-                Err(NotConnected::Ours(cause)) => Err(self.source_failed(&cause, true)),
+                Err(NotConnected::Ours(cause)) => {
+                    Err(self.source_failed(&cause, true, self.has_one_address()))
+                }
                 Err(NotConnected::Theirs(cause)) => Err(unreachable(to, &cause)),
             };
         };
         // The address is the proxy's.
         let address = from.address.take();
-        let failed = |cause: &str, for_all| self.source_failed(&format!("{proxy}: {cause}"), for_all);
+        let failed = |cause: &str, for_all, whole| {
+            let cause = format!("{proxy}: {cause}");
+            self.source_failed(&cause, for_all, whole)
+        };
         let stream = self.connect_to_proxy(proxy, from).await;
-        let mut stream = stream.map_err(|cause| failed(&cause, true))?;
+        let mut stream = stream.map_err(|cause| failed(&cause, true, true))?;
+        // Of two addresses the proxy may have lost the one that this target is spoken to from.
+        let whole = self.has_one_address() || !proxy.bind;
         match proxy::ask(&mut stream, proxy, address, to, patience).await {
             Ok(()) => Ok(stream),
-            Err(Refused::Proxy(cause)) => Err(failed(&cause, true)),
-            Err(Refused::Request(cause)) => Err(failed(&format!("{cause} ([{}])", to.ip()), false)),
+            Err(Refused::Proxy(cause)) => Err(failed(&cause, true, whole)),
+            Err(Refused::Midway(cause)) => Err(failed(&cause, true, false)),
+            Err(Refused::Request(cause)) => Err(failed(&format!("{cause} ([{}])", to.ip()), false, false)),
             Err(Refused::Target(cause)) => Err(unreachable(to, &format!("{cause}, says {proxy}"))),
         }
     }
@@ -497,14 +513,24 @@ impl<N: Net> Opener<'_, N> {
         }
     }
 
-    fn source_failed(&self, cause: &str, for_all: bool) -> Why {
+    /// What fails by one address of two leaves the other.
+    fn has_one_address(&self) -> bool {
+        let source = self.terms.source.as_ref();
+        source.is_none_or(|source| source.addresses.len() < 2)
+    }
+
+    fn source_failed(&self, cause: &str, for_all: bool, whole: bool) -> Why {
         let of = match (&self.terms.source, self.settings.delivery.source) {
             (Some(source), _) => format!("source {}", source.name),
             (None, Some(_)) => "delivery.source".to_owned(),
             (None, None) => "our own end".to_owned(),
         };
         let cause = format!("{of}: {cause}");
-        Why::Source(SourceFailure { cause, for_all })
+        Why::Source(SourceFailure {
+            cause,
+            for_all,
+            whole,
+        })
     }
 
     async fn connect_from(

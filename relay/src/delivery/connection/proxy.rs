@@ -19,6 +19,8 @@ use crate::config::smart_hosts::Credentials;
 pub enum Refused {
     /// It does not serve us, or nobody in this way.
     Proxy(String),
+    /// It hung up when it was to connect: it may have failed, or could not get to the target.
+    Midway(String),
     /// It does not serve this: another target may fare better.
     Request(&'static str),
     /// It could not get to the target.
@@ -60,6 +62,7 @@ where
                 .await
                 // It is the target that it waits for.
                 .unwrap_or(Err(Refused::Target("no answer to the connection")))
+                .map_err(midway)
         }
     }
 }
@@ -68,10 +71,17 @@ where
 /// whoever goes by it says something else.
 fn not_bound(from: IpAddr, refused: Refused) -> Refused {
     let why = match refused {
-        Refused::Proxy(why) => why,
+        Refused::Proxy(why) | Refused::Midway(why) => why,
         Refused::Request(why) | Refused::Target(why) => why.to_owned(),
     };
     Refused::Proxy(format!("it does not send from {from}: {why}"))
+}
+
+fn midway(refused: Refused) -> Refused {
+    match refused {
+        Refused::Proxy(why) => Refused::Midway(why),
+        refused => refused,
+    }
 }
 
 async fn write<S: AsyncWrite + Unpin>(stream: &mut S, octets: &[u8]) -> Result<(), Refused> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use mail_core::Timestamp;
 use queue::{
-    AdjustmentKey, AdjustmentKind, AdjustmentRecord, BY_REPLY, HoldScope, MAX_ADJUSTMENTS, Queue, QueueId,
-    Scope, UnitKey,
+    AdjustmentKey, AdjustmentKind, AdjustmentRecord, BY_FAILURE, BY_REPLY, HoldScope, MAX_ADJUSTMENTS, Queue,
+    QueueId, Scope, UnitKey,
 };
 
 use crate::delivery::adapt::{Held, Others, Pace, SaidTo, Step};
@@ -28,6 +28,9 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(86_400);
 /// A suspension whose time is over stays known for so long, so that lanes which come into memory meanwhile begin with one
 /// connection.
 const KNOWN_AFTER: Duration = Duration::from_secs(60);
+
+/// The same of a source that has failed: it is tried as soon as there is mail for it, which may be a while.
+const FAILURE_KNOWN_AFTER: Duration = Duration::from_secs(3_600);
 
 /// A reply that teaches, and what it was said to.
 #[derive(Clone, Debug)]
@@ -106,7 +109,7 @@ impl Adjustments {
         Some(gone)
     }
 
-    fn get(&self, key: &AdjustmentKey) -> Option<&Arc<AdjustmentRecord>> {
+    pub(super) fn get(&self, key: &AdjustmentKey) -> Option<&Arc<AdjustmentRecord>> {
         self.by_site.get(&key.scope.site)?.get(key)
     }
 
@@ -133,6 +136,7 @@ impl Adjustments {
         let all = self.by_site.values().flat_map(BTreeMap::values);
         let is_over = |record: &&Arc<AdjustmentRecord>| {
             let known_after = match record.key.kind {
+                AdjustmentKind::Suspended if record.by == BY_FAILURE => FAILURE_KNOWN_AFTER,
                 AdjustmentKind::Suspended => KNOWN_AFTER,
                 AdjustmentKind::Limited | AdjustmentKind::Learned => Duration::ZERO,
             };
@@ -145,7 +149,7 @@ impl Adjustments {
         let all = self.by_site.values().flat_map(BTreeMap::values);
         let end = |record: &&Arc<AdjustmentRecord>| {
             (
-                record.by != BY_REPLY,
+                record.is_operators(),
                 record.until.unwrap_or(Timestamp::MAX),
                 record.key.clone(),
             )
@@ -159,6 +163,7 @@ impl Shard {
     pub fn connection_opened(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
         if let Some(at) = self.lanes.get_mut(lane) {
             at.adapt.opened(connection, at.open, now);
+            self.source_serves(lane, connection, now);
             self.settle_pace(lane, now);
             self.pump(lane, now);
         }
@@ -571,9 +576,9 @@ impl Said {
     }
 }
 
-/// What a reply taught while the clock was ahead ends who knows when: it is forgotten.
+/// What a reply or a failure taught while the clock was ahead ends who knows when: it is forgotten.
 fn is_sound(record: &AdjustmentRecord, now: Timestamp) -> bool {
-    record.by != BY_REPLY || record.changed <= now + CLOCKS_DIFFER
+    record.is_operators() || record.changed <= now + CLOCKS_DIFFER
 }
 
 /// The later end counts.

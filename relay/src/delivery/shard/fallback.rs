@@ -40,8 +40,11 @@ impl Shard {
         let name = &self.active.get(&id)?.name;
         let pool = self.pool_of(name.route_group).ok()?;
         let keys = lane_keys(first, &name.domain, pool.as_deref(), &self.settings);
+        // From a source that does not serve, the fallback can't be reached either.
+        let serves = |key: &LaneKey| key.source.as_ref().is_none_or(|name| !self.is_failing(name, now));
         let rests = keys
             .into_iter()
+            .filter(serves)
             .map(|key| self.closed_for(&key, first, &name.tenant, now));
         let detour = Detour::of(rests, self.settings.fallback_after, now)?;
         Some((host, detour))

@@ -47,6 +47,8 @@ pub(super) enum Answer {
     Refuses(&'static str),
     /// There is no answer to the connection.
     Silence,
+    /// Its source fails, in no time.
+    NoSource,
 }
 
 /// Says what becomes of a message, and how many connections to its site's provider are open with its own.
@@ -58,6 +60,7 @@ enum Next {
     Opened(usize, LaneId, u64),
     Done(usize, LaneId, u64, UnitKey),
     Refused(usize, LaneId, u64, UnitKey, &'static str, bool),
+    SourceFailed(usize, LaneId, u64, UnitKey, Timestamp),
     Closed(usize, LaneId, u64),
 }
 
@@ -78,6 +81,8 @@ pub(super) struct Fleet {
     pub peer: Option<Peer>,
     /// What was refused, and when.
     pub refused: Vec<(Timestamp, String)>,
+    /// Which sources failed, and when.
+    pub source_failures: Vec<(Timestamp, Option<Arc<str>>)>,
     /// What was begun, and has not been settled.
     on_the_wire: BTreeSet<UnitKey>,
     delivered: BTreeSet<(MessageId, u16)>,
@@ -134,6 +139,7 @@ impl Fleet {
             unknown: BTreeSet::new(),
             asked: 0,
             fallbacks: 0,
+            source_failures: Vec::new(),
             on_the_wire: BTreeSet::new(),
             delivered: BTreeSet::new(),
             takes: Duration::from_millis(100),
@@ -308,6 +314,14 @@ impl Fleet {
                 let closed = Next::Closed(shard, lane, connection);
                 self.events.insert((now, number, closed));
             }
+            Next::SourceFailed(shard, lane, connection, unit, begun) => {
+                self.on_the_wire.remove(&unit);
+                let at = &mut self.shards[shard];
+                at.source_failed(lane, ConnectionId(connection), "4.4.0 source: no", begun, now);
+                at.settled(&unit, Settled::Untouched, now);
+                self.events
+                    .insert((now, 0, Next::Closed(shard, lane, connection)));
+            }
             Next::Closed(shard, lane, connection) => {
                 self.open.remove(&(shard, connection));
                 self.shards[shard].connection_closed(lane, ConnectionId(connection), now);
@@ -404,6 +418,11 @@ impl Fleet {
             }
             Answer::Refuses(said) => (said, ROUND_TRIP),
             Answer::Silence => ("", 30 * ROUND_TRIP),
+            Answer::NoSource => {
+                self.source_failures.push((self.now, sent.source));
+                let next = Next::SourceFailed(shard, lane, connection, unit, self.now);
+                return self.later(Duration::from_millis(1), next);
+            }
         };
         self.refused.push((self.now, sent.domain));
         self.later(wait, Next::Refused(shard, lane, connection, unit, said, opened));

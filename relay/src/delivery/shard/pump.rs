@@ -7,6 +7,7 @@ use crate::delivery::agenda::place;
 use crate::delivery::lane::{ConnectionId, Lane, Plan};
 use crate::delivery::limits::Grant;
 
+use super::failing::Trial;
 use super::gates::{GateId, Pass};
 use super::{Active, Effect, For, Job, LaneId, MAX_ENDINGS, READ_AGAIN, Shard, Standing};
 
@@ -29,6 +30,7 @@ impl Shard {
         self.connections -= 1;
         self.place.disconnect();
         self.forget_idle(lane, connection);
+        self.source_serves(lane, connection, now);
         if let Some(at) = self.lanes.get_mut(lane) {
             at.open -= 1;
             at.opened.remove(&connection);
@@ -199,6 +201,10 @@ impl Shard {
             }
             return false;
         }
+        if let Some(again) = self.waits_for_trial(lane, now) {
+            self.set_lane_timer(lane, again);
+            return false;
+        }
         if self.place.may_connect(self.settings.max_connections) {
             return true;
         }
@@ -230,6 +236,16 @@ impl Shard {
         }
     }
 
+    /// There is no connection for a job after all: what was taken for it is given back.
+    fn not_sent(&mut self, lane: LaneId, job: &Job, now: Timestamp) {
+        self.lanes[lane].limiter.refund();
+        self.came_back(&job.unit, false, now);
+        self.connection_refunded(lane, now);
+        if let Some(active) = self.active.get_mut(&job.unit.queue) {
+            active.agenda.unclaim(place(&job.unit));
+        }
+    }
+
     pub(super) fn send(&mut self, lane: LaneId, job: Job, now: Timestamp) {
         if let Some(connection) = self.take_idle(lane) {
             let at = &mut self.lanes[lane];
@@ -246,20 +262,27 @@ impl Shard {
                 ending,
             });
         }
-        if !self.place.connect(self.settings.max_connections) {
+        let trial = self.begin_trial(lane, now);
+        if trial == Trial::Taken || !self.place.connect(self.settings.max_connections) {
             // Another shard was faster.
-            at.limiter.refund();
-            self.came_back(&job.unit, false, now);
-            self.connection_refunded(lane, now);
-            if let Some(active) = self.active.get_mut(&job.unit.queue) {
-                active.agenda.unclaim(place(&job.unit));
-            }
-            return self.wait_for_connection(lane, now);
+            self.not_sent(lane, &job, now);
+            return match trial {
+                Trial::Taken => self.set_lane_timer(lane, now),
+                Trial::Begun(source) => {
+                    self.place.trials().end(&source);
+                    self.wait_for_connection(lane, now);
+                }
+                Trial::NotNeeded => self.wait_for_connection(lane, now),
+            };
         }
-        at.open += 1;
         self.connections += 1;
         self.last_connection += 1;
         let connection = ConnectionId(self.last_connection);
+        if let Trial::Begun(source) = trial {
+            self.trials.insert(source, connection);
+        }
+        let at = &mut self.lanes[lane];
+        at.open += 1;
         if !at.gates.is_empty() {
             at.opened.insert(connection, now);
         }
