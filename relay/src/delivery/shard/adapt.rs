@@ -17,7 +17,7 @@ use crate::delivery::lane::{ConnectionId, Lane};
 use crate::shaping::Reach;
 use crate::world::log_time;
 
-use super::{CLOCKS_DIFFER, Effect, LaneId, Shard};
+use super::{CLOCKS_DIFFER, Effect, LaneId, Shard, Stand, Standing};
 
 /// A pace that has changed is written at most so often.
 const WRITE_EVERY: Duration = Duration::from_secs(5);
@@ -282,6 +282,28 @@ impl Shard {
         if let Some(record) = self.adjustments.remove(key) {
             self.wake_held_by(&record, now);
             self.refresh_lanes(&key.scope, now);
+            self.look_again(&key.scope, now);
+        }
+    }
+
+    /// Queues in memory that have left the turns of these lanes need not wait for their time.
+    fn look_again(&mut self, scope: &Scope, now: Timestamp) {
+        let whoever = Scope {
+            tenant: None,
+            ..scope.clone()
+        };
+        let waits = |stand: &Stand| {
+            let lane = self.lanes.get(stand.lane);
+            stand.at == Standing::Out && lane.is_some_and(|lane| whoever.covers(&lane.scope()))
+        };
+        let mut waiting = self.active_in_order();
+        waiting.retain(|id| {
+            self.active
+                .get(id)
+                .is_some_and(|active| active.stands.iter().any(waits))
+        });
+        for id in waiting {
+            self.set_queue_timer(id, now);
         }
     }
 

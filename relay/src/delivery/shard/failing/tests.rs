@@ -134,15 +134,22 @@ async fn a_burst_of_failures_is_one_step() {
 
 #[tokio::test]
 async fn a_reload_that_mends_a_source_has_it_tried_at_once() {
+    // Of a short suspension, its queues wait in memory; of a longer one, outside.
+    for count in [5, 100] {
+        mended_after(count).await;
+    }
+}
+
+async fn mended_after(count: u64) {
     let (mut fleet, fails) = fleet(2, ONE);
-    send(&mut fleet, 100 * SECOND).await;
+    send(&mut fleet, Duration::from_secs(count)).await;
     fails.set(false);
     let mended = SOURCES.replace("192.0.2.1\"", "192.0.2.9\"");
     let until = fleet.queue.adjustments(None, 9).unwrap()[0].1.until.unwrap();
     fleet.renew(&format!("{ONE}{mended}"));
     fleet.run(10 * SECOND).await;
     assert!(fleet.now < until);
-    assert_eq!(fleet.sent.len(), 100);
+    assert_eq!(fleet.sent.len() as u64, count);
     assert_eq!(fleet.queue.adjustments(None, 9).unwrap(), []);
 }
 
