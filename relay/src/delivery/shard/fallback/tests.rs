@@ -6,7 +6,9 @@ use std::time::Duration;
 use queue::{HoldRecord, HoldScope, RouteGroup};
 
 use super::super::fleet::{Answer, Fleet, START, Sent};
-use crate::delivery::exchange::{Why, Word};
+use crate::delivery::detour::Detour;
+use crate::delivery::exchange::{Loan, Why, Word};
+use crate::delivery::route::Route;
 use crate::world::Random;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -337,6 +339,37 @@ async fn operators_are_told_that_mail_goes_by_its_fallback() {
     fleet.shards[0].hear(Word::Why(unit, say), now);
     let Why { fallback, .. } = said.recv().await.unwrap();
     assert_eq!(fallback.unwrap(), "smart host out, since ");
+}
+
+/// Else two shards would work on it.
+#[tokio::test]
+async fn a_word_on_a_queue_that_was_lent_again_meanwhile_says_nothing() {
+    let (mut fleet, down) = fleet(2, 14, &configured());
+    accept(&mut fleet, 9).await;
+    fleet.run(Duration::from_secs(1)).await;
+    down.set([BY_OUT]);
+    let now = fleet.now;
+    let mut lent = 0;
+    for (home, other) in [(0, 1), (1, 0)] {
+        let queues: Vec<_> = fleet.shards[home].lent.keys().copied().collect();
+        for id in queues {
+            let Some(host) = fleet.shards[other].fallback_of(id) else {
+                continue;
+            };
+            let loan = Loan {
+                route: Route::SmartHost(host),
+                detour: Some(Detour {
+                    until: now + HOUR,
+                    cause: "4.4.1 a while ago".into(),
+                }),
+                hurry: false,
+            };
+            fleet.shards[home].hear(Word::Lent(id, loan), now);
+            assert!(!fleet.shards[home].active.contains_key(&id));
+            lent += 1;
+        }
+    }
+    assert!(lent > 0);
 }
 
 /// Whatever comes and goes: nothing is on two wires, nothing is sent twice (the fleet sees to that), and all of it is sent.
