@@ -1,6 +1,6 @@
 //! What memory holds of one queue: a window over its due index, and what is being worked on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use mail_core::{MessageId, Timestamp};
 use queue::UnitKey;
@@ -21,7 +21,8 @@ pub const PAGE: usize = 128;
 #[derive(Debug)]
 pub struct Agenda<T> {
     ready: BTreeMap<Place, Option<T>>,
-    claimed: BTreeSet<Place>,
+    /// In order. They are few, and come and go with each unit: a list keeps its room.
+    claimed: Vec<Place>,
     frontier: Frontier,
 }
 
@@ -46,7 +47,7 @@ impl<T> Default for Agenda<T> {
     fn default() -> Self {
         Self {
             ready: BTreeMap::new(),
-            claimed: BTreeSet::new(),
+            claimed: Vec::new(),
             frontier: Frontier::Before(FIRST),
         }
     }
@@ -76,7 +77,7 @@ impl<T> Agenda<T> {
         let mut last = None;
         for place in page {
             last = Some(place);
-            if !self.claimed.contains(&place) {
+            if !self.is_claimed(place) {
                 self.ready.entry(place).or_insert(None);
             }
         }
@@ -94,7 +95,7 @@ impl<T> Agenda<T> {
             Frontier::End => true,
             Frontier::Before(frontier) => place < frontier,
         };
-        inside && !self.claimed.contains(&place) && !self.ready.contains_key(&place)
+        inside && !self.is_claimed(place) && !self.ready.contains_key(&place)
     }
 
     /// Notes a unit for which [`Agenda::is_new`] holds and that the store holds still.
@@ -125,24 +126,38 @@ impl<T> Agenda<T> {
     pub fn claim(&mut self, now: Timestamp) -> Option<(Place, Option<T>)> {
         let first = self.ready.first_entry().filter(|entry| entry.key().0 <= now)?;
         let (place, rider) = first.remove_entry();
-        self.claimed.insert(place);
+        self.note_claim(place);
         Some((place, rider))
     }
 
     /// Claims this very unit, due or not; false if it is claimed already.
     pub fn claim_at(&mut self, place: Place) -> bool {
         self.ready.remove(&place);
-        self.claimed.insert(place)
+        self.note_claim(place)
+    }
+
+    fn note_claim(&mut self, place: Place) -> bool {
+        let at = self.claimed.binary_search(&place);
+        if let Err(at) = at {
+            self.claimed.insert(at, place);
+        }
+        at.is_err()
+    }
+
+    fn drop_claim(&mut self, place: Place) {
+        if let Ok(at) = self.claimed.binary_search(&place) {
+            self.claimed.remove(at);
+        }
     }
 
     /// The claim ended in the store: the unit's due key is gone or has moved.
     pub fn settled(&mut self, place: Place) {
-        self.claimed.remove(&place);
+        self.drop_claim(place);
     }
 
     /// The claim ended and nothing was done: the unit is due as before.
     pub fn unclaim(&mut self, place: Place) {
-        self.claimed.remove(&place);
+        self.drop_claim(place);
         if self.is_new(place) {
             self.note(place, None);
         }
@@ -150,7 +165,7 @@ impl<T> Agenda<T> {
 
     /// Whether this unit is being worked on.
     pub fn is_claimed(&self, place: Place) -> bool {
-        self.claimed.contains(&place)
+        self.claimed.binary_search(&place).is_ok()
     }
 
     /// The first known unit.
@@ -186,6 +201,8 @@ fn after((due, id, unit): Place) -> Place {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use proptest::prelude::*;
 

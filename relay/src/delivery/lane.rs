@@ -318,6 +318,11 @@ impl Lane {
         }
     }
 
+    /// Whether all connections that it may have are open and have a job.
+    pub fn is_busy(&self) -> bool {
+        self.idle.is_empty() && self.open >= self.adapt.most(self.configured()).max(1)
+    }
+
     /// Whether a connection that has no job is one too many.
     pub fn has_too_many(&self) -> bool {
         self.adapt.too_many(self.open, self.configured())

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
 use queue::{Backoff, HoldScope, Queue, QueueId, QueueName, ReadError, Scope, SuspensionRecord, UnitKey};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::config::egress::Pool;
@@ -273,11 +274,12 @@ pub struct Shard {
     pub(super) routing: Arc<Routing>,
     pub(super) backoff: Backoff,
     random: Random,
-    pub(super) active: HashMap<QueueId, Active>,
+    // By numbers of our own making, which nobody outside can choose: a quick hash does.
+    pub(super) active: FxHashMap<QueueId, Active>,
     /// Queues in memory that are empty, the longest so first.
     lingering: BTreeSet<(Timestamp, QueueId)>,
     /// Queues of this home that another shard works on.
-    lent: HashMap<QueueId, usize>,
+    lent: FxHashMap<QueueId, usize>,
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
     resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
     resting_count: usize,
@@ -302,9 +304,9 @@ pub struct Shard {
     /// The day by which limits go, since 1970.
     today: u64,
     /// What units on the wire have taken of limits.
-    taken: HashMap<UnitKey, Taken>,
+    taken: FxHashMap<UnitKey, Taken>,
     /// Units on the wire in lanes that count them by stream.
-    busy: HashMap<UnitKey, (LaneId, Arc<str>)>,
+    busy: FxHashMap<UnitKey, (LaneId, Arc<str>)>,
     lookups: HashMap<Domain, Lookup>,
     lookups_waiting: VecDeque<Domain>,
     lookups_running: usize,
@@ -360,9 +362,9 @@ impl Shard {
             settings,
             routing,
             random,
-            active: HashMap::new(),
+            active: FxHashMap::default(),
             lingering: BTreeSet::new(),
-            lent: HashMap::new(),
+            lent: FxHashMap::default(),
             resting: BTreeMap::new(),
             resting_count: 0,
             told_of: BTreeMap::new(),
@@ -373,8 +375,8 @@ impl Shard {
             gate_of: HashMap::new(),
             shares: Shares::default(),
             today: crate::config::warm_up::day(now),
-            taken: HashMap::new(),
-            busy: HashMap::new(),
+            taken: FxHashMap::default(),
+            busy: FxHashMap::default(),
             lookups: HashMap::new(),
             lookups_waiting: VecDeque::new(),
             lookups_running: 0,

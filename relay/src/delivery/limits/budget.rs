@@ -139,6 +139,15 @@ impl Budget {
         }
     }
 
+    /// Nothing of it was used within the last minute.
+    pub fn begin_fresh(&mut self) {
+        let (_, minute) = WINDOWS[0];
+        self.windows[0] = self
+            .limits
+            .messages_per_minute
+            .map(|limit| Window::new(minute, limit));
+    }
+
     /// Keeps these parts of its windows for mail of these streams.
     pub fn reserve(&mut self, streams: &Streams) {
         let kept = streams.all().iter().filter(|stream| stream.reserved > 0.0);

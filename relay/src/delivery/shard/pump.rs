@@ -75,6 +75,10 @@ impl Shard {
                 self.rest_lane(lane, until, now);
                 return false;
             }
+            // Nearly always so, when a unit of a busy lane is settled: whose turn it is can wait.
+            if self.lanes[lane].is_busy() {
+                return false;
+            }
             self.bar_streams(lane);
             let Some(id) = self.next_turn(lane, now) else {
                 self.leave_gate(lane);

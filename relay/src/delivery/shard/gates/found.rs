@@ -44,6 +44,11 @@ impl Shard {
         }
     }
 
+    /// The configuration is another one.
+    pub(in crate::delivery) fn ledger_changed(&self, now: Timestamp) {
+        self.place.ledger().changed(now);
+    }
+
     /// Connections and transactions of a lane whose plan is new carry no more than limits say.
     pub(in crate::delivery::shard) fn cap_transfers(&mut self, lane: LaneId, now: Timestamp) {
         let scopes = &self.settings.scopes;

@@ -106,6 +106,27 @@ async fn a_tenants_limit_holds_up_its_own_mail_alone() {
 }
 
 #[tokio::test]
+async fn who_was_silent_for_a_minute_need_not_wait_for_its_part_of_one() {
+    let limit = "[[limit]]\nsite = \"*\"\nmessages_per_minute = 60\n";
+    let mut fleet = Fleet::new(2, limit);
+    let mut waited = Vec::new();
+    // The second after a start, much later, and after a reload.
+    for (number, wait) in [0, 1, 61, 1].into_iter().enumerate() {
+        fleet.run(wait * SECOND).await;
+        if number == 3 {
+            fleet.renew(limit);
+        }
+        let (domain, asked) = (format!("d{number}.test"), fleet.now);
+        fleet.accept(3, "t", "bulk", &domain, 10).await;
+        fleet.run(10 * SECOND).await;
+        let sent = fleet.sent.iter().filter(|sent| sent.domain == domain);
+        let last = sent.map(|sent| sent.at.since(asked).as_millis()).max();
+        waited.push(last.unwrap() / 1_000);
+    }
+    assert_eq!(waited, [3, 3, 0, 3]);
+}
+
+#[tokio::test]
 async fn each_of_many_queues_is_told_what_holds_it() {
     let limits =
         "[tenants.slow]\nsenders = [\"*\"]\n[[limit]]\ntenant = \"slow\"\nmessages_per_minute = 60\n";
