@@ -27,6 +27,7 @@ use crate::control::manage::Manager;
 use crate::credentials::Credentials;
 use crate::delivery::client_tls::ClientTls;
 use crate::delivery::exchange;
+use crate::delivery::limits::ledger::Ledger;
 use crate::delivery::resolver::RealNet;
 use crate::health::{self, Health};
 use crate::prepare::{self, Preparer};
@@ -59,7 +60,12 @@ pub struct Running {
     workers: Vec<JoinHandle<()>>,
     doors: Runtime,
     reloader: Arc<Reloader>,
+    ledger: Ledger,
+    clock: Clock,
 }
+
+/// How long the last write of what limits have counted may take.
+const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Starts a relay; it takes mail when this returns.
 pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
@@ -158,6 +164,7 @@ pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
         routing.safe_mode_notice(),
     )?);
     let (doors_to_shards, seats) = exchange::open(cores);
+    let ledger = doors_to_shards.ledger().clone();
     let (stop, stopped) = watch::channel(false);
     let delivery = Delivery {
         front: front.clone(),
@@ -252,6 +259,8 @@ pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
         workers,
         doors,
         reloader,
+        ledger,
+        clock,
     })
 }
 
@@ -354,6 +363,24 @@ impl Running {
         &self.doors
     }
 
+    /// What limits have counted ahead of use is given back: the next start goes on from what was used.
+    fn settle_limits(&self) {
+        let (ledger, queue, now) = (self.ledger.clone(), self.queue.clone(), self.clock.now());
+        let (say, settled) = std::sync::mpsc::channel();
+        self.doors.spawn(async move {
+            let _ = say.send(ledger.settle(&queue, now).await);
+        });
+        match settled.recv_timeout(SETTLED_WITHIN) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "limits count a little more than was used from here on")
+            }
+            Err(_) => {
+                tracing::warn!("limits count a little more than was used from here on: the store is slow")
+            }
+        }
+    }
+
     /// Stops accepting, lets what is on the wire finish within the drain timeout, and closes the queue. False if something
     /// was still under way when the time was up: it is in the queue, and was perhaps delivered.
     pub fn stop(self) -> bool {
@@ -366,6 +393,9 @@ impl Running {
             std::thread::sleep(Duration::from_millis(10));
         }
         let quiet = self.workers.iter().all(JoinHandle::is_finished);
+        if quiet {
+            self.settle_limits();
+        }
         close_for_good(&self.queue);
         self.doors.shutdown_background();
         if quiet {

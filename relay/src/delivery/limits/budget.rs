@@ -20,7 +20,7 @@ use crate::config::streams::Streams;
 /// What is counted by the hour and day is on disk before it is used: at the most so much of the limit ahead, in parts of a tenth.
 const AHEAD: u64 = 10;
 
-/// Counts ahead of use, however small the limit: each costs a write.
+/// Counts ahead of use, where a tenth is less: each costs a write. Of a limit so small that this is more than a tenth, it is a tenth all the same.
 const LEAST_AHEAD: u64 = 8;
 
 /// A write that is waited for takes about so long.
@@ -220,29 +220,39 @@ impl Budget {
         let least = hours.map(Window::limit).min().unwrap_or(0);
         // As much again as was used since the last time, and once more.
         let used = ahead.taken - ahead.before;
-        let block = (2 * used).clamp(LEAST_AHEAD, (least / AHEAD).max(LEAST_AHEAD));
+        let most = (least / AHEAD).max(1);
+        let block = (2 * used).clamp(LEAST_AHEAD.min(most), most);
         let (taken, part) = (ahead.taken, now.0 / PART);
+        Some(Keep {
+            record: self.counts(block, now),
+            covered: taken + block,
+            part,
+            taken,
+        })
+    }
+
+    /// What was used, where more than that stands on disk.
+    pub fn used_up(&mut self, now: Timestamp) -> Option<CountsRecord> {
+        let ahead = self.ahead.as_ref()?;
+        (ahead.covered > ahead.taken).then(|| self.counts(0, now))
+    }
+
+    fn counts(&mut self, ahead: u64, now: Timestamp) -> CountsRecord {
         let counts = |window: &mut Option<Window>| {
             let window = window.as_mut()?;
             window.advance(now);
             let mut counts = window.counts().clone();
             if let Some(newest) = counts.parts.first_mut() {
-                *newest += block;
+                *newest += ahead;
             }
             Some(counts)
         };
         let [_, hour, day] = &mut self.windows;
-        let record = CountsRecord {
+        CountsRecord {
             at: now,
             hour: counts(hour),
             day: counts(day),
-        };
-        Some(Keep {
-            record,
-            covered: taken + block,
-            part,
-            taken,
-        })
+        }
     }
 
     /// It is on disk. Who is to be told that there is room.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use queue::{Queue, Scope};
+use queue::{CommitError, Queue, Scope};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -190,6 +190,21 @@ impl Ledger {
                 budget.lock().kept(keep, now);
             }
         }
+    }
+
+    /// Nothing goes out any more: has what was used on disk, in place of what is ahead of use.
+    pub async fn settle(&self, queue: &Queue, now: Timestamp) -> Result<(), CommitError> {
+        let used: Vec<_> = {
+            let all = self.0.budgets.lock();
+            let used = |(scope, budget): (&Scope, &Arc<Mutex<Budget>>)| {
+                Some((scope.clone(), Some(budget.lock().used_up(now)?)))
+            };
+            all.iter().filter_map(used).collect()
+        };
+        for some in used.chunks(AT_ONCE) {
+            queue.keep_counts(some.to_vec()).await?;
+        }
+        Ok(())
     }
 
     async fn forget_old(&self, queue: &Queue, now: Timestamp) {
