@@ -107,9 +107,14 @@ pub fn lesson(said: &str, class: &str, advice: Option<&Advice>, stage: Stage) ->
 
 fn advised(advice: Advice, waits: Option<Duration>) -> Lesson {
     match advice {
+        // Whatever else is asked for, a time is obeyed.
         Advice::SlowDown => Lesson {
             again_after: waits,
-            others: Others::Slower,
+            others: waits.map_or(Others::Slower, |time| Others::Suspend {
+                reach: Reach::Lane,
+                time,
+                ruled: false,
+            }),
         },
         Advice::Suspend { reach, time, ruled } => Lesson {
             again_after: Some(time),
@@ -253,8 +258,14 @@ mod tests {
             "gmail-smtp-in.l.google.com",
             Stage::Greeting,
         );
-        assert_eq!(slower.others, Others::Slower);
+        assert_eq!(slower.others, suspend(5), "a time is obeyed");
         assert_eq!(slower.again_after, Some(5 * MINUTE));
+        let slower = of(
+            "421 4.7.28 unusual rate of unsolicited mail",
+            "gmail-smtp-in.l.google.com",
+            Stage::Greeting,
+        );
+        assert_eq!((slower.others, slower.again_after), (Others::Slower, None));
     }
 
     #[test]
