@@ -196,7 +196,8 @@ fn scope(asked: &Scope) -> Result<queue::Scope, ControlError> {
     }
     let part = |text: &Option<String>| text.as_deref().map(Arc::from);
     let scope = queue::Scope {
-        site: part(&asked.site),
+        // As lanes are named: names of hosts are the same in either case.
+        site: asked.site.as_deref().map(|site| site.to_ascii_lowercase().into()),
         provider: part(&asked.provider),
         tenant: part(&asked.tenant),
         source: part(&asked.source),
