@@ -17,14 +17,13 @@ pub struct Trials(Arc<Mutex<BTreeMap<Arc<str>, Timestamp>>>);
 impl Trials {
     /// Whether a source may be tried.
     pub fn may_begin(&self, source: &str, now: Timestamp) -> bool {
-        let trials = self.0.lock();
-        trials.get(source).is_none_or(|&begun| is_over(begun, now))
+        may_begin(&self.0.lock(), source, now)
     }
 
     /// Begins to try a source; false while another connection does.
     pub fn begin(&self, source: &Arc<str>, now: Timestamp) -> bool {
         let mut trials = self.0.lock();
-        let may = trials.get(source).is_none_or(|&begun| is_over(begun, now));
+        let may = may_begin(&trials, source, now);
         if may {
             trials.insert(source.clone(), now);
         }
@@ -37,9 +36,10 @@ impl Trials {
     }
 }
 
-fn is_over(begun: Timestamp, now: Timestamp) -> bool {
+fn may_begin(trials: &BTreeMap<Arc<str>, Timestamp>, source: &str, now: Timestamp) -> bool {
     // A clock that was set back has been ahead.
-    now >= begun + PATIENCE || now < begun
+    let is_over = |&begun: &Timestamp| now >= begun + PATIENCE || now < begun;
+    trials.get(source).is_none_or(is_over)
 }
 
 #[cfg(test)]

@@ -250,6 +250,11 @@ impl Shard {
         tracing::warn!(%scope, host, class = &*heard.class, reply = said, until = %log_time(until), "suspended by a reply");
         self.effects
             .push(Effect::Stepped("suspended", heard.class.clone()));
+        self.suspend(record, now);
+    }
+
+    /// A suspension begins, here and at all shards, and stands in the store.
+    pub(super) fn suspend(&mut self, record: AdjustmentRecord, now: Timestamp) {
         self.queue.adjust(record.clone());
         let record = Arc::new(record);
         for shard in self.place.others() {

@@ -75,12 +75,7 @@ impl Shard {
             by: BY_FAILURE.to_owned(),
         };
         tracing::warn!(source = &*source, cause, until = %log_time(until), "source does not serve");
-        self.queue.adjust(record.clone());
-        let record = Arc::new(record);
-        for shard in self.place.others() {
-            self.tell(shard, Word::Adjusted(record.clone()));
-        }
-        self.adjusted(&record, now);
+        self.suspend(record, now);
     }
 
     /// When a lane is to ask again whose source another connection tries.
