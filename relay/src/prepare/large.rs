@@ -9,7 +9,8 @@ use mail_core::{MessageId, header};
 use queue::{EnvelopeRecord, Queue, ReadError, StateRecord};
 use tokio::sync::oneshot;
 
-use super::{AS_SENT, Job, Loaded, PrepareError, Prepared, Preparer, Worker, head};
+use super::worker::{AS_SENT, Worker, head};
+use super::{Job, Loaded, PrepareError, Prepared, Preparer};
 use crate::seven_bit::{self, Stays};
 
 /// What follows [`Prepared::body`] of a large message: chunks in the queue.
