@@ -96,7 +96,7 @@ impl Metrics {
                 Opts::new(
                     "postrider_fallbacks_total",
                     "Queues whose mail began to go by the fallback of its [[route]] (docs/configuration.md), by the smart host that takes it; once \
-                     for each rest of the first way. Alert on any: the first way can't be spoken to.",
+                     for each rest of the first way. Alert on many at once: the first way is closed.",
                 ),
                 &["smart_host"],
             )?,
