@@ -1,4 +1,4 @@
-//! What limits by the hour and by the day have counted, kept across restarts.
+//! What limits by the minute, the hour and the day have counted, kept across restarts.
 
 use std::sync::Arc;
 
@@ -25,7 +25,9 @@ pub struct Counts {
 pub struct CountsRecord {
     /// When it was written.
     pub at: Timestamp,
-    /// Of an hour, where there is such a limit.
+    /// Of a minute, where there is such a limit.
+    pub minute: Option<Counts>,
+    /// Of an hour.
     pub hour: Option<Counts>,
     /// Of a day.
     pub day: Option<Counts>,
@@ -85,6 +87,27 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A store of the release before keeps what it counted.
+    #[test]
+    fn version_1_reads() {
+        #[derive(Serialize)]
+        struct V1(Timestamp, Option<Counts>, Option<Counts>);
+        let day = Some(Counts {
+            newest: 20,
+            parts: vec![3, 4],
+        });
+        let payload = postcard::to_allocvec(&V1(Timestamp(7), None, day.clone())).unwrap();
+        let mut octets = [&[1], &payload[..]].concat();
+        octets.extend_from_slice(&crc32c::crc32c(&octets).to_le_bytes());
+        let expected = CountsRecord {
+            at: Timestamp(7),
+            minute: None,
+            hour: None,
+            day,
+        };
+        assert_eq!(decode::<CountsRecord>(&octets), Ok(expected));
+    }
 
     #[test]
     fn a_scope_is_read_back_from_its_key() {

@@ -12,7 +12,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::adjustment::AdjustmentRecord;
-use crate::counts::CountsRecord;
 use crate::message::held_until;
 use crate::names::{QueueId, QueueName};
 use crate::suspension::Selector;
@@ -41,7 +40,6 @@ impl Record for AsideRecord {}
 impl Record for ImportRecord {}
 impl Record for DamagedRecord {}
 impl Record for TotalsRecord {}
-impl Record for CountsRecord {}
 
 /// A record that does not read: wrong checksum, unknown version, or cut short.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use relay::shaping::Shaping;
-use relay::shaping::providers::Source;
+use relay::shaping::providers::{Across, Source};
 
 fn list(items: impl IntoIterator<Item = impl ToString>) -> String {
     let items: Vec<_> = items
@@ -39,8 +39,12 @@ fn providers() -> String {
             .limits
             .iter()
             .map(|limit| {
+                let in_all = match limit.across {
+                    Across::Lane => "",
+                    Across::Provider => " in all",
+                };
                 format!(
-                    "`{} = {}` ({})",
+                    "`{} = {}`{in_all} ({})",
                     limit.key.name(),
                     limit.value,
                     link(&limit.source)

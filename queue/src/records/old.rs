@@ -12,6 +12,7 @@ use super::{
     EnvelopeRecord, Event, EventKind, Hop, Origin, QueueRecord, Record, Signature, StateRecord, UnitRecord,
     Waiting,
 };
+use crate::counts::{Counts, CountsRecord};
 use crate::names::{QueueId, QueueName};
 
 /// Version 1 knew nothing of DSN parameters, SMTPUTF8 and the sender's own words.
@@ -52,6 +53,28 @@ impl Record for EnvelopeRecord {
             2 => Some(postcard::from_bytes(payload).map(|old: EnvelopeV2| old.into())),
             _ => None,
         }
+    }
+}
+
+/// Version 1 knew nothing of minutes.
+#[derive(Deserialize)]
+struct CountsV1 {
+    at: Timestamp,
+    hour: Option<Counts>,
+    day: Option<Counts>,
+}
+
+impl Record for CountsRecord {
+    const VERSION: u8 = 2;
+
+    fn read_old(version: u8, payload: &[u8]) -> Option<postcard::Result<Self>> {
+        let of_old = |old: CountsV1| Self {
+            at: old.at,
+            minute: None,
+            hour: old.hour,
+            day: old.day,
+        };
+        (version == 1).then(|| postcard::from_bytes(payload).map(of_old))
     }
 }
 

@@ -9,7 +9,8 @@ use queue::Scope;
 use serde_json::json;
 
 use crate::config::Settings;
-use crate::config::egress::{Member, Pool, Source};
+use crate::config::egress::{DEFAULT_SOURCE, Member, Pool, Source};
+use crate::config::limits::{Says, Together};
 use crate::config::routes::NextHop;
 use crate::delivery::courier::own_names;
 use crate::delivery::resolver::RealNet;
@@ -107,7 +108,7 @@ pub(super) fn run(command: &Effective) -> Result<(), Failure> {
     };
     let source = known(
         &command.source,
-        |name| settings.delivery.egress.source(name).is_some(),
+        |name| name == DEFAULT_SOURCE || settings.delivery.egress.source(name).is_some(),
         "source",
     )?;
     let way = WayOut::of(asked, &settings);
@@ -166,7 +167,7 @@ fn shared<'a>(
     way: &WayOut<'a>,
     source: Option<&str>,
     asked: Asked<'_>,
-    (route, found): (&Route, &Explained<'_>),
+    (route, found): (&Route, &Explained<'a>),
 ) -> Vec<SharedLimit<'a>> {
     let settings = way.settings;
     let members = way.members();
@@ -182,6 +183,14 @@ fn shared<'a>(
         Route::Hosts(hosts) => hosts.as_slice(),
         Route::SmartHost(_) | Route::Refused(_) | Route::Discarded(_) => &[],
     };
+    let rule = route.rule(asked.domain, found.provider, &settings.delivery);
+    let together = Together {
+        to_provider: rule.to_provider,
+        to_site: None,
+    };
+    let shipped = found
+        .provider
+        .and_then(|provider| Some((provider, provider.connections_together()?)));
     let now = Clock::system().now();
     let mut all: Vec<SharedLimit<'a>> = Vec::new();
     for source in sources {
@@ -192,12 +201,18 @@ fn shared<'a>(
             source,
         };
         let scopes = &settings.delivery.scopes;
-        let mail = scopes.mail(scope, hosts.iter().map(|mx| &mx.host));
-        for (scope, key, value, written) in scopes.explain(&mail, now) {
+        let mail = scopes
+            .mail(scope, hosts.iter().map(|mx| &mx.host))
+            .with(together.clone());
+        for (scope, key, value, says) in scopes.explain(&mail, now) {
             if all.iter().any(|known| known.scope == scope && known.key == key) {
                 continue;
             }
-            let from = From::key(settings, written);
+            let from = match (says, shipped) {
+                (Says::Shipped, Some((provider, limit))) => From::Shipped(provider, &limit.source),
+                (Says::Shipped, None) => From::Default,
+                (Says::Key(key), _) => From::key(settings, key),
+            };
             all.push(SharedLimit {
                 scope,
                 key,

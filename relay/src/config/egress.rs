@@ -22,6 +22,9 @@ pub const MAX_SOURCES: usize = 1_000;
 /// Pools of one configuration.
 pub const MAX_POOLS: usize = 100;
 
+/// What limits call the source of mail that goes from no pool, by `delivery.source`.
+pub const DEFAULT_SOURCE: &str = "default";
+
 /// The heaviest a member of a pool may be.
 const MAX_WEIGHT: u64 = 10_000;
 
@@ -302,6 +305,10 @@ fn sources(check: &Check<'_>, top: &mut Section<'_>) -> Vec<Arc<Source>> {
         );
         if let Some(spot) = &name {
             check_name(check, spot, "source", &mut taken);
+            if spot.value == DEFAULT_SOURCE {
+                let text = "is what limits call mail that goes from no pool: the source needs another name";
+                check.problem(spot.at, &spot.key, text);
+            }
         }
         if number == MAX_SOURCES {
             section.problem("", format!("is one too many: there may be {MAX_SOURCES} sources"));

@@ -1,19 +1,18 @@
 //! `[[limit]]`: what a site, a provider, a tenant, a source, or two of them together may use.
 
-use std::collections::BTreeMap;
+mod rules;
+
 use std::str::FromStr;
 use std::sync::Arc;
 
-use mail_core::{Domain, Timestamp};
-use queue::Scope;
-
-use crate::by_domain::ByDomain;
 use crate::shaping::providers::HostPattern;
 
 use super::check::{CONNECTIONS, MESSAGES_PER_CONNECTION, MESSAGES_PER_SECOND, RECIPIENTS_PER_TRANSACTION};
-use super::egress::Source;
+use super::egress::{DEFAULT_SOURCE, Source};
 use super::section::{Check, Section, Spot};
-use super::warm_up::WarmUp;
+
+use rules::Part;
+pub use rules::{LimitRules, Mail, OfLanes, Says, Together};
 
 /// Tables there may be.
 const MOST: usize = 10_000;
@@ -67,6 +66,26 @@ impl ScopeLimits {
         ]
     }
 
+    /// Of both, key by key, what allows less.
+    fn least(&self, other: &Self) -> Self {
+        let number = |one: Option<u64>, other: Option<u64>| one.into_iter().chain(other).min();
+        let rate = |one: Option<f64>, other: Option<f64>| one.into_iter().chain(other).reduce(f64::min);
+        Self {
+            connections: number(self.connections, other.connections),
+            connections_per_second: rate(self.connections_per_second, other.connections_per_second),
+            messages_per_second: rate(self.messages_per_second, other.messages_per_second),
+            messages_per_minute: number(self.messages_per_minute, other.messages_per_minute),
+            messages_per_hour: number(self.messages_per_hour, other.messages_per_hour),
+            messages_per_day: number(self.messages_per_day, other.messages_per_day),
+            bytes_in_flight: number(self.bytes_in_flight, other.bytes_in_flight),
+            messages_per_connection: number(self.messages_per_connection, other.messages_per_connection),
+            recipients_per_transaction: number(
+                self.recipients_per_transaction,
+                other.recipients_per_transaction,
+            ),
+        }
+    }
+
     /// These, and `others` where they say nothing.
     fn over(&self, others: &Self) -> Self {
         Self {
@@ -118,218 +137,6 @@ impl ScopeLimits {
     }
 }
 
-/// One part of what a rule is about, as it is written.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    /// The rule says nothing of it: all together.
-    All,
-    /// `"*"`: each by itself.
-    Each,
-    /// This one.
-    Only(Arc<str>),
-}
-
-/// What a rule is about: site, provider, tenant, source.
-type Key = [Part; 4];
-
-/// Which parts are said.
-type Axes = [bool; 4];
-
-/// A `[[limit]]` table.
-#[derive(Clone, Debug)]
-struct Table {
-    number: usize,
-    limits: ScopeLimits,
-}
-
-/// All `[[limit]]` tables, found by a few look-ups however many there are.
-#[derive(Clone, Debug, Default)]
-pub struct LimitRules {
-    rules: BTreeMap<Key, Table>,
-    /// Whether any is of single connections or transactions.
-    of_transfers: bool,
-    /// The parts that rules name, without repetition: at most ten.
-    axes: Vec<Axes>,
-    sites: Vec<Arc<str>>,
-    /// Sources that are new, with the numbers of their tables.
-    warming: BTreeMap<Arc<str>, (usize, WarmUp)>,
-    by_host: ByDomain,
-}
-
-/// Whose mail is limited: as [`Scope`], with what rules call the site.
-#[derive(Clone, Debug)]
-pub struct Mail {
-    /// Its parts.
-    pub scope: Scope,
-    /// The pattern of a rule that one of the site's hosts fits.
-    site: Option<Arc<str>>,
-}
-
-impl LimitRules {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.rules.is_empty() && self.warming.is_empty()
-    }
-
-    /// Whether a source is new, so that its limits change from day to day.
-    pub fn is_warming(&self, source: &str) -> bool {
-        self.warming.contains_key(source)
-    }
-
-    /// What rules may be about, of mail of this scope to these hosts.
-    pub fn mail<'a>(&self, scope: Scope, hosts: impl IntoIterator<Item = &'a Domain>) -> Mail {
-        let mut found = hosts
-            .into_iter()
-            .filter_map(|host| self.by_host.find(host.as_str()));
-        let site = if self.sites.is_empty() { None } else { found.next() };
-        Mail {
-            scope,
-            site: site.and_then(|number| self.sites.get(number)).cloned(),
-        }
-    }
-
-    /// The scopes whose limits hold for mail, each with them. `of_tenant`: those that are about its tenant, or those that are not.
-    /// Of two rules about the same parts, the one that names more of them holds, key by key.
-    pub fn of(&self, mail: &Mail, of_tenant: bool, now: Timestamp) -> Vec<(Scope, ScopeLimits)> {
-        let mut all = Vec::new();
-        for axes in self.axes.iter().filter(|axes| axes[2] == of_tenant) {
-            let Some(scope) = narrowed(&mail.scope, *axes) else {
-                continue;
-            };
-            let mut limits = ScopeLimits::default();
-            for key in keys(mail, *axes) {
-                if let Some(table) = self.rules.get(&key) {
-                    limits = limits.over(&table.limits);
-                }
-            }
-            if limits != ScopeLimits::default() {
-                all.push((scope, limits));
-            }
-        }
-        if !of_tenant {
-            self.warm_up(mail, now, &mut all);
-        }
-        all
-    }
-
-    /// What a source that is new may send to one provider, or to a site that is nobody's, today.
-    fn warm_up(&self, mail: &Mail, now: Timestamp, all: &mut Vec<(Scope, ScopeLimits)>) {
-        let source = mail.scope.source.as_ref();
-        let Some(volume) = source.and_then(|source| self.warming.get(source)?.1.volume(now)) else {
-            return;
-        };
-        let to_provider = mail.scope.provider.is_some();
-        let Some(scope) = narrowed(&mail.scope, [!to_provider, to_provider, false, true]) else {
-            return;
-        };
-        let today = Some(volume);
-        match all.iter_mut().find(|(known, _)| *known == scope) {
-            Some((_, limits)) => {
-                limits.messages_per_day = limits.messages_per_day.min(today).or(today);
-            }
-            None => {
-                let limits = ScopeLimits {
-                    messages_per_day: today,
-                    ..ScopeLimits::default()
-                };
-                all.push((scope, limits));
-            }
-        }
-    }
-
-    /// Each limit that holds for mail, with its scope, its key and its value, and the key under which the configuration says it.
-    pub fn explain(&self, mail: &Mail, now: Timestamp) -> Vec<(Scope, &'static str, String, String)> {
-        let of_scope = |(scope, limits): (Scope, ScopeLimits)| {
-            let axes = [&scope.site, &scope.provider, &scope.tenant, &scope.source];
-            let keys = keys(mail, axes.map(Option::is_some));
-            let told = |(key, value): (&'static str, String)| {
-                let says = |table: &&Table| table.limits.each().contains(&(key, value.clone()));
-                let table = keys.iter().find_map(|key| self.rules.get(key).filter(says));
-                let written = match table {
-                    Some(table) => format!("limit[{}].{key}", table.number),
-                    // Nothing else gives limits.
-                    None => format!("source[{}].warm_up.first", self.warming_number(&scope)),
-                };
-                (scope.clone(), key, value, written)
-            };
-            limits.each().into_iter().map(told).collect::<Vec<_>>()
-        };
-        let all = [self.of(mail, false, now), self.of(mail, true, now)];
-        all.into_iter().flatten().flat_map(of_scope).collect()
-    }
-
-    fn warming_number(&self, scope: &Scope) -> usize {
-        let source = scope.source.as_ref();
-        let warming = source.and_then(|source| self.warming.get(source));
-        warming.map_or(0, |(number, _)| *number)
-    }
-
-    /// The fewest messages a connection and recipients a transaction that limits have for mail, whoever its tenant is.
-    pub fn transfers(&self, mail: &Mail, now: Timestamp) -> (Option<u64>, Option<u64>) {
-        if !self.of_transfers {
-            return (None, None);
-        }
-        let all = self.of(mail, false, now);
-        let messages = all
-            .iter()
-            .filter_map(|(_, limits)| limits.messages_per_connection);
-        let recipients = all
-            .iter()
-            .filter_map(|(_, limits)| limits.recipients_per_transaction);
-        (messages.min(), recipients.min())
-    }
-
-    fn add(&mut self, number: usize, key: Key, limits: ScopeLimits) -> bool {
-        let axes = key.each_ref().map(|part| *part != Part::All);
-        if !self.axes.contains(&axes) {
-            self.axes.push(axes);
-        }
-        self.of_transfers |=
-            limits.messages_per_connection.is_some() || limits.recipients_per_transaction.is_some();
-        self.rules.insert(key, Table { number, limits }).is_none()
-    }
-}
-
-/// The scope's parts that are said; `None` where the mail has none of one: nobody's hosts, no source.
-fn narrowed(scope: &Scope, [site, provider, tenant, source]: Axes) -> Option<Scope> {
-    let part = |said: bool, of: &Option<Arc<str>>| match (said, of) {
-        (true, None) => None,
-        (true, Some(name)) => Some(Some(name.clone())),
-        (false, _) => Some(None),
-    };
-    Some(Scope {
-        site: part(site, &scope.site)?,
-        provider: part(provider, &scope.provider)?,
-        tenant: part(tenant, &scope.tenant)?,
-        source: part(source, &scope.source)?,
-    })
-}
-
-/// The rules that may be about the mail, those that name most first.
-fn keys(mail: &Mail, axes: Axes) -> Vec<Key> {
-    let scope = &mail.scope;
-    let names = [&mail.site, &scope.provider, &scope.tenant, &scope.source];
-    let mut keys: Vec<Key> = vec![[const { Part::All }; 4]];
-    for (number, (said, name)) in axes.into_iter().zip(names).enumerate() {
-        if !said {
-            continue;
-        }
-        let named = name.iter().map(|name| Part::Only(name.clone()));
-        let parts: Vec<_> = named.chain([Part::Each]).collect();
-        let with = |key: &Key, part: &Part| {
-            let mut key = key.clone();
-            key[number] = part.clone();
-            key
-        };
-        keys = parts
-            .iter()
-            .flat_map(|part| keys.iter().map(move |key| with(key, part)))
-            .collect();
-    }
-    keys.sort_by_key(|key| key.iter().filter(|part| **part == Part::Each).count());
-    keys
-}
-
 /// Reads all `[[limit]]` tables.
 pub(super) fn limits(
     check: &Check<'_>,
@@ -338,39 +145,17 @@ pub(super) fn limits(
     is_tenant: impl Fn(&str) -> bool,
     sources: &[Arc<Source>],
 ) -> LimitRules {
-    let warm_up = |(number, source): (usize, &Arc<Source>)| {
-        Some((source.name.clone(), (number, source.warm_up.clone()?)))
-    };
-    let mut rules = LimitRules {
-        warming: sources.iter().enumerate().filter_map(warm_up).collect(),
-        ..LimitRules::default()
-    };
-    let is_source = |name: &str| sources.iter().any(|source| *source.name == *name);
-    let mut by_host = ByDomain::default();
+    let mut rules = LimitRules::new(sources);
+    let is_source = |name: &str| name == DEFAULT_SOURCE || sources.iter().any(|source| *source.name == *name);
     for (number, mut section) in top.sections("limit").into_iter().enumerate() {
         let said = AXES.iter().filter(|axis| section.has(axis)).count();
         let limits_something = KEYS.iter().any(|key| section.has(key));
         let site = section.parsed::<SitePart>("site");
-        if let Some(Spot {
-            value: SitePart(Some(host)),
-            ..
-        }) = &site
-        {
-            let name: Arc<str> = host.to_string().into();
-            let at = match rules.sites.iter().position(|known| *known == name) {
-                Some(at) => at,
-                None => {
-                    rules.sites.push(name);
-                    rules.sites.len() - 1
-                }
-            };
-            by_host.insert(&host.domain, host.below, at);
-        }
         let site = match site {
             None => Part::All,
             Some(Spot { value, .. }) => match value.0 {
                 None => Part::Each,
-                Some(host) => Part::Only(host.to_string().into()),
+                Some(host) => rules.site(&host),
             },
         };
         let provider = part(check, &mut section, "provider", &is_provider, |name| {
@@ -421,7 +206,6 @@ pub(super) fn limits(
         }
         section.end();
     }
-    rules.by_host = by_host;
     rules
 }
 
@@ -476,6 +260,9 @@ impl FromStr for SitePart {
 
 #[cfg(test)]
 mod tests {
+    use mail_core::Timestamp;
+    use queue::Scope;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -524,19 +311,23 @@ mod tests {
             [
                 ("provider google".to_owned(), Some(50), None),
                 ("site aspmx.l.google.com".to_owned(), Some(4), None),
+                ("source default".to_owned(), Some(1), None),
                 ("tenant a, provider google".to_owned(), Some(9), Some(2.0)),
             ]
         );
         let other = mail(&rules, "aspmx.l.google.com", Some("google"), "b");
         assert_eq!(
-            of(&rules, &other)[2],
+            of(&rules, &other)[3],
             ("tenant b, provider google".to_owned(), Some(5), Some(2.0))
         );
         let big = mail(&rules, "mx1.big.test", None, "a");
         assert_eq!(
             of(&rules, &big),
-            [("site mx1.big.test".to_owned(), Some(3), None)],
-            "nobody's hosts, no source"
+            [
+                ("site mx1.big.test".to_owned(), Some(3), None),
+                ("source default".to_owned(), Some(1), None)
+            ],
+            "nobody's hosts"
         );
     }
 

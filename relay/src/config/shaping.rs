@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::shaping::classes::{Class, Classes, Rule, Then};
 use crate::shaping::pattern::{CodePattern, TextPattern};
-use crate::shaping::providers::{HostPattern, Provider, Providers, SUSPENDED};
+use crate::shaping::providers::{After, HostPattern, Provider, Providers, SUSPENDED};
 use crate::shaping::{Advice, Reach, Shaping};
 
 use super::check::{is_name, own_limits};
@@ -171,7 +171,7 @@ fn rules(check: &Check<'_>, top: &mut Section<'_>, classes: &mut Classes, provid
         let codes = section.list::<CodePattern>("codes");
         let text = section.list::<TextPattern>("text");
         let provider = section.string("provider");
-        let advice = advice(check, &mut section);
+        let advice = advice(check, &mut section, number);
         if let Some(spot) = &provider
             && !providers.all().iter().any(|known| *known.name == *spot.value)
         {
@@ -231,10 +231,18 @@ fn rules(check: &Check<'_>, top: &mut Section<'_>, classes: &mut Classes, provid
 }
 
 /// What replies that a rule fits ask for.
-fn advice(check: &Check<'_>, section: &mut Section<'_>) -> Option<Advice> {
+fn advice(check: &Check<'_>, section: &mut Section<'_>, number: usize) -> Option<Advice> {
     let slow_down = section.boolean("slow_down", false);
+    let (says_suspend, says_time) = (section.has("suspend"), section.has("for"));
     let suspend = section.parsed::<Reach>("suspend");
     let time = section.parsed::<Span>("for");
+    let after = section.parsed::<After>("after");
+    if let Some(after) = after.as_ref().filter(|_| !says_suspend) {
+        let text = "says after how many replies there is a suspension, and there is no suspend";
+        check.problem(after.at, &after.key, text);
+    }
+    // There are no more than MAX_RULES.
+    let kind = u32::try_from(number).unwrap_or(u32::MAX);
     match (suspend, time) {
         (Some(reach), Some(_)) if slow_down => {
             check.problem(reach.at, &reach.key, "is one or the other: slow_down, or suspend");
@@ -243,14 +251,15 @@ fn advice(check: &Check<'_>, section: &mut Section<'_>) -> Option<Advice> {
         (Some(reach), Some(time)) => Some(Advice::Suspend {
             reach: reach.value,
             time: time.value.0,
+            after: after.map(|after| After { kind, ..after.value }),
             ruled: true,
         }),
         // One that does not read is told of already.
-        (Some(reach), None) if !section.has("for") => {
+        (Some(reach), None) if !says_time => {
             check.problem(reach.at, &reach.key, "needs to say for how long: for = \"5m\"");
             None
         }
-        (None, Some(time)) if !section.has("suspend") => {
+        (None, Some(time)) if !says_suspend => {
             let text = "says how long suspend is for, and there is no suspend";
             check.problem(time.at, &time.key, text);
             None

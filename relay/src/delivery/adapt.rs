@@ -12,7 +12,7 @@ use std::time::Duration;
 use mail_core::smtp::client::Stage;
 
 use crate::shaping::pattern::Said;
-use crate::shaping::{Advice, Reach};
+use crate::shaping::{Advice, After, Reach};
 
 pub use lane::{Adapt, Held, SaidTo, Step};
 pub use pace::{Limits, Pace};
@@ -40,9 +40,30 @@ pub enum Others {
         reach: Reach,
         /// For how long.
         time: Duration,
+        /// Not before there were several such replies.
+        after: Option<Several>,
         /// A rule of the configuration says so: it holds though the lane works.
         ruled: bool,
     },
+}
+
+/// How many replies it takes, and what one of them means until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Several {
+    /// How many, of what kind.
+    pub after: After,
+    /// The lane is to go slower for each.
+    pub slower: bool,
+}
+
+impl Several {
+    /// What it means before there were as many.
+    pub fn until_then(self) -> Others {
+        match self.slower {
+            true => Others::Slower,
+            false => Others::Nothing,
+        }
+    }
 }
 
 impl Others {
@@ -82,7 +103,7 @@ pub fn lesson(said: &str, class: &str, advice: Option<&Advice>, stage: Stage) ->
     let asked = wording::wait(said.text);
     let waits = asked.filter(|_| code < 500);
     if let Some(advice) = advice {
-        return advised(*advice, waits);
+        return advised(*advice, waits, is_about_us(&said, code, class, stage));
     }
     if class == "greylist" {
         return Lesson {
@@ -95,6 +116,7 @@ pub fn lesson(said: &str, class: &str, advice: Option<&Advice>, stage: Stage) ->
         Some(time) => Others::Suspend {
             reach: Reach::Lane,
             time,
+            after: None,
             ruled: false,
         },
         None => Others::Slower,
@@ -105,7 +127,7 @@ pub fn lesson(said: &str, class: &str, advice: Option<&Advice>, stage: Stage) ->
     }
 }
 
-fn advised(advice: Advice, waits: Option<Duration>) -> Lesson {
+fn advised(advice: Advice, waits: Option<Duration>, slower: bool) -> Lesson {
     match advice {
         // Whatever else is asked for, a time is obeyed.
         Advice::SlowDown => Lesson {
@@ -113,12 +135,24 @@ fn advised(advice: Advice, waits: Option<Duration>) -> Lesson {
             others: waits.map_or(Others::Slower, |time| Others::Suspend {
                 reach: Reach::Lane,
                 time,
+                after: None,
                 ruled: false,
             }),
         },
-        Advice::Suspend { reach, time, ruled } => Lesson {
-            again_after: Some(time),
-            others: Others::Suspend { reach, time, ruled },
+        Advice::Suspend {
+            reach,
+            time,
+            after,
+            ruled,
+        } => Lesson {
+            // Where it is not the last of several it comes again as usual: whatever is suspended by then waits.
+            again_after: if after.is_some() { waits } else { Some(time) },
+            others: Others::Suspend {
+                reach,
+                time,
+                after: after.map(|after| Several { after, slower }),
+                ruled,
+            },
         },
     }
 }
@@ -166,6 +200,7 @@ mod tests {
         Others::Suspend {
             reach: Reach::Lane,
             time: minutes * MINUTE,
+            after: None,
             ruled: false,
         }
     }
@@ -252,7 +287,18 @@ mod tests {
             "x.olc.protection.outlook.com",
             Stage::Mail,
         );
-        assert_eq!(rest.others, suspend(120));
+        let Others::Suspend {
+            after: Some(several),
+            time,
+            ..
+        } = rest.others
+        else {
+            panic!("{rest:?}");
+        };
+        assert_eq!(
+            (time, several.after.replies, several.slower),
+            (120 * MINUTE, 5, false)
+        );
         let slower = of(
             "421 4.7.28 unusual rate of unsolicited mail, try again in 5 minutes",
             "gmail-smtp-in.l.google.com",

@@ -68,6 +68,10 @@ pub struct Rule {
     pub family: AddressFamily,
     /// The lane's limits.
     pub limits: DestinationLimits,
+    /// The destination's rule limits connections or messages itself: these are its own, beside those of other lanes to the site.
+    pub is_apart: bool,
+    /// Connections that all lanes to the provider have together, of each source.
+    pub to_provider: Option<u64>,
 }
 
 impl Rule {
@@ -102,18 +106,24 @@ impl Rule {
             Some(provider) => provider.limits(&settings.limits),
             None => settings.limits.clone(),
         };
+        let together = provider.and_then(Provider::connections_together);
+        let together = together.map(|limit| limit.value as u64);
         match number.and_then(|number| settings.destinations.all().get(number)) {
             Some(rule) => Self {
                 name: Some(Self::name(rule)),
                 tls: rule.tls,
                 family: rule.family,
                 limits: rule.limits.over(&limits),
+                is_apart: rule.limits.connections.is_some() || rule.limits.messages_per_second.is_some(),
+                to_provider: together.filter(|_| rule.limits.connections.is_none()),
             },
             None => Self {
                 name: None,
                 tls: settings.tls,
                 family: settings.family,
                 limits,
+                is_apart: false,
+                to_provider: together,
             },
         }
     }
@@ -228,6 +238,10 @@ pub struct Lane {
     pub max_connections: usize,
     /// Messages a second, as configured.
     pub rate: Option<f64>,
+    /// See [`Rule::is_apart`].
+    pub is_apart: bool,
+    /// See [`Rule::to_provider`].
+    pub to_provider: Option<u64>,
     /// What replies have taught it, and how it goes lately.
     pub adapt: Adapt,
     /// Queues with units due, in the order of their turns.
@@ -269,6 +283,8 @@ impl Lane {
             waits_at: None,
             max_connections: rule.limits.connections,
             rate: rule.limits.messages_per_second,
+            is_apart: rule.is_apart,
+            to_provider: rule.to_provider,
             adapt: Adapt::new(now),
             turn: Turn::default(),
             queues: 0,
@@ -290,6 +306,7 @@ impl Lane {
         self.limiter.set_rate(rule.limits.messages_per_second, now);
         self.max_connections = rule.limits.connections;
         self.rate = rule.limits.messages_per_second;
+        (self.is_apart, self.to_provider) = (rule.is_apart, rule.to_provider);
         self.adapt.apply(self.configured(), now);
     }
 
@@ -386,6 +403,8 @@ mod tests {
             tls: TlsLevel::Off,
             family: AddressFamily::Any,
             limits: limits(3),
+            is_apart: false,
+            to_provider: None,
         };
         let key = LaneKey {
             site: "mx.example".into(),

@@ -35,7 +35,6 @@ impl Shard {
             self.outdated = ConnectionId(self.last_connection);
             self.close_all_idle();
         }
-        self.ledger_changed(now);
         self.renew_lanes(now);
         let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
         for lane in lanes {

@@ -13,6 +13,7 @@ mod fallback;
 mod fleet;
 pub mod gates;
 mod idle;
+mod index;
 #[cfg(test)]
 mod limits;
 mod linger;
@@ -45,10 +46,11 @@ use super::courier::Kept;
 use super::detour::Detour;
 use super::egress::Shares;
 use super::exchange::{Accepted, Loan, Order, Place, Word};
-use super::lane::{ConnectionId, Idle, Lane, LaneKey, Plan};
+use super::lane::{ConnectionId, Idle, Lane, Plan};
 use super::route::Route;
 
 use gates::{Gate, GateId, Taken};
+use index::LaneIndex;
 
 /// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
 /// catalogue.
@@ -296,7 +298,7 @@ pub struct Shard {
     /// Queues that left memory because they are suspended, [`MAX_RESTING`] at the most.
     parked: BTreeSet<QueueId>,
     pub(super) lanes: Slab<Lane>,
-    lane_of: HashMap<LaneKey, LaneId>,
+    lane_of: LaneIndex,
     gates: Slab<Gate>,
     gate_of: HashMap<Scope, GateId>,
     /// Whose turn it is among the sources of pools.
@@ -305,6 +307,8 @@ pub struct Shard {
     today: u64,
     /// What units on the wire have taken of limits.
     taken: FxHashMap<UnitKey, Taken>,
+    /// Connections that are being closed for another lane, at which gate.
+    handed_on: FxHashMap<ConnectionId, GateId>,
     /// Units on the wire in lanes that count them by stream.
     busy: FxHashMap<UnitKey, (LaneId, Arc<str>)>,
     lookups: HashMap<Domain, Lookup>,
@@ -370,12 +374,13 @@ impl Shard {
             told_of: BTreeMap::new(),
             held_scopes: BTreeMap::new(),
             lanes: Slab::new(),
-            lane_of: HashMap::new(),
+            lane_of: LaneIndex::default(),
             gates: Slab::new(),
             gate_of: HashMap::new(),
             shares: Shares::default(),
             today: crate::config::warm_up::day(now),
             taken: FxHashMap::default(),
+            handed_on: FxHashMap::default(),
             busy: FxHashMap::default(),
             lookups: HashMap::new(),
             lookups_waiting: VecDeque::new(),

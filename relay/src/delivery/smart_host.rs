@@ -63,6 +63,8 @@ pub fn rule(group: &SmartHost) -> Rule {
         tls: group.tls,
         family: group.family,
         limits: group.limits.clone(),
+        is_apart: false,
+        to_provider: None,
     }
 }
 

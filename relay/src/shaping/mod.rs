@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 use classes::{Class, ClassId, Classes};
 use providers::{Provider, Providers};
 
-pub use providers::{Advice, Reach};
+pub use providers::{Advice, After, Reach};
 
 /// The tables, with what the configuration adds.
 #[derive(Clone, Debug)]

@@ -44,8 +44,21 @@ pub struct Limit {
     pub key: LimitKey,
     /// How much.
     pub value: f64,
+    /// Of what mail together.
+    pub across: Across,
     /// Who says so.
     pub source: Source,
+}
+
+/// Whose limit it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Across {
+    /// Each lane's.
+    #[default]
+    Lane,
+    /// Each lane's, and that of all lanes to the provider from one source.
+    Provider,
 }
 
 /// The keys of `[delivery.limits]`.
@@ -141,6 +154,8 @@ pub enum Advice {
         reach: Reach,
         /// For how long.
         time: Duration,
+        /// Not before there were several.
+        after: Option<After>,
         /// The configuration says so, not the shipped table: it holds though the lane works otherwise.
         ruled: bool,
     },
@@ -150,19 +165,70 @@ impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SlowDown => f.write_str("less at once"),
-            Self::Suspend { reach, time, .. } => {
+            Self::Suspend {
+                reach, time, after, ..
+            } => {
                 let (minutes, seconds) = (time.as_secs() / 60, time.as_secs() % 60);
                 match (minutes, seconds) {
                     (0, seconds) => write!(f, "{seconds} seconds of nothing")?,
                     (minutes, 0) => write!(f, "{minutes} minutes of nothing")?,
                     (minutes, seconds) => write!(f, "{minutes} minutes {seconds} seconds of nothing")?,
                 }
-                match reach {
-                    Reach::Lane => Ok(()),
-                    reach => write!(f, " for the {}", reach.word()),
+                if *reach != Reach::Lane {
+                    write!(f, " for the {}", reach.word())?;
                 }
+                after.map_or(Ok(()), |after| write!(f, ", {after}"))
             }
         }
+    }
+}
+
+/// How many replies of a kind a lane has to hear, and within what time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct After {
+    /// So many.
+    pub replies: u32,
+    /// Within any such time.
+    pub within: Duration,
+    /// What tells the kind from others that one lane may hear.
+    pub kind: u32,
+}
+
+/// Where kinds of the shipped table begin, those of each provider by themselves; below are the configuration's.
+pub const SHIPPED_KINDS: u32 = 1_000_000;
+
+/// The most that may be waited for: each of them is remembered.
+const MOST_REPLIES: u32 = 100;
+
+impl fmt::Display for After {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (replies, seconds) = (self.replies, self.within.as_secs());
+        match seconds % 60 {
+            0 => write!(f, "after {replies} within {} minutes", seconds / 60),
+            _ => write!(f, "after {replies} within {seconds} seconds"),
+        }
+    }
+}
+
+impl FromStr for After {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = "says how many replies do it; write such as \"5 in 1h\"";
+        let (replies, within) = text.split_once(" in ").ok_or(wrong)?;
+        let replies: u32 = replies.parse().map_err(|_| wrong)?;
+        if !(2..=MOST_REPLIES).contains(&replies) {
+            return Err(format!("is not within 2 and {MOST_REPLIES} replies"));
+        }
+        let within = crate::config::parse_duration(within)?;
+        if !SUSPENDED.contains(&within) {
+            return Err("is not within 1s and 1d".into());
+        }
+        Ok(Self {
+            replies,
+            within,
+            kind: 0,
+        })
     }
 }
 
@@ -273,6 +339,13 @@ impl Provider {
     pub fn limit(&self, key: LimitKey) -> Option<&Limit> {
         let mut limits = self.limits.iter().filter(|_| !self.without_shipped);
         limits.find(|limit| limit.key == key)
+    }
+
+    /// What is shipped of the connections that all lanes to its hosts may have from one source. Who says anything of its connections
+    /// says it in place of this.
+    pub fn connections_together(&self) -> Option<&Limit> {
+        let shipped = self.limit(LimitKey::Connections);
+        shipped.filter(|limit| limit.across == Across::Provider && self.own.connections.is_none())
     }
 
     /// The limits of a lane to its hosts that no destination's rule speaks of. What the configuration says of the provider holds;
@@ -392,6 +465,8 @@ struct RawProvider {
 struct RawLimit {
     key: LimitKey,
     value: f64,
+    #[serde(default)]
+    across: Across,
     source: String,
     seen: String,
     by: By,
@@ -409,6 +484,7 @@ struct RawReply {
     time: Option<String>,
     /// Short for `suspend = "lane"`.
     rest: Option<String>,
+    after: Option<String>,
     #[serde(default)]
     slow_down: bool,
     source: String,
@@ -426,12 +502,18 @@ impl RawProvider {
             ));
         }
         let limit = |raw: RawLimit| {
-            if raw.value.is_finite() && raw.value > 0.0 {
-                let source = source(raw.source, raw.seen, raw.by)?;
-                let (key, value) = (raw.key, raw.value);
-                return Ok(Limit { key, value, source });
+            if !raw.value.is_finite() || raw.value <= 0.0 {
+                return Err(format!("{} is no limit", raw.value));
             }
-            Err(format!("{} is no limit", raw.value))
+            if raw.across == Across::Provider && raw.key != LimitKey::Connections {
+                return Err("of what goes across a provider only connections are known".to_owned());
+            }
+            Ok(Limit {
+                key: raw.key,
+                value: raw.value,
+                across: raw.across,
+                source: source(raw.source, raw.seen, raw.by)?,
+            })
         };
         let all = |texts: Vec<String>| {
             texts
@@ -449,10 +531,9 @@ impl RawProvider {
                 .map(limit)
                 .collect::<Result<_, _>>()
                 .map_err(wrong)?,
-            replies: self
-                .reply
-                .into_iter()
-                .map(|reply| reply.checked(classes))
+            replies: (SHIPPED_KINDS..)
+                .zip(self.reply)
+                .map(|(kind, reply)| reply.checked(kind, classes))
                 .collect::<Result<_, _>>()
                 .map_err(wrong)?,
             ..Provider::new(name.as_str().into())
@@ -461,8 +542,9 @@ impl RawProvider {
 }
 
 impl RawReply {
-    fn advice(&self) -> Result<Option<Advice>, String> {
+    fn advice(&self, kind: u32) -> Result<Option<Advice>, String> {
         let (reach, time) = match (&self.suspend, &self.time, &self.rest) {
+            (None, None, None) if self.after.is_some() => return Err("after goes with a rest".into()),
             (None, None, None) => return Ok(self.slow_down.then_some(Advice::SlowDown)),
             (None, None, Some(time)) => (Reach::Lane, time),
             (Some(word), Some(time), None) => (word.parse().map_err(|why| format!("suspend {why}"))?, time),
@@ -475,15 +557,17 @@ impl RawReply {
         if !SUSPENDED.contains(&time) {
             return Err(format!("{time:?} is no time to be suspended for"));
         }
+        let after = self.after.as_deref().map(After::from_str).transpose()?;
         Ok(Some(Advice::Suspend {
             reach,
             time,
+            after: after.map(|after| After { kind, ..after }),
             ruled: false,
         }))
     }
 
-    fn checked(self, classes: &Classes) -> Result<ReplyRule, String> {
-        let advice = self.advice()?;
+    fn checked(self, kind: u32, classes: &Classes) -> Result<ReplyRule, String> {
+        let advice = self.advice(kind)?;
         if self.text.is_empty() {
             return Err("a reply is known by its text".into());
         }

@@ -656,6 +656,34 @@ fn a_thousand_queues_go_at_once_when_their_site_comes_back() {
     );
 }
 
+/// One reply may be a whim.
+#[test]
+fn a_rule_suspends_after_as_many_replies_as_it_says() {
+    let rule = "[[bounce_rule]]\nclass = \"policy\"\ntext = [\"go away\"]\nsuspend = \"lane\"\nfor = \"10m\"\nafter = \"3 in 1h\"\n";
+    let picky = Host::Picky("bad", "550 5.3.0 go away");
+    let (world, store) = (Rc::new(world(hosts(&[(10, 0)]), &[picky])), MemoryStore::new());
+    live(&world, &store, START, rule, async |relay| {
+        let suspended = async || {
+            relay
+                .adjustments(AdjustmentsQuery::default())
+                .await
+                .adjustments
+                .len()
+        };
+        for (minutes, expected) in [(0, 0), (1, 0), (62, 0), (3, 0), (0, 1)] {
+            sleep(minutes * MINUTE).await;
+            relay.take_in(&["bad@to.test"]).await;
+            sleep(SECOND).await;
+            assert_eq!(suspended().await, expected, "two of the first hour count no more");
+        }
+        relay.take_in(&["ok@to.test"]).await;
+        sleep(9 * MINUTE).await;
+        assert_eq!(taken_at(&world, 0).len(), 0);
+        sleep(2 * MINUTE).await;
+        assert_eq!(taken_at(&world, 0).len(), 1);
+    });
+}
+
 /// Its mail goes from the pool's other source, and it sends to others as before.
 #[test]
 fn a_source_that_is_blocked_at_a_provider_sends_elsewhere_as_ever() {

@@ -3,7 +3,6 @@
 //! Shards that are refused stand in a line, so that the fastest does not have it all: who is first may take what there is, and stands
 //! behind the others once that is used up. Whoever does not come when it is its turn has gone, and is passed over.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::Timestamp;
@@ -11,13 +10,15 @@ use mail_core::Timestamp;
 use super::Grant;
 use super::bucket::Bucket;
 use super::line::Line;
+pub use super::reserved::RESERVED;
+use super::reserved::{InUse, Reserved};
 use super::window::Window;
 use queue::CountsRecord;
 
 use crate::config::limits::ScopeLimits;
 use crate::config::streams::Streams;
 
-/// What is counted by the hour and day is on disk before it is used: at the most so much of the limit ahead, in parts of a tenth.
+/// What windows count is on disk before it is used: at the most so much of the limit ahead, in parts of a tenth.
 const AHEAD: u64 = 10;
 
 /// Counts ahead of use, where a tenth is less: each costs a write. Of a limit so small that this is more than a tenth, it is a tenth all the same.
@@ -26,11 +27,11 @@ const LEAST_AHEAD: u64 = 8;
 /// A write that is waited for takes about so long.
 const WRITTEN_IN: Duration = Duration::from_millis(50);
 
-/// The part of an hour that what stands on disk is counted for.
+/// What stands on disk is for so long at the most: until the next part of an hour begins.
 const PART: u64 = 60_000;
 
-/// What holds mail of a stream where the rest is kept for others.
-pub const RESERVED: &str = "reserved";
+/// Of minutes it is counted as if it was used only so much later, and is for so long.
+const LATER: Duration = Duration::from_secs(10);
 
 /// The keys of the windows, with their spans.
 pub const WINDOWS: [(&str, Duration); 3] = [
@@ -56,34 +57,38 @@ pub struct Budget {
     /// Messages that are being sent, and their octets.
     sending: u64,
     in_flight: u64,
-    /// What the windows keep for some streams.
-    reserved: Vec<Reserved>,
+    /// What is kept for some streams.
+    reserved: Reserved,
     for_message: Line,
     for_connection: Line,
     /// Where an hour or a day is limited.
     ahead: Option<Ahead>,
 }
 
-/// What belongs to one stream's mail alone. After a start all of it is kept for it, whatever it had before.
-#[derive(Debug)]
-struct Reserved {
-    stream: Arc<str>,
-    /// In the order of [`WINDOWS`], of its part of the limit.
-    windows: [Option<Window>; 3],
-}
-
 /// How much may be used that stands on disk already.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ahead {
     /// Messages since the start, and how many may be before more is written.
     taken: u64,
     covered: u64,
-    /// The part of the hour that this holds in.
-    part: u64,
+    /// For what is used before.
+    until: Timestamp,
     /// Messages when it was last written.
     before: u64,
     /// More is to be written.
     wanted: bool,
+}
+
+impl Ahead {
+    fn none() -> Self {
+        Self {
+            taken: 0,
+            covered: 0,
+            until: Timestamp(0),
+            before: 0,
+            wanted: false,
+        }
+    }
 }
 
 /// What is to be written of a budget, and what may be used once it is.
@@ -92,12 +97,12 @@ pub struct Keep {
     /// The counts, with what is ahead.
     pub record: CountsRecord,
     covered: u64,
-    part: u64,
+    until: Timestamp,
     taken: u64,
 }
 
 impl Budget {
-    /// What is in a second or a minute may have been used up just before; of hours and days `counted` says what was.
+    /// What is in a second may have been used up just before; of longer windows `counted` says what was.
     pub fn new(limits: ScopeLimits, of_tenant: bool, counted: Counted, now: Timestamp) -> Self {
         let mut fresh = Self {
             of_tenant,
@@ -108,7 +113,7 @@ impl Budget {
             open: 0,
             sending: 0,
             in_flight: 0,
-            reserved: Vec::new(),
+            reserved: Reserved::default(),
             for_message: Line::default(),
             for_connection: Line::default(),
             ahead: None,
@@ -126,89 +131,50 @@ impl Budget {
         self.limits = limits.clone();
         renew_bucket(&mut self.opening, limits.connections_per_second, now);
         renew_bucket(&mut self.messages, limits.messages_per_second, now);
-        let by_hour_or_day = limits.messages_per_hour.is_some() || limits.messages_per_day.is_some();
-        self.ahead = by_hour_or_day.then(|| self.ahead.take().unwrap_or_default());
+        let is_counted = limits.windows().iter().any(Option::is_some);
+        self.ahead = is_counted.then(|| self.ahead.take().unwrap_or_else(Ahead::none));
         let all = self.windows.iter_mut().zip(WINDOWS).zip(limits.windows());
-        for (number, ((window, (_, span)), limit)) in all.enumerate() {
+        for ((window, (_, span)), limit) in all {
             match (&mut *window, limit) {
                 (Some(window), Some(limit)) => window.set_limit(limit),
-                (None, Some(limit)) if number == 0 => *window = Some(Window::spent(span, limit, now)),
                 (None, Some(limit)) => *window = Some(Window::new(span, limit)),
                 (_, None) => *window = None,
             }
         }
     }
 
-    /// Nothing of it was used within the last minute.
-    pub fn begin_fresh(&mut self) {
-        let (_, minute) = WINDOWS[0];
-        self.windows[0] = self
-            .limits
-            .messages_per_minute
-            .map(|limit| Window::new(minute, limit));
-    }
-
-    /// Keeps these parts of its windows for mail of these streams.
+    /// Keeps parts of its limits for mail of some of these streams.
     pub fn reserve(&mut self, streams: &Streams) {
-        let kept = streams.all().iter().filter(|stream| stream.reserved > 0.0);
-        let mut before = std::mem::take(&mut self.reserved);
-        let reserved = kept.map(|stream| {
-            let known = before.iter().position(|known| known.stream == stream.name);
-            let mut of = known.map_or_else(
-                || Reserved {
-                    stream: stream.name.clone(),
-                    windows: [const { None }; 3],
-                },
-                |at| before.swap_remove(at),
-            );
-            for ((window, limit), (_, span)) in of.windows.iter_mut().zip(self.limits.windows()).zip(WINDOWS)
-            {
-                let part = limit.map(|limit| (limit as f64 * stream.reserved) as u64);
-                match (&mut *window, part) {
-                    (Some(window), Some(part)) => window.set_limit(part),
-                    (_, part) => *window = part.map(|part| Window::new(span, part)),
-                }
-            }
-            of
-        });
-        self.reserved = reserved.collect();
+        let spans = WINDOWS.map(|(_, span)| span);
+        self.reserved.renew(streams, &self.limits, spans);
     }
 
-    /// The window of which nothing is left but what is kept for other streams, and when to look again.
-    fn keeps_from(&mut self, stream: &str, now: Timestamp) -> Option<Timestamp> {
-        for (number, window) in self.windows.iter_mut().enumerate() {
-            let Some(window) = window else { continue };
-            let others = self.reserved.iter_mut().filter(|of| *of.stream != *stream);
-            let kept = others.filter_map(|of| {
-                let own = of.windows[number].as_mut()?;
-                own.advance(now);
-                Some(own.limit().saturating_sub(own.used()))
-            });
-            if window.used() + kept.sum::<u64>() >= window.limit() {
-                return Some(now + WINDOWS[number].1 / 60);
-            }
-        }
-        None
+    /// When to look again, if nothing is left but what is kept for other streams. Of windows it is as of their last look.
+    fn keeps_from(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Option<Timestamp> {
+        let used = InUse {
+            windows: &self.windows,
+            sending: self.sending,
+            bytes: self.in_flight,
+        };
+        self.reserved.keeps_from(stream, bytes, &used, now)
     }
 
     /// Goes on from what was counted before the start.
     fn resume(&mut self, counted: Counted, now: Timestamp) {
-        let [_, hour, day] = &mut self.windows;
-        let (of_hour, of_day) = match counted {
-            Counted::Nothing => (None, None),
-            Counted::Known(record) => (record.hour, record.day),
-            Counted::Unknown => {
-                for (window, (_, span)) in [hour, day].into_iter().zip(&WINDOWS[1..]) {
-                    if let Some(window) = window {
-                        *window = Window::spent(*span, window.limit(), now);
+        let counted = match counted {
+            Counted::Nothing => return,
+            Counted::Known(record) => Some([record.minute, record.hour, record.day]),
+            Counted::Unknown => None,
+        };
+        for (number, (window, (_, span))) in self.windows.iter_mut().zip(WINDOWS).enumerate() {
+            let Some(window) = window else { continue };
+            match &counted {
+                None => *window = Window::spent(span, window.limit(), now),
+                Some(counts) => {
+                    if let Some(counts) = &counts[number] {
+                        *window = Window::resumed(span, window.limit(), counts.clone());
                     }
                 }
-                return;
-            }
-        };
-        for ((window, counts), (_, span)) in [(hour, of_hour), (day, of_day)].into_iter().zip(&WINDOWS[1..]) {
-            if let (Some(window), Some(counts)) = (window, counts) {
-                *window = Window::resumed(*span, window.limit(), counts);
             }
         }
     }
@@ -216,17 +182,21 @@ impl Budget {
     /// What is to be written, if anything is. It is wanted still until [`Self::kept`] says that it is on disk.
     pub fn to_keep(&mut self, now: Timestamp) -> Option<Keep> {
         let ahead = self.ahead.as_ref().filter(|ahead| ahead.wanted)?;
-        let hours = self.windows[1..].iter().flatten();
-        let least = hours.map(Window::limit).min().unwrap_or(0);
+        let least = self.windows.iter().flatten().map(Window::limit).min();
         // As much again as was used since the last time, and once more.
         let used = ahead.taken - ahead.before;
-        let most = (least / AHEAD).max(1);
+        let most = (least.unwrap_or(0) / AHEAD).max(1);
         let block = (2 * used).clamp(LEAST_AHEAD.min(most), most);
-        let (taken, part) = (ahead.taken, now.0 / PART);
+        let taken = ahead.taken;
+        let next_part = Timestamp((now.0 / PART + 1) * PART);
+        let until = match &self.windows[0] {
+            Some(_) => next_part.min(now + LATER),
+            None => next_part,
+        };
         Some(Keep {
             record: self.counts(block, now),
             covered: taken + block,
-            part,
+            until,
             taken,
         })
     }
@@ -247,9 +217,17 @@ impl Budget {
             }
             Some(counts)
         };
-        let [_, hour, day] = &mut self.windows;
+        let [minute, hour, day] = &mut self.windows;
+        let minute = minute.as_mut().map(|minute| {
+            minute.advance(now);
+            match ahead {
+                0 => minute.counts().clone(),
+                ahead => minute.counts_with(ahead, now + LATER),
+            }
+        });
         CountsRecord {
             at: now,
+            minute,
             hour: counts(hour),
             day: counts(day),
         }
@@ -258,7 +236,7 @@ impl Budget {
     /// It is on disk. Who is to be told that there is room.
     pub fn kept(&mut self, keep: &Keep, now: Timestamp) -> Option<usize> {
         let ahead = self.ahead.as_mut()?;
-        (ahead.covered, ahead.part, ahead.before) = (keep.covered, keep.part, keep.taken);
+        (ahead.covered, ahead.until, ahead.before) = (keep.covered, keep.until, keep.taken);
         ahead.wanted = ahead.taken >= ahead.covered;
         self.for_message.freed(now)
     }
@@ -273,8 +251,7 @@ impl Budget {
     pub fn message(&mut self, shard: usize, stream: &str, bytes: u64, now: Timestamp) -> Grant {
         let refused = self.refuses_message(bytes, now);
         if refused.is_none()
-            && !self.reserved.is_empty()
-            && let Some(at) = self.keeps_from(stream, now)
+            && let Some(at) = self.keeps_from(stream, bytes, now)
         {
             // It has no part in the line: others may take what is kept for them.
             let held_by = RESERVED;
@@ -286,11 +263,7 @@ impl Budget {
                 bucket.take();
             }
             self.windows.iter_mut().flatten().for_each(Window::take);
-            let own = self.reserved.iter_mut().find(|of| *of.stream == *stream);
-            own.into_iter()
-                .flat_map(|of| &mut of.windows)
-                .flatten()
-                .for_each(|window| window.add(1));
+            self.reserved.take(stream, bytes);
             if let Some(ahead) = &mut self.ahead {
                 ahead.taken += 1;
                 // In time for those that come next.
@@ -315,7 +288,8 @@ impl Budget {
     }
 
     /// The message was not sent after all.
-    pub fn refund(&mut self, bytes: u64, now: Timestamp) -> Option<usize> {
+    pub fn refund(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Option<usize> {
+        self.reserved.refund(stream);
         if let Some(bucket) = &mut self.messages {
             bucket.refund();
         }
@@ -323,11 +297,12 @@ impl Budget {
         if let Some(ahead) = &mut self.ahead {
             ahead.taken = ahead.taken.saturating_sub(1).max(ahead.before);
         }
-        self.sent(bytes, now)
+        self.sent(stream, bytes, now)
     }
 
     /// The message is sent, or lost. Who is to be told that there is room.
-    pub fn sent(&mut self, bytes: u64, now: Timestamp) -> Option<usize> {
+    pub fn sent(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Option<usize> {
+        self.reserved.sent(stream, bytes);
         self.sending = self.sending.saturating_sub(1);
         self.in_flight = self.in_flight.saturating_sub(bytes);
         self.for_message.freed(now)
@@ -393,16 +368,19 @@ impl Budget {
         self.limits.bytes_in_flight.is_some()
     }
 
-    /// What holds a message, or a connection for it, at this moment. Nothing is changed.
-    pub fn explain(&self, needs_connection: bool, now: Timestamp) -> Option<Grant> {
+    /// What holds a message of a stream, or a connection for it, at this moment. Nothing is taken.
+    pub fn explain(&mut self, stream: &str, needs_connection: bool, now: Timestamp) -> Option<Grant> {
         let not_before = |at, held_by| Some(Grant::NotBefore { at, held_by });
         if let Some(at) = self.messages.as_ref().and_then(|bucket| bucket.explain(now)) {
             return not_before(at, "messages_per_second");
         }
-        for (window, (key, _)) in self.windows.iter().zip(WINDOWS) {
-            if let Some(at) = window.as_ref().and_then(|window| window.explain(now)) {
+        for (window, (key, _)) in self.windows.iter_mut().zip(WINDOWS) {
+            if let Some(at) = window.as_mut().and_then(|window| window.wait(now)) {
                 return not_before(at, key);
             }
+        }
+        if let Some(at) = self.keeps_from(stream, 0, now) {
+            return not_before(at, RESERVED);
         }
         if needs_connection {
             if let Some(at) = self.opening.as_ref().and_then(|bucket| bucket.explain(now)) {
@@ -433,18 +411,14 @@ impl Budget {
         self.open == 0 && self.sending == 0 && !self.windows.iter_mut().flatten().any(counts)
     }
 
-    /// Whether hours or days are counted, and so stand on disk.
+    /// Whether what it counts stands on disk.
     pub fn is_kept(&self) -> bool {
         self.ahead.is_some()
     }
 
-    /// Whether all that it counts stands on disk.
-    pub fn is_on_disk(&mut self, now: Timestamp) -> bool {
-        let in_minute = self.windows[0].as_mut().map_or(0, |minute| {
-            minute.advance(now);
-            minute.used()
-        });
-        self.is_kept() && self.open == 0 && self.sending == 0 && in_minute == 0
+    /// Whether nothing would be lost by forgetting it, since all that it counts stands on disk.
+    pub fn is_on_disk(&self) -> bool {
+        self.is_kept() && self.open == 0 && self.sending == 0
     }
 
     /// What is used now, and what may be.
@@ -476,7 +450,7 @@ impl Budget {
             }
         }
         if let Some(ahead) = self.ahead.as_mut()
-            && (ahead.part != now.0 / PART || ahead.taken >= ahead.covered)
+            && (ahead.until <= now || ahead.taken >= ahead.covered)
         {
             ahead.wanted = true;
             return not_before(now + WRITTEN_IN, "counting");
@@ -515,7 +489,7 @@ impl Budget {
 pub enum Counted {
     /// Nothing was.
     Nothing,
-    /// This, by the hour and day.
+    /// This, by the minute, hour and day.
     Known(CountsRecord),
     /// That can't be read.
     Unknown,

@@ -27,8 +27,6 @@ const EVERY: Duration = Duration::from_millis(20);
 /// After a write that failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
-const MINUTE: Duration = Duration::from_secs(60);
-
 /// Counts older than this count no more: longer than a day, and the part of it that is counted too much.
 const FORGOTTEN: Duration = Duration::from_secs(25 * 3_600);
 
@@ -41,8 +39,6 @@ struct Shared {
     budgets: Mutex<HashMap<Scope, Arc<Mutex<Budget>>>>,
     /// Whose counts on disk are over.
     gone: Mutex<Vec<Scope>>,
-    /// Since when everything that is limited is counted here, and nothing of its last minute forgotten.
-    complete_since: Mutex<Option<Timestamp>>,
     wanted: Notify,
 }
 
@@ -72,24 +68,10 @@ impl Ledger {
             }
         };
         let mut fresh = Budget::new(limits.clone(), scope.tenant.is_some(), counted, now);
-        if self.knows_the_last_minute(now) {
-            fresh.begin_fresh();
-        }
         fresh.reserve(streams);
         let fresh = Arc::new(Mutex::new(fresh));
         all.insert(scope.clone(), fresh.clone());
         fresh
-    }
-
-    /// Limits are other ones from here on: of what they are about now, nobody has counted before.
-    pub fn changed(&self, now: Timestamp) {
-        *self.0.complete_since.lock() = Some(now);
-    }
-
-    /// Whether who has no budget has sent nothing in the last minute.
-    fn knows_the_last_minute(&self, now: Timestamp) -> bool {
-        let mut since = self.0.complete_since.lock();
-        *since.get_or_insert(now) + MINUTE <= now
     }
 
     /// The budget of a scope, if there is one.
@@ -102,9 +84,6 @@ impl Ledger {
     pub fn tidy(&self, now: Timestamp) {
         let mut all = self.0.budgets.lock();
         let too_many = all.len() > MOST;
-        if too_many {
-            self.changed(now);
-        }
         let mut gone = Vec::new();
         all.retain(|scope, budget| {
             if Arc::strong_count(budget) > 1 {
@@ -115,7 +94,7 @@ impl Ledger {
                 gone.extend(budget.is_kept().then(|| scope.clone()));
                 return false;
             }
-            !(too_many && budget.is_on_disk(now))
+            !(too_many && budget.is_on_disk())
         });
         drop(all);
         if !gone.is_empty() {
@@ -138,7 +117,7 @@ impl Ledger {
         self.0.wanted.notify_one();
     }
 
-    /// Keeps what hours and days have counted on disk, for as long as it is polled: one of it for all shards.
+    /// Keeps what windows have counted on disk, for as long as it is polled: one of it for all shards.
     pub async fn keep(&self, queue: &Queue, clock: Clock) {
         self.forget_old(queue, clock.now()).await;
         loop {

@@ -8,6 +8,7 @@ pub mod budget;
 pub mod ledger;
 pub mod limiter;
 mod line;
+mod reserved;
 pub mod window;
 
 use mail_core::Timestamp;

@@ -114,6 +114,25 @@ impl Window {
         self.counts.parts.iter().sum()
     }
 
+    /// What it has counted, and so many more as if they came at a later time. Whoever goes on from it waits for longer than it had
+    /// to, if they came before.
+    pub fn counts_with(&self, ahead: u64, later: Timestamp) -> Counts {
+        let newest = self.number(later).max(self.counts.newest + 1);
+        let between = (self.counts.newest + 1..newest).map(|_| 0);
+        let parts = std::iter::once(ahead)
+            .chain(between)
+            .chain(self.counts.parts.iter().copied());
+        Counts {
+            newest,
+            parts: parts.collect(),
+        }
+    }
+
+    /// How finely it counts.
+    pub fn part(&self) -> Duration {
+        self.part
+    }
+
     /// The limit.
     pub fn limit(&self) -> u64 {
         self.limit

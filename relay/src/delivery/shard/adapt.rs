@@ -181,15 +181,23 @@ impl Shard {
     /// A reply teaches something.
     pub fn heard(&mut self, lane: LaneId, heard: &Heard, now: Timestamp) {
         let last = ConnectionId(self.last_connection);
-        let Some(at) = self
-            .lanes
-            .get_mut(lane)
-            .filter(|_| heard.others != Others::Nothing)
-        else {
+        let Some(at) = self.lanes.get_mut(lane) else {
             return;
         };
+        let others = match heard.others {
+            Others::Suspend {
+                after: Some(several), ..
+            } if !at.adapt.hears(several.after, now) => several.until_then(),
+            others => others,
+        };
+        if others == Others::Nothing {
+            return;
+        }
         at.adapt.refused(now);
-        if let Others::Suspend { reach, time, ruled } = heard.others {
+        if let Others::Suspend {
+            reach, time, ruled, ..
+        } = others
+        {
             if ruled || !at.adapt.works(now) {
                 return self.suspend_by_reply(lane, heard, reach, time, now);
             }

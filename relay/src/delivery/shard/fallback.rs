@@ -52,7 +52,7 @@ impl Shard {
 
     /// What a lane of the first way rests for, where that is a reason to go round it. Its owner knows; others know what the store says.
     fn closed_for(&self, key: &LaneKey, first: &Route, tenant: &Arc<str>, now: Timestamp) -> Option<Rest> {
-        let (rest, suspended) = match self.lane_of.get(key).and_then(|lane| self.lanes.get(*lane)) {
+        let (rest, suspended) = match self.lane_of.get(key).and_then(|lane| self.lanes.get(lane)) {
             Some(lane) => {
                 let adapt = &lane.adapt;
                 let suspended = adapt.held(now).is_some() || adapt.held_of(tenant, now).is_some();

@@ -77,6 +77,8 @@ pub(super) struct Fleet {
     pub asked: usize,
     /// How often mail began to go by a fallback.
     pub fallbacks: usize,
+    /// How often time or an event had the shards do something.
+    pub wakes: usize,
     pub takes: Duration,
     pub peer: Option<Peer>,
     /// What was refused, and when.
@@ -139,6 +141,7 @@ impl Fleet {
             unknown: BTreeSet::new(),
             asked: 0,
             fallbacks: 0,
+            wakes: 0,
             source_failures: Vec::new(),
             on_the_wire: BTreeSet::new(),
             delivered: BTreeSet::new(),
@@ -254,6 +257,7 @@ impl Fleet {
                 break;
             };
             self.now = self.now.max(at);
+            self.wakes += 1;
             for shard in &mut self.shards {
                 shard.tick(self.now);
             }
@@ -266,7 +270,7 @@ impl Fleet {
         self.now = end;
     }
 
-    /// Has what hours and days counted written, as the ledger does by itself.
+    /// Has what windows counted written, as the ledger does by itself.
     async fn keep(&mut self) {
         let ledger = self.shards[0].place.ledger().clone();
         let wanted = ledger.wanted(self.now);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use queue::{QueueId, Scope, UnitKey};
+use queue::{QueueId, QueueName, Scope, UnitKey};
 
 use crate::delivery::exchange::Word;
 use crate::delivery::lane::ConnectionId;
@@ -56,7 +56,9 @@ pub(super) struct Gate {
     budget: Arc<Mutex<Budget>>,
     /// For each [`What`]: who has a connection is not behind those that have none, nor who may send behind those of whom all is kept.
     waiting: [Turn<Waiter>; 3],
-    /// Lanes, and units on the wire.
+    /// Connections that are being closed so that another lane has one.
+    handing_on: usize,
+    /// Lanes, units on the wire, and connections that are handed on.
     used_by: usize,
     timer: Option<Timestamp>,
 }
@@ -64,6 +66,7 @@ pub(super) struct Gate {
 /// What a unit on the wire has taken.
 pub(super) struct Taken {
     gates: Vec<GateId>,
+    stream: Arc<str>,
     bytes: u64,
 }
 
@@ -110,9 +113,11 @@ impl Shard {
         serving: Option<GateId>,
         now: Timestamp,
     ) -> (Pass, Option<Taken>) {
-        let Some(of_tenant) = self.tenant_gates(lane, id, now) else {
-            return (Pass::Through, None);
-        };
+        if self.waits_still(lane, id, serving, now) {
+            return (Pass::Lane, None);
+        }
+        let of_tenant = self.tenant_gates(lane, id, now);
+        let of_tenant = of_tenant.as_deref().unwrap_or_default();
         let of_lane = self.lanes[lane].gates.clone();
         if of_lane.is_empty() && of_tenant.is_empty() {
             return (Pass::Through, None);
@@ -123,6 +128,7 @@ impl Shard {
         let mut taken = Taken {
             gates: Vec::with_capacity(of_lane.len() + of_tenant.len()),
             bytes: self.bytes_of_first(id, of_lane.iter().chain(of_tenant.iter())),
+            stream,
         };
         let all = of_tenant.iter().map(|gate| (gate, true));
         for (&gate, by_tenant) in all.chain(of_lane.iter().map(|gate| (gate, false))) {
@@ -131,7 +137,7 @@ impl Shard {
                 (id, lane),
                 serving,
                 now,
-                |budget, shard| budget.message(shard, &stream, taken.bytes, now),
+                |budget, shard| budget.message(shard, &taken.stream, taken.bytes, now),
             );
             if let Some((again, what)) = grant {
                 // What is another stream's holds up this one's mail alone.
@@ -156,6 +162,20 @@ impl Shard {
             self.leave_gate(lane);
         }
         (Pass::Through, Some(taken))
+    }
+
+    /// Whether a lane waits at a gate for this queue, and it is not time to ask again there. Other gates are not asked meanwhile: it
+    /// would stand in their lines, and be let through for nothing.
+    fn waits_still(&self, lane: LaneId, id: QueueId, serving: Option<GateId>, now: Timestamp) -> bool {
+        let Some((lane, (gate, what, front))) =
+            self.lanes.get(lane).and_then(|lane| Some((lane, lane.waits_at?)))
+        else {
+            return false;
+        };
+        // One of its own may have come free.
+        let is_served = what == What::Connection && !lane.idle.is_empty();
+        let asks_at = self.gates.get(gate).and_then(|gate| gate.timer);
+        front == id && !is_served && serving != Some(gate) && asks_at.is_some_and(|at| at > now)
     }
 
     /// Takes a connection from all gates of the lane, or from none of them.
@@ -365,7 +385,10 @@ impl Shard {
     /// Nothing was sent: what it has taken is given back.
     pub(super) fn refund(&mut self, taken: &Taken, now: Timestamp) {
         for &gate in &taken.gates {
-            let next = self.gates[gate].budget.lock().refund(taken.bytes, now);
+            let next = self.gates[gate]
+                .budget
+                .lock()
+                .refund(&taken.stream, taken.bytes, now);
             self.tell_of_room(gate, next, now);
         }
     }
@@ -386,11 +409,20 @@ impl Shard {
         };
         if sent {
             for &gate in &taken.gates {
-                let next = self.gates[gate].budget.lock().sent(taken.bytes, now);
+                let next = self.gates[gate]
+                    .budget
+                    .lock()
+                    .sent(&taken.stream, taken.bytes, now);
                 self.tell_of_room(gate, next, now);
             }
         } else {
             self.refund(&taken, now);
+        }
+        // They have no part in the line: others are told before them.
+        for &gate in &taken.gates {
+            if !self.gates[gate].waiting[What::Unreserved as usize].is_empty() {
+                self.set_gate_timer(gate, now);
+            }
         }
         self.release_gates(&taken.gates);
     }
@@ -415,8 +447,13 @@ impl Shard {
     }
 
     /// Whether a connection that is free now is to be closed: a limit that was tightened wants fewer than there are, or another lane
-    /// waits for one, and this one has been this lane's for long enough.
-    pub(super) fn is_anothers_turn(&self, lane: LaneId, connection: ConnectionId, now: Timestamp) -> bool {
+    /// waits for one, and this one has been this lane's for long enough. As many are closed at once as there are lanes that wait.
+    pub(super) fn is_anothers_turn(
+        &mut self,
+        lane: LaneId,
+        connection: ConnectionId,
+        now: Timestamp,
+    ) -> bool {
         let Some(at) = self.lanes.get(lane) else {
             return false;
         };
@@ -424,15 +461,33 @@ impl Shard {
         let own = at.turn.front().map_or(0, |id| self.weight_of(id));
         let index = self.place.index();
         let long_enough = opened + QUANTUM <= now;
-        at.gates.iter().any(|&gate| {
+        let has_too_many = |&gate: &GateId| self.gates[gate].budget.lock().has_too_many();
+        if at.gates.iter().any(has_too_many) {
+            return true;
+        }
+        let waits = |&gate: &GateId| {
             let gate = &self.gates[gate];
-            let first = gate.waiting[What::Connection as usize].front();
+            let waiting = &gate.waiting[What::Connection as usize];
             let goes_first = |(id, of)| of != lane && (long_enough || self.weight_of(id) > own);
-            let budget = gate.budget.lock();
-            first.is_some_and(goes_first)
-                || budget.has_too_many()
-                || (long_enough && budget.others_wait(index))
-        })
+            let here = waiting.front().is_some_and(goes_first);
+            let elsewhere = long_enough && gate.budget.lock().others_wait(index);
+            (here || elsewhere) && gate.handing_on < waiting.len().max(1)
+        };
+        let Some(gate) = at.gates.iter().copied().find(waits) else {
+            return false;
+        };
+        self.gates[gate].handing_on += 1;
+        self.gates[gate].used_by += 1;
+        self.handed_on.insert(connection, gate);
+        true
+    }
+
+    /// A connection is gone, perhaps to be another lane's.
+    pub(super) fn handed_on(&mut self, connection: ConnectionId) {
+        if let Some(gate) = self.handed_on.remove(&connection) {
+            self.gates[gate].handing_on -= 1;
+            self.release_gates(&[gate]);
+        }
     }
 
     fn weight_of(&self, id: QueueId) -> u32 {
@@ -508,16 +563,22 @@ impl Shard {
     pub(super) fn held_at_gate(
         &self,
         lane: LaneId,
-        tenant: &Arc<str>,
+        name: &QueueName,
         now: Timestamp,
     ) -> Option<(Timestamp, String)> {
         let at = self.lanes.get(lane)?;
-        let of_tenant = at.tenant_gates.get(tenant).cloned().unwrap_or_default();
+        let of_tenant = at.tenant_gates.get(&name.tenant).cloned().unwrap_or_default();
         let needs_connection = at.idle.is_empty();
         of_tenant.iter().chain(at.gates.iter()).find_map(|&gate| {
             let gate = self.gates.get(gate)?;
-            let (until, key) = match gate.budget.lock().explain(needs_connection, now)? {
+            let (until, key) = match gate.budget.lock().explain(&name.stream, needs_connection, now)? {
                 Grant::Granted => return None,
+                Grant::NotBefore {
+                    at,
+                    held_by: RESERVED,
+                } => {
+                    return Some((at, format!("what {} keeps for other streams", gate.scope)));
+                }
                 Grant::NotBefore { at, held_by } => (at, held_by),
                 Grant::WhenFreed { held_by } => (now, held_by),
             };

@@ -117,13 +117,16 @@ impl Shard {
         let waits = active
             .stands
             .iter()
-            .filter_map(|stand| self.waits_for(stand.lane, &active.name.tenant, now));
+            .filter_map(|stand| self.waits_for(stand.lane, &active.name, now));
         waits.max_by_key(Waits::rank)
     }
 
-    fn waits_for(&self, id: LaneId, tenant: &Arc<str>, now: Timestamp) -> Option<Waits> {
+    fn waits_for(&self, id: LaneId, name: &QueueName, now: Timestamp) -> Option<Waits> {
         let lane = self.lanes.get(id)?;
-        let held = lane.adapt.held(now).or_else(|| lane.adapt.held_of(tenant, now));
+        let held = lane
+            .adapt
+            .held(now)
+            .or_else(|| lane.adapt.held_of(&name.tenant, now));
         if let Some(held) = held {
             return Some(adjusted(held));
         }
@@ -134,7 +137,7 @@ impl Shard {
             let limit = limit.to_owned();
             return Some(Waits::Throttled { until, limit });
         }
-        if let Some((until, limit)) = self.held_at_gate(id, tenant, now) {
+        if let Some((until, limit)) = self.held_at_gate(id, name, now) {
             return Some(Waits::Throttled { until, limit });
         }
         let may_connect = lane.may_open(now) && self.place.may_connect(self.settings.max_connections);

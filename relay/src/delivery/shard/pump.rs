@@ -30,6 +30,7 @@ impl Shard {
         self.connections -= 1;
         self.place.disconnect();
         self.forget_idle(lane, connection);
+        self.handed_on(connection);
         self.source_serves(lane, connection, now);
         if let Some(at) = self.lanes.get_mut(lane) {
             at.open -= 1;

@@ -290,7 +290,7 @@ impl Shard {
             rule: route.rule_name(domain, &self.settings),
             source: source.map(|source| source.name.clone()),
         };
-        let known = self.lane_of.get(&key).copied();
+        let known = self.lane_of.get(&key);
         let provider = match known {
             Some(lane) => self.lanes[lane].provider.clone(),
             None => route.provider(&self.settings).cloned(),
@@ -309,7 +309,7 @@ impl Shard {
         lane.provider = provider;
         let lane = self.lanes.insert(lane);
         self.lane_of.insert(key, lane);
-        self.find_limits(lane, now);
+        self.find_limits_of_family(lane, now);
         self.remember_lane(lane, now);
         lane
     }

@@ -160,7 +160,9 @@ fn what_replies_ask_for_is_told_with_its_place() {
         "{told:?}"
     );
     assert!(
-        told[2].starts_with("\"on our block list\": 120 minutes of nothing (shipped for outlook: community"),
+        told[2].starts_with(
+            "\"on our block list\": 120 minutes of nothing, after 5 within 60 minutes (shipped for outlook: community"
+        ),
         "{told:?}"
     );
 }

@@ -163,7 +163,12 @@ const DEFAULTS: DestinationLimits = DestinationLimits {
 fn limited(key: LimitKey, value: f64) -> Provider {
     let source = source("https://a.test".into(), "2026-01-02".into(), By::Provider).unwrap();
     Provider {
-        limits: vec![Limit { key, value, source }],
+        limits: vec![Limit {
+            key,
+            value,
+            across: Across::Lane,
+            source,
+        }],
         ..Provider::new("a".into())
     }
 }

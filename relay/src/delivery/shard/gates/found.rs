@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use queue::{QueueId, Scope};
 
 use super::{Gate, GateId};
+use crate::config::limits::{OfLanes, Together};
 use crate::config::warm_up::day;
 use crate::delivery::lane::{Lane, Plan};
 use crate::delivery::limits::budget::Budget;
@@ -44,9 +45,36 @@ impl Shard {
         }
     }
 
-    /// The configuration is another one.
-    pub(in crate::delivery) fn ledger_changed(&self, now: Timestamp) {
-        self.place.ledger().changed(now);
+    /// The same of a lane that is new, and so of those that share the site's limits with it from now on.
+    pub(in crate::delivery::shard) fn find_limits_of_family(&mut self, lane: LaneId, now: Timestamp) {
+        let family: Vec<_> = match self.lanes.get(lane) {
+            Some(at) => self.lane_of.family(&at.key).collect(),
+            None => return,
+        };
+        for lane in family {
+            self.find_limits(lane, now);
+        }
+    }
+
+    /// What a lane has together with others though no rule says so. A rate of which some streams have a part of their own is told of
+    /// as if others had it, too: a budget keeps such parts.
+    fn together(&self, lane: &Lane) -> Together {
+        let shares = |other: &LaneId| self.lanes.get(*other).is_some_and(|other| !other.is_apart);
+        let has_siblings = || self.lane_of.family(&lane.key).filter(shares).nth(1).is_some();
+        let keeps_parts = lane.rate.is_some() && self.settings.streams.any_reserved();
+        let is_shared = keeps_parts || (!lane.is_apart && has_siblings());
+        let to_site = is_shared.then(|| OfLanes {
+            site: match &lane.key.rule {
+                Some(rule) if lane.is_apart => format!("{} rule {rule}", lane.key.site).into(),
+                _ => lane.key.site.clone(),
+            },
+            connections: lane.max_connections as u64,
+            messages_per_second: lane.rate,
+        });
+        Together {
+            to_provider: lane.to_provider,
+            to_site,
+        }
     }
 
     /// Connections and transactions of a lane whose plan is new carry no more than limits say.
@@ -93,17 +121,19 @@ impl Shard {
         now: Timestamp,
     ) -> Rc<[GateId]> {
         let settings = self.settings.clone();
-        let Some(at) = self.lanes.get(lane).filter(|_| !settings.scopes.is_empty()) else {
+        let Some(at) = self.lanes.get(lane) else {
             return Rc::default();
         };
-        if matches!(*at.plan, Plan::End(_)) {
+        let together = self.together(at);
+        let is_limited = !settings.scopes.is_empty() || together != Together::default();
+        if !is_limited || matches!(*at.plan, Plan::End(_)) {
             return Rc::default();
         }
         let scope = Scope {
             tenant: tenant.cloned(),
             ..at.scope()
         };
-        let mail = settings.scopes.mail(scope, at.plan.mx_hosts());
+        let mail = settings.scopes.mail(scope, at.plan.mx_hosts()).with(together);
         let limits = settings.scopes.of(&mail, tenant.is_some(), now);
         let shared = limits.into_iter().filter(|(_, limits)| limits.is_shared());
         shared
@@ -125,6 +155,7 @@ impl Shard {
                     scope: scope.clone(),
                     budget,
                     waiting: Default::default(),
+                    handing_on: 0,
                     used_by: 0,
                     timer: None,
                 });
@@ -149,8 +180,9 @@ impl Shard {
         }
     }
 
+    /// Of the tenant of a queue; `None`: no limit is about tenants.
     pub(super) fn tenant_gates(&mut self, lane: LaneId, id: QueueId, now: Timestamp) -> Option<Rc<[GateId]>> {
-        if self.settings.scopes.is_empty() {
+        if !self.settings.scopes.are_of_tenants() {
             return None;
         }
         let tenant = self.active.get(&id)?.name.tenant.clone();

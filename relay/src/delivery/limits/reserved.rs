@@ -1,0 +1,199 @@
+//! What a budget keeps for some streams: of each of its limits a part that no other stream's mail may use.
+//!
+//! Of connections it is a part of the messages on the wire, since any mail may go over a connection. Parts are rounded down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mail_core::Timestamp;
+
+use super::window::Window;
+use crate::config::limits::ScopeLimits;
+use crate::config::streams::Streams;
+
+/// What holds mail of a stream where the rest is kept for others.
+pub const RESERVED: &str = "reserved";
+
+/// What came free is taken by who is told of it; others look by themselves this long after.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Windows: that of the rate, then the minute, the hour and the day.
+const WINDOWS: usize = 4;
+
+/// What is used of a budget by all streams together.
+pub struct InUse<'a> {
+    /// By the minute, the hour and the day, as of now.
+    pub windows: &'a [Option<Window>; WINDOWS - 1],
+    /// Messages on the wire.
+    pub sending: u64,
+    /// Their octets.
+    pub bytes: u64,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Reserved {
+    parts: Vec<Part>,
+    /// What was sent lately by all streams, where messages a second are limited: they are kept apart by the second, or by the minute
+    /// where that makes no whole message.
+    paced: Option<Window>,
+    connections: Option<u64>,
+    bytes: Option<u64>,
+}
+
+/// What belongs to one stream's mail alone. After a start all of it is kept for it, whatever it had before.
+#[derive(Debug)]
+struct Part {
+    stream: Arc<str>,
+    share: f64,
+    /// Of its part of each.
+    windows: [Option<Window>; WINDOWS],
+    sending: u64,
+    bytes: u64,
+}
+
+impl Part {
+    fn new(stream: Arc<str>) -> Self {
+        Self {
+            stream,
+            share: 0.0,
+            windows: [const { None }; WINDOWS],
+            sending: 0,
+            bytes: 0,
+        }
+    }
+
+    /// What is left to it of a limit of which it has used so much.
+    fn left(&self, limit: u64, used: u64) -> u64 {
+        part(limit, self.share).saturating_sub(used)
+    }
+}
+
+fn part(limit: u64, share: f64) -> u64 {
+    (limit as f64 * share) as u64
+}
+
+impl Reserved {
+    /// Keeps these streams' parts of these limits from here on, with windows of these spans.
+    pub fn renew(&mut self, streams: &Streams, limits: &ScopeLimits, spans: [Duration; WINDOWS - 1]) {
+        let mut before = std::mem::take(&mut self.parts);
+        let of_all = streams.all().iter().filter(|stream| stream.reserved > 0.0);
+        let least = of_all.clone().map(|stream| stream.reserved).reduce(f64::min);
+        let paced = limits
+            .messages_per_second
+            .zip(least)
+            .map(|(rate, least)| pace(rate, least));
+        renew(&mut self.paced, paced);
+        (self.connections, self.bytes) = (limits.connections, limits.bytes_in_flight);
+        let longer = limits.windows().into_iter().zip(spans);
+        let all: Vec<_> = std::iter::once(paced)
+            .chain(longer.map(|(limit, span)| Some((span, limit?))))
+            .collect();
+        self.parts = of_all
+            .map(|stream| {
+                let known = before.iter().position(|known| known.stream == stream.name);
+                let known = known.map(|at| before.swap_remove(at));
+                let mut of = known.unwrap_or_else(|| Part::new(stream.name.clone()));
+                of.share = stream.reserved;
+                for (window, all) in of.windows.iter_mut().zip(&all) {
+                    renew(
+                        window,
+                        all.map(|(span, limit)| (span, part(limit, stream.reserved))),
+                    );
+                }
+                of
+            })
+            .collect();
+    }
+
+    /// When to look again, if nothing is left for a stream's mail but what is kept for others.
+    pub fn keeps_from(
+        &mut self,
+        stream: &str,
+        bytes: u64,
+        used: &InUse<'_>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        if self.parts.is_empty() {
+            return None;
+        }
+        let kept = |of: &dyn Fn(&Part) -> u64| {
+            let others = self.parts.iter().filter(|part| *part.stream != *stream);
+            others.map(of).sum::<u64>()
+        };
+        let is_taken = self
+            .connections
+            .is_some_and(|most| used.sending + kept(&|part| part.left(most, part.sending)) >= most);
+        // One that is larger than all that may be in flight goes alone.
+        let is_full = self.bytes.is_some_and(|most| {
+            let kept = kept(&|part| part.left(most, part.bytes));
+            used.sending > 0 && used.bytes + kept + bytes > most
+        });
+        if is_taken || is_full {
+            return Some(now + LOOK_AGAIN);
+        }
+        if let Some(paced) = &mut self.paced {
+            paced.advance(now);
+        }
+        for window in self.parts.iter_mut().flat_map(|part| &mut part.windows).flatten() {
+            window.advance(now);
+        }
+        let all = std::iter::once(&self.paced).chain(used.windows);
+        for (number, all) in all.enumerate() {
+            let Some(all) = all else { continue };
+            let others = self.parts.iter().filter(|part| *part.stream != *stream);
+            let own = others.filter_map(|part| part.windows[number].as_ref());
+            let kept: u64 = own.map(|own| own.limit().saturating_sub(own.used())).sum();
+            if all.used() + kept >= all.limit() {
+                return Some(now + all.part());
+            }
+        }
+        None
+    }
+
+    /// A message of a stream is sent.
+    pub fn take(&mut self, stream: &str, bytes: u64) {
+        self.paced.iter_mut().for_each(Window::take);
+        if let Some(own) = self.of(stream) {
+            own.windows.iter_mut().flatten().for_each(Window::take);
+            own.sending += 1;
+            own.bytes += bytes;
+        }
+    }
+
+    /// It was not sent after all.
+    pub fn refund(&mut self, stream: &str) {
+        self.paced.iter_mut().for_each(Window::refund);
+        if let Some(own) = self.of(stream) {
+            own.windows.iter_mut().flatten().for_each(Window::refund);
+        }
+    }
+
+    /// It is on the wire no more.
+    pub fn sent(&mut self, stream: &str, bytes: u64) {
+        if let Some(own) = self.of(stream) {
+            own.sending = own.sending.saturating_sub(1);
+            own.bytes = own.bytes.saturating_sub(bytes);
+        }
+    }
+
+    fn of(&mut self, stream: &str) -> Option<&mut Part> {
+        self.parts.iter_mut().find(|part| *part.stream == *stream)
+    }
+}
+
+/// The window in which a rate is kept apart, and what is in it.
+fn pace(rate: f64, least: f64) -> (Duration, u64) {
+    let span = match rate * least >= 1.0 {
+        true => Duration::from_secs(1),
+        false => Duration::from_secs(60),
+    };
+    (span, ((rate * span.as_secs_f64()) as u64).max(1))
+}
+
+fn renew(window: &mut Option<Window>, to: Option<(Duration, u64)>) {
+    match (&mut *window, to) {
+        (Some(window), Some((span, limit))) if window.part() == span / 60 => window.set_limit(limit),
+        (_, to) => *window = to.map(|(span, limit)| Window::new(span, limit)),
+    }
+}
