@@ -81,7 +81,7 @@ pub(crate) async fn queues<C: Control>(
     control.queues(query).await.map(Json).map_err(failed)
 }
 
-/// Shows one queue, and what its first message waits for.
+/// Shows one queue, and what its first message waits for that is not on the wire.
 #[utoipa::path(get, path = "/v1/queues/{id}", tag = "queues", params(("id" = u64, Path, description = "Its number.")), responses((status = 200, description = "It.", body = QueueSummary)))]
 pub(crate) async fn queue<C: Control>(
     State(control): State<Arc<C>>,

@@ -54,8 +54,9 @@ const PAGE: usize = 100;
 /// Queue records looked at for one page, where most queues are empty.
 const LOOKED_AT: usize = 50_000;
 
-/// Holds shown.
+/// Holds shown, of so many that are read.
 const MAX_HOLDS: usize = 1_000;
+const MAX_HOLDS_READ: usize = 10 * MAX_HOLDS;
 
 /// Answers from a queue.
 pub struct QueueControl {
@@ -168,9 +169,13 @@ impl Control for QueueControl {
     }
 
     async fn holds(&self) -> Result<HoldList, ControlError> {
-        self.read(|queue| {
-            let mut holds = queue.holds(MAX_HOLDS + 1)?;
-            let more = holds.len() > MAX_HOLDS;
+        let now = self.clock.now();
+        self.read(move |queue| {
+            let mut holds = queue.holds(MAX_HOLDS_READ)?;
+            let unread = holds.len() == MAX_HOLDS_READ;
+            // One whose time is over stands until it is known whether its destination works.
+            holds.retain(|(_, record)| record.until > now);
+            let more = unread || holds.len() > MAX_HOLDS;
             holds.truncate(MAX_HOLDS);
             let holds = holds
                 .into_iter()
@@ -201,7 +206,10 @@ impl Control for QueueControl {
         let Some((mut summary, first)) = read.await? else {
             return Ok(None);
         };
-        if let Some(first) = first {
+        self.explain_all(std::slice::from_mut(&mut summary), vec![first])
+            .await;
+        if let (Some(first), None) = (first, &summary.waits) {
+            // It is not in memory. Who asks wakes it.
             summary.waits = self.why(first).await;
         }
         if let Some(hold) = &mut summary.hold {
@@ -388,7 +396,10 @@ fn summary(
         oldest: first.map(|unit| Time(unit.id.created())),
         next_due: first.map(|unit| Time(unit.due)),
         wake: record.wake.map(Time),
-        hold: queue.held(&scope)?.map(|record| hold(&scope, record)),
+        hold: queue
+            .held(&scope)?
+            .filter(|record| record.until > now)
+            .map(|record| hold(&scope, record)),
         suspension: suspension.cloned().map(operate::suspension),
         waits: None,
     };
@@ -811,6 +822,12 @@ pub(crate) mod tests {
             failures: 1,
             cause: "SERVFAIL".into(),
         };
+        // One that is over holds nothing.
+        let over = HoldRecord {
+            until: START,
+            ..record.clone()
+        };
+        queue.hold(HoldScope::Domain("b.test".parse().unwrap()), over);
         queue.hold(HoldScope::Domain("c.test".parse().unwrap()), record);
         let mut seen = Vec::new();
         let of_one = QueuesQuery {
@@ -846,7 +863,8 @@ pub(crate) mod tests {
         let held: Vec<_> = seen.iter().map(|queue| queue.hold.is_some()).collect();
         assert_eq!(held, [false, false, true, false, false]);
         let holds = control.holds().await.unwrap();
-        assert_eq!((holds.holds[0].name.as_str(), holds.more), ("c.test", false));
+        let names: Vec<_> = holds.holds.iter().map(|hold| hold.name.as_str()).collect();
+        assert_eq!((names, holds.more), (vec!["c.test"], false));
     }
 
     /// A message may have 100,000 recipients.

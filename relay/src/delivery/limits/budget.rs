@@ -191,6 +191,13 @@ impl Budget {
         None
     }
 
+    /// Whether a message of this stream would find nothing left but what is kept for others.
+    pub fn is_kept_from(&mut self, stream: &str, now: Timestamp) -> bool {
+        let windows = self.windows.iter_mut().flatten();
+        windows.for_each(|window| window.advance(now));
+        !self.reserved.is_empty() && self.keeps_from(stream, now).is_some()
+    }
+
     /// Goes on from what was counted before the start.
     fn resume(&mut self, counted: Counted, now: Timestamp) {
         let [_, hour, day] = &mut self.windows;
