@@ -29,6 +29,7 @@ use queue::{
 };
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
+use crate::config::Settings;
 use crate::delivery::exchange::Doors;
 use crate::shaping::Shaping;
 use crate::world::Clock;
@@ -70,8 +71,8 @@ pub struct QueueControl {
     walking: Mutex<()>,
     /// What the tokens of previews are made with.
     secret: [u8; 16],
-    /// What replies mean, by the configuration in force.
-    shaping: Box<dyn Fn() -> Arc<Shaping> + Send + Sync>,
+    /// The configuration in force; without one replies mean what is shipped, and every name will do.
+    settings: Option<Box<dyn Fn() -> Arc<Settings> + Send + Sync>>,
 }
 
 /// Reads on threads that may block, [`READS`] at once.
@@ -99,16 +100,25 @@ impl QueueControl {
             suspending: Mutex::new(()),
             walking: Mutex::new(()),
             secret,
-            shaping: Box::new(|| Shaping::shipped().clone()),
+            settings: None,
         }
     }
 
-    /// Goes by what `shaping` says replies mean.
-    pub fn with_shaping(self, shaping: impl Fn() -> Arc<Shaping> + Send + Sync + 'static) -> Self {
+    /// Goes by what `settings` says at any moment.
+    pub fn with_settings(self, settings: impl Fn() -> Arc<Settings> + Send + Sync + 'static) -> Self {
         Self {
-            shaping: Box::new(shaping),
+            settings: Some(Box::new(settings)),
             ..self
         }
+    }
+
+    /// What replies mean.
+    fn shaping(&self) -> Arc<Shaping> {
+        let settings = self.settings.as_ref().map(|settings| settings());
+        settings.map_or_else(
+            || Shaping::shipped().clone(),
+            |settings| settings.delivery.shaping.clone(),
+        )
     }
 
     async fn read<T: Send + 'static>(
@@ -157,7 +167,7 @@ impl Control for QueueControl {
             .read(move |queue| queues(queue, &query, &selector, now))
             .await?;
         self.explain_all(&mut list.queues, firsts).await;
-        let shaping = (self.shaping)();
+        let shaping = self.shaping();
         for hold in list.queues.iter_mut().filter_map(|queue| queue.hold.as_mut()) {
             classes::hold(hold, &shaping);
         }
@@ -185,7 +195,7 @@ impl Control for QueueControl {
         })
         .await
         .map(|mut list| {
-            let shaping = (self.shaping)();
+            let shaping = self.shaping();
             list.holds
                 .iter_mut()
                 .for_each(|hold| classes::hold(hold, &shaping));
@@ -213,7 +223,7 @@ impl Control for QueueControl {
             summary.waits = self.why(first).await;
         }
         if let Some(hold) = &mut summary.hold {
-            classes::hold(hold, &(self.shaping)());
+            classes::hold(hold, &self.shaping());
         }
         Ok(Some(summary))
     }
@@ -233,7 +243,7 @@ impl Control for QueueControl {
         let mut list = self
             .read(move |queue| operate::messages(queue, &target, after, limit))
             .await?;
-        let shaping = (self.shaping)();
+        let shaping = self.shaping();
         for message in &mut list.messages {
             classes::recipients(&mut message.recipients, &shaping);
         }
@@ -327,7 +337,7 @@ impl Control for QueueControl {
             return Ok(None);
         };
         self.explain(&mut view.recipients, units).await;
-        let shaping = (self.shaping)();
+        let shaping = self.shaping();
         classes::recipients(&mut view.recipients, &shaping);
         classes::events(&mut view.events, &shaping);
         Ok(Some(view))
@@ -775,7 +785,7 @@ pub(crate) mod tests {
         assert_eq!(view.held_until, None);
     }
 
-    fn control() -> (Queue, QueueControl) {
+    pub(crate) fn control() -> (Queue, QueueControl) {
         let queue = Queue::in_memory(MemoryStore::new()).unwrap();
         let (doors, _) = exchange::open(1);
         let clock = Clock::anchored(START);
