@@ -17,6 +17,7 @@ use mail_core::Timestamp;
 use queue::{AdjustmentKey, AdjustmentRecord, QueueId, Scope, SuspensionRecord, UnitKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::adapt::Held;
 use super::courier::Kept;
 use super::detour::Detour;
 use super::limits::ledger::Ledger;
@@ -162,8 +163,8 @@ pub enum Word {
     Accepted(Accepted),
     /// A queue to be worked on: by the receiver, or, where it is the queue's home, by whoever it finds for it.
     Lent(QueueId, Loan),
-    /// A queue of the receiver's home has left the sender's memory.
-    Returned(QueueId),
+    /// A queue of the receiver's home has left the sender's memory, for this hold if any.
+    Returned(QueueId, Option<Held>),
     /// What a queue of the receiver's home rested for is over.
     Wake(QueueId),
     /// The time of a unit is up, whose queue was lent to the receiver.

@@ -135,6 +135,26 @@ async fn mail_for_a_suspended_queue_costs_no_memory() {
     assert!(matches!(effects[..], [Effect::Resolve(_)]), "{effects:?}");
 }
 
+/// An operator's suspension of all mail of `t`.
+pub(in crate::delivery::shard) fn adjustment(until: Option<Timestamp>, now: Timestamp) -> AdjustmentRecord {
+    AdjustmentRecord {
+        key: AdjustmentKey::suspended(Scope {
+            tenant: Some("t".into()),
+            ..Scope::default()
+        }),
+        since: now,
+        changed: now,
+        until,
+        connections: None,
+        rate: None,
+        refused: None,
+        cause: "a test".into(),
+        host: None,
+        class: None,
+        by: "uid 7".into(),
+    }
+}
+
 /// What queues wait for, by their numbers.
 fn waits(fleet: &mut Fleet) -> Vec<Option<Waits>> {
     let first = |id| {
@@ -214,29 +234,13 @@ async fn a_suspension_that_outlasts_a_due_time_is_told_of_before_it() {
         "and one has its own time"
     );
     let now = fleet.now;
-    let mut record = AdjustmentRecord {
-        key: AdjustmentKey::suspended(Scope {
-            tenant: Some("t".into()),
-            ..Scope::default()
-        }),
-        since: now,
-        changed: now,
-        until: None,
-        connections: None,
-        rate: None,
-        refused: None,
-        cause: "a test".into(),
-        host: None,
-        class: None,
-        by: "uid 7".into(),
-    };
     for (until, expected) in [
         (None, true),
         (Some(now + Duration::from_secs(60)), false),
         (Some(now + Duration::from_secs(900)), true),
     ] {
-        record.until = until;
-        fleet.shards[0].hear(Word::Adjusted(Arc::new(record.clone())), now);
+        let record = Arc::new(adjustment(until, now));
+        fleet.shards[0].hear(Word::Adjusted(record), now);
         let cause = "suspended by uid 7: a test".to_owned();
         let adjusted = Waits::Adjusted { until, cause };
         let told = if expected { adjusted } else { Waits::Underway };
