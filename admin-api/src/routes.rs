@@ -102,7 +102,7 @@ pub(crate) async fn holds<C: Control>(State(control): State<Arc<C>>) -> Result<J
     control.holds().await.map(Json).map_err(failed)
 }
 
-/// Lists the limits that more than one lane shares, with what is used of them now.
+/// Lists the limits that more than one lane shares, with what is used of them now, and how far sources are that warm up.
 #[utoipa::path(get, path = "/v1/limits", tag = "queues", responses((status = 200, description = "All, up to a bound.", body = LimitList)))]
 pub(crate) async fn limits<C: Control>(State(control): State<Arc<C>>) -> Result<Json<LimitList>, Response> {
     control.limits().await.map(Json).map_err(failed)

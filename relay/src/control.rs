@@ -175,7 +175,15 @@ impl Control for QueueControl {
     }
 
     async fn limits(&self) -> Result<LimitList, ControlError> {
-        Ok(limits::list(self.doors.ledger(), self.clock.now()))
+        let kept = self.read(|queue| queue.counts()).await?;
+        let settings = self.settings.as_ref().map(|settings| settings());
+        let delivery = settings.as_ref().map(|settings| &settings.delivery);
+        Ok(limits::list(
+            self.doors.ledger(),
+            kept,
+            delivery,
+            self.clock.now(),
+        ))
     }
 
     async fn holds(&self) -> Result<HoldList, ControlError> {
