@@ -83,7 +83,7 @@ pub struct Waits {
     pub what: WaitsFor,
     /// Until when, where that is known.
     pub until: Option<Time>,
-    /// In words: who suspended it and why, what its destination rests for, which limit holds it.
+    /// In words: who suspended it and why, what its destination rests for, which limit holds it, what is kept for others.
     pub cause: Option<String>,
     /// In words, where it goes by the fallback of its route: by which smart host, and why.
     #[serde(default)]
@@ -104,6 +104,8 @@ pub enum WaitsFor {
     Rest,
     /// A limit.
     Limit,
+    /// Its stream's part: what is left of a limit, or of the connections, is kept for other streams.
+    Reserved,
     /// A connection: all that there may be are taken.
     Connection,
     /// An answer of the DNS, or its turn.

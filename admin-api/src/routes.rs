@@ -81,7 +81,7 @@ pub(crate) async fn queues<C: Control>(
     control.queues(query).await.map(Json).map_err(failed)
 }
 
-/// Shows one queue, and what its first message waits for.
+/// Shows one queue, and what its first message waits for that is not on the wire.
 #[utoipa::path(get, path = "/v1/queues/{id}", tag = "queues", params(("id" = u64, Path, description = "Its number.")), responses((status = 200, description = "It.", body = QueueSummary)))]
 pub(crate) async fn queue<C: Control>(
     State(control): State<Arc<C>>,
@@ -102,7 +102,7 @@ pub(crate) async fn holds<C: Control>(State(control): State<Arc<C>>) -> Result<J
     control.holds().await.map(Json).map_err(failed)
 }
 
-/// Lists the limits that more than one lane shares, with what is used of them now.
+/// Lists the limits that more than one lane shares, with what is used of them now, and how far sources are that warm up.
 #[utoipa::path(get, path = "/v1/limits", tag = "queues", responses((status = 200, description = "All, up to a bound.", body = LimitList)))]
 pub(crate) async fn limits<C: Control>(State(control): State<Arc<C>>) -> Result<Json<LimitList>, Response> {
     control.limits().await.map(Json).map_err(failed)

@@ -95,7 +95,7 @@ pub struct QueueSummary {
     pub hold: Option<Hold>,
     /// What an operator has set it to wait for, if it was.
     pub suspension: Option<crate::operate::Suspension>,
-    /// What its first message waits for, where that isn't its own time. In lists only of queues that are at work, about to be, or rest.
+    /// What its first message that is not on the wire waits for, where that isn't its own time. In lists only of queues that are at work, about to be, or rest.
     pub waits: Option<crate::operate::Waits>,
 }
 

@@ -29,6 +29,7 @@ use queue::{
 };
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
+use crate::config::Settings;
 use crate::delivery::exchange::Doors;
 use crate::shaping::Shaping;
 use crate::world::Clock;
@@ -54,8 +55,9 @@ const PAGE: usize = 100;
 /// Queue records looked at for one page, where most queues are empty.
 const LOOKED_AT: usize = 50_000;
 
-/// Holds shown.
+/// Holds shown, of so many that are read.
 const MAX_HOLDS: usize = 1_000;
+const MAX_HOLDS_READ: usize = 10 * MAX_HOLDS;
 
 /// Answers from a queue.
 pub struct QueueControl {
@@ -69,8 +71,8 @@ pub struct QueueControl {
     walking: Mutex<()>,
     /// What the tokens of previews are made with.
     secret: [u8; 16],
-    /// What replies mean, by the configuration in force.
-    shaping: Box<dyn Fn() -> Arc<Shaping> + Send + Sync>,
+    /// The configuration in force; without one replies mean what is shipped, and every name will do.
+    settings: Option<Box<dyn Fn() -> Arc<Settings> + Send + Sync>>,
 }
 
 /// Reads on threads that may block, [`READS`] at once.
@@ -98,16 +100,25 @@ impl QueueControl {
             suspending: Mutex::new(()),
             walking: Mutex::new(()),
             secret,
-            shaping: Box::new(|| Shaping::shipped().clone()),
+            settings: None,
         }
     }
 
-    /// Goes by what `shaping` says replies mean.
-    pub fn with_shaping(self, shaping: impl Fn() -> Arc<Shaping> + Send + Sync + 'static) -> Self {
+    /// Goes by what `settings` says at any moment.
+    pub fn with_settings(self, settings: impl Fn() -> Arc<Settings> + Send + Sync + 'static) -> Self {
         Self {
-            shaping: Box::new(shaping),
+            settings: Some(Box::new(settings)),
             ..self
         }
+    }
+
+    /// What replies mean.
+    fn shaping(&self) -> Arc<Shaping> {
+        let settings = self.settings.as_ref().map(|settings| settings());
+        settings.map_or_else(
+            || Shaping::shipped().clone(),
+            |settings| settings.delivery.shaping.clone(),
+        )
     }
 
     async fn read<T: Send + 'static>(
@@ -156,7 +167,7 @@ impl Control for QueueControl {
             .read(move |queue| queues(queue, &query, &selector, now))
             .await?;
         self.explain_all(&mut list.queues, firsts).await;
-        let shaping = (self.shaping)();
+        let shaping = self.shaping();
         for hold in list.queues.iter_mut().filter_map(|queue| queue.hold.as_mut()) {
             classes::hold(hold, &shaping);
         }
@@ -164,13 +175,25 @@ impl Control for QueueControl {
     }
 
     async fn limits(&self) -> Result<LimitList, ControlError> {
-        Ok(limits::list(self.doors.ledger(), self.clock.now()))
+        let kept = self.read(|queue| queue.counts()).await?;
+        let settings = self.settings.as_ref().map(|settings| settings());
+        let delivery = settings.as_ref().map(|settings| &settings.delivery);
+        Ok(limits::list(
+            self.doors.ledger(),
+            kept,
+            delivery,
+            self.clock.now(),
+        ))
     }
 
     async fn holds(&self) -> Result<HoldList, ControlError> {
-        self.read(|queue| {
-            let mut holds = queue.holds(MAX_HOLDS + 1)?;
-            let more = holds.len() > MAX_HOLDS;
+        let now = self.clock.now();
+        self.read(move |queue| {
+            let mut holds = queue.holds(MAX_HOLDS_READ)?;
+            let unread = holds.len() == MAX_HOLDS_READ;
+            // One whose time is over stands until it is known whether its destination works.
+            holds.retain(|(_, record)| record.until > now);
+            let more = unread || holds.len() > MAX_HOLDS;
             holds.truncate(MAX_HOLDS);
             let holds = holds
                 .into_iter()
@@ -180,7 +203,7 @@ impl Control for QueueControl {
         })
         .await
         .map(|mut list| {
-            let shaping = (self.shaping)();
+            let shaping = self.shaping();
             list.holds
                 .iter_mut()
                 .for_each(|hold| classes::hold(hold, &shaping));
@@ -201,11 +224,14 @@ impl Control for QueueControl {
         let Some((mut summary, first)) = read.await? else {
             return Ok(None);
         };
-        if let Some(first) = first {
+        self.explain_all(std::slice::from_mut(&mut summary), vec![first])
+            .await;
+        if let (Some(first), None) = (first, &summary.waits) {
+            // It is not in memory. Who asks wakes it.
             summary.waits = self.why(first).await;
         }
         if let Some(hold) = &mut summary.hold {
-            classes::hold(hold, &(self.shaping)());
+            classes::hold(hold, &self.shaping());
         }
         Ok(Some(summary))
     }
@@ -225,7 +251,7 @@ impl Control for QueueControl {
         let mut list = self
             .read(move |queue| operate::messages(queue, &target, after, limit))
             .await?;
-        let shaping = (self.shaping)();
+        let shaping = self.shaping();
         for message in &mut list.messages {
             classes::recipients(&mut message.recipients, &shaping);
         }
@@ -319,7 +345,7 @@ impl Control for QueueControl {
             return Ok(None);
         };
         self.explain(&mut view.recipients, units).await;
-        let shaping = (self.shaping)();
+        let shaping = self.shaping();
         classes::recipients(&mut view.recipients, &shaping);
         classes::events(&mut view.events, &shaping);
         Ok(Some(view))
@@ -388,7 +414,10 @@ fn summary(
         oldest: first.map(|unit| Time(unit.id.created())),
         next_due: first.map(|unit| Time(unit.due)),
         wake: record.wake.map(Time),
-        hold: queue.held(&scope)?.map(|record| hold(&scope, record)),
+        hold: queue
+            .held(&scope)?
+            .filter(|record| record.until > now)
+            .map(|record| hold(&scope, record)),
         suspension: suspension.cloned().map(operate::suspension),
         waits: None,
     };
@@ -764,7 +793,7 @@ pub(crate) mod tests {
         assert_eq!(view.held_until, None);
     }
 
-    fn control() -> (Queue, QueueControl) {
+    pub(crate) fn control() -> (Queue, QueueControl) {
         let queue = Queue::in_memory(MemoryStore::new()).unwrap();
         let (doors, _) = exchange::open(1);
         let clock = Clock::anchored(START);
@@ -811,6 +840,12 @@ pub(crate) mod tests {
             failures: 1,
             cause: "SERVFAIL".into(),
         };
+        // One that is over holds nothing.
+        let over = HoldRecord {
+            until: START,
+            ..record.clone()
+        };
+        queue.hold(HoldScope::Domain("b.test".parse().unwrap()), over);
         queue.hold(HoldScope::Domain("c.test".parse().unwrap()), record);
         let mut seen = Vec::new();
         let of_one = QueuesQuery {
@@ -846,7 +881,8 @@ pub(crate) mod tests {
         let held: Vec<_> = seen.iter().map(|queue| queue.hold.is_some()).collect();
         assert_eq!(held, [false, false, true, false, false]);
         let holds = control.holds().await.unwrap();
-        assert_eq!((holds.holds[0].name.as_str(), holds.more), ("c.test", false));
+        let names: Vec<_> = holds.holds.iter().map(|hold| hold.name.as_str()).collect();
+        assert_eq!((names, holds.more), (vec!["c.test"], false));
     }
 
     /// A message may have 100,000 recipients.

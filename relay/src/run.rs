@@ -216,8 +216,8 @@ pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
         doors.spawn(health::serve(listener, health.clone()));
     }
     let in_force = reloader.clone();
-    let control = QueueControl::new(queue.clone(), doors_to_shards, clock)
-        .with_shaping(move || in_force.settings().delivery.shaping.clone());
+    let control =
+        QueueControl::new(queue.clone(), doors_to_shards, clock).with_settings(move || in_force.settings());
     let control = Arc::new(control);
     let manager = Arc::new(Manager::new(reloader.clone(), health.clone(), queue.clone()));
     let routes = admin_api::router(control)

@@ -429,7 +429,7 @@ fn live(
         let shards: Vec<_> = seats.into_iter().map(run).collect();
         let relay = Running {
             control: QueueControl::new(of_courier.clone(), doors.clone(), clock)
-                .with_shaping(move || settings.delivery.shaping.clone()),
+                .with_settings(move || settings.clone()),
             world: net.0.clone(),
             queue: of_courier,
             doors,

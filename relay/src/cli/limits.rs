@@ -1,5 +1,7 @@
 //! `postrider limit`: what is used of the limits that more than one lane shares.
 
+use std::fmt::Write as _;
+
 use admin_api::limits::{LimitList, LimitUse};
 use clap::Subcommand;
 
@@ -9,8 +11,8 @@ use super::queue::{Api, block_on};
 
 #[derive(Subcommand)]
 pub(super) enum LimitCommand {
-    /// List the limits of [[limit]] that are in use now: of which site, provider, tenant or source, how much is allowed, and how much
-    /// of it is used.
+    /// List the limits of [[limit]] and of warm-ups that are in use, or were within their hour or day: of which site, provider, tenant
+    /// or source, how much is allowed, and how much of it is used; and how far each new source is.
     #[command(
         after_help = "Example:\n  postrider limit list --json | jq '.limits[] | select(.provider == \"google\")'"
     )]
@@ -34,6 +36,22 @@ pub(super) fn limit(command: LimitCommand) -> Result<(), Failure> {
 }
 
 fn show(list: &LimitList) -> String {
+    let mut text = show_limits(list);
+    if !list.warming.is_empty() {
+        let mut rows = vec![["SOURCE", "DAY OF WARM-UP", "A DAY TO EACH PROVIDER"].map(String::from)];
+        rows.extend(list.warming.iter().map(|source| {
+            [
+                source.source.clone(),
+                format!("{} of {}", source.day, source.days),
+                source.messages_per_day.to_string(),
+            ]
+        }));
+        let _ = write!(text, "\n{}", columns(&rows));
+    }
+    text
+}
+
+fn show_limits(list: &LimitList) -> String {
     if list.limits.is_empty() {
         return "No limit of [[limit]] is in use.\n".to_owned();
     }
@@ -67,7 +85,7 @@ fn scope(limit: &LimitUse) -> String {
 
 #[cfg(test)]
 mod tests {
-    use admin_api::limits::Use;
+    use admin_api::limits::{Use, Warming};
 
     use super::*;
 
@@ -92,7 +110,13 @@ mod tests {
         };
         let list = LimitList {
             limits: vec![limit],
-            more: false,
+            warming: vec![Warming {
+                source: "new1".into(),
+                day: 3,
+                days: 20,
+                messages_per_day: 112,
+            }],
+            ..LimitList::default()
         };
         let text = show(&list);
         let lines: Vec<Vec<&str>> = text
@@ -113,5 +137,6 @@ mod tests {
             lines[2],
             ["tenant shop, provider google", "messages_per_day", "12", "1000"]
         );
+        assert_eq!(lines[5], ["new1", "3 of 20", "112"]);
     }
 }

@@ -17,6 +17,7 @@ mod store;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use admin_api::client::ClientError;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, Mistakes, Settings};
@@ -128,7 +129,12 @@ enum Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        let error = error.into();
+        match error.downcast_ref::<ClientError>() {
+            // What was asked makes no sense to the relay.
+            Some(ClientError::Refused(problem)) if problem.status == 400 => Self::Usage(format!("{error:#}")),
+            _ => Self::Failed(error),
+        }
     }
 }
 
@@ -228,9 +234,26 @@ fn check(file: &Path, json: bool) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use admin_api::Problem;
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn what_makes_no_sense_to_the_relay_is_wrong_usage() {
+        for (status, is_usage) in [(400, true), (404, false), (409, false), (503, false)] {
+            let problem = Problem {
+                kind: "about:blank".into(),
+                title: String::new(),
+                status,
+                detail: "no such provider".into(),
+                mistakes: Vec::new(),
+            };
+            let failure = Failure::from(ClientError::Refused(problem));
+            let told = matches!(&failure, Failure::Usage(text) if text == "no such provider");
+            assert_eq!(told, is_usage, "{status}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -421,6 +421,7 @@ pub(super) fn waits(waits: &Waits) -> String {
             None => format!("until it is ended: {cause}"),
         },
         WaitsFor::Limit => waits.until.map(of_limit).unwrap_or_default(),
+        WaitsFor::Reserved => format!("its stream's part: the rest of {cause} is kept for other streams"),
         WaitsFor::Connection => "a connection: all there may be are taken".into(),
         WaitsFor::Turn => "the DNS, or its turn".into(),
     };

@@ -381,7 +381,11 @@ fn held_by(queue: &QueueSummary) -> String {
         return operate::until(Some(hold.until), &hold.cause);
     }
     let held = queue.waits.as_ref().filter(|waits| match waits.what {
-        WaitsFor::Adjustment | WaitsFor::Rest | WaitsFor::Limit | WaitsFor::Connection => true,
+        WaitsFor::Adjustment
+        | WaitsFor::Rest
+        | WaitsFor::Limit
+        | WaitsFor::Reserved
+        | WaitsFor::Connection => true,
         WaitsFor::Underway | WaitsFor::Resume | WaitsFor::Turn => waits.fallback.is_some(),
     });
     held.map(operate::waits).unwrap_or_default()

@@ -210,20 +210,27 @@ impl Egress {
     }
 }
 
-/// Sources that can't be used on this machine: of addresses that it does not own, by interfaces that it does not have. What a
-/// proxy sends from is no matter of this machine.
+/// Sources that can't be used on this machine, `delivery.source` among them: of addresses that it does not own, by interfaces that it
+/// does not have. What a proxy sends from is no matter of this machine.
 pub fn not_here(
     settings: &Settings,
     is_here: impl Fn(IpAddr) -> bool,
     has_interface: impl Fn(&str) -> bool,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut tell = |number: usize, key: &str, text: String| {
-        let key = format!("source[{number}].{key}");
+    let mut tell = |key: String, text: String| {
         let at = settings.effective.place(&key).cloned();
         problems.extend(at.map(|at| Problem { key, text, ..at }));
     };
+    if let Some(address) = settings.delivery.source.filter(|address| !is_here(*address)) {
+        let text = format!(
+            "{address} is no address of this machine's: mail could not be sent from it. Where it comes later, a pool of a \
+             [[source]] with must_be_here = false says so"
+        );
+        tell("delivery.source".to_owned(), text);
+    }
     for (number, source) in settings.delivery.egress.sources.iter().enumerate() {
+        let key = |key: &str| format!("source[{number}].{key}");
         if !source.must_be_here {
             continue;
         }
@@ -233,14 +240,13 @@ pub fn not_here(
                 "{address} is no address of this machine's: mail could not be sent from it. Where it comes later, as those do \
                  that move between machines, must_be_here = false says so"
             );
-            tell(number, "addresses", text);
+            tell(key("addresses"), text);
         }
         if let Some(interface) = &source.interface
             && !has_interface(interface)
         {
             tell(
-                number,
-                "interface",
+                key("interface"),
                 format!("there is no network interface {interface} here"),
             );
         }

@@ -41,10 +41,10 @@ impl WarmUp {
         Some((grown as u64).min(MOST))
     }
 
-    /// Which day of how many it is, from 1; `None` before and after.
+    /// Which day of how many it is, from 1, or 0 before the first; `None` once the source is warm.
     pub fn day(&self, now: Timestamp) -> Option<(u64, u64)> {
-        let since = day(now).checked_sub(self.first_day)?;
-        (since < self.days).then_some((since + 1, self.days))
+        let number = (day(now) + 1).saturating_sub(self.first_day);
+        (number <= self.days).then_some((number, self.days))
     }
 }
 
@@ -122,6 +122,7 @@ mod tests {
             volumes,
             [Some(0), Some(50), Some(100), Some(100), Some(400), None]
         );
+        assert_eq!(warm_up.day(at(-24)), Some((0, 4)));
         assert_eq!(warm_up.day(at(0)), Some((1, 4)));
         assert_eq!(warm_up.day(at(96)), None);
     }

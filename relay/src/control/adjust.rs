@@ -6,7 +6,7 @@ use admin_api::adjust::{
     Adjustment, AdjustmentKind, AdjustmentList, AdjustmentsQuery, EndAdjustment, Ended, Scope, SetAdjustment,
 };
 use admin_api::{Caller, ControlError, Time};
-use mail_core::Timestamp;
+use mail_core::{Domain, Timestamp};
 use queue::{AdjustmentKey, AdjustmentKind as Kind, AdjustmentRecord, MAX_ADJUSTMENTS, Queue, ReadError};
 
 use super::QueueControl;
@@ -21,6 +21,9 @@ const READ: usize = 1_000;
 /// Connections, and messages a second, that an operator may limit a lane to.
 const MAX_CONNECTIONS: u32 = 100_000;
 const RATES: std::ops::RangeInclusive<f64> = 0.001..=1_000_000.0;
+
+/// How the site of a smart host begins; no name of a host has a blank.
+const SMART_HOST: &str = "smart host ";
 
 impl QueueControl {
     pub(super) async fn list_adjustments(
@@ -38,6 +41,7 @@ impl QueueControl {
         by: Caller,
     ) -> Result<Adjustment, ControlError> {
         let (key, now) = (key(&set)?, self.clock.now());
+        self.check_names(&key.scope)?;
         let cause = reason(&set.reason)?.to_owned();
         if set.until.is_some_and(|until| until.0 <= now) {
             return Err(ControlError::Wrong("until is past already".into()));
@@ -69,6 +73,36 @@ impl QueueControl {
         let (scope, kind) = (&record.key.scope, word(record.key.kind));
         tracing::warn!(%scope, kind, by = %by.0, reason = record.cause, connections = record.connections, rate = record.rate, until, "adjusted");
         Ok(view(record))
+    }
+
+    /// A name that nothing has would hold nothing up, and nobody would be told.
+    fn check_names(&self, scope: &queue::Scope) -> Result<(), ControlError> {
+        let Some(settings) = self.settings.as_ref().map(|settings| settings()) else {
+            return Ok(());
+        };
+        let (delivery, smart_hosts) = (&settings.delivery, &settings.routing.smart_hosts);
+        let wrong = |what: &str, name: &str| {
+            let text = format!("the configuration has no {what} \"{name}\"");
+            Err(ControlError::Wrong(text))
+        };
+        match scope {
+            queue::Scope {
+                provider: Some(name), ..
+            } if delivery.shaping.provider(name).is_none() => wrong("provider", name),
+            queue::Scope {
+                tenant: Some(name), ..
+            } if !settings.tenants.contains_key(name) => wrong("tenant", name),
+            queue::Scope {
+                source: Some(name), ..
+            } if delivery.egress.source(name).is_none() => wrong("source", name),
+            queue::Scope { site: Some(site), .. } => match site.strip_prefix(SMART_HOST) {
+                Some(name) if !smart_hosts.iter().any(|host| *host.name == *name) => {
+                    wrong("smart host", name)
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn end_adjustments(
@@ -164,7 +198,8 @@ fn fits(query: &AdjustmentsQuery, key: &AdjustmentKey) -> bool {
 
 fn key(set: &SetAdjustment) -> Result<AdjustmentKey, ControlError> {
     let wrong = |text: &str| Err(ControlError::Wrong(text.into()));
-    let scope = scope(&set.scope)?;
+    let mut scope = scope(&set.scope)?;
+    scope.site = scope.site.as_deref().map(site).transpose()?;
     let limits = set.connections.is_some() || set.messages_per_second.is_some();
     if set.suspend == limits {
         return wrong("say suspend, or else connections, messages_per_second, or both");
@@ -197,7 +232,13 @@ fn scope(asked: &Scope) -> Result<queue::Scope, ControlError> {
     let part = |text: &Option<String>| text.as_deref().map(Arc::from);
     let scope = queue::Scope {
         // As lanes are named: names of hosts are the same in either case.
-        site: asked.site.as_deref().map(|site| site.to_ascii_lowercase().into()),
+        site: asked
+            .site
+            .as_deref()
+            .map(|site| match site.strip_prefix(SMART_HOST) {
+                Some(_) => site.into(),
+                None => site.to_ascii_lowercase().into(),
+            }),
         provider: part(&asked.provider),
         tenant: part(&asked.tenant),
         source: part(&asked.source),
@@ -207,6 +248,22 @@ fn scope(asked: &Scope) -> Result<queue::Scope, ControlError> {
         return Err(ControlError::Wrong(text.into()));
     }
     Ok(scope)
+}
+
+/// As lanes are named: each host once, in order.
+fn site(named: &str) -> Result<Arc<str>, ControlError> {
+    if named.starts_with(SMART_HOST) {
+        return Ok(named.into());
+    }
+    let hosts = named.split(',').map(|host| host.trim().parse::<Domain>());
+    let mut hosts = hosts.collect::<Result<Vec<_>, _>>().map_err(|error| {
+        let text = format!("{named:?} is no site, which is its MX hosts with commas between: {error}");
+        ControlError::Wrong(text)
+    })?;
+    hosts.sort_unstable();
+    hosts.dedup();
+    let hosts: Vec<_> = hosts.iter().map(Domain::as_str).collect();
+    Ok(hosts.join(",").into())
 }
 
 fn view(record: AdjustmentRecord) -> Adjustment {
@@ -262,4 +319,67 @@ fn cursor(text: &str) -> Result<Vec<u8>, ControlError> {
     octets
         .filter(|key| queue::keys::parse_adjustment(key).is_some())
         .ok_or_else(|| ControlError::Wrong("after is to be the `next` of an answer".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use admin_api::Control as _;
+
+    use super::super::tests::control;
+    use super::*;
+    use crate::delivery::shard::test_settings;
+
+    #[tokio::test]
+    async fn a_name_that_nothing_has_is_a_mistake() {
+        let settings = test_settings(
+            "[[smart_host]]\nname = \"Hub\"\nhosts = [{ address = \"192.0.2.9\" }]\n\
+             [[source]]\nname = \"out1\"\naddresses = [\"127.0.0.1\"]\n",
+        );
+        let (_, control) = control();
+        let control = control.with_settings(move || settings.clone());
+        // Site, provider, tenant, source.
+        for (names, wrong) in [
+            ([None, Some("google"), Some("t"), Some("out1")], None),
+            ([Some("smart host Hub"), None, None, None], None),
+            ([Some("mx2.a.test, MX1.a.test"), None, None, None], None),
+            ([None, Some("gogle"), None, None], Some("no provider \"gogle\"")),
+            ([None, None, Some("shop"), None], Some("no tenant \"shop\"")),
+            ([None, None, None, Some("out2")], Some("no source \"out2\"")),
+            (
+                [Some("smart host hub"), None, None, None],
+                Some("no smart host \"hub\""),
+            ),
+            (
+                [Some("mx1.a.test;mx2.a.test"), None, None, None],
+                Some("is no site"),
+            ),
+        ] {
+            let [site, provider, tenant, source] = names.map(|name| name.map(str::to_owned));
+            let scope = Scope {
+                site,
+                provider,
+                tenant,
+                source,
+            };
+            let set = SetAdjustment {
+                scope,
+                suspend: true,
+                reason: "a test".into(),
+                ..SetAdjustment::default()
+            };
+            let done = control.adjust(set, Caller("uid 7".into())).await;
+            match (done, wrong) {
+                (Ok(_), None) => {}
+                (Err(ControlError::Wrong(text)), Some(part)) if text.contains(part) => {}
+                (done, _) => panic!("{names:?}: {done:?}"),
+            }
+        }
+        let list = control.adjustments(AdjustmentsQuery::default()).await.unwrap();
+        let sites: Vec<_> = list
+            .adjustments
+            .iter()
+            .map(|one| one.scope.site.as_deref())
+            .collect();
+        assert!(sites.contains(&Some("mx1.a.test,mx2.a.test")), "{sites:?}");
+    }
 }

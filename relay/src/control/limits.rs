@@ -1,25 +1,74 @@
 //! What is used of limits, as operators see it.
 
-use admin_api::limits::{LimitList, LimitUse, Use};
-use mail_core::Timestamp;
-use queue::Scope;
+use std::collections::BTreeMap;
+
+use admin_api::limits::{LimitList, LimitUse, Use, Warming};
+use mail_core::{Domain, Timestamp};
+use queue::{CountsRecord, Scope};
 
 use crate::config::limits::ScopeLimits;
-use crate::delivery::limits::budget::Used;
+use crate::config::settings::DeliverySettings;
+use crate::delivery::limits::budget::{Budget, Counted, Used};
 use crate::delivery::limits::ledger::Ledger;
 
 /// Limits shown.
 const MOST: usize = 10_000;
 
-pub(super) fn list(ledger: &Ledger, now: Timestamp) -> LimitList {
-    let mut limits = ledger.used(now);
-    let more = limits.len() > MOST;
-    limits.truncate(MOST);
-    let limits = limits
-        .into_iter()
-        .map(|(scope, used)| limit(scope, &used))
-        .collect();
-    LimitList { limits, more }
+/// `kept`: what is on disk, of what is in use and of what was used before.
+pub(super) fn list(
+    ledger: &Ledger,
+    kept: Vec<(Scope, Option<CountsRecord>)>,
+    delivery: Option<&DeliverySettings>,
+    now: Timestamp,
+) -> LimitList {
+    let mut all: BTreeMap<_, _> = ledger.used(now).into_iter().collect();
+    if let Some(delivery) = delivery {
+        for (scope, counts) in kept {
+            if !all.contains_key(&scope)
+                && let Some(used) = used_before(&scope, counts, delivery, now)
+            {
+                all.insert(scope, used);
+            }
+        }
+    }
+    let more = all.len() > MOST;
+    let limits = all.into_iter().take(MOST);
+    let sources = delivery.map_or(&[][..], |delivery| delivery.egress.sources.as_slice());
+    let warming = sources.iter().filter_map(|source| {
+        let warm_up = source.warm_up.as_ref()?;
+        let (day, days) = warm_up.day(now)?;
+        Some(Warming {
+            source: source.name.to_string(),
+            day,
+            days,
+            messages_per_day: warm_up.volume(now)?,
+        })
+    });
+    LimitList {
+        limits: limits.map(|(scope, used)| limit(scope, &used)).collect(),
+        more,
+        warming: warming.collect(),
+    }
+}
+
+/// What would be counted on from, if mail of a scope that is limited still came up now; `None` where that is nothing.
+fn used_before(
+    scope: &Scope,
+    counts: Option<CountsRecord>,
+    delivery: &DeliverySettings,
+    now: Timestamp,
+) -> Option<Used> {
+    let hosts = scope.site.as_deref().unwrap_or_default().split(',');
+    let hosts: Vec<Domain> = hosts.filter_map(|host| host.parse().ok()).collect();
+    let mail = delivery.scopes.mail(scope.clone(), &hosts);
+    let of_tenant = scope.tenant.is_some();
+    let mut limits = delivery.scopes.of(&mail, of_tenant, now).into_iter();
+    let (_, limits) = limits.find(|(limited, _)| limited == scope)?;
+    let counted = counts.map_or(Counted::Unknown, Counted::Known);
+    let mut budget = Budget::new(limits, of_tenant, counted, now);
+    let used = budget.used(now);
+    let any = used.windows.iter().flatten().any(|count| *count > 0);
+    any.then_some(used)
 }
 
 fn limit(scope: Scope, used: &Used) -> LimitUse {
@@ -58,4 +107,104 @@ fn uses(limits: &ScopeLimits, used: &Used) -> Vec<Use> {
         })
     });
     set.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use admin_api::Control as _;
+
+    use super::super::tests::control;
+    use super::*;
+    use crate::delivery::limits::Grant;
+    use crate::delivery::shard::test_settings;
+
+    #[tokio::test]
+    async fn what_was_used_before_a_restart_is_told_and_how_far_a_source_is() {
+        // 14 November 2023 is the third day, and the first of the other.
+        let settings = test_settings(
+            "[[source]]\nname = \"new\"\naddresses = [\"127.0.0.1\"]\n\
+             [source.warm_up]\nstart = \"2023-11-12\"\nfirst = 50\nfactor = 2.0\ndays = 20\n\
+             [[source]]\nname = \"later\"\naddresses = [\"127.0.0.2\"]\n\
+             [source.warm_up]\nstart = \"2023-11-20\"\nfirst = 50\ndays = 9\n\
+             [[source]]\nname = \"warm\"\naddresses = [\"127.0.0.3\"]\n\
+             [source.warm_up]\nstart = \"2023-10-01\"\nfirst = 50\ndays = 9\n\
+             [[limit]]\nsite = \"*.a.test\"\nmessages_per_hour = 7\n",
+        );
+        let (queue, control) = control();
+        let of = settings.clone();
+        let control = control.with_settings(move || of.clone());
+        let now = control.clock.now();
+        let to_google = Scope {
+            provider: Some("google".into()),
+            source: Some("new".into()),
+            ..Scope::default()
+        };
+        let to_site = Scope {
+            site: Some("mx1.a.test,mx2.a.test".into()),
+            ..Scope::default()
+        };
+        let limited = [
+            (&to_google, "messages_per_day", 200),
+            (&to_site, "messages_per_hour", 7),
+        ];
+        for (scope, key, most) in limited {
+            let limits = ScopeLimits {
+                messages_per_hour: (key == "messages_per_hour").then_some(most),
+                messages_per_day: (key == "messages_per_day").then_some(most),
+                ..ScopeLimits::default()
+            };
+            // As the life before did.
+            let ledger = Ledger::default();
+            let streams = &settings.delivery.streams;
+            let budget = ledger.budget(scope, (&limits, streams), &queue, now);
+            let mut sent = 0;
+            while sent < 3 {
+                match budget.lock().message(0, "transactional", 1, now) {
+                    Grant::Granted => sent += 1,
+                    Grant::NotBefore { .. } | Grant::WhenFreed { .. } => {}
+                }
+                ledger.kept(&ledger.wanted(now), now);
+            }
+            ledger.settle(&queue, now).await.unwrap();
+        }
+        // What is limited no longer counts nothing.
+        let other = Scope {
+            tenant: Some("gone".into()),
+            ..to_site.clone()
+        };
+        let counts = queue.counts_of(&to_site).unwrap();
+        queue.keep_counts(vec![(other, counts)]).await.unwrap();
+
+        let list = control.limits().await.unwrap();
+        let told: Vec<_> = list
+            .limits
+            .iter()
+            .map(|limit| (limit.source.as_deref(), limit.site.as_deref(), limit.uses.clone()))
+            .collect();
+        let uses = |limit: &str, allowed, used| {
+            vec![Use {
+                limit: limit.into(),
+                allowed,
+                used: Some(used),
+            }]
+        };
+        let site = to_site.site.as_deref();
+        let expected = [
+            (Some("new"), None, uses("messages_per_day", 200.0, 3)),
+            (None, site, uses("messages_per_hour", 7.0, 3)),
+        ];
+        assert_eq!(told, expected);
+        let warming = list.warming.iter();
+        let warming: Vec<_> = warming
+            .map(|one| (one.source.as_str(), one.day, one.days, one.messages_per_day))
+            .collect();
+        assert_eq!(warming, [("new", 3, 20, 200), ("later", 0, 9, 0)]);
+        // A day later nothing of it counts.
+        let kept = queue.counts().unwrap();
+        let later = now + Duration::from_secs(2 * 86_400);
+        let list = super::list(&Ledger::default(), kept, Some(&settings.delivery), later);
+        assert_eq!(list.limits, []);
+    }
 }

@@ -135,6 +135,7 @@ fn waits(why: exchange::Why) -> Waits {
         exchange::Waits::Adjusted { until, cause } => (WaitsFor::Adjustment, until, Some(cause)),
         exchange::Waits::Rests { until, cause } => (WaitsFor::Rest, Some(until), Some(cause)),
         exchange::Waits::Throttled { until, limit } => (WaitsFor::Limit, Some(until), Some(limit)),
+        exchange::Waits::Reserved { rest_of } => (WaitsFor::Reserved, None, Some(rest_of)),
         exchange::Waits::Connection => (WaitsFor::Connection, None, None),
         exchange::Waits::Turn => (WaitsFor::Turn, None, None),
     };
@@ -173,7 +174,7 @@ impl QueueControl {
         }
     }
 
-    /// Says of each queue in memory what its first unit waits for.
+    /// Says of each queue in memory what it waits for, whose first unit this is.
     pub(super) async fn explain_all(&self, queues: &mut [QueueSummary], firsts: Vec<Option<UnitKey>>) {
         let why = tokio::time::timeout(WHY_PATIENCE, self.doors.why_all(firsts.into()));
         for (number, found) in why.await.unwrap_or_default() {

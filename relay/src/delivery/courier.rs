@@ -755,7 +755,7 @@ impl<N: Net> Courier<N> {
         let told = Told {
             at: now,
             released_at: released_at(prepared),
-            attempt: past.attempts + 1,
+            attempt: settle.attempt,
             tag: prepared.message.tag().cloned(),
             source: source.filter(|source| !source.is_empty()),
             outcomes,

@@ -17,6 +17,7 @@ use mail_core::Timestamp;
 use queue::{AdjustmentKey, AdjustmentRecord, QueueId, Scope, SuspensionRecord, UnitKey};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::adapt::Held;
 use super::courier::Kept;
 use super::detour::Detour;
 use super::limits::ledger::Ledger;
@@ -114,12 +115,14 @@ pub enum Waits {
     Underway,
     /// An operator set its queue to wait. Told of units that aren't due too.
     Suspended { until: Option<Timestamp>, cause: String },
-    /// A reply, or an operator, has suspended its lane, or its tenant there.
+    /// A reply, or an operator, has suspended its lane, or its tenant there. Told, too, where it outlasts a due time to come.
     Adjusted { until: Option<Timestamp>, cause: String },
     /// Its destination rests.
     Rests { until: Timestamp, cause: String },
     /// A limit.
     Throttled { until: Timestamp, limit: String },
+    /// What is left of this is kept for other streams.
+    Reserved { rest_of: String },
     /// A connection: its lane has as many as it may, or all are taken.
     Connection,
     /// The DNS, or its turn among others.
@@ -135,8 +138,9 @@ impl Waits {
             Self::Adjusted { .. } => 2,
             Self::Rests { .. } => 3,
             Self::Throttled { .. } => 4,
-            Self::Connection => 5,
-            Self::Turn => 6,
+            Self::Reserved { .. } => 5,
+            Self::Connection => 6,
+            Self::Turn => 7,
         }
     }
 }
@@ -159,8 +163,8 @@ pub enum Word {
     Accepted(Accepted),
     /// A queue to be worked on: by the receiver, or, where it is the queue's home, by whoever it finds for it.
     Lent(QueueId, Loan),
-    /// A queue of the receiver's home has left the sender's memory.
-    Returned(QueueId),
+    /// A queue of the receiver's home has left the sender's memory, for this hold if any.
+    Returned(QueueId, Option<Held>),
     /// What a queue of the receiver's home rested for is over.
     Wake(QueueId),
     /// The time of a unit is up, whose queue was lent to the receiver.
@@ -185,7 +189,8 @@ pub enum Word {
     AdjustmentEnded(AdjustmentKey, Arc<str>),
     /// What does this unit wait for, if it is known here?
     Why(UnitKey, mpsc::UnboundedSender<Why>),
-    /// The same of many, as far as their queues are in memory; each is told by its place.
+    /// The same of many queues, as far as they are in memory, by the first unit of each; what is on the wire is told of only where
+    /// nothing else waits. Each is told by its place.
     WhyAll(Arc<[Option<UnitKey>]>, mpsc::UnboundedSender<(usize, Why)>),
 }
 
@@ -403,7 +408,7 @@ impl Doors {
         known
     }
 
-    /// What units of queues in memory wait for, each with its place among `units`. The caller bounds their number.
+    /// What queues in memory wait for, whose first units these are, each with its place among them. The caller bounds their number.
     pub async fn why_all(&self, units: Arc<[Option<UnitKey>]>) -> Vec<(usize, Why)> {
         let (say, mut said) = mpsc::unbounded_channel();
         for shard in self.shards.iter() {

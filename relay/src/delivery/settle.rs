@@ -111,7 +111,8 @@ pub fn settle(
         signature: None,
         delay_told: past.delay_told,
     });
-    let attempt = if hop.is_some() { attempts } else { 0 };
+    // What ends of itself ends after the attempts that there were.
+    let attempt = past.attempts + u32::from(hop.is_some());
     Settle {
         unit,
         at: now,
@@ -183,6 +184,15 @@ mod tests {
     }
 
     fn settled_by(outcomes: &[Outcome], expires_in: u64, return_at: Option<Timestamp>) -> Settle {
+        settled_at(Some(Hop::default()), outcomes, expires_in, return_at)
+    }
+
+    fn settled_at(
+        hop: Option<Hop>,
+        outcomes: &[Outcome],
+        expires_in: u64,
+        return_at: Option<Timestamp>,
+    ) -> Settle {
         let unit = UnitKey {
             queue: QueueId(1),
             due: NOW,
@@ -196,15 +206,7 @@ mod tests {
             return_at,
             delay_told: None,
         };
-        settle(
-            unit,
-            past,
-            outcomes,
-            Some(Hop::default()),
-            Vec::new(),
-            (&RETRY, 0.5),
-            NOW,
-        )
+        settle(unit, past, outcomes, hop, Vec::new(), (&RETRY, 0.5), NOW)
     }
 
     #[test]
@@ -260,6 +262,13 @@ mod tests {
             let again = settled_by(&[outcome(0, Verdict::Later)], left, by).again.unwrap();
             assert_eq!(again.due, NOW + span(next), "{left}");
         }
+    }
+
+    #[test]
+    fn what_ends_of_itself_is_no_attempt() {
+        let expired = [outcome(0, Verdict::Failed(Cause::Expired(None)))];
+        assert_eq!(settled(&expired, 0).attempt, 3);
+        assert_eq!(settled_at(None, &expired, 0, None).attempt, 2);
     }
 
     #[test]

@@ -182,6 +182,8 @@ pub(super) struct Active {
     /// An operator wants it tried whatever its lane rests for.
     hurry: bool,
     timer: Option<Timestamp>,
+    /// What it left memory for the last time: known until its lanes are.
+    held: Option<Held>,
     /// Since when it is empty; it is in [`Shard`]'s `lingering` then.
     empty_since: Option<Timestamp>,
 }
@@ -287,6 +289,8 @@ pub struct Shard {
     resting_count: usize,
     /// Detours that were told of, and when each is over.
     told_of: BTreeMap<QueueId, Timestamp>,
+    /// What queues of this home left memory for, [`MAX_RESTING`] in all: told of those that expire meanwhile.
+    held_back: FxHashMap<QueueId, Held>,
     /// Of those scopes, what a reply or an operator has suspended.
     held_scopes: BTreeMap<HoldScope, Held>,
     /// What operators have suspended, [`queue::MAX_SUSPENSIONS`] at the most.
@@ -372,6 +376,7 @@ impl Shard {
             resting: BTreeMap::new(),
             resting_count: 0,
             told_of: BTreeMap::new(),
+            held_back: FxHashMap::default(),
             held_scopes: BTreeMap::new(),
             lanes: Slab::new(),
             lane_of: LaneIndex::default(),
@@ -438,7 +443,10 @@ impl Shard {
         match word {
             Word::Accepted(accepted) => self.accepted(&accepted, now),
             Word::Lent(id, loan) => self.borrow(id, loan, now),
-            Word::Returned(id) => drop(self.lent.remove(&id)),
+            Word::Returned(id, held) => {
+                self.lent.remove(&id);
+                self.note_held_back(id, held);
+            }
             Word::Expired(unit) => {
                 // Whoever has gone meanwhile is found again by its home.
                 if self.active.contains_key(&unit.queue) {
@@ -492,7 +500,7 @@ impl Shard {
         }
         if !self.activate(id, now) {
             self.queue.rest(id, Some(now));
-            return self.give_back(id);
+            return self.give_back(id, None);
         }
         if let Some(active) = self.active.get_mut(&id) {
             active.hurry = loan.hurry;
@@ -514,6 +522,8 @@ impl Shard {
 
     /// Brings a queue of this home back into memory, unless it is at work.
     fn wake(&mut self, id: QueueId, now: Timestamp) {
+        // It is over, or about to be.
+        self.held_back.remove(&id);
         if self.lent.contains_key(&id) {
             return;
         }
@@ -525,9 +535,16 @@ impl Shard {
         }
     }
 
-    fn give_back(&mut self, id: QueueId) {
-        if let Some(home) = self.place.home_elsewhere(id) {
-            self.tell(home, Word::Returned(id));
+    fn give_back(&mut self, id: QueueId, held: Option<Held>) {
+        match self.place.home_elsewhere(id) {
+            Some(home) => self.tell(home, Word::Returned(id, held)),
+            None => self.note_held_back(id, held),
+        }
+    }
+
+    fn note_held_back(&mut self, id: QueueId, held: Option<Held>) {
+        if let Some(held) = held.filter(|_| self.held_back.len() < MAX_RESTING) {
+            self.held_back.insert(id, held);
         }
     }
 
@@ -613,6 +630,7 @@ impl Shard {
             leaves_for: None,
             hurry: false,
             timer: None,
+            held: self.held_back.remove(&id),
             empty_since: None,
         };
         self.active.insert(id, fresh);
@@ -794,7 +812,7 @@ impl Shard {
             Some(Rests::Until(until)) => self.queue.rest(id, Some(until)),
             None => {}
         }
-        self.give_back(id);
+        self.give_back(id, active.held.filter(|_| rest.is_some()));
     }
 
     /// All queues in memory, by number.

@@ -70,7 +70,7 @@ fn what_this_machine_has_not_is_told_with_its_place() {
          [[source]]\nname = \"gone\"\naddresses = [\"192.0.2.1\", \"2001:db8::1\"]\n\
          [[source]]\nname = \"far\"\naddresses = [\"192.0.2.3\"]\nproxy = \"haproxy://10.0.0.9:2526\"\n\
          [[source]]\nname = \"late\"\naddresses = [\"192.0.2.4\"]\nmust_be_here = false\n\
-         [[source]]\nname = \"other\"\ninterface = \"eth9\"\n",
+         [[source]]\nname = \"other\"\ninterface = \"eth9\"\n[delivery]\nsource = \"192.0.2.5\"\n",
     );
     let own: IpAddr = "192.0.2.1".parse().unwrap();
     let problems = not_here(&settings, |address| address == own, |name| name == "eth0");
@@ -88,6 +88,11 @@ fn what_this_machine_has_not_is_told_with_its_place() {
     assert_eq!(
         told,
         [
+            (
+                first + 20,
+                "delivery.source",
+                "192.0.2.5 is no address of this machine's"
+            ),
             (first + 7, "source[1].addresses", "2001"),
             (
                 first + 18,

@@ -13,7 +13,7 @@ use mail_core::Timestamp;
 use parking_lot::Mutex;
 use queue::{QueueId, QueueName, Scope, UnitKey};
 
-use crate::delivery::exchange::Word;
+use crate::delivery::exchange::{Waits, Word};
 use crate::delivery::lane::ConnectionId;
 use crate::delivery::limits::Grant;
 use crate::delivery::limits::budget::{Budget, RESERVED};
@@ -560,29 +560,24 @@ impl Shard {
     }
 
     /// What holds a queue's mail in a lane, at the first gate that does.
-    pub(super) fn held_at_gate(
-        &self,
-        lane: LaneId,
-        name: &QueueName,
-        now: Timestamp,
-    ) -> Option<(Timestamp, String)> {
+    pub(super) fn held_at_gate(&self, lane: LaneId, name: &QueueName, now: Timestamp) -> Option<Waits> {
         let at = self.lanes.get(lane)?;
         let of_tenant = at.tenant_gates.get(&name.tenant).cloned().unwrap_or_default();
         let needs_connection = at.idle.is_empty();
         of_tenant.iter().chain(at.gates.iter()).find_map(|&gate| {
             let gate = self.gates.get(gate)?;
-            let (until, key) = match gate.budget.lock().explain(&name.stream, needs_connection, now)? {
+            let mut budget = gate.budget.lock();
+            let (until, key) = match budget.explain(&name.stream, needs_connection, now)? {
                 Grant::Granted => return None,
-                Grant::NotBefore {
-                    at,
-                    held_by: RESERVED,
-                } => {
-                    return Some((at, format!("what {} keeps for other streams", gate.scope)));
+                Grant::NotBefore { held_by, .. } if held_by == RESERVED => {
+                    let rest_of = format!("the limits of {}", gate.scope);
+                    return Some(Waits::Reserved { rest_of });
                 }
                 Grant::NotBefore { at, held_by } => (at, held_by),
                 Grant::WhenFreed { held_by } => (now, held_by),
             };
-            Some((until, format!("{key} of {}", gate.scope)))
+            let limit = format!("{key} of {}", gate.scope);
+            Some(Waits::Throttled { until, limit })
         })
     }
 

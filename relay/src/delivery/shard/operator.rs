@@ -60,7 +60,7 @@ impl Shard {
         }
     }
 
-    /// The same of many units, whose queues are in memory or rest. Nobody is woken for it.
+    /// The same of many queues, told by their first units, that are in memory or rest. Nobody is woken for it.
     pub(super) fn why_all(
         &self,
         units: &[Option<UnitKey>],
@@ -72,7 +72,7 @@ impl Shard {
             let Some(unit) = unit else { continue };
             match self.active.get(&unit.queue) {
                 Some(active) => {
-                    if let Some(waits) = self.waits(unit, active, now) {
+                    if let Some(waits) = self.queue_waits(unit, active, now) {
                         let fallback = self.told_of_detour(unit.queue);
                         let _ = say.send((number, Why { waits, fallback }));
                     }
@@ -98,6 +98,26 @@ impl Shard {
         }
     }
 
+    /// Of a queue in memory whose first unit this is: what that waits for, or the next one that is not on the wire.
+    fn queue_waits(&self, first: &UnitKey, active: &Active, now: Timestamp) -> Option<Waits> {
+        let agenda = &active.agenda;
+        if !agenda.is_claimed(place(first)) {
+            return self.waits(first, active, now);
+        }
+        let known = agenda.first().map(|(due, id, unit)| UnitKey {
+            queue: first.queue,
+            due,
+            id,
+            unit,
+        });
+        let next = known.or_else(|| {
+            let (unread, _) = self.queue.due(first.queue, agenda.wants()?, 1).ok()?;
+            unread.first().copied()
+        });
+        let waits = next.and_then(|next| self.waits(&next, active, now));
+        Some(waits.unwrap_or(Waits::Underway))
+    }
+
     /// Of a queue in memory.
     fn waits(&self, unit: &UnitKey, active: &Active, now: Timestamp) -> Option<Waits> {
         if active.agenda.is_claimed(place(unit)) {
@@ -106,10 +126,10 @@ impl Shard {
         if let Some(record) = self.suspension(unit.queue, &active.name, now) {
             return Some(suspended(record));
         }
-        if unit.due > now {
-            return None;
-        }
         if active.stands.is_empty() {
+            if unit.due > now {
+                return None;
+            }
             let rest = self.rest(&HoldScope::Domain(active.name.domain.clone()), now);
             return Some(rest.and_then(|rest| rests(rest, now)).unwrap_or(Waits::Turn));
         }
@@ -118,15 +138,18 @@ impl Shard {
             .stands
             .iter()
             .filter_map(|stand| self.waits_for(stand.lane, &active.name, now));
-        waits.max_by_key(Waits::rank)
+        let outlasts = |waits: &Waits| match waits {
+            Waits::Adjusted { until, .. } => until.is_none_or(|until| until > unit.due),
+            _ => false,
+        };
+        waits
+            .max_by_key(Waits::rank)
+            .filter(|waits| unit.due <= now || outlasts(waits))
     }
 
     fn waits_for(&self, id: LaneId, name: &QueueName, now: Timestamp) -> Option<Waits> {
-        let lane = self.lanes.get(id)?;
-        let held = lane
-            .adapt
-            .held(now)
-            .or_else(|| lane.adapt.held_of(&name.tenant, now));
+        let (lane, tenant) = (self.lanes.get(id)?, &name.tenant);
+        let held = lane.adapt.held(now).or_else(|| lane.adapt.held_of(tenant, now));
         if let Some(held) = held {
             return Some(adjusted(held));
         }
@@ -137,12 +160,15 @@ impl Shard {
             let limit = limit.to_owned();
             return Some(Waits::Throttled { until, limit });
         }
-        if let Some((until, limit)) = self.held_at_gate(id, name, now) {
-            return Some(Waits::Throttled { until, limit });
+        if let Some(waits) = self.held_at_gate(id, name, now) {
+            return Some(waits);
         }
         let may_connect = lane.may_open(now) && self.place.may_connect(self.settings.max_connections);
         Some(if lane.idle.is_empty() && !may_connect {
             Waits::Connection
+        } else if !lane.may_send(&name.stream, &self.settings.streams) {
+            let rest_of = "its connections".to_owned();
+            Waits::Reserved { rest_of }
         } else {
             Waits::Turn
         })

@@ -93,6 +93,7 @@ impl Shard {
             .filter(|&first| first > now)
             .map_or(until, |first| first.min(until));
         if until > now + HORIZON && may_leave {
+            self.note_cause(id, scope, until, now);
             self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
             if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
                 self.resting_count += 1;
@@ -100,6 +101,20 @@ impl Shard {
         } else {
             // One that does not end by itself is looked at again as well.
             self.set_queue_timer(id, until.min(now + LONGEST_REST));
+        }
+    }
+
+    /// Nobody knows its lanes once it has left memory: what holds it is kept for the reports on what expires meanwhile.
+    fn note_cause(&mut self, id: QueueId, scope: &HoldScope, until: Timestamp, now: Timestamp) {
+        let cause = self.cause(id, now);
+        let cause = cause.or_else(|| Some(self.rest(scope, now)?.cause.into()));
+        let held = cause.map(|cause| Held {
+            since: now,
+            until,
+            cause,
+        });
+        if let Some(active) = self.active.get_mut(&id) {
+            active.held = held;
         }
     }
 

@@ -3,6 +3,7 @@
 //! All three are indexes in order of time, whose beginnings fill with deleted keys until RocksDB compacts them. So a scan goes on
 //! where the last one ended, less a margin for what comes a little out of order, and only every so often from the beginning.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::Timestamp;
@@ -299,29 +300,30 @@ impl Shard {
             self.effects.push(Effect::End {
                 lane: None,
                 job,
-                ending: Ending::Delayed(cause),
+                ending: Ending::Delayed(cause.map(|cause| cause.to_string())),
             });
         }
     }
 
     /// What holds a queue now, for the report on a unit that expires unsent.
-    fn cause(&self, id: QueueId, now: Timestamp) -> Option<String> {
+    pub(super) fn cause(&self, id: QueueId, now: Timestamp) -> Option<Arc<str>> {
         let active = self.active.get(&id)?;
         if let Some(record) = self.suspension(id, &active.name, now) {
-            return Some(operator::cause(record));
+            return Some(operator::cause(record).into());
         }
-        if let Some(held) = self.held_by_adjustment(id, now) {
-            return Some(held.cause.to_string());
+        let held_back = active.held.as_ref().filter(|held| held.until > now);
+        if let Some(held) = self.held_by_adjustment(id, now).or(held_back) {
+            return Some(held.cause.clone());
         }
         let by_lane = active.stands.iter().find_map(|stand| {
             let rest = self.lanes.get(stand.lane)?.rest.as_ref()?;
-            Some(rest.cause.clone())
+            Some(rest.cause.as_str().into())
         });
         let detour = active.detour.as_ref();
-        let by_lane = by_lane.or_else(|| detour.map(|detour| detour.cause.to_string()));
+        let by_lane = by_lane.or_else(|| detour.map(|detour| detour.cause.clone()));
         by_lane.or_else(|| {
             self.rest(&HoldScope::Domain(active.name.domain.clone()), now)
-                .map(|rest| rest.cause)
+                .map(|rest| rest.cause.into())
         })
     }
 
@@ -336,7 +338,7 @@ impl Shard {
             self.effects.push(Effect::End {
                 lane: None,
                 job,
-                ending: Ending::Expired(cause),
+                ending: Ending::Expired(cause.map(|cause| cause.to_string())),
             });
         }
     }
@@ -344,15 +346,14 @@ impl Shard {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::sync::Arc;
-
     use mail_core::MessageId;
     use queue::store::MemoryStore;
     use queue::{End, Fate, Queue, Selector, Settle, SuspensionRecord};
 
-    use super::super::operator::tests::shard;
+    use super::super::operator::tests::{adjustment, shard};
     use super::*;
     use crate::control::tests::{accept_held, accept_one};
+    use crate::delivery::shard::fleet::{Answer, Fleet};
     use crate::delivery::shard::{MAX_ACTIVE, Settled};
 
     const START: Timestamp = Timestamp(1_700_000_000_000);
@@ -491,6 +492,39 @@ pub(super) mod tests {
             }
         }
         assert_eq!(seen.len() as u64, count);
+    }
+
+    /// Whoever holds it, and whichever shard is the home of its queue.
+    #[tokio::test]
+    async fn what_expires_outside_of_memory_tells_what_it_was_held_for() {
+        for (suspended, cause) in [(true, "suspended by uid 7: a test"), (false, "554 5.3.2 no")] {
+            let mut fleet = Fleet::new(2, "");
+            fleet.peer = Some(Box::new(|_, _| Answer::Refuses("554 5.3.2 no")));
+            let record = Arc::new(adjustment(None, fleet.now));
+            for shard in fleet.shards.iter_mut().filter(|_| suspended) {
+                shard.hear(Word::Adjusted(record.clone()), START);
+            }
+            for number in 0..8 {
+                let domain = format!("d{number}.test");
+                fleet.accept(1, "t", "transactional", &domain, 10).await;
+            }
+            fleet.run(SECOND * 600).await;
+            let queues = fleet.queue.queues(None, 9).unwrap();
+            assert_eq!(queues.len(), 8);
+            for (id, _) in queues {
+                let from = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+                let unit = fleet.queue.due(id, from, 1).unwrap().0[0];
+                let home = &mut fleet.shards[usize::try_from(id.0 % 2).unwrap()];
+                assert!(!home.lent.contains_key(&id) && !home.active.contains_key(&id));
+                assert!(home.activate_anyway(id, fleet.now));
+                home.expire_unit(unit, fleet.now);
+                let effects = home.take_effects();
+                let [Effect::End { ending, .. }] = &effects[..] else {
+                    panic!("{effects:?}");
+                };
+                assert_eq!(*ending, Ending::Expired(Some(cause.into())), "{id:?}");
+            }
+        }
     }
 
     /// CASES: the clock three days ahead after a start; or a relay that was away for so long.

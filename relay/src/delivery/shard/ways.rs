@@ -200,7 +200,7 @@ impl Shard {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        active.rumour = None;
+        (active.rumour, active.held) = (None, None);
         if let Some(owner) = self.place.owner_elsewhere(route) {
             active.leaves_for = Some((owner, route.clone(), detour));
             // Whoever takes it tells of a detour that begins.

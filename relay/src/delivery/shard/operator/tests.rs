@@ -1,11 +1,13 @@
 use std::time::Duration;
 
+use mail_core::MessageId;
 use queue::store::MemoryStore;
-use queue::{Accepted, Queue, Selector};
+use queue::{Accepted, AdjustmentKey, AdjustmentRecord, Queue, Scope, Selector};
 
 use super::*;
 use crate::control::tests::accept;
 use crate::delivery::exchange::{self, Accepted as Told, Ordered, Place, Seat};
+use crate::delivery::shard::fleet::{Answer, Fleet};
 use crate::delivery::shard::{Ending, MAX_ACTIVE, MAX_ENDINGS, Settled};
 use crate::routing::Routing;
 use crate::world::Random;
@@ -131,4 +133,117 @@ async fn mail_for_a_suspended_queue_costs_no_memory() {
     assert_eq!(shard.load().1, 1);
     let effects = shard.take_effects();
     assert!(matches!(effects[..], [Effect::Resolve(_)]), "{effects:?}");
+}
+
+/// An operator's suspension of all mail of `t`.
+pub(in crate::delivery::shard) fn adjustment(until: Option<Timestamp>, now: Timestamp) -> AdjustmentRecord {
+    AdjustmentRecord {
+        key: AdjustmentKey::suspended(Scope {
+            tenant: Some("t".into()),
+            ..Scope::default()
+        }),
+        since: now,
+        changed: now,
+        until,
+        connections: None,
+        rate: None,
+        refused: None,
+        cause: "a test".into(),
+        host: None,
+        class: None,
+        by: "uid 7".into(),
+    }
+}
+
+/// What queues wait for, by their numbers.
+fn waits(fleet: &mut Fleet) -> Vec<Option<Waits>> {
+    let first = |id| {
+        let from = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+        fleet.queue.due(id, from, 1).unwrap().0.first().copied()
+    };
+    let queues = fleet.queue.queues(None, 99).unwrap().into_iter();
+    let firsts: Arc<[_]> = queues.map(|(id, _)| first(id)).collect();
+    let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
+    for shard in &mut fleet.shards {
+        shard.hear(Word::WhyAll(firsts.clone(), say.clone()), fleet.now);
+    }
+    let mut all = vec![None; firsts.len()];
+    while let Ok((number, why)) = said.try_recv() {
+        all[number] = Some(why.waits);
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_queue_tells_what_those_wait_for_that_are_not_on_the_wire() {
+    // What is on the wire is all that was read of one; nothing else is in the other; nothing is on the wire of the third.
+    let config = "[delivery.limits]\nconnections = 128\n";
+    let mut fleet = Fleet::new(1, config);
+    for (count, domain) in [(200, "a.test"), (2, "b.test"), (1, "c.test")] {
+        fleet.accept(count, "t", "transactional", domain, 10).await;
+    }
+    let mut fleet = fleet.restarted(config);
+    fleet.unknown.insert("c.test".into());
+    fleet.takes = Duration::from_secs(3_600);
+    fleet.run(Duration::from_secs(2)).await;
+    assert_eq!(fleet.count(|sent| sent.domain == "a.test"), 128);
+    let all = waits(&mut fleet);
+    assert_eq!(all[..2], [Some(Waits::Connection), Some(Waits::Underway)]);
+    assert!(matches!(all[2], Some(Waits::Rests { .. })), "{all:?}");
+}
+
+#[tokio::test]
+async fn what_is_kept_for_other_streams_is_told() {
+    let reserved = "[[stream]]\nname = \"transactional\"\nreserved = 0.5\n";
+    for (more, sent, expected) in [
+        ("[delivery.limits]\nconnections = 4\n", 2, "its connections"),
+        (
+            "[[limit]]\nsite = \"*\"\nmessages_per_hour = 8\n",
+            4,
+            "the limits of site mx.a.test",
+        ),
+    ] {
+        let mut fleet = Fleet::new(1, &format!("{reserved}{more}"));
+        fleet.takes = Duration::from_secs(600);
+        fleet.accept(9, "t", "bulk", "a.test", 10).await;
+        fleet.run(Duration::from_secs(60)).await;
+        assert_eq!(fleet.sent.len(), sent, "{more}");
+        let rest_of = expected.to_owned();
+        assert_eq!(waits(&mut fleet), [Some(Waits::Reserved { rest_of })], "{more}");
+    }
+}
+
+/// A due time is no answer where nothing goes at that time either.
+#[tokio::test]
+async fn a_suspension_that_outlasts_a_due_time_is_told_of_before_it() {
+    let mut fleet = Fleet::new(1, "[delivery.limits]\nconnections = 1\n");
+    let mut number = 0;
+    fleet.peer = Some(Box::new(move |_, _| {
+        number += 1;
+        match number {
+            1 => Answer::Takes(Duration::from_secs(1)),
+            2 => Answer::Refuses("450 4.2.1 later"),
+            _ => Answer::Takes(Duration::from_secs(3_600)),
+        }
+    }));
+    fleet.accept(3, "t", "transactional", "a.test", 10).await;
+    fleet.run(Duration::from_secs(10)).await;
+    assert_eq!(
+        waits(&mut fleet),
+        [Some(Waits::Underway)],
+        "and one has its own time"
+    );
+    let now = fleet.now;
+    for (until, expected) in [
+        (None, true),
+        (Some(now + Duration::from_secs(60)), false),
+        (Some(now + Duration::from_secs(900)), true),
+    ] {
+        let record = Arc::new(adjustment(until, now));
+        fleet.shards[0].hear(Word::Adjusted(record), now);
+        let cause = "suspended by uid 7: a test".to_owned();
+        let adjusted = Waits::Adjusted { until, cause };
+        let told = if expected { adjusted } else { Waits::Underway };
+        assert_eq!(waits(&mut fleet), [Some(told)], "{until:?}");
+    }
 }
