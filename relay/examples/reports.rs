@@ -9,12 +9,19 @@ use relay::shaping::Shaping;
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
+fn expired(last: &str) -> Cause {
+    Cause::Expired {
+        last: Some(last.into()),
+        held_by: None,
+    }
+}
+
 fn notice(mailbox: &str, told: Told) -> Notice {
     // As the relay has it: what was said, or what went wrong in its own words.
     let said = match &told {
         Told::Failed(Cause::Refused(reply)) => Some(reply.to_string()),
         Told::Failed(Cause::Undeliverable(code, why)) => Some(format!("550 {code} {why}")),
-        Told::Failed(Cause::Expired(last)) => last.clone(),
+        Told::Failed(Cause::Expired { last, .. }) => last.clone(),
         Told::Delayed(last, _) => Some(last.clone()),
         Told::Relayed(_) => None,
     };
@@ -90,14 +97,8 @@ fn main() {
             plain,
             vec![
                 failure("bob@example.org", refused("no\nsuch\nuser")),
-                failure(
-                    "\"a b\"@example.org",
-                    Cause::Expired(Some("450 4.2.0 greylisted".into())),
-                ),
-                failure(
-                    "carol@example.org",
-                    Cause::Expired(Some("connection refused".into())),
-                ),
+                failure("\"a b\"@example.org", expired("450 4.2.0 greylisted")),
+                failure("carol@example.org", expired("connection refused")),
                 failure(
                     "dave@example.org",
                     Cause::Undeliverable(

@@ -122,7 +122,9 @@ impl Original<'_> {
     fn status(&self, told: &Told, now: Timestamp) -> EnhancedCode {
         let is_over = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
         match told {
-            Told::Failed(Cause::Expired(_)) if is_over(self.transfer.return_at()) => EnhancedCode(5, 4, 7),
+            Told::Failed(Cause::Expired { .. }) if is_over(self.transfer.return_at()) => {
+                EnhancedCode(5, 4, 7)
+            }
             Told::Delayed(..) if is_over(self.transfer.notify_at()) => EnhancedCode(4, 4, 7),
             _ => told.status(),
         }
@@ -191,9 +193,13 @@ pub enum Cause {
     Refused(Reply),
     /// We found that it can't be delivered, as where the domain takes no mail (5.1.10): code and reason.
     Undeliverable(EnhancedCode, String),
-    /// Its time was up; what went wrong last, as the queue keeps it. Told as a peer's words only if it begins with a 4yz or
-    /// 5yz code.
-    Expired(Option<String>),
+    /// Its time was up.
+    Expired {
+        /// What went wrong last, as the queue keeps it. Told as a peer's words only if it begins with a 4yz or 5yz code.
+        last: Option<String>,
+        /// What has kept it from being tried since.
+        held_by: Option<String>,
+    },
 }
 
 /// What a report is about; all its notices are of one kind.
@@ -256,7 +262,7 @@ impl Cause {
                 _ => EnhancedCode(5, 0, 0),
             },
             Self::Undeliverable(EnhancedCode(_, subject, detail), _) => EnhancedCode(5, *subject, *detail),
-            Self::Expired(_) => EnhancedCode(4, 4, 7),
+            Self::Expired { .. } => EnhancedCode(4, 4, 7),
         }
     }
 
@@ -265,7 +271,7 @@ impl Cause {
         match self {
             Self::Refused(reply) => Some(clean(&reply.to_string())),
             Self::Undeliverable(..) => None,
-            Self::Expired(last) => last.as_deref().filter(|last| is_reply(last)).map(clean),
+            Self::Expired { last, .. } => last.as_deref().filter(|last| is_reply(last)).map(clean),
         }
     }
 }
@@ -561,17 +567,18 @@ fn reason(notice: &Notice, original: &Original<'_>, now: Timestamp) -> String {
             format!("{said}; tried again until {}", date(*until))
         }
         Told::Relayed(said) => format!("{host} said: {}", clean(said)),
-        Told::Failed(Cause::Expired(None)) => {
-            format!("not delivered within {}", span(waited))
-        }
-        Told::Failed(Cause::Expired(Some(last))) => {
-            let span = span(waited);
-            let last = clean(last);
-            if is_reply(&last) {
-                format!("not delivered within {span}; last time {host} said: {last}")
-            } else {
-                format!("not delivered within {span}; last time: {last}")
+        Told::Failed(Cause::Expired { last, held_by }) => {
+            let mut text = format!("not delivered within {}", span(waited));
+            if let Some(last) = last.as_deref().map(clean) {
+                text += &match is_reply(&last) {
+                    true => format!("; last time {host} said: {last}"),
+                    false => format!("; last time: {last}"),
+                };
             }
+            if let Some(held_by) = held_by {
+                text += &format!("; since then: {}", clean(held_by));
+            }
+            text
         }
     }
 }

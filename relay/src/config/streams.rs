@@ -79,6 +79,11 @@ impl Streams {
         self.get(name).map_or(1, |stream| stream.weight)
     }
 
+    /// Whether this stream has a part of its own.
+    pub fn has_part(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|stream| stream.reserved > 0.0)
+    }
+
     /// Whether some stream has a part of its own.
     pub fn any_reserved(&self) -> bool {
         self.all.iter().any(|stream| stream.reserved > 0.0)

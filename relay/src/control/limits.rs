@@ -111,6 +111,7 @@ fn uses(limits: &ScopeLimits, used: &Used) -> Vec<Use> {
 
 #[cfg(test)]
 mod tests {
+    use crate::delivery::limits::budget::Asked;
     use std::time::Duration;
 
     use admin_api::Control as _;
@@ -161,7 +162,11 @@ mod tests {
             let budget = ledger.budget(scope, (&limits, streams), &queue, now);
             let mut sent = 0;
             while sent < 3 {
-                match budget.lock().message(0, "transactional", 1, now) {
+                let asked = Asked {
+                    stream: "transactional",
+                    bytes: 1,
+                };
+                match budget.lock().message(0, &asked, now) {
                     Grant::Granted => sent += 1,
                     Grant::NotBefore { .. } | Grant::WhenFreed { .. } => {}
                 }

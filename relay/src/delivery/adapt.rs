@@ -5,6 +5,7 @@
 
 mod lane;
 mod pace;
+mod tally;
 pub mod wording;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::shaping::{Advice, After, Reach};
 
 pub use lane::{Adapt, Held, SaidTo, Step};
 pub use pace::{Limits, Pace};
+pub use tally::Tally;
 
 /// What one reply teaches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +74,12 @@ impl Others {
         match self {
             Self::Nothing => (0, Duration::ZERO),
             Self::Slower => (1, Duration::ZERO),
+            // Until there are as many it weighs as what it means by then.
+            Self::Suspend {
+                after: Some(several),
+                time,
+                ..
+            } => (several.until_then().weight().0, time),
             Self::Suspend { time, .. } => (2, time),
         }
     }

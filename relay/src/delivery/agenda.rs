@@ -179,6 +179,11 @@ impl<T> Agenda<T> {
     }
 
     /// Units being worked on.
+    pub fn claimed(&self) -> impl Iterator<Item = Place> {
+        self.claimed.iter().copied()
+    }
+
+    /// How many they are.
     pub fn claims(&self) -> usize {
         self.claimed.len()
     }

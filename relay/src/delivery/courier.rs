@@ -632,7 +632,7 @@ impl<N: Net> Courier<N> {
         let reply = match &cause {
             Cause::Refused(reply) => reply.to_string(),
             Cause::Undeliverable(code, why) => format!("{code} {why}"),
-            Cause::Expired(_) => String::new(),
+            Cause::Expired { .. } => String::new(),
         };
         let outcomes = load(&prepared, job.unit.unit)
             .recipients
@@ -880,7 +880,7 @@ impl<N: Net> Courier<N> {
                 metrics.delay.observe(delay);
                 tracing::info!(%id, tag, recipient = %mailbox, host, source, attempt, delay, reply, "delivered");
             }
-            Verdict::Failed(Cause::Expired(_)) => {
+            Verdict::Failed(Cause::Expired { .. }) => {
                 metrics.ended(Fate::Expired);
                 metrics.classed(class, "expired");
                 tracing::info!(%id, tag, recipient = %mailbox, attempt, class, reply, "expired");

@@ -60,7 +60,7 @@ fn given<'a>(outcome: &mut Outcome, shaping: &'a Shaping) -> &'a Class {
 pub fn is_the_end(cause: &Cause, host: &str, shaping: &Shaping) -> bool {
     match cause {
         Cause::Refused(reply) => shaping.class(&reply.to_string(), Some(host)).permanent == Then::End,
-        Cause::Undeliverable(..) | Cause::Expired(_) => true,
+        Cause::Undeliverable(..) | Cause::Expired { .. } => true,
     }
 }
 
@@ -177,7 +177,10 @@ mod tests {
             ),
             (
                 outcome(
-                    Verdict::Failed(Cause::Expired(None)),
+                    Verdict::Failed(Cause::Expired {
+                        last: None,
+                        held_by: None,
+                    }),
                     "4.4.7 delivery time expired; last: 452 4.2.2 full",
                 ),
                 "ends",

@@ -93,10 +93,7 @@ impl Shard {
                 lane.renew(&rule, now);
             }
         }
-        let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
-        for lane in lanes {
-            self.find_limits(lane, now);
-        }
+        self.find_all_limits(now);
     }
 
     /// Whether a queue has to find its way. One whose lane no longer has its rule, its smart host or its source leaves it; one that

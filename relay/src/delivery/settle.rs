@@ -128,7 +128,7 @@ pub(super) fn end(outcome: &Outcome) -> Option<End> {
     let fate = match outcome.verdict {
         Verdict::Delivered => Fate::Delivered,
         Verdict::Failed(Cause::Refused(_) | Cause::Undeliverable(..)) => Fate::Bounced,
-        Verdict::Failed(Cause::Expired(_)) => Fate::Expired,
+        Verdict::Failed(Cause::Expired { .. }) => Fate::Expired,
         Verdict::Discarded => Fate::Discarded,
         Verdict::Deleted(_) => Fate::Deleted,
         Verdict::Later | Verdict::InDoubt => return None,
@@ -266,7 +266,11 @@ mod tests {
 
     #[test]
     fn what_ends_of_itself_is_no_attempt() {
-        let expired = [outcome(0, Verdict::Failed(Cause::Expired(None)))];
+        let cause = Cause::Expired {
+            last: None,
+            held_by: None,
+        };
+        let expired = [outcome(0, Verdict::Failed(cause))];
         assert_eq!(settled(&expired, 0).attempt, 3);
         assert_eq!(settled_at(None, &expired, 0, None).attempt, 2);
     }

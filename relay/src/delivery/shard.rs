@@ -40,7 +40,7 @@ use crate::config::settings::{DeliverySettings, MAX_HOLD};
 use crate::routing::{Routing, Way as Direction};
 use crate::world::Random;
 
-use super::adapt::Held;
+use super::adapt::{Held, Tally};
 use super::agenda::{Agenda, PAGE, place};
 use super::courier::Kept;
 use super::detour::Detour;
@@ -297,6 +297,8 @@ pub struct Shard {
     suspended: Arc<[SuspensionRecord]>,
     /// What replies have taught, and operators have set: all of it that is wider than a lane's pace.
     adjustments: adapt::Adjustments,
+    /// Replies of which it takes several.
+    tally: Tally,
     /// Connections that try whether sources serve again which have failed.
     trials: HashMap<Arc<str>, ConnectionId>,
     /// Queues that left memory because they are suspended, [`MAX_RESTING`] at the most.
@@ -362,6 +364,7 @@ impl Shard {
         Self {
             suspended: suspended.into(),
             adjustments,
+            tally: Tally::default(),
             trials: HashMap::new(),
             parked: BTreeSet::new(),
             queue,

@@ -137,7 +137,7 @@ fn a_report_on_mail_that_was_held_counts_from_its_release() {
         rest_bytes: 0,
     };
     let notice = Notice {
-        told: Told::Failed(Cause::Expired(None)),
+        told: Told::Failed(expired(None)),
         ..refused("bob@example.org", 550, UNKNOWN, "no")
     };
     let report = compose(
@@ -156,11 +156,18 @@ fn a_report_on_mail_that_was_held_counts_from_its_release() {
     );
 }
 
+fn expired(last: Option<&str>) -> Cause {
+    Cause::Expired {
+        last: last.map(Into::into),
+        held_by: None,
+    }
+}
+
 /// RFC 2852 §4.1.3, §5.
 #[test]
 fn a_report_says_that_the_time_which_was_named_is_over() {
     let sender = ReversePath::Mailbox("app@example.com".parse().unwrap());
-    let failed = || Told::Failed(Cause::Expired(Some("450 4.2.1 later".into())));
+    let failed = || Told::Failed(expired(Some("450 4.2.1 later")));
     let delayed = || Told::Delayed("450 4.2.1 later".into(), NOW + Duration::from_secs(60));
     let refused_by_peer = || Told::Failed(Cause::Refused(Reply::new(550, 1, 1, "no")));
     for (told, late, ago, status) in [
@@ -260,7 +267,7 @@ fn status_has_the_class_of_what_happened() {
     assert_eq!(status(554, Some(EnhancedCode(4, 7, 1))), "5.0.0");
     let ours = Cause::Undeliverable(EnhancedCode(5, 6, 3), "needs 8BITMIME".into());
     assert_eq!(ours.status().to_string(), "5.6.3");
-    assert_eq!(Cause::Expired(None).status().to_string(), "4.4.7");
+    assert_eq!(expired(None).status().to_string(), "4.4.7");
 }
 
 #[test]
@@ -295,9 +302,9 @@ fn long_words_of_a_peer_are_folded_and_cut() {
 
 #[test]
 fn what_expired_says_for_how_long_and_why() {
-    let expired = |last: Option<&str>| Notice {
+    let notice = |cause: Cause| Notice {
         to: Recipient::new("bob@example.org".parse().unwrap()),
-        told: Told::Failed(Cause::Expired(last.map(Into::into))),
+        told: Told::Failed(cause),
         remote: None,
         last_attempt: None,
         class: None,
@@ -306,15 +313,23 @@ fn what_expired_says_for_how_long_and_why() {
         b"",
         b"A: 1\r\n\r\n",
         &[
-            expired(None),
-            expired(Some("450 4.2.0 greylisted")),
-            expired(Some("connection refused")),
+            notice(expired(None)),
+            notice(expired(Some("450 4.2.0 greylisted"))),
+            notice(expired(Some("connection refused"))),
+            notice(Cause::Expired {
+                last: Some("450 4.2.0 greylisted".into()),
+                held_by: Some("suspended by alice: their move".into()),
+            }),
         ],
         &settings(),
     );
     assert!(text.contains("to the recipients below"));
-    assert_eq!(text.matches("Status: 4.4.7\r\n").count(), 3);
-    assert_eq!(text.matches("Diagnostic-Code").count(), 1);
+    assert_eq!(text.matches("Status: 4.4.7\r\n").count(), 4);
+    assert_eq!(text.matches("Diagnostic-Code").count(), 2);
+    assert!(
+        text.contains("said: 450 4.2.0 greylisted; since\r\n    then: suspended by alice: their move\r\n"),
+        "{text}"
+    );
     assert!(text.contains("Diagnostic-Code: smtp; 450 4.2.0 greylisted\r\n"));
     assert!(text.contains("    not delivered within 5 days; last time: connection refused\r\n"));
 }

@@ -1,6 +1,6 @@
 //! What a lane has learned, and how its attempts went lately: a value without I/O, of which each lane has one.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use super::pace::{How, Limits, Pace};
 use crate::delivery::lane::ConnectionId;
 use crate::delivery::limits::Grant;
 use crate::delivery::limits::limiter::Limiter;
-use crate::shaping::After;
 
 /// After the first of further connections was refused, so long at the most it is seen which of the others come about before it is
 /// said how many were too many.
@@ -86,8 +85,6 @@ pub struct Adapt {
     /// One connection alone tries whether the site takes mail again.
     probing: bool,
     in_a_row: u32,
-    /// When replies were heard of which it takes several, by their kind.
-    heard: BTreeMap<u32, VecDeque<Timestamp>>,
 }
 
 /// Connections are refused while others work, or may yet.
@@ -117,7 +114,6 @@ impl Adapt {
             tenants: Vec::new(),
             probing: false,
             in_a_row: 0,
-            heard: BTreeMap::new(),
         }
     }
 
@@ -326,23 +322,6 @@ impl Adapt {
         let pace = Pace::slower(self.pace, how, limits, now);
         self.set_pace(Some(pace), configured, now);
         Some(Step::Slower)
-    }
-
-    /// Notes a reply of a kind of which it takes several. Whether that is enough.
-    pub fn hears(&mut self, after: After, now: Timestamp) -> bool {
-        let heard = self.heard.entry(after.kind).or_default();
-        heard.push_back(now);
-        // Who asked for more before a reload is not heard any more.
-        while heard.len() > after.replies as usize
-            || heard.front().is_some_and(|&at| at + after.within <= now)
-        {
-            heard.pop_front();
-        }
-        let is_enough = heard.len() >= after.replies as usize;
-        if is_enough {
-            self.heard.remove(&after.kind);
-        }
-        is_enough
     }
 
     /// Notes a reply that asks for less, or for nothing.

@@ -194,12 +194,20 @@ pub(super) fn outcome(index: u16, mailbox: Mailbox, ending: &Ending, last_reply:
         // Told of apart from this.
         Ending::Delayed(_) => (Verdict::Later, String::new()),
         Ending::Expired(held_by) => {
+            // What a lane rests for is nearly always what went wrong last.
+            let is_news = |held_by: &&String| {
+                last_reply
+                    .as_ref()
+                    .is_some_and(|last| !last.contains(held_by.as_str()))
+            };
+            let news = held_by.as_ref().filter(is_news).cloned();
             let last = last_reply.or_else(|| held_by.clone());
             let reply = match &last {
                 Some(last) => format!("{}{last}", crate::shaping::EXPIRED_LAST),
                 None => "4.4.7 delivery time expired".to_owned(),
             };
-            (Verdict::Failed(Cause::Expired(last)), reply)
+            let cause = Cause::Expired { last, held_by: news };
+            (Verdict::Failed(cause), reply)
         }
     };
     Outcome {

@@ -60,6 +60,8 @@ pub struct Budget {
     /// What is kept for some streams.
     reserved: Reserved,
     for_message: Line,
+    /// For more than what is kept for streams.
+    for_unreserved: Line,
     for_connection: Line,
     /// Where an hour or a day is limited.
     ahead: Option<Ahead>,
@@ -101,6 +103,18 @@ pub struct Keep {
     taken: u64,
 }
 
+/// A message that is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Its stream.
+    pub stream: &'a str,
+    /// Its octets; 0 where nobody wants to know.
+    pub bytes: u64,
+}
+
+/// Shards that are to be told that there is room.
+pub type Told = [Option<usize>; 2];
+
 impl Budget {
     /// What is in a second may have been used up just before; of longer windows `counted` says what was.
     pub fn new(limits: ScopeLimits, of_tenant: bool, counted: Counted, now: Timestamp) -> Self {
@@ -115,6 +129,7 @@ impl Budget {
             in_flight: 0,
             reserved: Reserved::default(),
             for_message: Line::default(),
+            for_unreserved: Line::default(),
             for_connection: Line::default(),
             ahead: None,
         };
@@ -135,6 +150,10 @@ impl Budget {
         self.ahead = is_counted.then(|| self.ahead.take().unwrap_or_else(Ahead::none));
         let all = self.windows.iter_mut().zip(WINDOWS).zip(limits.windows());
         for ((window, (_, span)), limit) in all {
+            // What stands on disk says nothing of one that is new.
+            if let (None, Some(_), Some(ahead)) = (&*window, limit, &mut self.ahead) {
+                ahead.until = Timestamp(0);
+            }
             match (&mut *window, limit) {
                 (Some(window), Some(limit)) => window.set_limit(limit),
                 (None, Some(limit)) => *window = Some(Window::new(span, limit)),
@@ -172,7 +191,7 @@ impl Budget {
                 None => *window = Window::spent(span, window.limit(), now),
                 Some(counts) => {
                     if let Some(counts) = &counts[number] {
-                        *window = Window::resumed(span, window.limit(), counts.clone());
+                        *window = Window::resumed(span, window.limit(), counts.clone(), now + LATER);
                     }
                 }
             }
@@ -184,7 +203,7 @@ impl Budget {
         let ahead = self.ahead.as_ref().filter(|ahead| ahead.wanted)?;
         let least = self.windows.iter().flatten().map(Window::limit).min();
         // As much again as was used since the last time, and once more.
-        let used = ahead.taken - ahead.before;
+        let used = ahead.taken.saturating_sub(ahead.before);
         let most = (least.unwrap_or(0) / AHEAD).max(1);
         let block = (2 * used).clamp(LEAST_AHEAD.min(most), most);
         let taken = ahead.taken;
@@ -234,11 +253,14 @@ impl Budget {
     }
 
     /// It is on disk. Who is to be told that there is room.
-    pub fn kept(&mut self, keep: &Keep, now: Timestamp) -> Option<usize> {
-        let ahead = self.ahead.as_mut()?;
-        (ahead.covered, ahead.until, ahead.before) = (keep.covered, keep.until, keep.taken);
-        ahead.wanted = ahead.taken >= ahead.covered;
-        self.for_message.freed(now)
+    pub fn kept(&mut self, keep: &Keep, now: Timestamp) -> Told {
+        if let Some(ahead) = &mut self.ahead {
+            // Something may have been given back meanwhile.
+            let before = keep.taken.min(ahead.taken);
+            (ahead.covered, ahead.until, ahead.before) = (keep.covered, keep.until, before);
+            ahead.wanted = ahead.taken >= ahead.covered;
+        }
+        self.freed(now)
     }
 
     /// Whether something is to be written.
@@ -246,40 +268,41 @@ impl Budget {
         self.ahead.as_ref().is_some_and(|ahead| ahead.wanted)
     }
 
-    /// Takes what one message of this stream and of so many octets needs, or says when to ask again. What is taken is ended by [`Self::sent`], or given
-    /// back by [`Self::refund`].
-    pub fn message(&mut self, shard: usize, stream: &str, bytes: u64, now: Timestamp) -> Grant {
-        let refused = self.refuses_message(bytes, now);
-        if refused.is_none()
-            && let Some(at) = self.keeps_from(stream, bytes, now)
-        {
-            // It has no part in the line: others may take what is kept for them.
-            let held_by = RESERVED;
-            return Grant::NotBefore { at, held_by };
-        }
-        let grant = self.for_message.admit(shard, refused, now);
+    /// Takes what one message needs, or says when to ask again. What is taken is ended by [`Self::sent`], or given back by
+    /// [`Self::refund`].
+    pub fn message(&mut self, shard: usize, asked: &Asked<'_>, now: Timestamp) -> Grant {
+        let grant = self.admits(shard, asked, now);
         if grant == Grant::Granted {
             if let Some(bucket) = &mut self.messages {
                 bucket.take();
             }
             self.windows.iter_mut().flatten().for_each(Window::take);
-            self.reserved.take(stream, bytes);
+            self.adopt_message(asked);
             if let Some(ahead) = &mut self.ahead {
                 ahead.taken += 1;
                 // In time for those that come next.
                 ahead.wanted |= 2 * (ahead.covered - ahead.taken) <= ahead.covered - ahead.before;
             }
-            self.sending += 1;
-            self.in_flight += bytes;
         }
         grant
     }
 
-    /// Whether a message would be refused now, whatever its size, or the connection for it. Nothing is taken, but the shard has its
-    /// place in the line.
-    pub fn refuses(&mut self, shard: usize, needs_connection: bool, now: Timestamp) -> Option<Grant> {
-        let message = self.refuses_message(0, now);
-        let mut grant = self.for_message.admit(shard, message, now);
+    /// A message is on the wire. Where it began before the limit was there, nothing else is taken for it.
+    pub fn adopt_message(&mut self, asked: &Asked<'_>) {
+        self.reserved.take(asked.stream, asked.bytes);
+        self.sending += 1;
+        self.in_flight += asked.bytes;
+    }
+
+    /// Whether a message would be refused now, or the connection for it. Nothing is taken, but the shard has its place in the line.
+    pub fn refuses(
+        &mut self,
+        shard: usize,
+        asked: &Asked<'_>,
+        needs_connection: bool,
+        now: Timestamp,
+    ) -> Option<Grant> {
+        let mut grant = self.admits(shard, asked, now);
         if needs_connection && grant == Grant::Granted {
             let connection = self.refuses_connection(now);
             grant = self.for_connection.admit(shard, connection, now);
@@ -287,8 +310,29 @@ impl Budget {
         (grant != Grant::Granted).then_some(grant)
     }
 
+    /// Whether it is its turn, and there is something for it. What is kept for other streams has a line of its own: who is refused
+    /// more than that is not in the way of those for whom it is kept.
+    fn admits(&mut self, shard: usize, asked: &Asked<'_>, now: Timestamp) -> Grant {
+        let refused = self.refuses_message(asked.bytes, now);
+        if refused.is_none() && !self.reserved.is_empty() {
+            let kept = self.keeps_from(asked.stream, asked.bytes, now);
+            let held_by = RESERVED;
+            let kept = kept.map(|at| Grant::NotBefore { at, held_by });
+            let grant = match self.reserved.has_part(asked.stream) {
+                true => kept.unwrap_or(Grant::Granted),
+                false => self.for_unreserved.admit(shard, kept, now),
+            };
+            match grant {
+                Grant::Granted => {}
+                Grant::NotBefore { at, .. } => return Grant::NotBefore { at, held_by },
+                Grant::WhenFreed { .. } => return Grant::WhenFreed { held_by },
+            }
+        }
+        self.for_message.admit(shard, refused, now)
+    }
+
     /// The message was not sent after all.
-    pub fn refund(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Option<usize> {
+    pub fn refund(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Told {
         self.reserved.refund(stream);
         if let Some(bucket) = &mut self.messages {
             bucket.refund();
@@ -301,11 +345,15 @@ impl Budget {
     }
 
     /// The message is sent, or lost. Who is to be told that there is room.
-    pub fn sent(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Option<usize> {
+    pub fn sent(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Told {
         self.reserved.sent(stream, bytes);
         self.sending = self.sending.saturating_sub(1);
         self.in_flight = self.in_flight.saturating_sub(bytes);
-        self.for_message.freed(now)
+        self.freed(now)
+    }
+
+    fn freed(&mut self, now: Timestamp) -> Told {
+        [&mut self.for_message, &mut self.for_unreserved].map(|line| line.freed(now))
     }
 
     /// Takes one connection, or says when to ask again. It is given back by [`Self::closed`].
@@ -335,11 +383,20 @@ impl Budget {
         self.for_connection.freed(now)
     }
 
-    /// The shard wants nothing of it any more. Who is to be told in its place.
-    pub fn leave(&mut self, shard: usize, now: Timestamp) -> [Option<usize>; 2] {
-        [&mut self.for_message, &mut self.for_connection].map(|line| {
-            line.leave(shard);
-            line.freed(now)
+    /// What the shard wants still: to send, to send more than what is kept for streams, a connection. Who is to be told in its place
+    /// of the rest.
+    pub fn leave(&mut self, shard: usize, wants: [bool; 3], now: Timestamp) -> [Option<usize>; 3] {
+        let lines = [
+            &mut self.for_message,
+            &mut self.for_unreserved,
+            &mut self.for_connection,
+        ];
+        let mut wants = wants.into_iter();
+        lines.map(|line| {
+            if wants.next() == Some(true) {
+                return None;
+            }
+            line.leave(shard).then(|| line.freed(now)).flatten()
         })
     }
 
@@ -386,12 +443,17 @@ impl Budget {
             if let Some(at) = self.opening.as_ref().and_then(|bucket| bucket.explain(now)) {
                 return not_before(at, "connections_per_second");
             }
-            let used = if self.of_tenant { self.sending } else { self.open };
-            if self.limits.connections.is_some_and(|most| used >= most) {
-                return Some(Grant::WhenFreed {
-                    held_by: "connections",
-                });
-            }
+        }
+        // A tenant has messages on the wire for connections, whatever connections there are.
+        let used = match (self.of_tenant, needs_connection) {
+            (true, _) => self.sending,
+            (false, true) => self.open,
+            (false, false) => 0,
+        };
+        if self.limits.connections.is_some_and(|most| used >= most) {
+            return Some(Grant::WhenFreed {
+                held_by: "connections",
+            });
         }
         let full = |most| self.sending > 0 && self.in_flight >= most;
         self.limits
@@ -512,5 +574,62 @@ fn renew_bucket(bucket: &mut Option<Bucket>, rate: Option<f64>, now: Timestamp) 
     match (&mut *bucket, rate) {
         (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
         (_, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Timestamp = Timestamp(1_700_000_000_000);
+    const ASKED: Asked<'static> = Asked {
+        stream: "bulk",
+        bytes: 0,
+    };
+
+    fn keep(budget: &mut Budget, now: Timestamp) -> CountsRecord {
+        assert_ne!(budget.message(0, &ASKED, now), Grant::Granted);
+        let keep = budget.to_keep(now).unwrap();
+        budget.kept(&keep, now);
+        keep.record
+    }
+
+    #[test]
+    fn what_is_given_back_while_it_is_written_is_no_mistake() {
+        let limits = ScopeLimits {
+            messages_per_hour: Some(1_000),
+            ..ScopeLimits::default()
+        };
+        let mut budget = Budget::new(limits, false, Counted::Nothing, START);
+        keep(&mut budget, START);
+        for _ in 0..4 {
+            assert_eq!(budget.message(0, &ASKED, START), Grant::Granted);
+        }
+        let written = budget.to_keep(START).unwrap();
+        for _ in 0..4 {
+            budget.refund("bulk", 0, START);
+        }
+        budget.kept(&written, START);
+        let later = START + Duration::from_secs(120);
+        let record = keep(&mut budget, later);
+        let hour: u64 = record.hour.unwrap().parts.iter().sum();
+        assert!(hour <= 2 * LEAST_AHEAD, "{hour} for none");
+    }
+
+    /// Nothing of a limit that comes with a reload is used before it stands on disk.
+    #[test]
+    fn a_window_that_is_new_is_written_before_it_is_used() {
+        let mut limits = ScopeLimits {
+            messages_per_hour: Some(1_000),
+            ..ScopeLimits::default()
+        };
+        let mut budget = Budget::new(limits.clone(), false, Counted::Nothing, START);
+        keep(&mut budget, START);
+        assert_eq!(budget.message(0, &ASKED, START), Grant::Granted);
+        limits.messages_per_minute = Some(20);
+        budget.renew(&limits, START);
+        let record = keep(&mut budget, START);
+        assert!(record.minute.is_some());
+        assert_eq!(budget.message(0, &ASKED, START), Grant::Granted);
     }
 }

@@ -85,8 +85,10 @@ impl Line {
         line.any(|waiting| waiting.shard != shard && waiting.until.is_none())
     }
 
-    /// It wants nothing any more.
-    pub(super) fn leave(&mut self, shard: usize) {
+    /// It wants nothing any more. Whether it stood there.
+    pub(super) fn leave(&mut self, shard: usize) -> bool {
+        let before = self.0.len();
         self.0.retain(|known| known.shard != shard);
+        self.0.len() < before
     }
 }

@@ -106,6 +106,16 @@ impl Reserved {
             .collect();
     }
 
+    /// Whether anything is kept for anybody.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Whether something is kept for this stream.
+    pub fn has_part(&self, stream: &str) -> bool {
+        self.parts.iter().any(|part| *part.stream == *stream)
+    }
+
     /// When to look again, if nothing is left for a stream's mail but what is kept for others.
     pub fn keeps_from(
         &mut self,
@@ -114,20 +124,18 @@ impl Reserved {
         used: &InUse<'_>,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        if self.parts.is_empty() {
-            return None;
-        }
         let kept = |of: &dyn Fn(&Part) -> u64| {
             let others = self.parts.iter().filter(|part| *part.stream != *stream);
             others.map(of).sum::<u64>()
         };
-        let is_taken = self
-            .connections
-            .is_some_and(|most| used.sending + kept(&|part| part.left(most, part.sending)) >= most);
+        let is_taken = self.connections.is_some_and(|most| {
+            let kept = kept(&|part| part.left(most, part.sending));
+            kept > 0 && used.sending + kept >= most
+        });
         // One that is larger than all that may be in flight goes alone.
         let is_full = self.bytes.is_some_and(|most| {
             let kept = kept(&|part| part.left(most, part.bytes));
-            used.sending > 0 && used.bytes + kept + bytes > most
+            kept > 0 && used.sending > 0 && used.bytes + kept + bytes > most
         });
         if is_taken || is_full {
             return Some(now + LOOK_AGAIN);
@@ -144,8 +152,8 @@ impl Reserved {
             let others = self.parts.iter().filter(|part| *part.stream != *stream);
             let own = others.filter_map(|part| part.windows[number].as_ref());
             let kept: u64 = own.map(|own| own.limit().saturating_sub(own.used())).sum();
-            if all.used() + kept >= all.limit() {
-                return Some(now + all.part());
+            if kept > 0 && all.used() + kept >= all.limit() {
+                return Some(all.next_part());
             }
         }
         None
@@ -188,7 +196,7 @@ fn pace(rate: f64, least: f64) -> (Duration, u64) {
         true => Duration::from_secs(1),
         false => Duration::from_secs(60),
     };
-    (span, ((rate * span.as_secs_f64()) as u64).max(1))
+    (span, (rate * span.as_secs_f64()).ceil() as u64)
 }
 
 fn renew(window: &mut Option<Window>, to: Option<(Duration, u64)>) {

@@ -42,12 +42,14 @@ impl Window {
         spent
     }
 
-    /// One that goes on from what was counted before.
-    pub fn resumed(span: Duration, limit: u64, counts: Counts) -> Self {
-        Self {
+    /// One that goes on from what was counted before. What a clock that was ahead has counted counts as of `latest`.
+    pub fn resumed(span: Duration, limit: u64, counts: Counts, latest: Timestamp) -> Self {
+        let mut resumed = Self {
             counts,
             ..Self::new(span, limit)
-        }
+        };
+        resumed.counts.newest = resumed.counts.newest.min(resumed.number(latest));
+        resumed
     }
 
     /// For [`Self::resumed`].
@@ -126,6 +128,11 @@ impl Window {
             newest,
             parts: parts.collect(),
         }
+    }
+
+    /// When the part after the newest begins.
+    pub fn next_part(&self) -> Timestamp {
+        self.begin(self.counts.newest + 1)
     }
 
     /// How finely it counts.
@@ -244,7 +251,7 @@ mod tests {
             for (number, wait) in waits.into_iter().enumerate() {
                 now = now + Duration::from_secs(wait);
                 if number == restart {
-                    window = Window::resumed(HOUR, limit, window.counts().clone());
+                    window = Window::resumed(HOUR, limit, window.counts().clone(), now);
                 }
                 while window.wait(now).is_none() {
                     window.take();

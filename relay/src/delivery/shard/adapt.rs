@@ -51,6 +51,10 @@ pub struct Heard {
     pub class: Arc<str>,
 }
 
+fn ends(record: &AdjustmentRecord) -> Timestamp {
+    record.until.unwrap_or(Timestamp::MAX)
+}
+
 impl Heard {
     fn said_to(&self) -> SaidTo {
         match self.door {
@@ -187,7 +191,7 @@ impl Shard {
         let others = match heard.others {
             Others::Suspend {
                 after: Some(several), ..
-            } if !at.adapt.hears(several.after, now) => several.until_then(),
+            } if !self.tally.hears(&at.key, several.after, now) => several.until_then(),
             others => others,
         };
         if others == Others::Nothing {
@@ -280,8 +284,12 @@ impl Shard {
             self.adjustments.remove(&least);
             self.refresh_lanes(&least.scope, now);
         }
+        let before = self.adjustments.get(&record.key).cloned();
         self.adjustments.insert(record.clone());
         self.refresh_lanes(&record.key.scope, now);
+        if let Some(before) = before.filter(|before| ends(before) > ends(record)) {
+            self.wake_held_by(&before, now);
+        }
         if record.key.kind == AdjustmentKind::Limited {
             self.forget_paces(&record.key.scope, "an operator's limits", now);
         }

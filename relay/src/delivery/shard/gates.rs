@@ -16,7 +16,7 @@ use queue::{QueueId, QueueName, Scope, UnitKey};
 use crate::delivery::exchange::{Waits, Word};
 use crate::delivery::lane::ConnectionId;
 use crate::delivery::limits::Grant;
-use crate::delivery::limits::budget::{Budget, RESERVED};
+use crate::delivery::limits::budget::{Asked, Budget, RESERVED};
 use crate::delivery::turn::Turn;
 
 use super::{LaneId, Shard, Standing, Timer};
@@ -71,6 +71,13 @@ pub(super) struct Taken {
 }
 
 impl Taken {
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            stream: &self.stream,
+            bytes: self.bytes,
+        }
+    }
+
     /// Whether something was taken at this gate.
     pub(super) fn is_of(&self, gate: GateId) -> bool {
         self.gates.contains(&gate)
@@ -130,15 +137,15 @@ impl Shard {
             bytes: self.bytes_of_first(id, of_lane.iter().chain(of_tenant.iter())),
             stream,
         };
+        let lines: &[What] = match self.settings.streams.has_part(&taken.stream) {
+            true => &[What::Message],
+            false => &[What::Message, What::Unreserved],
+        };
         let all = of_tenant.iter().map(|gate| (gate, true));
         for (&gate, by_tenant) in all.chain(of_lane.iter().map(|gate| (gate, false))) {
-            let grant = self.ask(
-                (gate, What::Message),
-                (id, lane),
-                serving,
-                now,
-                |budget, shard| budget.message(shard, &taken.stream, taken.bytes, now),
-            );
+            let grant = self.ask((gate, lines), (id, lane), serving, now, |budget, shard| {
+                budget.message(shard, &taken.asked(), now)
+            });
             if let Some((again, what)) = grant {
                 // What is another stream's holds up this one's mail alone.
                 let queue_alone = by_tenant || what == What::Unreserved;
@@ -189,7 +196,7 @@ impl Shard {
         let gates = self.lanes[lane].gates.clone();
         for (number, &gate) in gates.iter().enumerate() {
             let grant = self.ask(
-                (gate, What::Connection),
+                (gate, &[What::Connection]),
                 (id, lane),
                 serving,
                 now,
@@ -198,7 +205,7 @@ impl Shard {
             if let Some((again, _)) = grant {
                 for &gate in &gates[..number] {
                     let next = self.gates[gate].budget.lock().refund_connection(now);
-                    self.tell_of_room(gate, next, now);
+                    self.tell_of_room(gate, [next], now);
                 }
                 return Err((gate, again));
             }
@@ -206,21 +213,24 @@ impl Shard {
         Ok(())
     }
 
-    /// Asks one budget. Whoever comes while others wait here stands behind them. When to ask again, if it is refused.
+    /// Asks one budget. Whoever comes while others wait in one of these lines stands behind them. When to ask again, if it is refused.
     fn ask(
         &mut self,
-        (gate, for_what): (GateId, What),
+        (gate, lines): (GateId, &[What]),
         waiter: Waiter,
         serving: Option<GateId>,
         now: Timestamp,
         what: impl FnOnce(&mut Budget, usize) -> Grant,
     ) -> Option<(Timestamp, What)> {
         let at = &self.gates[gate];
-        let waiting = &at.waiting[for_what as usize];
-        let is_first = serving == Some(gate) || waiting.is_empty() || waiting.front() == Some(waiter);
-        if !is_first {
+        let others_first = |line: &&What| {
+            let front = at.waiting[**line as usize].front();
+            front.is_some_and(|front| front != waiter)
+        };
+        let behind = lines.iter().find(others_first).filter(|_| serving != Some(gate));
+        if let Some(&line) = behind {
             let timer = at.timer.filter(|&timer| timer > now);
-            return Some((timer.unwrap_or(now + SOON), for_what));
+            return Some((timer.unwrap_or(now + SOON), line));
         }
         let grant = {
             let mut budget = at.budget.lock();
@@ -233,7 +243,7 @@ impl Shard {
         let what = match &grant {
             Grant::Granted => return None,
             Grant::NotBefore { held_by, .. } if *held_by == RESERVED => What::Unreserved,
-            Grant::NotBefore { .. } | Grant::WhenFreed { .. } => for_what,
+            Grant::NotBefore { .. } | Grant::WhenFreed { .. } => *lines.first()?,
         };
         Some((again(&grant, now), what))
     }
@@ -264,9 +274,14 @@ impl Shard {
             self.lanes[lane].waits_at = Some((gate, what, id));
             self.gates[gate].waiting[what as usize].push(waiter, &name, weight);
         }
-        let before = self.gates[gate].timer;
-        if before.is_none_or(|before| before <= now || again < before) {
-            self.set_gate_timer(gate, again);
+        self.wake_gate_by(gate, again, now);
+    }
+
+    /// Unless it is woken before: others may wait there for something else.
+    fn wake_gate_by(&mut self, gate: GateId, at: Timestamp, now: Timestamp) {
+        let before = self.gates.get(gate).and_then(|gate| gate.timer);
+        if before.is_none_or(|before| before <= now || at < before) {
+            self.set_gate_timer(gate, at);
         }
     }
 
@@ -285,16 +300,13 @@ impl Shard {
         for what in [What::Message, What::Connection, What::Unreserved] {
             self.serve_those_for(what, gate, now);
         }
+        // Whatever nobody waits for any more is the next shard's.
         let index = self.place.index();
-        if let Some(at) = self
-            .gates
-            .get(gate)
-            .filter(|at| at.waiting.iter().all(Turn::is_empty))
-        {
-            let next = at.budget.lock().leave(index, now);
-            for next in next.into_iter().filter(|&next| next != Some(index)) {
-                self.tell_of_room(gate, next, now);
-            }
+        if let Some(at) = self.gates.get(gate) {
+            let wants = [What::Message, What::Unreserved, What::Connection]
+                .map(|what| !at.waiting[what as usize].is_empty());
+            let next = at.budget.lock().leave(index, wants, now);
+            self.tell_of_room(gate, next.map(|next| next.filter(|&shard| shard != index)), now);
         }
     }
 
@@ -304,28 +316,33 @@ impl Shard {
         // Each that waits is served once at the least before the next look at the clock.
         let most = self.gates.get(gate).map_or(0, |gate| gate.waiting[what].len());
         for _ in 0..most {
-            let Some(at) = self.gates.get_mut(gate) else {
+            let front = self.gates.get(gate).and_then(|at| at.waiting[what].front());
+            let Some((id, lane)) = front else {
                 return;
             };
-            let Some((id, lane)) = at.waiting[what].front() else {
-                return;
-            };
-            // Who is refused keeps its place.
+            // Who is refused keeps its place: a large message is not passed by small ones for ever.
             let needs_connection = self.lanes.get(lane).is_some_and(|lane| lane.idle.is_empty());
+            let name = self.active.get(&id).map(|active| active.name.clone());
+            let bytes = self.bytes_of_first(id, [gate].iter());
             let refused = {
-                let mut budget = at.budget.lock();
-                let refused = budget.refuses(index, needs_connection, now);
+                let mut budget = self.gates[gate].budget.lock();
+                let asked = Asked {
+                    stream: name.as_ref().map_or("", |name| &name.stream),
+                    bytes,
+                };
+                let refused = budget.refuses(index, &asked, needs_connection, now);
                 if budget.wants_keeping() {
                     self.place.ledger().wants_keeping();
                 }
                 refused
             };
             if let Some(refused) = refused {
-                if matches!(refused, Grant::WhenFreed { .. }) && what == What::Connection as usize {
+                if matches!(refused, Grant::WhenFreed { .. }) && needs_connection {
                     self.make_room_at(gate, lane, now);
                 }
-                return self.set_gate_timer(gate, again(&refused, now));
+                return self.wake_gate_by(gate, again(&refused, now), now);
             }
+            let at = &mut self.gates[gate];
             at.waiting[what].served();
             at.leave((id, lane));
             if let Some(at) = self.lanes.get_mut(lane)
@@ -418,12 +435,6 @@ impl Shard {
         } else {
             self.refund(&taken, now);
         }
-        // They have no part in the line: others are told before them.
-        for &gate in &taken.gates {
-            if !self.gates[gate].waiting[What::Unreserved as usize].is_empty() {
-                self.set_gate_timer(gate, now);
-            }
-        }
         self.release_gates(&taken.gates);
     }
 
@@ -431,7 +442,7 @@ impl Shard {
     pub(super) fn connection_refunded(&mut self, lane: LaneId, now: Timestamp) {
         for &gate in self.lanes[lane].gates.clone().iter() {
             let next = self.gates[gate].budget.lock().refund_connection(now);
-            self.tell_of_room(gate, next, now);
+            self.tell_of_room(gate, [next], now);
         }
     }
 
@@ -442,7 +453,7 @@ impl Shard {
         };
         for &gate in gates.iter() {
             let next = self.gates[gate].budget.lock().closed(now);
-            self.tell_of_room(gate, next, now);
+            self.tell_of_room(gate, [next], now);
         }
     }
 
@@ -495,13 +506,13 @@ impl Shard {
         active.map_or(0, |active| self.settings.streams.weight(&active.name.stream))
     }
 
-    /// There is room at a budget: the shard that is first in its line comes. What is told here waits for the next tick, so that
+    /// There is room at a budget: the shards that are first in its lines come. What is told here waits for the next tick, so that
     /// nothing is sent in the midst of something else.
-    fn tell_of_room(&mut self, gate: GateId, next: Option<usize>, now: Timestamp) {
-        match next {
-            None => {}
-            Some(shard) if shard == self.place.index() => self.set_gate_timer(gate, now),
-            Some(shard) => {
+    fn tell_of_room<const N: usize>(&mut self, gate: GateId, next: [Option<usize>; N], now: Timestamp) {
+        for shard in next.into_iter().flatten() {
+            if shard == self.place.index() {
+                self.set_gate_timer(gate, now);
+            } else {
                 let scope = self.gates[gate].scope.clone();
                 self.tell(shard, Word::Room(scope));
             }
@@ -517,7 +528,7 @@ impl Shard {
                 let Some(budget) = self.place.ledger().find(scope) else {
                     return;
                 };
-                let next = budget.lock().leave(index, now);
+                let next = budget.lock().leave(index, [false; 3], now);
                 for shard in next.into_iter().flatten().filter(|&shard| shard != index) {
                     self.tell(shard, Word::Room(scope.clone()));
                 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use queue::{QueueId, Scope};
+use queue::{QueueId, Scope, UnitKey};
 
-use super::{Gate, GateId};
+use super::{Gate, GateId, Taken};
 use crate::config::limits::{OfLanes, Together};
 use crate::config::warm_up::day;
 use crate::delivery::lane::{Lane, Plan};
@@ -16,19 +16,57 @@ use crate::delivery::shard::{LaneId, Shard, Standing, Timer};
 
 impl Shard {
     /// What limits a lane beside its own rule: the gates it has, but for those of tenants, and what single connections and transactions
-    /// may carry. Found anew where limits changed; open connections count at once.
+    /// may carry. Found anew where limits may have changed; open connections count at once.
     pub(in crate::delivery) fn find_limits(&mut self, lane: LaneId, now: Timestamp) {
+        if self.finds_other_gates(lane, now) {
+            self.leave_gates(|at| at == lane);
+        }
+    }
+
+    /// The same of a lane that is new, and of the one that it shares the site's limits with from now on.
+    pub(in crate::delivery::shard) fn find_limits_of_family(&mut self, lane: LaneId, now: Timestamp) {
+        let family: Vec<_> = match self.lanes.get(lane) {
+            Some(at) => self.lane_of.family(&at.key).collect(),
+            None => return,
+        };
+        self.find_limits(lane, now);
+        // Where there are more they have long been told of as one.
+        let shares = |other: &&LaneId| self.lanes.get(**other).is_some_and(|other| !other.is_apart);
+        if family.iter().filter(shares).count() == 2 {
+            for other in family.into_iter().filter(|&other| other != lane) {
+                self.find_limits(other, now);
+            }
+        }
+    }
+
+    /// The configuration is another one: of all lanes.
+    pub(in crate::delivery) fn find_all_limits(&mut self, now: Timestamp) {
+        // What waits looks for its gate again: tenants have others, perhaps.
+        self.leave_gates(|_| true);
+        let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
+        for lane in lanes {
+            self.finds_other_gates(lane, now);
+            let of_tenants = std::mem::take(&mut self.lanes[lane].tenant_gates);
+            for gates in of_tenants.into_values() {
+                self.release_gates(&gates);
+            }
+        }
+        self.adopt_messages(now);
+    }
+
+    /// Whether a lane's gates, but for those of tenants, are others than they were. Who waits at those that are the same asks again.
+    fn finds_other_gates(&mut self, lane: LaneId, now: Timestamp) -> bool {
         self.cap_transfers(lane, now);
         let fresh = self.gates_of(lane, None, now);
         let Some(at) = self.lanes.get_mut(lane) else {
-            return;
+            return false;
         };
         let open = at.open as u64;
-        let of_tenants = std::mem::take(&mut at.tenant_gates);
         let before = std::mem::replace(&mut at.gates, fresh.clone());
         for &gate in fresh.iter() {
-            if !before.contains(&gate) {
-                self.gates[gate].budget.lock().adopt(open);
+            match before.contains(&gate) {
+                true => self.set_gate_timer(gate, now),
+                false => self.gates[gate].budget.lock().adopt(open),
             }
         }
         for &gate in before.iter() {
@@ -36,23 +74,70 @@ impl Shard {
                 self.gates[gate].budget.lock().disown(open);
             }
         }
-        if !before.is_empty() || !of_tenants.is_empty() {
-            self.leave_gates_of_lane(lane);
+        let are_others = before != fresh;
+        if are_others {
+            self.leave_gate(lane);
         }
-        let of_tenants = of_tenants.into_values();
-        for gates in std::iter::once(before).chain(of_tenants) {
-            self.release_gates(&gates);
+        self.release_gates(&before);
+        are_others
+    }
+
+    /// What is on the wire counts where a limit is new to it, until it comes back.
+    fn adopt_messages(&mut self, now: Timestamp) {
+        for id in self.active_in_order() {
+            let Some(active) = self.active.get(&id) else {
+                continue;
+            };
+            let claimed: Vec<_> = active.agenda.claimed().collect();
+            // Which of a pool's sources it goes from is not known here.
+            let Some(lane) = active.stands.first().map(|stand| stand.lane) else {
+                continue;
+            };
+            if claimed.is_empty() || !self.lanes.contains(lane) {
+                continue;
+            }
+            let stream = active.name.stream.clone();
+            let of_tenant = self.tenant_gates(lane, id, now).unwrap_or_default();
+            let of_lane = self.lanes[lane].gates.clone();
+            for (due, message, number) in claimed {
+                let unit = UnitKey {
+                    queue: id,
+                    due,
+                    id: message,
+                    unit: number,
+                };
+                self.adopt_message(unit, &stream, of_tenant.iter().chain(of_lane.iter()));
+            }
         }
     }
 
-    /// The same of a lane that is new, and so of those that share the site's limits with it from now on.
-    pub(in crate::delivery::shard) fn find_limits_of_family(&mut self, lane: LaneId, now: Timestamp) {
-        let family: Vec<_> = match self.lanes.get(lane) {
-            Some(at) => self.lane_of.family(&at.key).collect(),
-            None => return,
+    fn adopt_message<'a>(
+        &mut self,
+        unit: UnitKey,
+        stream: &Arc<str>,
+        gates: impl Iterator<Item = &'a GateId> + Clone,
+    ) {
+        let counts_bytes = |gate: &GateId| self.gates[*gate].budget.lock().counts_bytes();
+        let bytes = match gates.clone().any(counts_bytes) {
+            true => self.queue.unit_bytes(&unit).ok().flatten().unwrap_or(0),
+            false => 0,
         };
-        for lane in family {
-            self.find_limits(lane, now);
+        let mut taken = self.taken.remove(&unit).unwrap_or_else(|| Taken {
+            gates: Vec::new(),
+            stream: stream.clone(),
+            bytes,
+        });
+        taken.bytes = taken.bytes.max(bytes);
+        for &gate in gates {
+            if !taken.gates.contains(&gate) {
+                let budget = &self.gates[gate].budget;
+                budget.lock().adopt_message(&taken.asked());
+                taken.gates.push(gate);
+                self.gates[gate].used_by += 1;
+            }
+        }
+        if !taken.gates.is_empty() {
+            self.taken.insert(unit, taken);
         }
     }
 
@@ -194,18 +279,25 @@ impl Shard {
         Some(gates)
     }
 
-    /// Nothing of the lane waits at any gate: its queues stand in its turn again.
-    pub(super) fn leave_gates_of_lane(&mut self, lane: LaneId) {
-        self.leave_gate(lane);
+    /// Nothing of these lanes waits at any gate: their queues stand in their turns again.
+    fn leave_gates(&mut self, of: impl Fn(LaneId) -> bool) {
+        let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).filter(|&id| of(id)).collect();
+        for lane in lanes {
+            self.leave_gate(lane);
+        }
         for id in self.active_in_order() {
             let Some(active) = self.active.get_mut(&id) else {
                 continue;
             };
-            let stand = active.stands.iter_mut().find(|stand| stand.lane == lane);
-            let Some(stand) = stand else { continue };
-            if let Standing::Gate(gate) = stand.at {
-                stand.at = Standing::Out;
-                self.gates[gate].leave((id, lane));
+            let mut left = false;
+            for stand in active.stands.iter_mut().filter(|stand| of(stand.lane)) {
+                if let Standing::Gate(gate) = stand.at {
+                    stand.at = Standing::Out;
+                    self.gates[gate].leave((id, stand.lane));
+                    left = true;
+                }
+            }
+            if left {
                 self.set_queue_timer(id, Timestamp(0));
             }
         }

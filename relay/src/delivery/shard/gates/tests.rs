@@ -553,6 +553,82 @@ async fn who_waits_for_one_of_two_limits_does_not_spin() {
     );
 }
 
+/// What is kept for a stream is no reason for one shard to have all that is left.
+#[tokio::test]
+async fn shards_share_what_is_left_beside_what_is_reserved() {
+    let mut fleet = Fleet::new(2, "[[stream]]\nname = \"transactional\"\nreserved = 0.25\n");
+    fleet.takes = SECOND;
+    let domains = google(&mut fleet, 12);
+    // One that goes from either shard begins.
+    fleet.accept(1_000, "t", "bulk", &domains[0], 10).await;
+    fleet.run(5 * SECOND).await;
+    let first = fleet.sent[0].connection.0;
+    for domain in &domains[1..] {
+        fleet.accept(20, "t", "bulk", domain, 10).await;
+    }
+    fleet.run(100 * SECOND).await;
+    let elsewhere = fleet.count(|sent| sent.connection.0 != first);
+    assert!(elsewhere > 100, "{elsewhere} from the other shard");
+    assert!(fleet.most_at_once(every) <= 4, "one of five is kept");
+}
+
+#[tokio::test]
+async fn a_large_message_is_not_passed_by_small_ones_for_ever() {
+    let limit = format!("{UNSHIPPED}[[limit]]\nprovider = \"google\"\nbytes_in_flight = \"100 KiB\"\n");
+    let mut fleet = Fleet::new(2, &limit);
+    fleet.takes = SECOND;
+    let domains = google(&mut fleet, 14);
+    for domain in &domains[2..] {
+        fleet.accept(100, "t", "bulk", domain, 10_240).await;
+    }
+    fleet.run(3 * SECOND).await;
+    // Nearly all of the limit, and more than that.
+    fleet.accept(1, "t", "bulk", &domains[0], 92_160).await;
+    fleet.accept(1, "t", "bulk", &domains[1], 204_800).await;
+    fleet.run(30 * SECOND).await;
+    let large = |sent: &Sent| domains[..2].contains(&sent.domain);
+    assert_eq!(fleet.count(large), 2);
+    assert!(fleet.count(|sent| !large(sent)) > 150);
+}
+
+/// CASES §2: a clock that was ahead.
+#[tokio::test]
+async fn what_was_counted_by_a_clock_that_was_ahead_holds_mail_no_longer_than_its_span() {
+    let limit = "[[limit]]\nsite = \"*\"\nmessages_per_minute = 60\n";
+    let mut fleet = Fleet::new(2, limit);
+    let right = fleet.now;
+    fleet.now = right + Duration::from_secs(3 * 86_400);
+    fleet.accept(50, "t", "bulk", "a.test", 10).await;
+    fleet.run(10 * SECOND).await;
+    assert_eq!(fleet.count(every), 50);
+    fleet.now = right + 20 * SECOND;
+    let mut fleet = fleet.restarted(limit);
+    fleet.accept(100, "t", "bulk", "a.test", 10).await;
+    fleet.run(30 * SECOND).await;
+    assert!(fleet.count(every) <= 10, "fifty of sixty are used");
+    fleet.run(180 * SECOND).await;
+    assert_eq!(fleet.count(every), 100);
+}
+
+#[tokio::test]
+async fn a_limit_that_comes_with_a_reload_counts_what_is_on_the_wire() {
+    for limit in [
+        "[[limit]]\ntenant = \"t\"\nconnections = 2\n",
+        "[[limit]]\nsite = \"*\"\nbytes_in_flight = \"1 KiB\"\n",
+    ] {
+        let mut fleet = Fleet::new(2, "");
+        fleet.takes = 10 * SECOND;
+        fleet.accept(60, "t", "bulk", "a.test", 400).await;
+        fleet.run(SECOND).await;
+        assert_eq!(fleet.count(every), 20);
+        fleet.renew(limit);
+        fleet.run(8 * SECOND).await;
+        assert_eq!(fleet.count(every), 20, "{limit}");
+        fleet.run(10 * SECOND).await;
+        assert_eq!(fleet.count(every), 22, "{limit}");
+    }
+}
+
 /// A rule, and what has to hold of what was sent.
 #[derive(Clone, Debug)]
 struct Rule {
