@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mail_core::Domain;
 
-use super::check::tls_files;
+use super::listeners::tls_files;
 use super::section::{Check, Section};
 use super::settings::TlsFiles;
 

@@ -5,9 +5,11 @@
 
 pub mod admin;
 mod check;
+mod delivery;
 pub mod effective;
 pub mod egress;
 pub mod limits;
+mod listeners;
 pub mod rates;
 pub mod rewrites;
 pub mod routes;

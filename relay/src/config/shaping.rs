@@ -9,7 +9,8 @@ use crate::shaping::pattern::{CodePattern, TextPattern};
 use crate::shaping::providers::{After, HostPattern, Provider, Providers, SUSPENDED};
 use crate::shaping::{Advice, Reach, Shaping};
 
-use super::check::{is_name, own_limits};
+use super::check::is_name;
+use super::delivery::own_limits;
 use super::section::{Check, Section, Spot};
 
 /// Classes there may be beside the shipped ones: each is a value of a label of metrics.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use mail_core::Domain;
 use mail_core::smtp::command::Secret;
 
-use super::check::{address_family, is_name, limits};
+use super::check::is_name;
+use super::delivery::{address_family, limits};
 use super::section::{Check, Section, Spot};
 use super::settings::{AddressFamily, DeliverySettings, DestinationLimits, Settings, TlsLevel};
 

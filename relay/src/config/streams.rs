@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use mail_core::Priority;
 
-use super::check::{EVER, MS, is_name, retry};
+use super::check::{EVER, MS, is_name};
+use super::delivery::retry;
 use super::section::{Check, Section, Spot};
 use super::settings::Retry;
 

@@ -313,6 +313,8 @@ pub struct Shard {
     today: u64,
     /// What units on the wire have taken of limits.
     taken: FxHashMap<UnitKey, Taken>,
+    /// Where units on the wire go whose queues stand in several lanes.
+    lane_of_unit: FxHashMap<UnitKey, LaneId>,
     /// Connections that are being closed for another lane, at which gate.
     handed_on: FxHashMap<ConnectionId, GateId>,
     /// Units on the wire in lanes that count them by stream.
@@ -388,6 +390,7 @@ impl Shard {
             shares: Shares::default(),
             today: crate::config::warm_up::day(now),
             taken: FxHashMap::default(),
+            lane_of_unit: FxHashMap::default(),
             handed_on: FxHashMap::default(),
             busy: FxHashMap::default(),
             lookups: HashMap::new(),

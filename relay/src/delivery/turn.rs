@@ -79,6 +79,13 @@ impl<T: Copy + Eq> Turn<T> {
         stream.tenants.front()?.queues.front().copied()
     }
 
+    /// The same of one stream.
+    pub fn front_of(&self, stream: &str) -> Option<T> {
+        let mut streams = self.streams.iter();
+        let of = streams.find(|known| *known.name == *stream)?;
+        of.tenants.front()?.queues.front().copied()
+    }
+
     /// The one in front has had its turn, and goes behind the others.
     pub fn served(&mut self) {
         let Some(chosen) = self.stream() else { return };

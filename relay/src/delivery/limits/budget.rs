@@ -25,13 +25,10 @@ const AHEAD: u64 = 10;
 const LEAST_AHEAD: u64 = 8;
 
 /// A write that is waited for takes about so long.
-const WRITTEN_IN: Duration = Duration::from_millis(50);
+const WRITTEN_IN: Duration = Duration::from_millis(20);
 
-/// What stands on disk is for so long at the most: until the next part of an hour begins.
-const PART: u64 = 60_000;
-
-/// Of minutes it is counted as if it was used only so much later, and is for so long.
-const LATER: Duration = Duration::from_secs(10);
+/// What stands on disk is for so long, and counted as if it was used only then: where minutes are limited, and where they are not.
+const COVERED: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
 
 /// The keys of the windows, with their spans.
 pub const WINDOWS: [(&str, Duration); 3] = [
@@ -60,8 +57,8 @@ pub struct Budget {
     /// What is kept for some streams.
     reserved: Reserved,
     for_message: Line,
-    /// For more than what is kept for streams.
-    for_unreserved: Line,
+    /// For what is kept for streams.
+    for_own: Line,
     for_connection: Line,
     /// Where an hour or a day is limited.
     ahead: Option<Ahead>,
@@ -75,6 +72,8 @@ struct Ahead {
     covered: u64,
     /// For what is used before.
     until: Timestamp,
+    /// How often a window came that was not there.
+    renewed: u32,
     /// Messages when it was last written.
     before: u64,
     /// More is to be written.
@@ -87,6 +86,7 @@ impl Ahead {
             taken: 0,
             covered: 0,
             until: Timestamp(0),
+            renewed: 0,
             before: 0,
             wanted: false,
         }
@@ -100,6 +100,7 @@ pub struct Keep {
     pub record: CountsRecord,
     covered: u64,
     until: Timestamp,
+    renewed: u32,
     taken: u64,
 }
 
@@ -129,7 +130,7 @@ impl Budget {
             in_flight: 0,
             reserved: Reserved::default(),
             for_message: Line::default(),
-            for_unreserved: Line::default(),
+            for_own: Line::default(),
             for_connection: Line::default(),
             ahead: None,
         };
@@ -152,7 +153,7 @@ impl Budget {
         for ((window, (_, span)), limit) in all {
             // What stands on disk says nothing of one that is new.
             if let (None, Some(_), Some(ahead)) = (&*window, limit, &mut self.ahead) {
-                ahead.until = Timestamp(0);
+                (ahead.until, ahead.renewed) = (Timestamp(0), ahead.renewed + 1);
             }
             match (&mut *window, limit) {
                 (Some(window), Some(limit)) => window.set_limit(limit),
@@ -191,7 +192,7 @@ impl Budget {
                 None => *window = Window::spent(span, window.limit(), now),
                 Some(counts) => {
                     if let Some(counts) = &counts[number] {
-                        *window = Window::resumed(span, window.limit(), counts.clone(), now + LATER);
+                        *window = Window::resumed(span, window.limit(), counts.clone(), now + COVERED[1]);
                     }
                 }
             }
@@ -206,18 +207,23 @@ impl Budget {
         let used = ahead.taken.saturating_sub(ahead.before);
         let most = (least.unwrap_or(0) / AHEAD).max(1);
         let block = (2 * used).clamp(LEAST_AHEAD.min(most), most);
-        let taken = ahead.taken;
-        let next_part = Timestamp((now.0 / PART + 1) * PART);
-        let until = match &self.windows[0] {
-            Some(_) => next_part.min(now + LATER),
-            None => next_part,
-        };
+        let (taken, renewed, until) = (ahead.taken, ahead.renewed, now + self.covered());
         Some(Keep {
             record: self.counts(block, now),
             covered: taken + block,
             until,
+            renewed,
             taken,
         })
+    }
+
+    fn covered(&self) -> Duration {
+        let [by_minute, by_hour] = COVERED;
+        if self.windows[0].is_some() {
+            by_minute
+        } else {
+            by_hour
+        }
     }
 
     /// What was used, where more than that stands on disk.
@@ -227,28 +233,20 @@ impl Budget {
     }
 
     fn counts(&mut self, ahead: u64, now: Timestamp) -> CountsRecord {
-        let counts = |window: &mut Option<Window>| {
+        let later = now + self.covered();
+        let [minute, hour, day] = self.windows.each_mut().map(|window| {
             let window = window.as_mut()?;
             window.advance(now);
-            let mut counts = window.counts().clone();
-            if let Some(newest) = counts.parts.first_mut() {
-                *newest += ahead;
-            }
-            Some(counts)
-        };
-        let [minute, hour, day] = &mut self.windows;
-        let minute = minute.as_mut().map(|minute| {
-            minute.advance(now);
-            match ahead {
-                0 => minute.counts().clone(),
-                ahead => minute.counts_with(ahead, now + LATER),
-            }
+            Some(match ahead {
+                0 => window.counts().clone(),
+                ahead => window.counts_with(ahead, later),
+            })
         });
         CountsRecord {
             at: now,
             minute,
-            hour: counts(hour),
-            day: counts(day),
+            hour,
+            day,
         }
     }
 
@@ -257,7 +255,11 @@ impl Budget {
         if let Some(ahead) = &mut self.ahead {
             // Something may have been given back meanwhile.
             let before = keep.taken.min(ahead.taken);
-            (ahead.covered, ahead.until, ahead.before) = (keep.covered, keep.until, before);
+            (ahead.covered, ahead.before) = (keep.covered, before);
+            // What was written before a window came says nothing of it.
+            if keep.renewed == ahead.renewed {
+                ahead.until = keep.until;
+            }
             ahead.wanted = ahead.taken >= ahead.covered;
         }
         self.freed(now)
@@ -278,10 +280,12 @@ impl Budget {
             }
             self.windows.iter_mut().flatten().for_each(Window::take);
             self.adopt_message(asked);
+            let covered = self.covered();
             if let Some(ahead) = &mut self.ahead {
                 ahead.taken += 1;
                 // In time for those that come next.
-                ahead.wanted |= 2 * (ahead.covered - ahead.taken) <= ahead.covered - ahead.before;
+                let is_half_used = 2 * (ahead.covered - ahead.taken) <= ahead.covered - ahead.before;
+                ahead.wanted |= is_half_used || ahead.until <= now + covered / 2;
             }
         }
         grant
@@ -294,40 +298,42 @@ impl Budget {
         self.in_flight += asked.bytes;
     }
 
-    /// Whether a message would be refused now, or the connection for it. Nothing is taken, but the shard has its place in the line.
-    pub fn refuses(
-        &mut self,
-        shard: usize,
-        asked: &Asked<'_>,
-        needs_connection: bool,
-        now: Timestamp,
-    ) -> Option<Grant> {
-        let mut grant = self.admits(shard, asked, now);
-        if needs_connection && grant == Grant::Granted {
-            let connection = self.refuses_connection(now);
-            grant = self.for_connection.admit(shard, connection, now);
-        }
+    /// So many more octets of such a message count.
+    pub fn adopt_bytes(&mut self, bytes: u64) {
+        self.in_flight += bytes;
+    }
+
+    /// Whether a message would be refused now. Nothing is taken, but the shard has its place in the line.
+    pub fn refuses(&mut self, shard: usize, asked: &Asked<'_>, now: Timestamp) -> Option<Grant> {
+        let grant = self.admits(shard, asked, now);
         (grant != Grant::Granted).then_some(grant)
     }
 
-    /// Whether it is its turn, and there is something for it. What is kept for other streams has a line of its own: who is refused
-    /// more than that is not in the way of those for whom it is kept.
+    /// The same of a connection.
+    pub fn refuses_a_connection(&mut self, shard: usize, now: Timestamp) -> Option<Grant> {
+        let refused = self.refuses_connection(now);
+        let grant = self.for_connection.admit(shard, refused, now);
+        (grant != Grant::Granted).then_some(grant)
+    }
+
+    /// Whether a message would be of what is kept for its stream, so that it need not stand behind other streams'.
+    pub fn is_own(&mut self, asked: &Asked<'_>, now: Timestamp) -> bool {
+        self.reserved.is_own(asked.stream, asked.bytes, now)
+    }
+
+    /// Whether it is its turn, and there is something for it. What is kept for streams has a line of its own: their mail is not
+    /// behind those who wait for more than is left beside it.
     fn admits(&mut self, shard: usize, asked: &Asked<'_>, now: Timestamp) -> Grant {
         let refused = self.refuses_message(asked.bytes, now);
-        if refused.is_none() && !self.reserved.is_empty() {
-            let kept = self.keeps_from(asked.stream, asked.bytes, now);
-            let held_by = RESERVED;
-            let kept = kept.map(|at| Grant::NotBefore { at, held_by });
-            let grant = match self.reserved.has_part(asked.stream) {
-                true => kept.unwrap_or(Grant::Granted),
-                false => self.for_unreserved.admit(shard, kept, now),
-            };
-            match grant {
-                Grant::Granted => {}
-                Grant::NotBefore { at, .. } => return Grant::NotBefore { at, held_by },
-                Grant::WhenFreed { .. } => return Grant::WhenFreed { held_by },
-            }
+        if self.is_own(asked, now) {
+            return self.for_own.admit(shard, refused, now);
         }
+        let kept = || {
+            let at = self.keeps_from(asked.stream, asked.bytes, now)?;
+            let held_by = RESERVED;
+            Some(Grant::NotBefore { at, held_by })
+        };
+        let refused = refused.or_else(kept);
         self.for_message.admit(shard, refused, now)
     }
 
@@ -353,7 +359,7 @@ impl Budget {
     }
 
     fn freed(&mut self, now: Timestamp) -> Told {
-        [&mut self.for_message, &mut self.for_unreserved].map(|line| line.freed(now))
+        [&mut self.for_own, &mut self.for_message].map(|line| line.freed(now))
     }
 
     /// Takes one connection, or says when to ask again. It is given back by [`Self::closed`].
@@ -383,20 +389,16 @@ impl Budget {
         self.for_connection.freed(now)
     }
 
-    /// What the shard wants still: to send, to send more than what is kept for streams, a connection. Who is to be told in its place
-    /// of the rest.
-    pub fn leave(&mut self, shard: usize, wants: [bool; 3], now: Timestamp) -> [Option<usize>; 3] {
+    /// What the shard wants still: anything at all, anything of what is kept for streams. Who is to be told in its place of the rest.
+    pub fn leave(&mut self, shard: usize, (any, own): (bool, bool), now: Timestamp) -> [Option<usize>; 3] {
         let lines = [
-            &mut self.for_message,
-            &mut self.for_unreserved,
-            &mut self.for_connection,
+            (&mut self.for_own, own),
+            (&mut self.for_message, any),
+            (&mut self.for_connection, any),
         ];
-        let mut wants = wants.into_iter();
-        lines.map(|line| {
-            if wants.next() == Some(true) {
-                return None;
-            }
-            line.leave(shard).then(|| line.freed(now)).flatten()
+        lines.map(|(line, wants)| {
+            let has_left = !wants && line.leave(shard);
+            has_left.then(|| line.freed(now)).flatten()
         })
     }
 
@@ -436,7 +438,10 @@ impl Budget {
                 return not_before(at, key);
             }
         }
-        if let Some(at) = self.keeps_from(stream, 0, now) {
+        let asked = Asked { stream, bytes: 0 };
+        if !self.is_own(&asked, now)
+            && let Some(at) = self.keeps_from(stream, 0, now)
+        {
             return not_before(at, RESERVED);
         }
         if needs_connection {

@@ -106,14 +106,19 @@ impl Reserved {
             .collect();
     }
 
-    /// Whether anything is kept for anybody.
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    /// Whether something is kept for this stream.
-    pub fn has_part(&self, stream: &str) -> bool {
-        self.parts.iter().any(|part| *part.stream == *stream)
+    /// Whether a message is of what is left of its stream's own part of every limit.
+    pub fn is_own(&mut self, stream: &str, bytes: u64, now: Timestamp) -> bool {
+        let (connections, octets) = (self.connections, self.bytes);
+        let Some(own) = self.of(stream) else {
+            return false;
+        };
+        let has_window = |window: &mut Window| {
+            window.advance(now);
+            window.used() < window.limit()
+        };
+        connections.is_none_or(|most| own.left(most, own.sending) > 0)
+            && octets.is_none_or(|most| own.left(most, own.bytes) >= bytes.max(1))
+            && own.windows.iter_mut().flatten().all(has_window)
     }
 
     /// When to look again, if nothing is left for a stream's mail but what is kept for others.

@@ -119,15 +119,18 @@ impl Window {
     /// What it has counted, and so many more as if they came at a later time. Whoever goes on from it waits for longer than it had
     /// to, if they came before.
     pub fn counts_with(&self, ahead: u64, later: Timestamp) -> Counts {
-        let newest = self.number(later).max(self.counts.newest + 1);
-        let between = (self.counts.newest + 1..newest).map(|_| 0);
-        let parts = std::iter::once(ahead)
-            .chain(between)
-            .chain(self.counts.parts.iter().copied());
-        Counts {
-            newest,
-            parts: parts.collect(),
+        let mut counts = self.counts.clone();
+        let later = self.number(later);
+        if later > counts.newest {
+            let between = (counts.newest + 1..=later).map(|_| 0);
+            counts.parts = between.chain(counts.parts).collect();
+            counts.newest = later;
         }
+        match counts.parts.first_mut() {
+            Some(newest) => *newest = newest.saturating_add(ahead),
+            None => counts.parts.push(ahead),
+        }
+        counts
     }
 
     /// When the part after the newest begins.

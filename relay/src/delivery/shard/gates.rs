@@ -46,16 +46,14 @@ pub enum What {
     Message = 0,
     /// A connection to send it over.
     Connection = 1,
-    /// More than what is kept for other streams.
-    Unreserved = 2,
 }
 
 /// See the module.
 pub(super) struct Gate {
     scope: Scope,
     budget: Arc<Mutex<Budget>>,
-    /// For each [`What`]: who has a connection is not behind those that have none, nor who may send behind those of whom all is kept.
-    waiting: [Turn<Waiter>; 3],
+    /// For each [`What`]: who has a connection is not behind those that have none.
+    waiting: [Turn<Waiter>; 2],
     /// Connections that are being closed so that another lane has one.
     handing_on: usize,
     /// Lanes, units on the wire, and connections that are handed on.
@@ -65,9 +63,18 @@ pub(super) struct Gate {
 
 /// What a unit on the wire has taken.
 pub(super) struct Taken {
-    gates: Vec<GateId>,
+    shares: Vec<Share>,
     stream: Arc<str>,
     bytes: u64,
+}
+
+/// What it has taken at one gate.
+struct Share {
+    gate: GateId,
+    /// Octets; 0 where the gate did not want to know.
+    bytes: u64,
+    /// It was on the wire before the limit was there: what was not taken is not given back.
+    adopted: bool,
 }
 
 impl Taken {
@@ -80,7 +87,7 @@ impl Taken {
 
     /// Whether something was taken at this gate.
     pub(super) fn is_of(&self, gate: GateId) -> bool {
-        self.gates.contains(&gate)
+        self.shares.iter().any(|share| share.gate == gate)
     }
 }
 
@@ -133,27 +140,35 @@ impl Shard {
             return (Pass::Through, None);
         };
         let mut taken = Taken {
-            gates: Vec::with_capacity(of_lane.len() + of_tenant.len()),
+            shares: Vec::with_capacity(of_lane.len() + of_tenant.len()),
             bytes: self.bytes_of_first(id, of_lane.iter().chain(of_tenant.iter())),
             stream,
         };
-        let lines: &[What] = match self.settings.streams.has_part(&taken.stream) {
-            true => &[What::Message],
-            false => &[What::Message, What::Unreserved],
-        };
+        // Where something is kept for a stream, its mail may go though others' may not.
+        let any_kept = self.settings.streams.any_reserved();
         let all = of_tenant.iter().map(|gate| (gate, true));
         for (&gate, by_tenant) in all.chain(of_lane.iter().map(|gate| (gate, false))) {
-            let grant = self.ask((gate, lines), (id, lane), serving, now, |budget, shard| {
-                budget.message(shard, &taken.asked(), now)
-            });
-            if let Some((again, what)) = grant {
-                // What is another stream's holds up this one's mail alone.
-                let queue_alone = by_tenant || what == What::Unreserved;
+            let asked = taken.asked();
+            let is_own = any_kept && self.gates[gate].budget.lock().is_own(&asked, now);
+            let of = is_own.then_some(asked.stream);
+            let again = self.ask(
+                (gate, What::Message, of),
+                (id, lane),
+                serving,
+                now,
+                |budget, shard| budget.message(shard, &asked, now),
+            );
+            if let Some(again) = again {
+                let queue_alone = by_tenant || any_kept;
                 self.refund(&taken, now);
-                self.wait_at((gate, what), (id, lane), queue_alone, again, now);
+                self.wait_at((gate, What::Message), (id, lane), queue_alone, again, now);
                 return (if queue_alone { Pass::Queue } else { Pass::Lane }, None);
             }
-            taken.gates.push(gate);
+            taken.shares.push(Share {
+                gate,
+                bytes: taken.bytes,
+                adopted: false,
+            });
         }
         if self.lanes[lane].idle.is_empty()
             && let Err((gate, again)) = self.take_connection(lane, id, serving, now)
@@ -195,14 +210,14 @@ impl Shard {
     ) -> Result<(), (GateId, Timestamp)> {
         let gates = self.lanes[lane].gates.clone();
         for (number, &gate) in gates.iter().enumerate() {
-            let grant = self.ask(
-                (gate, &[What::Connection]),
+            let again = self.ask(
+                (gate, What::Connection, None),
                 (id, lane),
                 serving,
                 now,
                 |budget, shard| budget.connection(shard, now),
             );
-            if let Some((again, _)) = grant {
+            if let Some(again) = again {
                 for &gate in &gates[..number] {
                     let next = self.gates[gate].budget.lock().refund_connection(now);
                     self.tell_of_room(gate, [next], now);
@@ -213,39 +228,32 @@ impl Shard {
         Ok(())
     }
 
-    /// Asks one budget. Whoever comes while others wait in one of these lines stands behind them. When to ask again, if it is refused.
+    /// Asks one budget. Whoever comes while others wait here stands behind them; with a stream, behind those of that stream alone.
+    /// When to ask again, if it is refused.
     fn ask(
         &mut self,
-        (gate, lines): (GateId, &[What]),
+        (gate, for_what, of): (GateId, What, Option<&str>),
         waiter: Waiter,
         serving: Option<GateId>,
         now: Timestamp,
         what: impl FnOnce(&mut Budget, usize) -> Grant,
-    ) -> Option<(Timestamp, What)> {
+    ) -> Option<Timestamp> {
         let at = &self.gates[gate];
-        let others_first = |line: &&What| {
-            let front = at.waiting[**line as usize].front();
-            front.is_some_and(|front| front != waiter)
+        let waiting = &at.waiting[for_what as usize];
+        let first = match of {
+            Some(stream) => waiting.front_of(stream),
+            None => waiting.front(),
         };
-        let behind = lines.iter().find(others_first).filter(|_| serving != Some(gate));
-        if let Some(&line) = behind {
+        if serving != Some(gate) && first.is_some_and(|first| first != waiter) {
             let timer = at.timer.filter(|&timer| timer > now);
-            return Some((timer.unwrap_or(now + SOON), line));
+            return Some(timer.unwrap_or(now + SOON));
         }
-        let grant = {
-            let mut budget = at.budget.lock();
-            let grant = what(&mut budget, self.place.index());
-            if budget.wants_keeping() {
-                self.place.ledger().wants_keeping();
-            }
-            grant
-        };
-        let what = match &grant {
-            Grant::Granted => return None,
-            Grant::NotBefore { held_by, .. } if *held_by == RESERVED => What::Unreserved,
-            Grant::NotBefore { .. } | Grant::WhenFreed { .. } => *lines.first()?,
-        };
-        Some((again(&grant, now), what))
+        let mut budget = at.budget.lock();
+        let grant = what(&mut budget, self.place.index());
+        if budget.wants_keeping() {
+            self.place.ledger().wants_keeping();
+        }
+        (grant != Grant::Granted).then(|| again(&grant, now))
     }
 
     fn wait_at(
@@ -267,7 +275,12 @@ impl Shard {
             if let Some(stand) = active.stands.iter_mut().find(|stand| stand.lane == lane) {
                 stand.at = Standing::Gate(gate);
             }
-            self.gates[gate].waiting[what as usize].push(waiter, &active.name, weight);
+            let name = active.name.clone();
+            // What the lane waited with waits by itself now.
+            if self.lanes[lane].waits_at.is_some_and(|(.., front)| front == id) {
+                self.leave_gate(lane);
+            }
+            self.gates[gate].waiting[what as usize].push(waiter, &name, weight);
         } else if self.lanes[lane].waits_at != Some((gate, what, id)) {
             let name = active.name.clone();
             self.leave_gate(lane);
@@ -295,56 +308,55 @@ impl Shard {
         }
     }
 
-    /// Lets through what there is room for, in turns.
+    /// Lets through what there is room for, in turns: first what is kept for streams.
     pub(super) fn serve(&mut self, gate: GateId, now: Timestamp) {
-        for what in [What::Message, What::Connection, What::Unreserved] {
-            self.serve_those_for(what, gate, now);
+        let settings = self.settings.clone();
+        let kept = settings
+            .streams
+            .all()
+            .iter()
+            .filter(|stream| stream.reserved > 0.0);
+        for stream in kept.clone() {
+            self.serve_those_for((gate, What::Message), Some(&stream.name), now);
+        }
+        for what in [What::Message, What::Connection] {
+            self.serve_those_for((gate, what), None, now);
         }
         // Whatever nobody waits for any more is the next shard's.
         let index = self.place.index();
         if let Some(at) = self.gates.get(gate) {
-            let wants = [What::Message, What::Unreserved, What::Connection]
-                .map(|what| !at.waiting[what as usize].is_empty());
-            let next = at.budget.lock().leave(index, wants, now);
+            let any = !at.waiting.iter().all(Turn::is_empty);
+            let own = |stream: &str| at.waiting[What::Message as usize].front_of(stream).is_some();
+            let own = kept.into_iter().any(|stream| own(&stream.name));
+            let next = at.budget.lock().leave(index, (any, own), now);
             self.tell_of_room(gate, next.map(|next| next.filter(|&shard| shard != index)), now);
         }
     }
 
-    fn serve_those_for(&mut self, what: What, gate: GateId, now: Timestamp) {
-        let index = self.place.index();
-        let what = what as usize;
+    /// `of`: what is kept for that stream alone.
+    fn serve_those_for(&mut self, (gate, what): (GateId, What), of: Option<&str>, now: Timestamp) {
         // Each that waits is served once at the least before the next look at the clock.
-        let most = self.gates.get(gate).map_or(0, |gate| gate.waiting[what].len());
+        let most = self
+            .gates
+            .get(gate)
+            .map_or(0, |gate| gate.waiting[what as usize].len());
         for _ in 0..most {
-            let front = self.gates.get(gate).and_then(|at| at.waiting[what].front());
-            let Some((id, lane)) = front else {
-                return;
+            let waiting = self.gates.get(gate).map(|at| &at.waiting[what as usize]);
+            let front = match of {
+                Some(stream) => waiting.and_then(|waiting| waiting.front_of(stream)),
+                None => waiting.and_then(Turn::front),
             };
+            let Some(waiter) = front else { return };
             // Who is refused keeps its place: a large message is not passed by small ones for ever.
-            let needs_connection = self.lanes.get(lane).is_some_and(|lane| lane.idle.is_empty());
-            let name = self.active.get(&id).map(|active| active.name.clone());
-            let bytes = self.bytes_of_first(id, [gate].iter());
-            let refused = {
-                let mut budget = self.gates[gate].budget.lock();
-                let asked = Asked {
-                    stream: name.as_ref().map_or("", |name| &name.stream),
-                    bytes,
-                };
-                let refused = budget.refuses(index, &asked, needs_connection, now);
-                if budget.wants_keeping() {
-                    self.place.ledger().wants_keeping();
-                }
-                refused
-            };
-            if let Some(refused) = refused {
-                if matches!(refused, Grant::WhenFreed { .. }) && needs_connection {
-                    self.make_room_at(gate, lane, now);
-                }
-                return self.wake_gate_by(gate, again(&refused, now), now);
+            if self.is_refused((gate, what), waiter, of.is_some(), now) {
+                return;
             }
+            let (id, lane) = waiter;
             let at = &mut self.gates[gate];
-            at.waiting[what].served();
-            at.leave((id, lane));
+            if of.is_none() {
+                at.waiting[what as usize].served();
+            }
+            at.leave(waiter);
             if let Some(at) = self.lanes.get_mut(lane)
                 && at
                     .waits_at
@@ -361,7 +373,7 @@ impl Shard {
                 stand.at = Standing::Out;
             }
             self.stand_in_turn(id, lane);
-            if !self.pump_through(lane, gate, now) && self.waits_here(gate, (id, lane)) {
+            if !self.pump_through(lane, gate, now) && self.waits_here((gate, what), waiter) {
                 // Whatever there was is used up.
                 return;
             }
@@ -369,7 +381,46 @@ impl Shard {
         }
     }
 
-    fn waits_here(&self, gate: GateId, waiter: Waiter) -> bool {
+    /// Whether there is nothing yet for who waits, or for `own` mail nothing of its stream's own part. Then the gate wakes in time.
+    fn is_refused(
+        &mut self,
+        (gate, what): (GateId, What),
+        waiter: Waiter,
+        own: bool,
+        now: Timestamp,
+    ) -> bool {
+        let ((id, lane), index) = (waiter, self.place.index());
+        let needs_connection =
+            what == What::Connection && self.lanes.get(lane).is_some_and(|lane| lane.idle.is_empty());
+        let name = self.active.get(&id).map(|active| active.name.clone());
+        let asked = Asked {
+            stream: name.as_ref().map_or("", |name| &name.stream),
+            bytes: self.bytes_of_first(id, [gate].iter()),
+        };
+        let mut budget = self.gates[gate].budget.lock();
+        if own && !budget.is_own(&asked, now) {
+            return true;
+        }
+        let message = budget.refuses(index, &asked, now);
+        let connection = match needs_connection && message.is_none() {
+            true => budget.refuses_a_connection(index, now),
+            false => None,
+        };
+        if budget.wants_keeping() {
+            self.place.ledger().wants_keeping();
+        }
+        drop(budget);
+        if matches!(connection, Some(Grant::WhenFreed { .. })) {
+            self.make_room_at(gate, lane, now);
+        }
+        let Some(refused) = message.or(connection) else {
+            return false;
+        };
+        self.wake_gate_by(gate, again(&refused, now), now);
+        true
+    }
+
+    fn waits_here(&self, (gate, what): (GateId, What), waiter: Waiter) -> bool {
         let (id, lane) = waiter;
         let by_lane = self.lanes.get(lane).and_then(|lane| lane.waits_at);
         let by_queue = self.active.get(&id).is_some_and(|active| {
@@ -378,7 +429,7 @@ impl Shard {
                 .iter()
                 .any(|stand| stand.lane == lane && stand.at == Standing::Gate(gate))
         });
-        by_queue || by_lane.is_some_and(|(at, ..)| at == gate)
+        by_queue || by_lane.is_some_and(|(at, for_what, _)| (at, for_what) == (gate, what))
     }
 
     /// A unit with what it has taken goes on the wire.
@@ -392,21 +443,28 @@ impl Shard {
             self.busy.insert(unit, (lane, stream));
         }
         if let Some(taken) = taken {
-            for &gate in &taken.gates {
-                self.gates[gate].used_by += 1;
+            for share in &taken.shares {
+                self.gates[share.gate].used_by += 1;
             }
             self.taken.insert(unit, taken);
+        }
+        let stands = self.active.get(&unit.queue).map(|active| active.stands.len());
+        if stands > Some(1) {
+            self.lane_of_unit.insert(unit, lane);
         }
     }
 
     /// Nothing was sent: what it has taken is given back.
     pub(super) fn refund(&mut self, taken: &Taken, now: Timestamp) {
-        for &gate in &taken.gates {
-            let next = self.gates[gate]
-                .budget
-                .lock()
-                .refund(&taken.stream, taken.bytes, now);
-            self.tell_of_room(gate, next, now);
+        for share in &taken.shares {
+            let next = {
+                let mut budget = self.gates[share.gate].budget.lock();
+                match share.adopted {
+                    true => budget.sent(&taken.stream, share.bytes, now),
+                    false => budget.refund(&taken.stream, share.bytes, now),
+                }
+            };
+            self.tell_of_room(share.gate, next, now);
         }
     }
 
@@ -421,21 +479,23 @@ impl Shard {
                 at.busy.remove(&stream);
             }
         }
+        self.lane_of_unit.remove(unit);
         let Some(taken) = self.taken.remove(unit) else {
             return;
         };
         if sent {
-            for &gate in &taken.gates {
-                let next = self.gates[gate]
-                    .budget
-                    .lock()
-                    .sent(&taken.stream, taken.bytes, now);
-                self.tell_of_room(gate, next, now);
+            for share in &taken.shares {
+                let mut budget = self.gates[share.gate].budget.lock();
+                let next = budget.sent(&taken.stream, share.bytes, now);
+                drop(budget);
+                self.tell_of_room(share.gate, next, now);
             }
         } else {
             self.refund(&taken, now);
         }
-        self.release_gates(&taken.gates);
+        for share in &taken.shares {
+            self.release_gates(&[share.gate]);
+        }
     }
 
     /// A connection of the lane, taken by [`Self::pass`], was not opened after all.
@@ -528,7 +588,7 @@ impl Shard {
                 let Some(budget) = self.place.ledger().find(scope) else {
                     return;
                 };
-                let next = budget.lock().leave(index, [false; 3], now);
+                let next = budget.lock().leave(index, (false, false), now);
                 for shard in next.into_iter().flatten().filter(|&shard| shard != index) {
                     self.tell(shard, Word::Room(scope.clone()));
                 }

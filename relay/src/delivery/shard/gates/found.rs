@@ -7,20 +7,23 @@ use mail_core::Timestamp;
 use parking_lot::Mutex;
 use queue::{QueueId, Scope, UnitKey};
 
-use super::{Gate, GateId, Taken};
+use super::{Gate, GateId, Share, Taken};
 use crate::config::limits::{OfLanes, Together};
 use crate::config::warm_up::day;
 use crate::delivery::lane::{Lane, Plan};
-use crate::delivery::limits::budget::Budget;
+use crate::delivery::limits::budget::{Asked, Budget};
 use crate::delivery::shard::{LaneId, Shard, Standing, Timer};
 
 impl Shard {
     /// What limits a lane beside its own rule: the gates it has, but for those of tenants, and what single connections and transactions
     /// may carry. Found anew where limits may have changed; open connections count at once.
     pub(in crate::delivery) fn find_limits(&mut self, lane: LaneId, now: Timestamp) {
-        if self.finds_other_gates(lane, now) {
+        let before = self.find_gates(lane, now);
+        let are_others = self.lanes.get(lane).is_some_and(|lane| lane.gates != before);
+        if are_others && !before.is_empty() {
             self.leave_gates(|at| at == lane);
         }
+        self.release_gates(&before);
     }
 
     /// The same of a lane that is new, and of the one that it shares the site's limits with from now on.
@@ -45,7 +48,8 @@ impl Shard {
         self.leave_gates(|_| true);
         let lanes: Vec<_> = self.lanes.iter().map(|(id, _)| id).collect();
         for lane in lanes {
-            self.finds_other_gates(lane, now);
+            let before = self.find_gates(lane, now);
+            self.release_gates(&before);
             let of_tenants = std::mem::take(&mut self.lanes[lane].tenant_gates);
             for gates in of_tenants.into_values() {
                 self.release_gates(&gates);
@@ -54,12 +58,13 @@ impl Shard {
         self.adopt_messages(now);
     }
 
-    /// Whether a lane's gates, but for those of tenants, are others than they were. Who waits at those that are the same asks again.
-    fn finds_other_gates(&mut self, lane: LaneId, now: Timestamp) -> bool {
+    /// Finds a lane's gates, but for those of tenants. Gives those that it had, which are to be released. Who waits at one that stays
+    /// asks again.
+    fn find_gates(&mut self, lane: LaneId, now: Timestamp) -> Rc<[GateId]> {
         self.cap_transfers(lane, now);
         let fresh = self.gates_of(lane, None, now);
         let Some(at) = self.lanes.get_mut(lane) else {
-            return false;
+            return fresh;
         };
         let open = at.open as u64;
         let before = std::mem::replace(&mut at.gates, fresh.clone());
@@ -74,12 +79,7 @@ impl Shard {
                 self.gates[gate].budget.lock().disown(open);
             }
         }
-        let are_others = before != fresh;
-        if are_others {
-            self.leave_gate(lane);
-        }
-        self.release_gates(&before);
-        are_others
+        before
     }
 
     /// What is on the wire counts where a limit is new to it, until it comes back.
@@ -89,16 +89,10 @@ impl Shard {
                 continue;
             };
             let claimed: Vec<_> = active.agenda.claimed().collect();
-            // Which of a pool's sources it goes from is not known here.
-            let Some(lane) = active.stands.first().map(|stand| stand.lane) else {
+            let Some(usual) = active.stands.first().map(|stand| stand.lane) else {
                 continue;
             };
-            if claimed.is_empty() || !self.lanes.contains(lane) {
-                continue;
-            }
             let stream = active.name.stream.clone();
-            let of_tenant = self.tenant_gates(lane, id, now).unwrap_or_default();
-            let of_lane = self.lanes[lane].gates.clone();
             for (due, message, number) in claimed {
                 let unit = UnitKey {
                     queue: id,
@@ -106,6 +100,11 @@ impl Shard {
                     id: message,
                     unit: number,
                 };
+                let lane = self.lane_of_unit.get(&unit).copied().unwrap_or(usual);
+                let Some(of_lane) = self.lanes.get(lane).map(|lane| lane.gates.clone()) else {
+                    continue;
+                };
+                let of_tenant = self.tenant_gates(lane, id, now).unwrap_or_default();
                 self.adopt_message(unit, &stream, of_tenant.iter().chain(of_lane.iter()));
             }
         }
@@ -123,20 +122,24 @@ impl Shard {
             false => 0,
         };
         let mut taken = self.taken.remove(&unit).unwrap_or_else(|| Taken {
-            gates: Vec::new(),
+            shares: Vec::new(),
             stream: stream.clone(),
             bytes,
         });
-        taken.bytes = taken.bytes.max(bytes);
         for &gate in gates {
-            if !taken.gates.contains(&gate) {
-                let budget = &self.gates[gate].budget;
-                budget.lock().adopt_message(&taken.asked());
-                taken.gates.push(gate);
-                self.gates[gate].used_by += 1;
+            let mut budget = self.gates[gate].budget.lock();
+            if let Some(share) = taken.shares.iter_mut().find(|share| share.gate == gate) {
+                budget.adopt_bytes(bytes.saturating_sub(share.bytes));
+                share.bytes = share.bytes.max(bytes);
+                continue;
             }
+            budget.adopt_message(&Asked { stream, bytes });
+            drop(budget);
+            let adopted = true;
+            taken.shares.push(Share { gate, bytes, adopted });
+            self.gates[gate].used_by += 1;
         }
-        if !taken.gates.is_empty() {
+        if !taken.shares.is_empty() {
             self.taken.insert(unit, taken);
         }
     }
@@ -293,7 +296,9 @@ impl Shard {
             for stand in active.stands.iter_mut().filter(|stand| of(stand.lane)) {
                 if let Standing::Gate(gate) = stand.at {
                     stand.at = Standing::Out;
-                    self.gates[gate].leave((id, stand.lane));
+                    if let Some(gate) = self.gates.get_mut(gate) {
+                        gate.leave((id, stand.lane));
+                    }
                     left = true;
                 }
             }

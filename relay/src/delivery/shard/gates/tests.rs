@@ -591,6 +591,90 @@ async fn a_large_message_is_not_passed_by_small_ones_for_ever() {
     assert!(fleet.count(|sent| !large(sent)) > 150);
 }
 
+/// The part that is kept is there for each of its mail, however long other mail has waited at the same limit, and for whatever.
+#[tokio::test]
+async fn what_waits_for_more_than_is_left_is_in_nobodys_way() {
+    let more = "[[stream]]\nname = \"transactional\"\nreserved = 0.1\n\
+                [[limit]]\nprovider = \"google\"\nmessages_per_second = 10\nmessages_per_day = 200\n";
+    for shards in [1, 2] {
+        let mut fleet = Fleet::new(shards, &format!("{UNSHIPPED}{more}"));
+        fleet.takes = SECOND / 4;
+        let domains = google(&mut fleet, 3);
+        for domain in &domains {
+            fleet.accept(80, "t", "bulk", domain, 10).await;
+        }
+        fleet.run(40 * SECOND).await;
+        assert_eq!(fleet.count(every), 180);
+        for number in 0..20 {
+            fleet
+                .accept(1, "t", "transactional", &domains[number % 3], 10)
+                .await;
+            fleet.run(2 * SECOND).await;
+            let resets = fleet.count(|sent| sent.stream == "transactional");
+            assert_eq!(resets, number + 1, "{shards} shards");
+        }
+        fleet.run(26 * 3_600 * SECOND).await;
+        assert_eq!(fleet.count(every), 260, "all of it has gone: {shards} shards");
+    }
+}
+
+#[tokio::test]
+async fn a_large_message_goes_beside_what_is_reserved() {
+    let more = "[[stream]]\nname = \"transactional\"\nreserved = 0.25\n\
+                [[limit]]\nprovider = \"google\"\nbytes_in_flight = \"100 KiB\"\n";
+    let mut fleet = Fleet::new(2, &format!("{UNSHIPPED}{more}"));
+    fleet.takes = SECOND;
+    let domains = google(&mut fleet, 14);
+    for domain in &domains[1..] {
+        fleet.accept(100, "t", "bulk", domain, 10_240).await;
+    }
+    fleet.run(3 * SECOND).await;
+    fleet.accept(1, "t", "bulk", &domains[0], 61_440).await;
+    fleet.run(30 * SECOND).await;
+    assert_eq!(fleet.count(|sent| sent.domain == domains[0]), 1);
+    assert!(fleet.count(every) > 150, "{}", fleet.count(every));
+}
+
+/// Two streams with parts: who wants more than its own has no way of its own round the others.
+#[tokio::test]
+async fn more_than_ones_own_part_is_shared() {
+    let more = "[[stream]]\nname = \"transactional\"\nreserved = 0.2\n[[stream]]\nname = \"alerts\"\nweight = 10\nreserved = 0.2\n\
+                [[limit]]\nprovider = \"google\"\nconnections = 5\n";
+    let mut fleet = Fleet::new(2, &format!("{UNSHIPPED}{more}"));
+    fleet.takes = SECOND;
+    let domains = google(&mut fleet, 12);
+    fleet.accept(500, "t", "transactional", &domains[0], 10).await;
+    fleet.run(5 * SECOND).await;
+    let first = fleet.sent[0].connection.0;
+    for domain in &domains[1..] {
+        fleet.accept(20, "t", "transactional", domain, 10).await;
+    }
+    fleet.run(60 * SECOND).await;
+    let (here, elsewhere) = (
+        fleet.count(|sent| sent.connection.0 == first && sent.domain != domains[0]),
+        fleet.count(|sent| sent.connection.0 != first),
+    );
+    assert!(here > 30 && elsewhere > 30, "{here} and {elsewhere}");
+    assert_eq!(fleet.most_at_once(every), 4, "one is kept for alerts");
+}
+
+/// The gate goes with the last day, and mail waits there.
+#[tokio::test]
+async fn mail_that_waits_for_a_new_source_goes_when_it_is_warm() {
+    // The tests begin on 14 November 2023, at 22:13:20 UTC.
+    let more = "[[stream]]\nname = \"transactional\"\nreserved = 0.25\n[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n\
+                [source.warm_up]\nstart = \"2023-11-14\"\nfirst = 4\nfactor = 2\ndays = 2\n\
+                [[pool]]\nname = \"one\"\nsources = [\"s1\"]\n[delivery]\npool = \"one\"\nshipped_limits = false\n";
+    let mut fleet = Fleet::new(1, more);
+    for domain in google(&mut fleet, 2) {
+        fleet.accept(50, "t", "bulk", &domain, 10).await;
+    }
+    fleet.run(3_600 * SECOND).await;
+    assert_eq!(fleet.count(every), 3, "three of four");
+    fleet.run(2 * 86_400 * SECOND).await;
+    assert_eq!(fleet.count(every), 100);
+}
+
 /// CASES §2: a clock that was ahead.
 #[tokio::test]
 async fn what_was_counted_by_a_clock_that_was_ahead_holds_mail_no_longer_than_its_span() {
@@ -612,11 +696,15 @@ async fn what_was_counted_by_a_clock_that_was_ahead_holds_mail_no_longer_than_it
 
 #[tokio::test]
 async fn a_limit_that_comes_with_a_reload_counts_what_is_on_the_wire() {
-    for limit in [
-        "[[limit]]\ntenant = \"t\"\nconnections = 2\n",
-        "[[limit]]\nsite = \"*\"\nbytes_in_flight = \"1 KiB\"\n",
+    for (before, limit) in [
+        ("", "[[limit]]\ntenant = \"t\"\nconnections = 2\n"),
+        ("", "[[limit]]\nsite = \"*\"\nbytes_in_flight = \"1 KiB\"\n"),
+        (
+            "[[limit]]\nsite = \"*\"\nconnections = 100\n",
+            "[[limit]]\nsite = \"*\"\nconnections = 100\nbytes_in_flight = \"1 KiB\"\n",
+        ),
     ] {
-        let mut fleet = Fleet::new(2, "");
+        let mut fleet = Fleet::new(2, before);
         fleet.takes = 10 * SECOND;
         fleet.accept(60, "t", "bulk", "a.test", 400).await;
         fleet.run(SECOND).await;
