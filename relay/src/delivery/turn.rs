@@ -79,7 +79,15 @@ impl<T: Copy + Eq> Turn<T> {
         stream.tenants.front()?.queues.front().copied()
     }
 
-    /// The same of one stream.
+    /// Passes over one more stream for now.
+    pub fn bar_one(&mut self, stream: &str) {
+        let mut streams = self.streams.iter_mut();
+        if let Some(known) = streams.find(|known| *known.name == *stream) {
+            known.barred = true;
+        }
+    }
+
+    /// The first of one stream.
     pub fn front_of(&self, stream: &str) -> Option<T> {
         let mut streams = self.streams.iter();
         let of = streams.find(|known| *known.name == *stream)?;

@@ -389,12 +389,13 @@ impl Budget {
         self.for_connection.freed(now)
     }
 
-    /// What the shard wants still: anything at all, anything of what is kept for streams. Who is to be told in its place of the rest.
-    pub fn leave(&mut self, shard: usize, (any, own): (bool, bool), now: Timestamp) -> [Option<usize>; 3] {
+    /// What the shard wants still: of what is kept for streams, to send, a connection. Who is to be told in its place of the rest.
+    pub fn leave(&mut self, shard: usize, wants: [bool; 3], now: Timestamp) -> [Option<usize>; 3] {
+        let [own, message, connection] = wants;
         let lines = [
             (&mut self.for_own, own),
-            (&mut self.for_message, any),
-            (&mut self.for_connection, any),
+            (&mut self.for_message, message),
+            (&mut self.for_connection, connection),
         ];
         lines.map(|(line, wants)| {
             let has_left = !wants && line.leave(shard);
@@ -444,10 +445,9 @@ impl Budget {
         {
             return not_before(at, RESERVED);
         }
-        if needs_connection {
-            if let Some(at) = self.opening.as_ref().and_then(|bucket| bucket.explain(now)) {
-                return not_before(at, "connections_per_second");
-            }
+        let opening = self.opening.as_ref().filter(|_| needs_connection);
+        if let Some(at) = opening.and_then(|bucket| bucket.explain(now)) {
+            return not_before(at, "connections_per_second");
         }
         // A tenant has messages on the wire for connections, whatever connections there are.
         let used = match (self.of_tenant, needs_connection) {

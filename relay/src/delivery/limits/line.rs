@@ -74,8 +74,19 @@ impl Line {
 
     /// There is room: who is first comes now.
     pub(super) fn freed(&mut self, now: Timestamp) -> Option<usize> {
+        while self
+            .0
+            .front()
+            .is_some_and(|first| first.until.is_some_and(|until| until < now))
+        {
+            self.0.pop_front();
+        }
         let first = self.0.front_mut()?;
-        first.until = Some(now + LATE);
+        // Who was told, and has not come, is not waited for any longer.
+        let by = now + LATE;
+        if first.until.is_none_or(|until| until > by) {
+            first.until = Some(by);
+        }
         Some(first.shard)
     }
 

@@ -106,19 +106,39 @@ impl Reserved {
             .collect();
     }
 
-    /// Whether a message is of what is left of its stream's own part of every limit.
+    /// Whether a message is of what is left of its stream's own part of every limit. A limit so small that its part is none says
+    /// nothing, unless it has a part for others.
     pub fn is_own(&mut self, stream: &str, bytes: u64, now: Timestamp) -> bool {
+        if self.of(stream).is_none() {
+            return false;
+        }
         let (connections, octets) = (self.connections, self.bytes);
+        let others_have = |limit: u64| {
+            let others = self.parts.iter().filter(|part| *part.stream != *stream);
+            others.map(|other| part(limit, other.share)).sum::<u64>() > 0
+        };
+        let [of_connections, of_octets] = [connections, octets].map(|limit| limit.is_some_and(others_have));
+        let of_windows = |number: usize| {
+            let others = self.parts.iter().filter(|part| *part.stream != *stream);
+            let mut windows = others.filter_map(|other| other.windows[number].as_ref());
+            windows.any(|window| window.limit() > 0)
+        };
+        let of_windows: [bool; WINDOWS] = std::array::from_fn(of_windows);
         let Some(own) = self.of(stream) else {
             return false;
         };
-        let has_window = |window: &mut Window| {
-            window.advance(now);
-            window.used() < window.limit()
-        };
-        connections.is_none_or(|most| own.left(most, own.sending) > 0)
-            && octets.is_none_or(|most| own.left(most, own.bytes) >= bytes.max(1))
-            && own.windows.iter_mut().flatten().all(has_window)
+        let is_none = |limit: u64, for_others: bool| part(limit, own.share) == 0 && !for_others;
+        connections.is_none_or(|most| is_none(most, of_connections) || own.left(most, own.sending) > 0)
+            && octets.is_none_or(|most| is_none(most, of_octets) || own.left(most, own.bytes) >= bytes.max(1))
+            && own
+                .windows
+                .iter_mut()
+                .zip(of_windows)
+                .all(|(window, for_others)| {
+                    let Some(window) = window else { return true };
+                    window.advance(now);
+                    (window.limit() == 0 && !for_others) || window.used() < window.limit()
+                })
     }
 
     /// When to look again, if nothing is left for a stream's mail but what is kept for others.

@@ -5,6 +5,7 @@
 //! here. Whatever was taken from a budget for a message is kept by its unit until the claim ends.
 
 mod found;
+mod serve;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,9 @@ const QUANTUM: Duration = Duration::from_secs(1);
 
 /// Whoever comes behind others that are being served is served in the next round.
 const SOON: Duration = Duration::from_millis(1);
+
+/// What is kept for a stream and in use comes back at any time: who waits for it looks this often.
+const OWN_AGAIN: Duration = Duration::from_millis(100);
 
 /// Idle connections looked at for one that a gate's other lanes could do without.
 const LOOK_AT_IDLE: usize = 256;
@@ -75,6 +79,8 @@ struct Share {
     bytes: u64,
     /// It was on the wire before the limit was there: what was not taken is not given back.
     adopted: bool,
+    /// It was of what is kept for its stream.
+    own: bool,
 }
 
 impl Taken {
@@ -168,10 +174,11 @@ impl Shard {
                 gate,
                 bytes: taken.bytes,
                 adopted: false,
+                own: is_own,
             });
         }
         if self.lanes[lane].idle.is_empty()
-            && let Err((gate, again)) = self.take_connection(lane, id, serving, now)
+            && let Err((gate, again)) = self.take_connection(lane, id, &taken, serving, now)
         {
             self.refund(&taken, now);
             self.wait_at((gate, What::Connection), (id, lane), false, again, now);
@@ -205,13 +212,15 @@ impl Shard {
         &mut self,
         lane: LaneId,
         id: QueueId,
+        taken: &Taken,
         serving: Option<GateId>,
         now: Timestamp,
     ) -> Result<(), (GateId, Timestamp)> {
         let gates = self.lanes[lane].gates.clone();
         for (number, &gate) in gates.iter().enumerate() {
+            let is_own = taken.shares.iter().any(|share| share.gate == gate && share.own);
             let again = self.ask(
-                (gate, What::Connection, None),
+                (gate, What::Connection, is_own.then_some(&*taken.stream)),
                 (id, lane),
                 serving,
                 now,
@@ -246,7 +255,12 @@ impl Shard {
         };
         if serving != Some(gate) && first.is_some_and(|first| first != waiter) {
             let timer = at.timer.filter(|&timer| timer > now);
-            return Some(timer.unwrap_or(now + SOON));
+            let again = timer.unwrap_or(now + SOON);
+            // Those in front may wait for longer than what is kept for this one's stream does.
+            return Some(match self.settings.streams.any_reserved() {
+                true => again.min(now + OWN_AGAIN),
+                false => again,
+            });
         }
         let mut budget = at.budget.lock();
         let grant = what(&mut budget, self.place.index());
@@ -306,130 +320,6 @@ impl Shard {
         {
             gate.leave((id, lane));
         }
-    }
-
-    /// Lets through what there is room for, in turns: first what is kept for streams.
-    pub(super) fn serve(&mut self, gate: GateId, now: Timestamp) {
-        let settings = self.settings.clone();
-        let kept = settings
-            .streams
-            .all()
-            .iter()
-            .filter(|stream| stream.reserved > 0.0);
-        for stream in kept.clone() {
-            self.serve_those_for((gate, What::Message), Some(&stream.name), now);
-        }
-        for what in [What::Message, What::Connection] {
-            self.serve_those_for((gate, what), None, now);
-        }
-        // Whatever nobody waits for any more is the next shard's.
-        let index = self.place.index();
-        if let Some(at) = self.gates.get(gate) {
-            let any = !at.waiting.iter().all(Turn::is_empty);
-            let own = |stream: &str| at.waiting[What::Message as usize].front_of(stream).is_some();
-            let own = kept.into_iter().any(|stream| own(&stream.name));
-            let next = at.budget.lock().leave(index, (any, own), now);
-            self.tell_of_room(gate, next.map(|next| next.filter(|&shard| shard != index)), now);
-        }
-    }
-
-    /// `of`: what is kept for that stream alone.
-    fn serve_those_for(&mut self, (gate, what): (GateId, What), of: Option<&str>, now: Timestamp) {
-        // Each that waits is served once at the least before the next look at the clock.
-        let most = self
-            .gates
-            .get(gate)
-            .map_or(0, |gate| gate.waiting[what as usize].len());
-        for _ in 0..most {
-            let waiting = self.gates.get(gate).map(|at| &at.waiting[what as usize]);
-            let front = match of {
-                Some(stream) => waiting.and_then(|waiting| waiting.front_of(stream)),
-                None => waiting.and_then(Turn::front),
-            };
-            let Some(waiter) = front else { return };
-            // Who is refused keeps its place: a large message is not passed by small ones for ever.
-            if self.is_refused((gate, what), waiter, of.is_some(), now) {
-                return;
-            }
-            let (id, lane) = waiter;
-            let at = &mut self.gates[gate];
-            if of.is_none() {
-                at.waiting[what as usize].served();
-            }
-            at.leave(waiter);
-            if let Some(at) = self.lanes.get_mut(lane)
-                && at
-                    .waits_at
-                    .is_some_and(|(at, _, front)| (at, front) == (gate, id))
-            {
-                at.waits_at = None;
-            }
-            let stands = self
-                .active
-                .get_mut(&id)
-                .into_iter()
-                .flat_map(|active| &mut active.stands);
-            for stand in stands.filter(|stand| stand.lane == lane && stand.at == Standing::Gate(gate)) {
-                stand.at = Standing::Out;
-            }
-            self.stand_in_turn(id, lane);
-            if !self.pump_through(lane, gate, now) && self.waits_here((gate, what), waiter) {
-                // Whatever there was is used up.
-                return;
-            }
-            self.pump(lane, now);
-        }
-    }
-
-    /// Whether there is nothing yet for who waits, or for `own` mail nothing of its stream's own part. Then the gate wakes in time.
-    fn is_refused(
-        &mut self,
-        (gate, what): (GateId, What),
-        waiter: Waiter,
-        own: bool,
-        now: Timestamp,
-    ) -> bool {
-        let ((id, lane), index) = (waiter, self.place.index());
-        let needs_connection =
-            what == What::Connection && self.lanes.get(lane).is_some_and(|lane| lane.idle.is_empty());
-        let name = self.active.get(&id).map(|active| active.name.clone());
-        let asked = Asked {
-            stream: name.as_ref().map_or("", |name| &name.stream),
-            bytes: self.bytes_of_first(id, [gate].iter()),
-        };
-        let mut budget = self.gates[gate].budget.lock();
-        if own && !budget.is_own(&asked, now) {
-            return true;
-        }
-        let message = budget.refuses(index, &asked, now);
-        let connection = match needs_connection && message.is_none() {
-            true => budget.refuses_a_connection(index, now),
-            false => None,
-        };
-        if budget.wants_keeping() {
-            self.place.ledger().wants_keeping();
-        }
-        drop(budget);
-        if matches!(connection, Some(Grant::WhenFreed { .. })) {
-            self.make_room_at(gate, lane, now);
-        }
-        let Some(refused) = message.or(connection) else {
-            return false;
-        };
-        self.wake_gate_by(gate, again(&refused, now), now);
-        true
-    }
-
-    fn waits_here(&self, (gate, what): (GateId, What), waiter: Waiter) -> bool {
-        let (id, lane) = waiter;
-        let by_lane = self.lanes.get(lane).and_then(|lane| lane.waits_at);
-        let by_queue = self.active.get(&id).is_some_and(|active| {
-            active
-                .stands
-                .iter()
-                .any(|stand| stand.lane == lane && stand.at == Standing::Gate(gate))
-        });
-        by_queue || by_lane.is_some_and(|(at, for_what, _)| (at, for_what) == (gate, what))
     }
 
     /// A unit with what it has taken goes on the wire.
@@ -588,7 +478,7 @@ impl Shard {
                 let Some(budget) = self.place.ledger().find(scope) else {
                     return;
                 };
-                let next = budget.lock().leave(index, (false, false), now);
+                let next = budget.lock().leave(index, [false; 3], now);
                 for shard in next.into_iter().flatten().filter(|&shard| shard != index) {
                     self.tell(shard, Word::Room(scope.clone()));
                 }

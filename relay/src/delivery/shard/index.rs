@@ -11,9 +11,12 @@ use super::LaneId;
 /// A site, and the source that mail goes to it from.
 type Way = (Arc<str>, Option<Arc<str>>);
 
+/// A lane, and the destination's rule by which it goes.
+type Ruled = (Option<Rc<str>>, LaneId);
+
 /// Lanes of one site and source are siblings: rules of destinations tell them apart, and little else.
 #[derive(Default)]
-pub(super) struct LaneIndex(HashMap<Way, Vec<(Option<Rc<str>>, LaneId)>>);
+pub(super) struct LaneIndex(HashMap<Way, Vec<Ruled>>);
 
 impl LaneIndex {
     pub(super) fn get(&self, key: &LaneKey) -> Option<LaneId> {
@@ -42,7 +45,7 @@ impl LaneIndex {
         self.siblings(key).map(|(_, lane)| *lane)
     }
 
-    fn siblings(&self, key: &LaneKey) -> impl Iterator<Item = &(Option<Rc<str>>, LaneId)> {
+    fn siblings(&self, key: &LaneKey) -> impl Iterator<Item = &Ruled> {
         self.0.get(&way(key)).into_iter().flatten()
     }
 }

@@ -135,8 +135,12 @@ impl Shard {
             }
             budget.adopt_message(&Asked { stream, bytes });
             drop(budget);
-            let adopted = true;
-            taken.shares.push(Share { gate, bytes, adopted });
+            taken.shares.push(Share {
+                gate,
+                bytes,
+                adopted: true,
+                own: false,
+            });
             self.gates[gate].used_by += 1;
         }
         if !taken.shares.is_empty() {

@@ -121,11 +121,7 @@ async fn a_minute_is_a_minute_over_restarts_and_reloads() {
     fleet.renew(limit);
     fleet.run(20 * SECOND).await;
     assert_eq!(fleet.count(|sent| sent.domain == "b.test"), 60, "after a reload");
-    let last = fleet
-        .sent
-        .iter()
-        .filter(|sent| sent.domain == "b.test")
-        .next_back();
+    let last = fleet.sent.iter().rfind(|sent| sent.domain == "b.test");
     let begun = last.unwrap().at;
     let mut fleet = fleet.restarted(limit);
     fleet.accept(1, "t", "bulk", "c.test", 10).await;
@@ -675,6 +671,33 @@ async fn mail_that_waits_for_a_new_source_goes_when_it_is_warm() {
     assert_eq!(fleet.count(every), 100);
 }
 
+/// A part is there again when its own mail has gone, whatever else waits for much longer, and for a connection, too.
+#[tokio::test]
+async fn what_is_kept_comes_back_while_other_mail_waits() {
+    let stream = "[[stream]]\nname = \"transactional\"\nreserved = 0.25\n[[limit]]\nprovider = \"google\"\n";
+    for limits in [
+        "messages_per_second = 10\nmessages_per_day = 100\n",
+        "connections = 4\nmessages_per_day = 100\n",
+        "connections = 5\nmessages_per_hour = 100\n",
+        "connections = 3\nmessages_per_hour = 100\n",
+    ] {
+        for shards in [1, 2] {
+            let mut fleet = Fleet::new(shards, &format!("{UNSHIPPED}{stream}{limits}"));
+            let domains = google(&mut fleet, 9);
+            for domain in &domains {
+                fleet.accept(20, "t", "bulk", domain, 10).await;
+            }
+            fleet.run(60 * SECOND).await;
+            assert_eq!(fleet.count(every), 75, "{limits} {shards}");
+            for domain in &domains[..5] {
+                fleet.accept(5, "t", "transactional", domain, 10).await;
+            }
+            fleet.run(30 * SECOND).await;
+            assert_eq!(fleet.count(every), 100, "{limits} {shards}");
+        }
+    }
+}
+
 /// CASES §2: a clock that was ahead.
 #[tokio::test]
 async fn what_was_counted_by_a_clock_that_was_ahead_holds_mail_no_longer_than_its_span() {
@@ -792,6 +815,7 @@ proptest! {
         shards in 1usize..4,
         from_pool in any::<bool>(),
         (restart, reload) in (0usize..24, 0usize..24),
+        reserved in prop_oneof![Just(0.0), Just(0.3)],
         seed in 0u64..1_000,
     ) {
         let mut rules = rules;
@@ -813,7 +837,8 @@ proptest! {
             true => (format!("{TWO_SOURCES}shipped_limits = false\n"), more),
             false => (UNSHIPPED.to_owned(), more.replace("\"s1\"", "\"default\"")),
         };
-        let more = format!("{sources}[tenants.u]\nsenders = [\"*\"]\n{more}");
+        let stream = format!("[[stream]]\nname = \"transactional\"\nreserved = {reserved}\n");
+        let more = format!("{sources}[tenants.u]\nsenders = [\"*\"]\n{stream}{more}");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let sent = runtime.block_on(async {
             let mut fleet = Fleet::seeded(shards, &more, seed);
@@ -824,7 +849,8 @@ proptest! {
             let (mut all, mut before) = (0, Vec::new());
             for (wave, (number, is_t, count)) in waves.into_iter().enumerate() {
                 let domain = format!("{}{}.test", if number < 3 { "g" } else { "d" }, number % 3);
-                fleet.accept(count, if is_t { "t" } else { "u" }, "bulk", &domain, SIZE).await;
+                let stream = if count % 3 == 0 { "transactional" } else { "bulk" };
+                fleet.accept(count, if is_t { "t" } else { "u" }, stream, &domain, SIZE).await;
                 fleet.run(Duration::from_millis(700)).await;
                 all += count;
                 if wave == reload {
