@@ -207,6 +207,13 @@ impl Budget {
         let used = ahead.taken.saturating_sub(ahead.before);
         let most = (least.unwrap_or(0) / AHEAD).max(1);
         let block = (2 * used).clamp(LEAST_AHEAD.min(most), most);
+        // No less than what may be used meanwhile.
+        let left = if ahead.until > now {
+            ahead.covered.saturating_sub(ahead.taken)
+        } else {
+            0
+        };
+        let block = block.max(left);
         let (taken, renewed, until) = (ahead.taken, ahead.renewed, now + self.covered());
         Some(Keep {
             record: self.counts(block, now),

@@ -167,6 +167,10 @@ impl Shard {
     pub fn connection_opened(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
         if let Some(at) = self.lanes.get_mut(lane) {
             at.adapt.opened(connection, at.open, now);
+            // From here on it serves its lane.
+            if let Some(opened) = at.opened.get_mut(&connection) {
+                *opened = now;
+            }
             self.source_serves(lane, connection, now);
             self.settle_pace(lane, now);
             self.pump(lane, now);

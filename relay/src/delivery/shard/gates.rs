@@ -35,7 +35,7 @@ const SOON: Duration = Duration::from_millis(1);
 const OWN_AGAIN: Duration = Duration::from_millis(100);
 
 /// Idle connections looked at for one that a gate's other lanes could do without.
-const LOOK_AT_IDLE: usize = 256;
+const LOOK_AT_IDLE: usize = 4_096;
 
 /// A slot of [`Shard`]'s gates.
 pub type GateId = usize;

@@ -38,6 +38,8 @@ impl Shard {
         if family.iter().filter(shares).count() == 2 {
             for other in family.into_iter().filter(|&other| other != lane) {
                 self.find_limits(other, now);
+                // It may have waited at a gate that it has left.
+                self.set_lane_timer(other, now);
             }
         }
     }

@@ -530,6 +530,28 @@ async fn what_is_reserved_is_a_part_of_every_limit() {
     }
 }
 
+/// It leaves the gate that it waited at, and nobody would ask for it.
+#[tokio::test]
+async fn a_lane_whose_first_sibling_comes_asks_again() {
+    let strict = "[[destination]]\ndomain = \"b.test\"\ntls = \"required\"\n";
+    let mut fleet = Fleet::new(1, strict);
+    fleet.takes = 5 * SECOND;
+    for (domain, host) in [
+        ("gmail.test", "mx1.google.com"),
+        ("a.test", "mx2.google.com"),
+        ("b.test", "mx2.google.com"),
+    ] {
+        fleet.hosts.insert(domain.into(), vec![host.into()]);
+    }
+    fleet.accept(20, "t", "bulk", "gmail.test", 10).await;
+    fleet.run(SECOND).await;
+    fleet.accept(1, "t", "bulk", "a.test", 10).await;
+    fleet.run(SECOND / 2).await;
+    fleet.accept(1, "t", "bulk", "b.test", 10).await;
+    fleet.run(60 * SECOND).await;
+    assert_eq!(fleet.count(every), 22);
+}
+
 /// Of two limits the one lets it through and the other does not: nobody asks again before its time.
 #[tokio::test]
 async fn who_waits_for_one_of_two_limits_does_not_spin() {
