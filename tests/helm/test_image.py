@@ -1,6 +1,7 @@
 """The image, and the chart's pods run from it: every rendered configuration is accepted, a message goes through, nothing is written
 outside of the volumes, and secrets lie as a kubelet leaves them."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -308,7 +309,10 @@ def test_it_runs_without_rights_on_a_root_that_nobody_writes_to(lab, running):
     for folder in ("", "etc", "etc/postrider/tls", "etc/postrider/config", "dev"):
         with pytest.raises(OSError, match="Read-only file system"):
             (relay.pod.root / folder / "x").write_text("x")
-    opened = {os.readlink(f"/proc/{relay.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{relay.process.pid}/fd")}
+    opened = set()
+    for fd in os.listdir(f"/proc/{relay.process.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it may be closed meanwhile
+            opened.add(os.readlink(f"/proc/{relay.process.pid}/fd/{fd}"))
     root = str(relay.pod.root)
     inside = [path.removeprefix(root) for path in opened if path.startswith(root)]
     assert inside and all(path.startswith("/var/lib/postrider/queue/") for path in inside), inside
