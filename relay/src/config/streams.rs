@@ -80,14 +80,14 @@ impl Streams {
         self.get(name).map_or(1, |stream| stream.weight)
     }
 
-    /// Whether this stream has a part of its own.
-    pub fn has_part(&self, name: &str) -> bool {
-        self.get(name).is_some_and(|stream| stream.reserved > 0.0)
+    /// Those that have a part of their own.
+    pub fn reserved(&self) -> impl Iterator<Item = &Stream> + Clone {
+        self.all.iter().filter(|stream| stream.reserved > 0.0)
     }
 
-    /// Whether some stream has a part of its own.
+    /// Whether some stream has.
     pub fn any_reserved(&self) -> bool {
-        self.all.iter().any(|stream| stream.reserved > 0.0)
+        self.reserved().next().is_some()
     }
 
     /// Whether mail of stream `name` may take one more of `most` connections, of which each stream has so many at `busy`: those that

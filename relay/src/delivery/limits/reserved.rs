@@ -77,7 +77,7 @@ impl Reserved {
     /// Keeps these streams' parts of these limits from here on, with windows of these spans.
     pub fn renew(&mut self, streams: &Streams, limits: &ScopeLimits, spans: [Duration; WINDOWS - 1]) {
         let mut before = std::mem::take(&mut self.parts);
-        let of_all = streams.all().iter().filter(|stream| stream.reserved > 0.0);
+        let of_all = streams.reserved();
         let least = of_all.clone().map(|stream| stream.reserved).reduce(f64::min);
         let paced = limits
             .messages_per_second

@@ -68,12 +68,6 @@ impl Window {
         self.full_until()
     }
 
-    /// The same, and nothing is changed.
-    pub fn explain(&self, now: Timestamp) -> Option<Timestamp> {
-        let mut advanced = self.clone();
-        advanced.wait(now)
-    }
-
     fn full_until(&self) -> Option<Timestamp> {
         let mut over = (self.used() + 1)
             .checked_sub(self.limit)
@@ -199,7 +193,7 @@ mod tests {
         }
         let at = window.wait(START).unwrap();
         assert!(at >= START + HOUR && at <= START + HOUR + HOUR / 60, "{at:?}");
-        assert_eq!(window.explain(later(60)), Some(at));
+        assert_eq!(window.clone().wait(later(60)), Some(at));
         assert_eq!(window.wait(at), None);
         assert_eq!(window.used(), 0);
     }

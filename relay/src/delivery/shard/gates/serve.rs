@@ -28,13 +28,8 @@ impl Shard {
     /// Lets through what there is room for, in turns: first what is kept for streams.
     pub(in crate::delivery::shard) fn serve(&mut self, gate: GateId, now: Timestamp) {
         let settings = self.settings.clone();
-        let kept = settings
-            .streams
-            .all()
-            .iter()
-            .filter(|stream| stream.reserved > 0.0);
         let mut own = false;
-        for stream in kept {
+        for stream in settings.streams.reserved() {
             for what in [What::Message, What::Connection] {
                 own |= self.serve_those_for((gate, what), Some(&stream.name), now) == Stopped::ByMessage;
             }
