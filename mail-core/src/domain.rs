@@ -4,10 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// A domain as it goes on the wire: A-labels, lower case, no final dot, 1..=255 octets (RFC 5321 §4.5.3.1.2), each label
-/// 1..=63 octets of letters, digits and inner hyphens (RFC 5890 §2.3.1). Cloning is cheap.
+/// 1..=63 octets of letters, digits, inner hyphens (RFC 5890 §2.3.1) and underscores: no host name has these by RFC 952, but there are
+/// domains and MX hosts that do, and the DNS carries them (RFC 2181 §11). Cloning is cheap.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Domain(Arc<str>);
@@ -21,8 +23,8 @@ pub enum BadDomain {
     /// Over 255 octets in all, or a label over 63.
     #[error("a domain has at most 255 octets and 63 between two dots")]
     TooLong,
-    /// A character, or a hyphen at a label's edge, that no host name has; or U-labels that IDNA refuses.
-    #[error("a domain is made of letters, digits and hyphens between dots")]
+    /// A character, or a hyphen at a label's edge, that no domain has; or U-labels that IDNA refuses.
+    #[error("a domain is made of letters, digits, hyphens and underscores between dots")]
     Character,
     /// The last label is all digits: an IPv4 address without its brackets.
     #[error("an IP address is not a domain")]
@@ -33,6 +35,11 @@ impl Domain {
     /// The A-label form.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it can be a host's name (RFC 952, RFC 1123 §2.1): mail servers refuse to be greeted with another.
+    pub fn is_host_name(&self) -> bool {
+        !self.0.contains('_')
     }
 
     /// Whether `self` is `parent` or lies below it.
@@ -51,8 +58,11 @@ impl FromStr for Domain {
         if text.is_ascii() {
             return check(text);
         }
-        let ascii = idna::domain_to_ascii_strict(text).map_err(|_| BadDomain::Character)?;
-        check(&ascii)
+        // Which ASCII characters there may be is seen afterwards.
+        let uts46 = idna::uts46::Uts46::new();
+        let (any, check_hyphens, short) = (AsciiDenyList::EMPTY, Hyphens::Check, DnsLength::Verify);
+        let ascii = uts46.to_ascii(text.as_bytes(), any, check_hyphens, short);
+        check(&ascii.map_err(|_| BadDomain::Character)?)
     }
 }
 
@@ -67,7 +77,11 @@ fn check(text: &str) -> Result<Domain, BadDomain> {
             [] => return Err(BadDomain::Empty),
             label if label.len() > 63 => return Err(BadDomain::TooLong),
             [b'-', ..] | [.., b'-'] => return Err(BadDomain::Character),
-            label if !label.iter().all(|&c| c.is_ascii_alphanumeric() || c == b'-') => {
+            label
+                if !label
+                    .iter()
+                    .all(|&c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_')) =>
+            {
                 return Err(BadDomain::Character);
             }
             label => last_is_number = label.iter().all(u8::is_ascii_digit),
@@ -126,6 +140,14 @@ mod tests {
             "münchen.de".parse::<Domain>().unwrap().as_str(),
             "xn--mnchen-3ya.de"
         );
+        assert_eq!(
+            "Mail_1._x.test".parse::<Domain>().unwrap().as_str(),
+            "mail_1._x.test"
+        );
+        assert_eq!(
+            "a_b.münchen.de".parse::<Domain>().unwrap().as_str(),
+            "a_b.xn--mnchen-3ya.de"
+        );
         assert_eq!("3com.com".parse::<Domain>().unwrap().as_str(), "3com.com");
     }
 
@@ -139,8 +161,10 @@ mod tests {
             ("a..b", BadDomain::Empty),
             ("-a.b", BadDomain::Character),
             ("a-.b", BadDomain::Character),
-            ("a_b.c", BadDomain::Character),
             ("a b", BadDomain::Character),
+            ("ü≠b.c", BadDomain::Character),
+            ("ü b.c", BadDomain::Character),
+            ("ü/b.c", BadDomain::Character),
             ("a\r\nb", BadDomain::Character),
             ("192.0.2.1", BadDomain::Address),
             (&long_label, BadDomain::TooLong),

@@ -20,7 +20,7 @@ use super::limits::limits as scope_limits;
 use super::listeners::{listeners, submission};
 use super::rates;
 use super::routes::{Named, routing};
-use super::section::{Check, Section, Spot};
+use super::section::{Check, OwnName, Section, Spot};
 use super::settings::{
     DeliverySettings, DkimKey, DnsSettings, LogFormat, SenderPattern, Settings, StoreSettings, Tenant,
 };
@@ -45,7 +45,7 @@ pub(super) const RECIPIENTS_PER_TRANSACTION: RangeInclusive<u64> = 1..=100_000;
 /// Reads the whole configuration. What is missing or wrong is noted in `check`; the settings are whole only if nothing is.
 pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let mut top = Section::root(check, root);
-    let hostname = top.parsed::<Domain>("hostname");
+    let hostname = top.parsed::<OwnName>("hostname");
     let hostname = top.required(
         "hostname",
         hostname,
@@ -57,7 +57,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let drain_timeout = top.duration("drain_timeout", MS..=DAY, Duration::from_secs(30));
     let store = store(top.section("store"));
     let (name, expire_after) = (
-        hostname.as_ref().map(|spot| &spot.value),
+        hostname.as_ref().map(|spot| &spot.value.0),
         store.as_ref().map_or(5 * DAY, |store| store.expire_after),
     );
     let delivery = delivery(check, &mut top, name, expire_after)?;
@@ -90,7 +90,7 @@ pub fn settings(check: &Check<'_>, root: Node) -> Option<Settings> {
     let is_provider = |name: &str| delivery.shaping.provider(name).is_some();
     let scopes = scope_limits(check, &mut top, is_provider, is_tenant, &delivery.egress.sources);
     top.end();
-    let hostname = hostname?.value;
+    let OwnName(hostname) = hostname?.value;
     let postmaster = match postmaster {
         Some(spot) => spot.value,
         None => Mailbox::new("postmaster", hostname.clone()).ok()?,

@@ -14,7 +14,7 @@ use super::check::{
 use super::egress::egress;
 use super::limits::LimitRules;
 use super::rates;
-use super::section::{Check, Section};
+use super::section::{Check, OwnName, Section};
 use super::settings::{
     AddressFamily, ClientTimeouts, DeliverySettings, Destination, DestinationLimits, Destinations, OwnLimits,
     Retry, TlsLevel,
@@ -32,8 +32,8 @@ pub(super) fn delivery(
     let retry = retry(section.section("retry"), None);
     let streams = streams(check, top, expire_after, &retry);
     let ehlo = section
-        .parsed::<Domain>("ehlo")
-        .map(|spot| spot.value)
+        .parsed::<OwnName>("ehlo")
+        .map(|spot| spot.value.0)
         .or_else(|| hostname.cloned());
     let (limits, tls, family) = (
         limits(section.section("limits"), None),

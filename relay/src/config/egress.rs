@@ -10,7 +10,7 @@ use std::sync::Arc;
 use mail_core::Domain;
 
 use super::check::is_name;
-use super::section::{Check, Section, Spot};
+use super::section::{Check, OwnName, Section, Spot};
 use super::settings::Settings;
 use super::smart_hosts::{Credentials, LoginKeys, login, read_password};
 use super::source::Problem;
@@ -351,7 +351,7 @@ fn source(check: &Check<'_>, section: &mut Section<'_>) -> Source {
         interface: section
             .parsed::<Interface>("interface")
             .map(|spot| spot.value.0.into()),
-        ehlo: section.parsed::<Domain>("ehlo").map(|spot| spot.value),
+        ehlo: section.parsed::<OwnName>("ehlo").map(|spot| spot.value.0),
         proxy,
         must_be_here: section.boolean("must_be_here", true),
         warm_up: warm_up(section),

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use mail_core::{BadDomain, Domain};
+
 use super::effective::{self, Effective, Step, quoted};
 use super::source::{At, Files, Node, Problem, Value};
 
@@ -69,6 +71,24 @@ pub struct Spot<T> {
     pub at: At,
     /// Path of the key.
     pub key: String,
+}
+
+/// A name that other hosts know us by.
+pub struct OwnName(pub Domain);
+
+impl FromStr for OwnName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<Domain>() {
+            Ok(name) if name.is_host_name() => Ok(Self(name)),
+            // Mail servers refuse to be greeted with an underscore.
+            Ok(_) | Err(BadDomain::Character) => {
+                Err("a host's name is made of letters, digits and hyphens between dots".to_owned())
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// A table being read. [`Section::end`] tells of the keys nobody asked for.

@@ -59,8 +59,10 @@ impl RealNet {
             question: format!("{name} {kind}"),
             cause: cause.to_owned(),
         };
-        // With the root's dot, so that no search list of this machine is tried.
-        match self.resolver.lookup(format!("{name}."), kind).await {
+        // With the root's dot, so that no search list of this machine is tried. It is ASCII, and may have underscores, of which text
+        // that is taken for a host name may have none.
+        let full = Name::from_ascii(format!("{name}.")).map_err(|error| failed(&error.to_string()))?;
+        match self.resolver.lookup(full, kind).await {
             Ok(lookup) => Ok(Answer::Records(lookup)),
             Err(NetError::Dns(Negative::NoRecordsFound(NoRecords {
                 response_code: ResponseCode::NXDomain,

@@ -62,6 +62,10 @@ fn says(query: &Query, tcp: bool) -> Says {
             ("sorted.test", mx(10, "c.test")),
             ("sorted.test", mx(10, "a.test")),
         ]),
+        ("under_score.test.", T::MX) => {
+            Says::Records(vec![("under_score.test", mx(10, "mx_1.under_score.test"))])
+        }
+        ("mx_1.under_score.test.", T::A) => Says::Records(vec![("mx_1.under_score.test", four(9))]),
         ("null.test.", T::MX) => Says::Records(vec![("null.test", mx(0, "."))]),
         ("inward.test.", T::MX) => Says::Records(vec![
             ("inward.test", mx(0, "localhost")),
@@ -274,6 +278,7 @@ fn what_the_dns_says_of_a_domain() {
             ("elsewhere.test", &["10 a.test"]),
             ("another.test", &["10 a.test"]),
             ("self.test", &["10 self.test"]),
+            ("under_score.test", &["10 mx_1.under_score.test"]),
         ] {
             assert_eq!(hosts(&net, domain).await.unwrap(), answer, "{domain}");
         }
@@ -346,6 +351,7 @@ fn addresses_of_both_families_take_turns() {
             ["2001:db8::1", "192.0.2.1", "2001:db8::2"]
         );
         assert_eq!(addresses("four.test").await.unwrap(), ["192.0.2.4"]);
+        assert_eq!(addresses("mx_1.under_score.test").await.unwrap(), ["192.0.2.9"]);
         assert_eq!(addresses("nowhere.test").await.unwrap(), Vec::<String>::new());
         assert_eq!(addresses("many.test").await.unwrap().len(), MAX_ADDRESSES);
         // The family that can't be told may be the one that has the address: no reason to bounce.
