@@ -14,7 +14,8 @@ use mail_core::{Mailbox, MessageId, Timestamp};
 use queue::{MAX_SUSPENSIONS, Queue, QueueId, ReadError, SuspensionRecord, UnitKey};
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{LOOKED_AT, PATIENCE, QueueControl, Told, WHY_PATIENCE, recipients_in_queue};
+use super::view::{Told, recipients_in_queue};
+use super::{LOOKED_AT, PATIENCE, QueueControl, WHY_PATIENCE};
 use crate::delivery::exchange::{self, Done, Doors, Ordered};
 
 /// Units ordered at once, so that deliveries' own ends have room beside them.

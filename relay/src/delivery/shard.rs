@@ -4,6 +4,7 @@
 //! done about it. Reads of the store are short: a page of a queue's due index, a queue's record. What follows from what never
 //! hangs on the order of a hash map, so that a simulation goes by its seed alone.
 
+mod active;
 mod adapt;
 #[cfg(test)]
 mod day;
@@ -31,17 +32,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Domain, Timestamp};
-use queue::{Backoff, HoldScope, Queue, QueueId, QueueName, ReadError, Scope, SuspensionRecord, UnitKey};
+use queue::{Backoff, HoldScope, Queue, QueueId, QueueName, Scope, SuspensionRecord, UnitKey};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::config::egress::Pool;
-use crate::config::settings::{DeliverySettings, MAX_HOLD};
+use crate::config::settings::DeliverySettings;
 use crate::routing::{Routing, Way as Direction};
 use crate::world::Random;
 
 use super::adapt::{Held, Tally};
-use super::agenda::{Agenda, PAGE, place};
+use super::agenda::{Agenda, place};
 use super::courier::Kept;
 use super::detour::Detour;
 use super::egress::Shares;
@@ -605,236 +606,6 @@ impl Shard {
             Settled::Unknown => return,
         }
         self.look_at(unit.queue, now);
-    }
-
-    /// Brings a queue into memory. False where it is not there, or there is no room.
-    fn activate(&mut self, id: QueueId, now: Timestamp) -> bool {
-        self.active.contains_key(&id) || (self.has_memory() && self.activate_anyway(id, now))
-    }
-
-    /// The same where there is no room too: for an end or an order, of which there are few at once. [`Self::look_at`] sends
-    /// the queue away again.
-    fn activate_anyway(&mut self, id: QueueId, now: Timestamp) -> bool {
-        if self.active.contains_key(&id) {
-            return true;
-        }
-        if self.draining {
-            return false;
-        }
-        self.make_memory(now);
-        let Some(info) = self.read(now, |queue| queue.info(id)).flatten() else {
-            return false;
-        };
-        let fresh = Active {
-            name: info.name,
-            agenda: Agenda::default(),
-            stands: Vec::new(),
-            pool: None,
-            confirm: now,
-            rumour: None,
-            detour: None,
-            leaves_for: None,
-            hurry: false,
-            timer: None,
-            held: self.held_back.remove(&id),
-            empty_since: None,
-        };
-        self.active.insert(id, fresh);
-        self.parked.remove(&id);
-        true
-    }
-
-    /// Reads from the store. A failure is logged, and the catalogue asked again later.
-    fn read<T>(&mut self, now: Timestamp, what: impl FnOnce(&Queue) -> Result<T, ReadError>) -> Option<T> {
-        match what(&self.queue) {
-            Ok(answer) => Some(answer),
-            Err(error) => {
-                tracing::error!(%error, "the store does not answer");
-                self.scans.forget();
-                self.timers.insert((now + READ_AGAIN, Timer::Scan));
-                None
-            }
-        }
-    }
-
-    /// Notes a unit that came into the store, or moved there. It may have been seen by a read of the index before it is
-    /// told of here, worked on and settled, so the store is asked whether it is still there.
-    fn note(&mut self, unit: &UnitKey, message: Option<&Arc<Kept>>, now: Timestamp) {
-        let Some(active) = self.active.get_mut(&unit.queue) else {
-            return;
-        };
-        // Read from the index already, and not claimed yet: it is there.
-        if !active.agenda.attach(place(unit), message)
-            && active.agenda.is_new(place(unit))
-            && self.read(now, |queue| queue.is_due(unit)) == Some(true)
-            && let Some(active) = self.active.get_mut(&unit.queue)
-        {
-            active.agenda.note(place(unit), message.cloned());
-        }
-    }
-
-    /// Decides what a queue does next: read on, wait, leave memory, find its lane, take its turn.
-    pub(super) fn look_at(&mut self, id: QueueId, now: Timestamp) {
-        if self.draining {
-            return;
-        }
-        self.fill(id, now);
-        let Some(active) = self.active.get(&id) else {
-            return;
-        };
-        if active.agenda.is_empty() {
-            return self.linger(id, now);
-        }
-        self.stir(id);
-        let Some(active) = self.active.get(&id) else {
-            return;
-        };
-        match self.first_due(id, active, now) {
-            None if active.agenda.claims() > 0 => {}
-            // The store did not answer; the catalogue brings the queue back.
-            None => self.unload(id, None, now),
-            Some(due) if due > now + HORIZON && active.agenda.claims() == 0 => {
-                self.unload(id, Some(Rests::UntilDue), now)
-            }
-            Some(due) if due > now => self.set_queue_timer(id, due),
-            // One too many. It is due, so the catalogue brings it back once there is room.
-            Some(_)
-                if active.stands.is_empty()
-                    && active.agenda.claims() == 0
-                    && self.active.len() > self.most() =>
-            {
-                self.unload(id, Some(Rests::UntilDue), now)
-            }
-            Some(_) => self.go_ahead(id, now),
-        }
-    }
-
-    /// When the first unit of a queue is due. The store may tell of times that no wait of ours reaches: the clock was ahead when
-    /// they were written, and has been put right before the relay started. Such a unit is due now, unless its client has it held
-    /// until then.
-    fn first_due(&self, id: QueueId, active: &Active, now: Timestamp) -> Option<Timestamp> {
-        let due = active.agenda.earliest()?;
-        if due <= now {
-            return Some(due);
-        }
-        let stream = self.settings.streams.get(&active.name.stream);
-        let retry = stream.map_or(&self.settings.retry, |stream| &stream.retry);
-        let clamped = crate::delivery::backoff(retry).clamp(due, now);
-        let is_held = clamped < due && due <= now + MAX_HOLD && self.is_held(id, active);
-        Some(if is_held { due } else { clamped })
-    }
-
-    /// Whether the first unit of a queue is held by its client's wish. Asked of the store, and only where a due time is far off: a
-    /// queue that has nothing nearer leaves memory at once.
-    fn is_held(&self, queue: QueueId, active: &Active) -> bool {
-        active.agenda.first().is_some_and(|(due, id, unit)| {
-            let unit = UnitKey { queue, due, id, unit };
-            self.queue.held_until(&unit).is_ok_and(|held| held.is_some())
-        })
-    }
-
-    /// How much later than now a queue may be to wake: the longest wait of all, or longer than any park.
-    pub(super) fn longest_sleep(&self) -> Duration {
-        let streams = self.settings.streams.all().iter().map(|stream| &stream.retry);
-        let all = streams.chain([&self.settings.retry]);
-        let longest = all.map(|retry| crate::delivery::backoff(retry).longest()).max();
-        longest.unwrap_or_default().max(2 * operator::LONGEST_PARK)
-    }
-
-    /// Reads on in the due index where the window runs low.
-    fn fill(&mut self, id: QueueId, now: Timestamp) {
-        while let Some(active) = self.active.get(&id)
-            && active.agenda.earliest().is_none_or(|due| due > now)
-            && let Some(from) = active.agenda.wants()
-        {
-            let Some((page, more)) = self.read(now, |queue| queue.due(id, from, PAGE)) else {
-                return;
-            };
-            if let Some(active) = self.active.get_mut(&id) {
-                active.agenda.load(page.iter().map(place), more);
-            }
-            if !more {
-                return;
-            }
-        }
-    }
-
-    /// Something is due: to the lane with it.
-    fn go_ahead(&mut self, id: QueueId, now: Timestamp) {
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
-        };
-        if active.leaves_for.is_some() {
-            return self.leave(id, now);
-        }
-        if self.park(id, now) {
-            return;
-        }
-        let Some(active) = self.active.get_mut(&id) else {
-            return;
-        };
-        let confirm = active.confirm;
-        let only = match active.stands[..] {
-            [] => return self.look_up(id, now),
-            // Nearly always; nothing is allocated for it.
-            [Stand { lane, .. }] => Some(lane),
-            _ => None,
-        };
-        if self.hold_tenant_back(id, now) {
-            return;
-        }
-        let several = only.map_or_else(|| self.lanes_of(id), |_| Vec::new());
-        for &lane in several.iter().chain(&only) {
-            if !self.holds_tenant(lane, id, now) {
-                self.stand_in_turn(id, lane);
-            }
-        }
-        if now >= confirm {
-            self.look_up(id, now);
-        }
-        self.wait_for_first_way(id, now);
-        let several = only.map_or_else(|| self.lanes_in_order(id), |_| Vec::new());
-        for &lane in several.iter().chain(&only) {
-            self.pump(lane, now);
-        }
-    }
-
-    /// Takes a queue out of memory. `rest`: it is in the catalogue, and wakes at its first due time, or later if it is told.
-    fn unload(&mut self, id: QueueId, rest: Option<Rests>, now: Timestamp) {
-        self.stir(id);
-        self.leave_lanes(id);
-        let Some(active) = self.active.remove(&id) else {
-            return;
-        };
-        if let Some(at) = active.timer {
-            self.timers.remove(&(at, Timer::Queue(id)));
-        }
-        if let Some(lookup) = self.lookups.get_mut(&active.name.domain) {
-            lookup.queues.retain(|&queue| queue != id);
-        }
-        match rest {
-            // Not earlier than now: a scan begins where the last one ended.
-            Some(Rests::UntilDue) => self.queue.rest(id, Some(now)),
-            Some(Rests::Until(until)) => self.queue.rest(id, Some(until)),
-            None => {}
-        }
-        self.give_back(id, active.held.filter(|_| rest.is_some()));
-    }
-
-    /// All queues in memory, by number.
-    pub(super) fn active_in_order(&self) -> Vec<QueueId> {
-        let mut active: Vec<_> = self.active.keys().copied().collect();
-        active.sort_unstable();
-        active
-    }
-
-    fn has_memory(&self) -> bool {
-        self.active.len() - self.lingering.len() < self.most()
-    }
-
-    /// Queues that this shard may have in memory.
-    fn most(&self) -> usize {
-        MAX_ACTIVE / self.place.count()
     }
 
     fn set_queue_timer(&mut self, id: QueueId, at: Timestamp) {
