@@ -186,7 +186,7 @@ fn shared<'a>(
     let rule = route.rule(asked.domain, found.provider, &settings.delivery);
     let together = Together {
         to_provider: rule.to_provider,
-        to_site: None,
+        to_site: Vec::new(),
     };
     let shipped = found
         .provider

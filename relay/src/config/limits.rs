@@ -12,7 +12,7 @@ use super::egress::{DEFAULT_SOURCE, Source};
 use super::section::{Check, Section, Spot};
 
 use rules::Part;
-pub use rules::{LimitRules, Mail, OfLanes, Says, Together};
+pub use rules::{LimitRules, Mail, OfLanes, Says, SiteLimits, Together};
 
 /// Tables there may be.
 const MOST: usize = 10_000;
@@ -329,6 +329,25 @@ mod tests {
             ],
             "nobody's hosts"
         );
+    }
+
+    /// A site of several hosts fits all rules of any of them.
+    #[test]
+    fn of_rules_for_several_hosts_of_a_site_the_stricter_holds() {
+        let rules = rules(
+            "[[limit]]\nsite = \"*\"\nmessages_per_second = 100\n\
+             [[limit]]\nsite = \"mx2.b.test\"\nconnections = 3\nmessages_per_second = 8\n\
+             [[limit]]\nsite = \"mx1.a.test\"\nconnections = 5\nmessages_per_second = 7\n",
+        );
+        for hosts in [["mx1.a.test", "mx2.b.test"], ["mx2.b.test", "mx1.a.test"]] {
+            let hosts = hosts.map(|host| host.parse().unwrap());
+            let scope = Scope {
+                site: Some("s".into()),
+                ..Scope::default()
+            };
+            let mail = rules.mail(scope, &hosts);
+            assert_eq!(of(&rules, &mail), [("site s".to_owned(), Some(3), Some(7.0))]);
+        }
     }
 
     #[test]

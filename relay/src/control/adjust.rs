@@ -9,6 +9,8 @@ use admin_api::{Caller, ControlError, Time};
 use mail_core::{Domain, Timestamp};
 use queue::{AdjustmentKey, AdjustmentKind as Kind, AdjustmentRecord, MAX_ADJUSTMENTS, Queue, ReadError};
 
+use crate::config::egress::DEFAULT_SOURCE;
+
 use super::QueueControl;
 use super::operate::{alone, reason, store};
 
@@ -94,7 +96,7 @@ impl QueueControl {
             } if !settings.tenants.contains_key(name) => wrong("tenant", name),
             queue::Scope {
                 source: Some(name), ..
-            } if delivery.egress.source(name).is_none() => wrong("source", name),
+            } if **name != *DEFAULT_SOURCE && delivery.egress.source(name).is_none() => wrong("source", name),
             queue::Scope { site: Some(site), .. } => match site.strip_prefix(SMART_HOST) {
                 Some(name) if !smart_hosts.iter().any(|host| *host.name == *name) => {
                     wrong("smart host", name)

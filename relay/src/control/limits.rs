@@ -170,6 +170,9 @@ mod tests {
                     Grant::Granted => sent += 1,
                     Grant::NotBefore { .. } | Grant::WhenFreed { .. } => {}
                 }
+                if budget.lock().wants_keeping() {
+                    ledger.wants_keeping(scope);
+                }
                 ledger.kept(&ledger.wanted(now), now);
             }
             ledger.settle(&queue, now).await.unwrap();

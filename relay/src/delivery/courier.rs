@@ -7,29 +7,30 @@
 mod guard;
 mod learn;
 mod operator;
+mod record;
 mod unread;
 
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use mail_core::{Domain, Recipient, Timestamp};
-use queue::{Aside, CommitError, Fate, Hop, NewMessage, Queue, Settle, UnitKey, Waiting};
+use queue::{Hop, NewMessage, Queue, UnitKey, Waiting};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Settings;
-use crate::prepare::{Loaded, PrepareError, Prepared, Preparer};
-use crate::report::{self, Cause, Kind, Notice, Original, ReportSettings};
+use crate::prepare::{PrepareError, Prepared, Preparer};
+use crate::report::{Cause, ReportSettings};
 use crate::routing::Routing;
-use crate::submission::rates::{Limit, Rates, Who};
+use crate::submission::rates::Rates;
 use crate::world::{Clock, DnsError, Net, Random};
 
 use guard::Stumbles;
+use record::past;
 
 use super::attempt::{self, Attempt, Load, OpenRecipient};
 use super::client_tls::ClientTls;
@@ -40,9 +41,9 @@ use super::judge;
 use super::known::Known;
 use super::lane::{ConnectionId, Hosts, Plan};
 use super::metrics::Metrics;
-use super::notify::{self, Circumstances, Peer};
+use super::notify::Peer;
 use super::route::{self, Route};
-use super::settle::{self, Outcome, Past, Verdict};
+use super::settle::{Outcome, Verdict};
 use super::shard::{Effect, Ending, Heard, Job, LaneId, Settled, Shard};
 use super::smart_host;
 
@@ -170,8 +171,11 @@ pub async fn run_renewed<N: Net>(
         clock.now(),
     );
     let _keeper = seat.place.is_first().then(|| {
-        let (ledger, queue) = (seat.place.ledger().clone(), parts.queue.clone());
-        let keeping = async move { ledger.keep(&queue, clock).await };
+        let (ledger, queue, way) = (seat.place.ledger().clone(), parts.queue.clone(), seat.way());
+        let keeping = async move {
+            let tell = |shard, scope| way.tell(shard, Word::Room(scope));
+            ledger.keep(&queue, clock, tell).await;
+        };
         AbortOnDropHandle::new(spawn_local(keeping))
     });
     let mut courier = Courier::new(parts, events, Memory::default());
@@ -666,250 +670,6 @@ impl<N: Net> Courier<N> {
         let now = self.parts.clock.now();
         self.parts.preparer.prepare(job.unit, message, now).await
     }
-
-    /// Has the outcomes recorded, with the report they cause. Waits for room in the committer's intake; what comes after the
-    /// disk has it is left to a task of its own, so that the connection can go on.
-    async fn record(
-        self: &Rc<Self>,
-        unit: UnitKey,
-        prepared: &Prepared,
-        outcomes: Vec<Outcome>,
-        hop: Option<Hop>,
-        (peer, again_after): (Peer, Option<Duration>),
-    ) {
-        if crate::sabotage::is_on("send-twice") && self.parts.random.below(3) == 0 {
-            return self.tell(Event::Settled(unit, Settled::Untouched));
-        }
-        let (mut settle, told) = self.settlement(unit, prepared, outcomes, hop, peer);
-        if let (Some(again), Some(after)) = (&mut settle.again, again_after) {
-            // A due time that no wait of ours reaches would be taken for a mistake of the clock.
-            let longest = self.retry_of(prepared.original().stream).longest();
-            learn::put_off(
-                again,
-                after.min(longest),
-                (told.at, past(prepared).last_chance(told.at)),
-            );
-        }
-        self.hand_over(unit, settle, told).await;
-    }
-
-    async fn hand_over(self: &Rc<Self>, unit: UnitKey, settle: Settle, told: Told) {
-        match self.parts.queue.settle(settle).await {
-            Ok(pending) => {
-                let courier = self.clone();
-                drop(spawn_local(async move {
-                    courier.recorded(unit, pending.await, &told).await;
-                }));
-            }
-            Err(error) => self.recorded(unit, Err(error), &told).await,
-        }
-    }
-
-    /// What is to be recorded of outcomes, reports included, and what is said of them then.
-    fn settlement(
-        &self,
-        unit: UnitKey,
-        prepared: &Prepared,
-        mut outcomes: Vec<Outcome>,
-        hop: Option<Hop>,
-        peer: Peer,
-    ) -> (Settle, Told) {
-        judge::class(&mut outcomes, &self.parts.settings.delivery.shaping);
-        let now = self.parts.clock.now();
-        let mut past = past(prepared);
-        let (original, old) = (prepared.original(), now.since(released_at(prepared)));
-        let transfer = prepared.message.transfer();
-        // RFC 2852 §4.1.3: who names a time is told then, and not at another.
-        let is_late = match transfer.notify_at() {
-            Some(at) => now >= at,
-            None => old >= self.reports.delay_after,
-        };
-        let circumstances = Circumstances {
-            now,
-            delay_due: past.delay_told.is_none() && is_late,
-            expires_at: past.expires_at,
-            by: transfer.by,
-            peer,
-            shaping: &self.parts.settings.delivery.shaping,
-        };
-        let notices = notify::notices(&outcomes, prepared.message.recipients(unit.unit), &circumstances);
-        let (kinds, reports): (Vec<_>, Vec<_>) =
-            self.reports_on(&original, &notices, now).into_iter().unzip();
-        if kinds.contains(&Kind::Delayed) {
-            past.delay_told = Some(now);
-        }
-        let backoff = self.retry_of(original.stream);
-        let source = hop.as_ref().map(|hop| hop.source.clone());
-        let mut settle = settle::settle(
-            unit,
-            past,
-            &outcomes,
-            hop,
-            reports,
-            (&backoff, self.parts.random.fraction()),
-            now,
-        );
-        if let Some(again) = &mut settle.again {
-            again.signature = prepared.signature.clone();
-        }
-        let told = Told {
-            at: now,
-            released_at: released_at(prepared),
-            attempt: settle.attempt,
-            tag: prepared.message.tag().cloned(),
-            source: source.filter(|source| !source.is_empty()),
-            outcomes,
-            kinds,
-        };
-        (settle, told)
-    }
-
-    /// The waits of a stream's mail.
-    fn retry_of(&self, stream: &str) -> queue::Backoff {
-        let delivery = &self.parts.settings.delivery;
-        let stream = delivery.streams.get(stream);
-        super::backoff(stream.map_or(&delivery.retry, |stream| &stream.retry))
-    }
-
-    /// The reports that these notices make, each of one kind; none for the null sender, and none beyond the rate of its domain:
-    /// where mail comes in under forged senders, we are not to be the ones who flood them.
-    fn reports_on(
-        &self,
-        original: &Original<'_>,
-        notices: &[Notice],
-        now: Timestamp,
-    ) -> Vec<(Kind, Arc<NewMessage>)> {
-        let mut reports = Vec::new();
-        let Some(sender) = original.reverse_path.mailbox().filter(|_| !notices.is_empty()) else {
-            return reports;
-        };
-        for kind in [Kind::Failed, Kind::Delayed, Kind::Relayed] {
-            let of_kind = |notice: &&Notice| notice.told.kind() == kind;
-            let notices: Vec<_> = notices.iter().filter(of_kind).cloned().collect();
-            let id = || self.parts.random.message_id(now);
-            let made = report::reports(original, &notices, &self.reports, now, &id);
-            let placed = |report| (kind, Arc::new(self.parts.routing.placed(report, now)));
-            let within = made
-                .into_iter()
-                .filter(|_| self.may_report(original, kind, sender.domain()));
-            reports.extend(within.map(placed));
-        }
-        reports
-    }
-
-    /// Whether one more report may go to a sender of this domain.
-    fn may_report(&self, original: &Original<'_>, kind: Kind, domain: &Domain) -> bool {
-        let rate = self.parts.settings.delivery.reports_per_domain;
-        let who = Who::Name(domain.as_str().into());
-        let wanted = [(Limit::DomainReports, Some(who), Some(rate))];
-        let over = self
-            .parts
-            .rates
-            .take(&wanted, tokio::time::Instant::now())
-            .is_err();
-        if over {
-            let kind = kind.action();
-            tracing::warn!(cause = %original.id, kind, %domain, "report left out: over the rate of the sender's domain");
-            self.parts
-                .metrics
-                .reports
-                .with_label_values(&[kind, "over_rate"])
-                .inc();
-        }
-        !over
-    }
-
-    /// Says, counts and tells the shard what is on disk now.
-    async fn recorded(&self, unit: UnitKey, result: Result<queue::Settled, CommitError>, told: &Told) {
-        match result {
-            Ok(settled) => {
-                for outcome in &told.outcomes {
-                    self.say(unit, outcome, told);
-                }
-                let moved = settled.unit.map_or(Settled::Gone, |unit| Settled::Due(unit.due));
-                self.tell(Event::Settled(unit, moved));
-                self.reported(unit, &settled.reports, &told.kinds);
-            }
-            Err(CommitError::Gone) => self.tell(Event::Settled(unit, Settled::Gone)),
-            Err(error) => {
-                self.parts.metrics.unrecorded.inc();
-                let said: Vec<_> = told
-                    .outcomes
-                    .iter()
-                    .map(|outcome| format!("{}: {}", outcome.mailbox, outcome.reply))
-                    .collect();
-                let said = said.join("; ");
-                tracing::error!(id = %unit.id, %error, outcomes = said, "an outcome could not be recorded");
-                let settled = match &error {
-                    CommitError::Damaged(_) => {
-                        let aside = Aside::unrecorded(&error, &said, self.parts.clock.now());
-                        self.set_aside(unit, aside).await
-                    }
-                    _ => Settled::Unknown,
-                };
-                self.tell(Event::Settled(unit, settled));
-            }
-        }
-    }
-
-    fn reported(&self, unit: UnitKey, reports: &[queue::Accepted], kinds: &[Kind]) {
-        for (report, kind) in reports.iter().zip(kinds) {
-            let kind = kind.action();
-            self.parts
-                .metrics
-                .reports
-                .with_label_values(&[kind, "queued"])
-                .inc();
-            tracing::info!(id = %report.id, cause = %unit.id, kind, "report queued");
-            self.tell(Event::Reported(report.units.clone()));
-        }
-    }
-
-    /// One line, and one count, for one recipient.
-    fn say(&self, unit: UnitKey, outcome: &Outcome, told: &Told) {
-        let metrics = &self.parts.metrics;
-        let Outcome { mailbox, reply, .. } = outcome;
-        let (id, attempt, host) = (unit.id, told.attempt, outcome.host.as_deref().unwrap_or_default());
-        let (tag, source) = (told.tag.as_deref(), told.source.as_deref());
-        let classes = &self.parts.settings.delivery.shaping.classes;
-        let class = outcome.class.map(|id| &*classes.get(id).name);
-        match &outcome.verdict {
-            Verdict::Delivered => {
-                let delay = told.at.since(told.released_at).as_secs_f64();
-                metrics.ended(Fate::Delivered);
-                metrics.delay.observe(delay);
-                tracing::info!(%id, tag, recipient = %mailbox, host, source, attempt, delay, reply, "delivered");
-            }
-            Verdict::Failed(Cause::Expired { .. }) => {
-                metrics.ended(Fate::Expired);
-                metrics.classed(class, "expired");
-                tracing::info!(%id, tag, recipient = %mailbox, attempt, class, reply, "expired");
-            }
-            Verdict::Failed(_) => {
-                metrics.ended(Fate::Bounced);
-                metrics.classed(class, "bounced");
-                tracing::info!(%id, tag, recipient = %mailbox, host, source, attempt, class, reply, "bounced");
-            }
-            Verdict::Deleted(_) => {
-                metrics.ended(Fate::Deleted);
-                tracing::info!(%id, tag, recipient = %mailbox, reason = reply, "deleted");
-            }
-            Verdict::Discarded => {
-                metrics.ended(Fate::Discarded);
-                tracing::info!(%id, tag, recipient = %mailbox, reason = reply, "discarded");
-            }
-            Verdict::Later => {
-                metrics.deferred.inc();
-                metrics.classed(class, "deferred");
-                tracing::info!(%id, tag, recipient = %mailbox, host, source, attempt, class, reply, "deferred");
-            }
-            Verdict::InDoubt => {
-                metrics.in_doubt.inc();
-                metrics.classed(class, "in_doubt");
-                tracing::warn!(%id, tag, recipient = %mailbox, host, source, attempt, class, reply, "in doubt");
-            }
-        }
-    }
 }
 
 /// What this relay goes by: an MX host of such a name is this relay.
@@ -922,20 +682,6 @@ pub fn own_names(settings: &Settings) -> Vec<Domain> {
         .filter_map(|source| source.ehlo.as_ref());
     let names = [&settings.hostname, &delivery.ehlo].into_iter().chain(of_sources);
     names.cloned().collect()
-}
-
-/// What is said of an attempt once it is recorded.
-struct Told {
-    at: Timestamp,
-    /// From when on it could be sent.
-    released_at: Timestamp,
-    attempt: u32,
-    tag: Option<Arc<str>>,
-    /// What it was sent from, where that was chosen.
-    source: Option<String>,
-    outcomes: Vec<Outcome>,
-    /// Of the reports, in order.
-    kinds: Vec<Kind>,
 }
 
 /// The unit's open recipients, with what is sent to them but for the rest of a large message.
@@ -969,31 +715,5 @@ fn load(prepared: &Prepared, unit: u16) -> Load {
         dsn: prepared.message.dsn().clone(),
         transfer: prepared.message.transfer(),
         recipients,
-    }
-}
-
-fn past(prepared: &Prepared) -> Past {
-    let (attempts, in_doubt) = prepared
-        .state
-        .as_ref()
-        .map_or((0, 0), |state| (state.attempts, state.in_doubt));
-    let delay_told = prepared.state.as_ref().and_then(|state| state.delay_told);
-    let expires_at = match &prepared.message {
-        Loaded::Memory(message) => message.expires_at,
-        Loaded::Record(_, envelope) => envelope.expires_at,
-    };
-    Past {
-        attempts,
-        in_doubt,
-        expires_at,
-        return_at: prepared.message.transfer().return_at(),
-        delay_told,
-    }
-}
-
-fn released_at(prepared: &Prepared) -> Timestamp {
-    match &prepared.message {
-        Loaded::Memory(message) => message.released_at(),
-        Loaded::Record(_, envelope) => envelope.released_at(),
     }
 }

@@ -303,8 +303,12 @@ pub struct Seat {
     /// Where it stands.
     pub place: Place,
     pub(super) words: mpsc::UnboundedReceiver<Word>,
-    shards: Arc<[mpsc::UnboundedSender<Word>]>,
+    way: Way,
 }
+
+/// The way to all shards, one's own too; cloning shares it.
+#[derive(Clone, Debug)]
+pub(super) struct Way(Arc<[mpsc::UnboundedSender<Word>]>);
 
 /// Doors to `count` shards, at least one, and the seats of these.
 pub fn open(count: usize) -> (Doors, Vec<Seat>) {
@@ -321,7 +325,7 @@ pub fn open(count: usize) -> (Doors, Vec<Seat>) {
             trials: trials.clone(),
         },
         words,
-        shards: shards.clone(),
+        way: Way(shards.clone()),
     };
     let seats = (0..).zip(ends).map(seat).collect();
     let room = Arc::new(Semaphore::new(UNTOLD));
@@ -461,9 +465,21 @@ impl Doors {
 }
 
 impl Seat {
-    /// Says a word to another shard. One that has gone has stopped for good: the store has all that matters.
+    /// The way to all shards.
+    pub(super) fn way(&self) -> Way {
+        self.way.clone()
+    }
+
+    /// See [`Way::tell`].
     pub(super) fn tell(&self, shard: usize, word: Word) {
-        if let Some(shard) = self.shards.get(shard) {
+        self.way.tell(shard, word);
+    }
+}
+
+impl Way {
+    /// Says a word to a shard. One that has gone has stopped for good: the store has all that matters.
+    pub(super) fn tell(&self, shard: usize, word: Word) {
+        if let Some(shard) = self.0.get(shard) {
             let _ = shard.send(word);
         }
     }

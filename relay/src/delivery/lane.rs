@@ -8,6 +8,8 @@ use std::time::Duration;
 use mail_core::{Domain, Timestamp};
 use queue::{QueueId, Scope};
 
+use crate::config::egress::DEFAULT_SOURCE;
+use crate::config::limits::SiteLimits;
 use crate::config::settings::{AddressFamily, DeliverySettings, Destination, DestinationLimits, TlsLevel};
 use crate::config::smart_hosts::SmartHost;
 use crate::config::streams::Streams;
@@ -47,6 +49,17 @@ impl LaneKey {
         name
     }
 
+    /// What limits and adjustments may be about, but for the tenant, of mail to hosts of this provider. Mail of no pool has a source, too.
+    pub fn mail(&self, provider: Option<&Provider>) -> Scope {
+        let source = self.source.clone();
+        Scope {
+            site: Some(self.site.clone()),
+            provider: provider.map(|provider| provider.name.clone()),
+            tenant: None,
+            source: Some(source.unwrap_or_else(|| DEFAULT_SOURCE.into())),
+        }
+    }
+
     /// The site and the source that a lane's name says.
     pub fn site_and_source(name: &str) -> (&str, Option<&str>) {
         let (rest, source) = match name.rsplit_once(" source ") {
@@ -68,8 +81,9 @@ pub struct Rule {
     pub family: AddressFamily,
     /// The lane's limits.
     pub limits: DestinationLimits,
-    /// The destination's rule limits connections or messages itself: these are its own, beside those of other lanes to the site.
-    pub is_apart: bool,
+    /// What it has together with the other lanes to the site. Of what the destination's rule gives it more than that, nothing: that is its
+    /// own, beside theirs.
+    pub of_site: SiteLimits,
     /// Connections that all lanes to the provider have together, of each source.
     pub to_provider: Option<u64>,
 }
@@ -113,16 +127,16 @@ impl Rule {
                 name: Some(Self::name(rule)),
                 tls: rule.tls,
                 family: rule.family,
+                of_site: of_site(&limits, &rule.limits.over(&limits)),
                 limits: rule.limits.over(&limits),
-                is_apart: rule.limits.connections.is_some() || rule.limits.messages_per_second.is_some(),
                 to_provider: together.filter(|_| rule.limits.connections.is_none()),
             },
             None => Self {
                 name: None,
                 tls: settings.tls,
                 family: settings.family,
+                of_site: of_site(&limits, &limits),
                 limits,
-                is_apart: false,
                 to_provider: together,
             },
         }
@@ -133,6 +147,19 @@ impl Rule {
             true => format!("*.{}", rule.domain).into(),
             false => rule.domain.as_str().into(),
         }
+    }
+}
+
+/// What of a site's limits holds for a lane that has limits of its own.
+fn of_site(site: &DestinationLimits, own: &DestinationLimits) -> SiteLimits {
+    let is_faster = match (own.messages_per_second, site.messages_per_second) {
+        (Some(own), Some(site)) => own > site,
+        (None, Some(_)) => true,
+        (_, None) => false,
+    };
+    SiteLimits {
+        connections: (own.connections <= site.connections).then_some(site.connections as u64),
+        messages_per_second: site.messages_per_second.filter(|_| !is_faster),
     }
 }
 
@@ -206,6 +233,25 @@ pub struct Idle {
     pub connection: ConnectionId,
 }
 
+/// How long a connection has served its lane.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    /// It came about, or is being opened since then.
+    pub since: Timestamp,
+    /// Messages that have gone over it, or were tried.
+    pub messages: u32,
+}
+
+impl Service {
+    /// It begins now.
+    pub fn new(now: Timestamp) -> Self {
+        Self {
+            since: now,
+            messages: 0,
+        }
+    }
+}
+
 /// Why a lane rests, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rest {
@@ -238,8 +284,8 @@ pub struct Lane {
     pub max_connections: usize,
     /// Messages a second, as configured.
     pub rate: Option<f64>,
-    /// See [`Rule::is_apart`].
-    pub is_apart: bool,
+    /// See [`Rule::of_site`].
+    pub of_site: SiteLimits,
     /// See [`Rule::to_provider`].
     pub to_provider: Option<u64>,
     /// What replies have taught it, and how it goes lately.
@@ -254,8 +300,8 @@ pub struct Lane {
     pub open: usize,
     /// Messages on the wire by stream, where some stream has a part of its own.
     pub busy: BTreeMap<Arc<str>, usize>,
-    /// When each was opened, where it passes gates.
-    pub opened: BTreeMap<ConnectionId, Timestamp>,
+    /// How long each has served it, where it passes gates.
+    pub service: BTreeMap<ConnectionId, Service>,
     /// Set by failures to connect, cleared by the first transaction that gets through.
     pub rest: Option<Rest>,
     /// A further connection was refused while others work: none is opened before this moment.
@@ -283,7 +329,7 @@ impl Lane {
             waits_at: None,
             max_connections: rule.limits.connections,
             rate: rule.limits.messages_per_second,
-            is_apart: rule.is_apart,
+            of_site: rule.of_site,
             to_provider: rule.to_provider,
             adapt: Adapt::new(now),
             turn: Turn::default(),
@@ -291,7 +337,7 @@ impl Lane {
             idle: Vec::new(),
             open: 0,
             busy: BTreeMap::new(),
-            opened: BTreeMap::new(),
+            service: BTreeMap::new(),
             rest,
             no_more_before: Timestamp(0),
             timer: None,
@@ -306,18 +352,13 @@ impl Lane {
         self.limiter.set_rate(rule.limits.messages_per_second, now);
         self.max_connections = rule.limits.connections;
         self.rate = rule.limits.messages_per_second;
-        (self.is_apart, self.to_provider) = (rule.is_apart, rule.to_provider);
+        (self.of_site, self.to_provider) = (rule.of_site, rule.to_provider);
         self.adapt.apply(self.configured(), now);
     }
 
     /// What limits and adjustments may be about, but for the tenant.
     pub fn scope(&self) -> Scope {
-        Scope {
-            site: Some(self.key.site.clone()),
-            provider: self.provider.as_ref().map(|provider| provider.name.clone()),
-            tenant: None,
-            source: self.key.source.clone(),
-        }
+        self.key.mail(self.provider.as_deref())
     }
 
     /// Whether mail of a stream may be sent beside what is on the wire, so that others keep their part.
@@ -352,10 +393,11 @@ impl Lane {
         rest.max(held).filter(|&until| until > now)
     }
 
-    /// Whether one more connection may be opened: after a failure one alone tries whether the site works again.
+    /// Whether one more connection may be opened: after a failure one alone tries whether the site works again. Where further ones
+    /// are not to be tried yet, a first one is: if it fails, the lane rests or is suspended, and that is told.
     pub fn may_open(&self, now: Timestamp) -> bool {
         let may = self.adapt.may_open(self.open, self.configured());
-        may && (self.rest.is_none() || self.open == 0) && now >= self.no_more_before
+        may && (self.open == 0 || (self.rest.is_none() && now >= self.no_more_before))
     }
 
     /// Notes that no connection came about. True if the lane rests now, by its own account; false if other connections
@@ -403,7 +445,7 @@ mod tests {
             tls: TlsLevel::Off,
             family: AddressFamily::Any,
             limits: limits(3),
-            is_apart: false,
+            of_site: SiteLimits::default(),
             to_provider: None,
         };
         let key = LaneKey {

@@ -1,5 +1,6 @@
 //! Smart hosts: which of a group is tried first, and on what terms.
 
+use crate::config::limits::SiteLimits;
 use crate::config::smart_hosts::{RelayHost, SmartHost};
 use crate::report::Cause;
 use crate::world::Random;
@@ -63,7 +64,7 @@ pub fn rule(group: &SmartHost) -> Rule {
         tls: group.tls,
         family: group.family,
         limits: group.limits.clone(),
-        is_apart: false,
+        of_site: SiteLimits::default(),
         to_provider: None,
     }
 }

@@ -158,6 +158,13 @@ impl<T: Copy + Eq> Turn<T> {
         tenants.map(|tenant| tenant.queues.len()).sum()
     }
 
+    /// How many of them are of streams of more weight than this.
+    pub fn len_above(&self, weight: u32) -> usize {
+        let streams = self.streams.iter().filter(|stream| stream.weight > weight.into());
+        let tenants = streams.flat_map(|stream| &stream.tenants);
+        tenants.map(|tenant| tenant.queues.len()).sum()
+    }
+
     /// All queues, in no order of meaning.
     pub fn queues(&self) -> Vec<T> {
         let tenants = self.streams.iter().flat_map(|stream| &stream.tenants);

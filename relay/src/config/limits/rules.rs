@@ -56,8 +56,8 @@ pub struct LimitRules {
 pub struct Mail {
     /// Its parts.
     pub scope: Scope,
-    /// The pattern of a rule that one of the site's hosts fits.
-    site: Option<Arc<str>>,
+    /// The patterns of rules that some of the site's hosts fit.
+    sites: Vec<Arc<str>>,
     together: Together,
 }
 
@@ -66,8 +66,8 @@ pub struct Mail {
 pub struct Together {
     /// Connections from one source to the provider's hosts. A `[[limit]]` that names the provider says it in place of this.
     pub to_provider: Option<u64>,
-    /// From one source to the site, where its lanes have to be told of as one.
-    pub to_site: Option<OfLanes>,
+    /// From one source to the site: what its lanes have to be told of as one, and what one of them has to keep parts of.
+    pub to_site: Vec<OfLanes>,
 }
 
 /// What some lanes to a site have together.
@@ -75,9 +75,16 @@ pub struct Together {
 pub struct OfLanes {
     /// What the limits call the site.
     pub site: Arc<str>,
+    /// How much.
+    pub limits: SiteLimits,
+}
+
+/// Limits of a site from one source, as far as a lane comes under them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SiteLimits {
     /// Connections at once.
-    pub connections: u64,
-    /// Messages a second, if they are limited.
+    pub connections: Option<u64>,
+    /// Messages a second.
     pub messages_per_second: Option<f64>,
 }
 
@@ -138,10 +145,16 @@ impl LimitRules {
 
     /// What rules may be about, of mail of this scope to these hosts.
     pub fn mail<'a>(&self, scope: Scope, hosts: impl IntoIterator<Item = &'a Domain>) -> Mail {
-        let mut found = hosts
-            .into_iter()
-            .filter_map(|host| self.by_host.find(host.as_str()));
-        let site = if self.sites.is_empty() { None } else { found.next() };
+        let mut found: Vec<_> = match self.sites.is_empty() {
+            true => Vec::new(),
+            false => {
+                let found = |host: &Domain| self.by_host.find(host.as_str());
+                hosts.into_iter().filter_map(found).collect()
+            }
+        };
+        found.sort_unstable();
+        found.dedup();
+        let named = |number: usize| self.sites.get(number).cloned();
         let source = scope.source.unwrap_or_else(|| DEFAULT_SOURCE.into());
         Mail {
             scope: Scope {
@@ -149,7 +162,7 @@ impl LimitRules {
                 ..scope
             },
             together: Together::default(),
-            site: site.and_then(|number| self.sites.get(number)).cloned(),
+            sites: found.into_iter().filter_map(named).collect(),
         }
     }
 
@@ -162,10 +175,11 @@ impl LimitRules {
                 continue;
             };
             let mut limits = ScopeLimits::default();
-            for key in keys(mail, *axes) {
-                if let Some(table) = self.rules.get(&key) {
-                    limits = limits.over(&table.limits);
-                }
+            // Hosts of a site may fit several rules that name as much: the stricter holds.
+            for alike in keys(mail, *axes).chunk_by(|one, other| wide(one) == wide(other)) {
+                let tables = alike.iter().filter_map(|key| self.rules.get(key));
+                let strictest = tables.fold(ScopeLimits::default(), |all, table| all.least(&table.limits));
+                limits = limits.over(&strictest);
             }
             if limits != ScopeLimits::default() {
                 all.push((scope, limits));
@@ -207,16 +221,21 @@ impl LimitRules {
             };
             tighten(all, scope, &shipped);
         }
-        if let Some(of) = to_site
-            && let Some(scope) = narrowed(&mail.scope, [true, false, false, true])
-        {
+        let Some(scope) = narrowed(&mail.scope, [true, false, false, true]) else {
+            return;
+        };
+        for of in to_site {
             let site = Some(of.site.clone());
             let limits = ScopeLimits {
-                connections: Some(of.connections),
-                messages_per_second: of.messages_per_second,
+                connections: of.limits.connections,
+                messages_per_second: of.limits.messages_per_second,
                 ..ScopeLimits::default()
             };
-            tighten(all, Scope { site, ..scope }, &limits);
+            let scope = Scope {
+                site,
+                ..scope.clone()
+            };
+            tighten(all, scope, &limits);
         }
     }
 
@@ -315,13 +334,18 @@ fn narrowed(scope: &Scope, [site, provider, tenant, source]: Axes) -> Option<Sco
 /// The rules that may be about the mail, those that name most first.
 fn keys(mail: &Mail, axes: Axes) -> Vec<Key> {
     let scope = &mail.scope;
-    let names = [&mail.site, &scope.provider, &scope.tenant, &scope.source];
+    let [provider, tenant, source] =
+        [&scope.provider, &scope.tenant, &scope.source].map(|name| name.as_slice());
     let mut keys: Vec<Key> = vec![[const { Part::All }; 4]];
-    for (number, (said, name)) in axes.into_iter().zip(names).enumerate() {
+    for (number, (said, names)) in axes
+        .into_iter()
+        .zip([&mail.sites[..], provider, tenant, source])
+        .enumerate()
+    {
         if !said {
             continue;
         }
-        let named = name.iter().map(|name| Part::Only(name.clone()));
+        let named = names.iter().map(|name| Part::Only(name.clone()));
         let parts: Vec<_> = named.chain([Part::Each]).collect();
         let with = |key: &Key, part: &Part| {
             let mut key = key.clone();
@@ -333,6 +357,11 @@ fn keys(mail: &Mail, axes: Axes) -> Vec<Key> {
             .flat_map(|part| keys.iter().map(move |key| with(key, part)))
             .collect();
     }
-    keys.sort_by_key(|key| key.iter().filter(|part| **part == Part::Each).count());
+    keys.sort_by_key(wide);
     keys
+}
+
+/// Of how many parts it is about each.
+fn wide(key: &Key) -> usize {
+    key.iter().filter(|part| **part == Part::Each).count()
 }

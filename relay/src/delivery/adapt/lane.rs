@@ -22,6 +22,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// A refusal for each so many attempts that got through is no reason to stop.
 const WORKS: u32 = 9;
 
+/// So many with nothing that got through in between are, whatever did before.
+const REFUSED_IN_A_ROW: u32 = 10;
+
 /// Suspensions in a row, with nothing that got through in between, last for at least 2, 4, 8 … seconds, up to this: a peer that
 /// asks for a second again and again is not asked each second.
 const LEAST_IN_A_ROW: Duration = Duration::from_secs(60);
@@ -84,7 +87,9 @@ pub struct Adapt {
     tenants: Vec<(Arc<str>, Held)>,
     /// One connection alone tries whether the site takes mail again.
     probing: bool,
+    /// Suspensions, and refusals, with nothing that got through in between.
     in_a_row: u32,
+    refused_in_a_row: u32,
 }
 
 /// Connections are refused while others work, or may yet.
@@ -114,6 +119,7 @@ impl Adapt {
             tenants: Vec::new(),
             probing: false,
             in_a_row: 0,
+            refused_in_a_row: 0,
         }
     }
 
@@ -221,7 +227,7 @@ impl Adapt {
     /// A message got through, over one of `open` connections.
     pub fn through(&mut self, open: usize, configured: Limits, now: Timestamp) -> Option<Step> {
         self.window.at(now).through += 1;
-        self.in_a_row = 0;
+        (self.in_a_row, self.refused_in_a_row) = (0, 0);
         let before = self.pace?;
         let limits = self.limits(configured);
         let after = before.worked(self.working(open), self.window.rate(now), limits, now);
@@ -327,12 +333,13 @@ impl Adapt {
     /// Notes a reply that asks for less, or for nothing.
     pub fn refused(&mut self, now: Timestamp) {
         self.window.at(now).refused += 1;
+        self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
     }
 
-    /// Most of what was tried lately got through: one bad reply is no reason to stop.
+    /// Most of what was tried lately got through, and some of what was tried just now: one bad reply is no reason to stop.
     pub fn works(&mut self, now: Timestamp) -> bool {
         let (through, refused) = self.window.counts(now);
-        through > WORKS * refused
+        through > WORKS * refused && self.refused_in_a_row < REFUSED_IN_A_ROW
     }
 
     /// How long it is suspended for that is asked to wait for `time`, and was suspended for `last` a moment ago: a lane that has left

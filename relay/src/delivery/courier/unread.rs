@@ -16,7 +16,8 @@ use crate::prepare::{Loaded, PrepareError, Prepared};
 use crate::report::Cause;
 use crate::world::Net;
 
-use super::{Courier, Event, Told, load};
+use super::record::Told;
+use super::{Courier, Event, load};
 
 /// After the store failed to answer.
 const STORE_AGAIN: Duration = Duration::from_secs(5);

@@ -22,10 +22,10 @@ use crate::config::streams::Streams;
 const AHEAD: u64 = 10;
 
 /// Counts ahead of use, where a tenth is less: each costs a write. Of a limit so small that this is more than a tenth, it is a tenth all the same.
-const LEAST_AHEAD: u64 = 8;
+const LEAST_AHEAD: u64 = 64;
 
-/// A write that is waited for takes about so long.
-const WRITTEN_IN: Duration = Duration::from_millis(20);
+/// Who waits for a write is told once it is done; it asks by itself this long after, should that take longer.
+const WRITTEN_IN: Duration = Duration::from_millis(100);
 
 /// What stands on disk is for so long, and counted as if it was used only then: where minutes are limited, and where they are not.
 const COVERED: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
@@ -78,6 +78,8 @@ struct Ahead {
     before: u64,
     /// More is to be written.
     wanted: bool,
+    /// Whoever writes has been told so.
+    told: bool,
 }
 
 impl Ahead {
@@ -89,6 +91,7 @@ impl Ahead {
             renewed: 0,
             before: 0,
             wanted: false,
+            told: false,
         }
     }
 }
@@ -268,13 +271,15 @@ impl Budget {
                 ahead.until = keep.until;
             }
             ahead.wanted = ahead.taken >= ahead.covered;
+            ahead.told = false;
         }
         self.freed(now)
     }
 
-    /// Whether something is to be written.
-    pub fn wants_keeping(&self) -> bool {
-        self.ahead.as_ref().is_some_and(|ahead| ahead.wanted)
+    /// Whether something is to be written. It is said once, until it is [`Self::kept`].
+    pub fn wants_keeping(&mut self) -> bool {
+        let wants = |ahead: &mut Ahead| ahead.wanted && !std::mem::replace(&mut ahead.told, true);
+        self.ahead.as_mut().is_some_and(wants)
     }
 
     /// Takes what one message needs, or says when to ask again. What is taken is ended by [`Self::sent`], or given back by
@@ -614,11 +619,11 @@ mod tests {
         };
         let mut budget = Budget::new(limits, false, Counted::Nothing, START);
         keep(&mut budget, START);
-        for _ in 0..4 {
+        for _ in 0..LEAST_AHEAD / 2 {
             assert_eq!(budget.message(0, &ASKED, START), Grant::Granted);
         }
         let written = budget.to_keep(START).unwrap();
-        for _ in 0..4 {
+        for _ in 0..LEAST_AHEAD / 2 {
             budget.refund("bulk", 0, START);
         }
         budget.kept(&written, START);

@@ -1,6 +1,6 @@
 //! All budgets, found by their scope; shared by all shards.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const AT_ONCE: usize = 1_000;
 const MOST: usize = 20_000;
 
 /// Counts are written at most this often.
-const EVERY: Duration = Duration::from_millis(20);
+const EVERY: Duration = Duration::from_millis(5);
 
 /// After a write that failed.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -39,7 +39,19 @@ struct Shared {
     budgets: Mutex<HashMap<Scope, Arc<Mutex<Budget>>>>,
     /// Whose counts on disk are over.
     gone: Mutex<Vec<Scope>>,
+    /// Whose counts are to be written; each is here once.
+    wanting: Mutex<VecDeque<Scope>>,
     wanted: Notify,
+}
+
+/// What is to be written of one budget, which stays in memory meanwhile.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Whose it is.
+    pub scope: Scope,
+    budget: Arc<Mutex<Budget>>,
+    /// What.
+    pub keep: Keep,
 }
 
 impl Ledger {
@@ -112,13 +124,15 @@ impl Ledger {
         used
     }
 
-    /// Some budget wants its counts written.
-    pub fn wants_keeping(&self) {
+    /// The budget of this scope wants its counts written.
+    pub fn wants_keeping(&self, scope: &Scope) {
+        self.0.wanting.lock().push_back(scope.clone());
         self.0.wanted.notify_one();
     }
 
-    /// Keeps what windows have counted on disk, for as long as it is polled: one of it for all shards.
-    pub async fn keep(&self, queue: &Queue, clock: Clock) {
+    /// Keeps what windows have counted on disk, for as long as it is polled: one of it for all shards. `tell`: this shard may go on
+    /// at this scope.
+    pub async fn keep(&self, queue: &Queue, clock: Clock, tell: impl Fn(usize, Scope)) {
         self.forget_old(queue, clock.now()).await;
         loop {
             self.0.wanted.notified().await;
@@ -130,13 +144,19 @@ impl Ledger {
                 }
                 let kept = wanted
                     .iter()
-                    .map(|(scope, keep)| (scope.clone(), Some(keep.record.clone())));
+                    .map(|wanted| (wanted.scope.clone(), Some(wanted.keep.record.clone())));
                 // One that fails is deleted at the next start.
                 let counts = kept.chain(gone.into_iter().map(|scope| (scope, None)));
                 match queue.keep_counts(counts.collect()).await {
-                    Ok(()) => self.kept(&wanted, clock.now()),
+                    Ok(()) => {
+                        for (shard, scope) in self.kept(&wanted, clock.now()) {
+                            tell(shard, scope);
+                        }
+                    }
                     Err(error) => {
                         tracing::error!(%error, "what limits have counted can't be written: their mail waits");
+                        let scopes = wanted.into_iter().map(|wanted| wanted.scope);
+                        self.0.wanting.lock().extend(scopes);
                         sleep(AGAIN).await;
                     }
                 }
@@ -152,23 +172,36 @@ impl Ledger {
         gone
     }
 
-    /// What is to be written, of some budgets.
-    pub fn wanted(&self, now: Timestamp) -> Vec<(Scope, Keep)> {
-        let all = self.0.budgets.lock();
-        let keep = |(scope, budget): (&Scope, &Arc<Mutex<Budget>>)| {
-            let keep = budget.lock().to_keep(now)?;
-            Some((scope.clone(), keep))
-        };
-        all.iter().filter_map(keep).take(AT_ONCE).collect()
-    }
-
-    /// It is on disk. Shards that wait come by themselves.
-    pub fn kept(&self, written: &[(Scope, Keep)], now: Timestamp) {
-        for (scope, keep) in written {
-            if let Some(budget) = self.find(scope) {
-                budget.lock().kept(keep, now);
+    /// What is to be written, of some budgets; of none only where there is none.
+    pub fn wanted(&self, now: Timestamp) -> Vec<Wanted> {
+        let mut all = Vec::new();
+        let mut wanting = self.0.wanting.lock();
+        while all.len() < AT_ONCE
+            && let Some(scope) = wanting.pop_front()
+        {
+            let budget = self.find(&scope);
+            let keep = budget.as_ref().and_then(|budget| budget.lock().to_keep(now));
+            if let (Some(budget), Some(keep)) = (budget, keep) {
+                all.push(Wanted { scope, budget, keep });
             }
         }
+        all
+    }
+
+    /// It is on disk. Which shards are first in the lines of what was held up by that.
+    pub fn kept(&self, written: &[Wanted], now: Timestamp) -> Vec<(usize, Scope)> {
+        let mut told = Vec::new();
+        for Wanted { scope, budget, keep } in written {
+            let mut budget = budget.lock();
+            let shards = budget.kept(keep, now);
+            let wants_more = budget.wants_keeping();
+            drop(budget);
+            told.extend(shards.into_iter().flatten().map(|shard| (shard, scope.clone())));
+            if wants_more {
+                self.wants_keeping(scope);
+            }
+        }
+        told
     }
 
     /// Nothing goes out any more: has what was used on disk, in place of what is ahead of use.

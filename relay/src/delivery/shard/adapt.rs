@@ -13,7 +13,7 @@ use queue::{
 
 use crate::delivery::adapt::{Held, Others, Pace, SaidTo, Step};
 use crate::delivery::exchange::Word;
-use crate::delivery::lane::{ConnectionId, Lane};
+use crate::delivery::lane::{ConnectionId, Lane, Service};
 use crate::shaping::Reach;
 use crate::world::log_time;
 
@@ -168,8 +168,8 @@ impl Shard {
         if let Some(at) = self.lanes.get_mut(lane) {
             at.adapt.opened(connection, at.open, now);
             // From here on it serves its lane.
-            if let Some(opened) = at.opened.get_mut(&connection) {
-                *opened = now;
+            if let Some(service) = at.service.get_mut(&connection) {
+                *service = Service::new(now);
             }
             self.source_serves(lane, connection, now);
             self.settle_pace(lane, now);
@@ -206,7 +206,9 @@ impl Shard {
             reach, time, ruled, ..
         } = others
         {
-            if ruled || !at.adapt.works(now) {
+            // Said to the only connection there is, nothing works beside it.
+            let is_alone = heard.door.is_some() && at.open <= 1;
+            if ruled || is_alone || !at.adapt.works(now) {
                 return self.suspend_by_reply(lane, heard, reach, time, now);
             }
             if heard.door.is_some() {
@@ -232,10 +234,11 @@ impl Shard {
     ) {
         let tenant = self.active.get(&heard.unit.queue);
         let tenant = tenant.map(|active| active.name.tenant.clone());
+        let has_sources = self.has_sources();
         let Some(at) = self.lanes.get_mut(lane) else {
             return;
         };
-        let scope = reaches(at, reach, tenant);
+        let scope = reaches(at, reach, tenant, has_sources);
         let key = AdjustmentKey::suspended(scope);
         let last = self.adjustments.get(&key);
         let before = last.filter(|before| before.holds(now));
@@ -267,6 +270,11 @@ impl Shard {
         self.effects
             .push(Effect::Stepped("suspended", heard.class.clone()));
         self.suspend(record, now);
+    }
+
+    /// Whether mail may come from somewhere else than the default source.
+    fn has_sources(&self) -> bool {
+        !self.settings.egress.sources.is_empty()
     }
 
     /// A suspension begins, here and at all shards, and stands in the store.
@@ -404,10 +412,11 @@ impl Shard {
     /// A lane that has just come into memory goes by what it had learned, and by what stands.
     pub(super) fn remember_lane(&mut self, lane: LaneId, now: Timestamp) {
         self.refresh_lane(lane, now);
+        let has_sources = self.has_sources();
         let Some(at) = self.lanes.get_mut(lane) else {
             return;
         };
-        match self.queue.adjustment(&learned(at)) {
+        match self.queue.adjustment(&learned(at, has_sources)) {
             Ok(Some(record)) if record.holds(now) && is_sound(&record, now) => {
                 let configured = at.configured();
                 at.adapt.set_pace(Some(Pace::read(&record)), configured, now);
@@ -487,6 +496,7 @@ impl Shard {
     }
 
     fn stepped(&mut self, lane: LaneId, step: Option<Step>, now: Timestamp) {
+        let has_sources = self.has_sources();
         let (Some(step), Some(at)) = (step, self.lanes.get_mut(lane)) else {
             return;
         };
@@ -522,7 +532,7 @@ impl Shard {
         self.effects
             .push(Effect::Stepped(word, class.unwrap_or_else(|| Arc::from("other"))));
         if step == Step::Ended {
-            let key = learned(at);
+            let key = learned(at, has_sources);
             at.unsaved = None;
             self.queue.end_adjustment(key, now, "its successes", now);
         } else {
@@ -536,6 +546,7 @@ impl Shard {
         let is_meant = |lane: &Lane| scope.covers(&lane.scope()) && lane.adapt.pace().is_some();
         let meant = self.lanes.iter().filter(|(_, lane)| is_meant(lane));
         let meant: Vec<_> = meant.map(|(id, _)| id).collect();
+        let has_sources = self.has_sources();
         for lane in meant {
             let Some(at) = self.lanes.get_mut(lane) else {
                 continue;
@@ -544,7 +555,7 @@ impl Shard {
             at.adapt.set_pace(None, configured, now);
             at.unsaved = None;
             tracing::info!(site = %at.key.scope(), by, "goes by its limits again");
-            let key = learned(at);
+            let key = learned(at, has_sources);
             self.queue.end_adjustment(key, now, by, now);
             self.pump(lane, now);
         }
@@ -577,6 +588,7 @@ impl Shard {
 
     /// Writes a lane's pace down, if it has changed.
     pub(super) fn save_pace(&mut self, lane: LaneId) {
+        let has_sources = self.has_sources();
         let Some(at) = self.lanes.get_mut(lane) else {
             return;
         };
@@ -589,7 +601,7 @@ impl Shard {
             None => (String::new(), None, None),
         };
         let record = AdjustmentRecord {
-            key: learned(at),
+            key: learned(at, has_sources),
             since: pace.since,
             changed: pace.changed,
             until: Some(pace.changed + FORGOTTEN_AFTER),
@@ -635,23 +647,25 @@ fn longer(known: &mut Held, new: Held) {
     }
 }
 
+/// What a lane's mail comes from, where there is more than one such place.
+fn source_of(lane: &Lane, has_sources: bool) -> Option<Arc<str>> {
+    lane.scope().source.filter(|_| has_sources)
+}
+
 /// Under which key a lane's pace is kept.
-fn learned(lane: &Lane) -> AdjustmentKey {
+fn learned(lane: &Lane, has_sources: bool) -> AdjustmentKey {
     let scope = Scope {
         provider: None,
+        source: source_of(lane, has_sources),
         ..lane.scope()
     };
     AdjustmentKey::learned(scope, lane.key.rule.as_deref().map(Arc::from))
 }
 
 /// Which mail a reply said to this lane suspends.
-fn reaches(lane: &Lane, reach: Reach, tenant: Option<Arc<str>>) -> Scope {
-    let Scope {
-        site,
-        provider,
-        source,
-        ..
-    } = lane.scope();
+fn reaches(lane: &Lane, reach: Reach, tenant: Option<Arc<str>>, has_sources: bool) -> Scope {
+    let Scope { site, provider, .. } = lane.scope();
+    let source = source_of(lane, has_sources);
     // Where nobody is known to run the hosts, the site is all there is.
     let site_or_provider = Scope {
         site: site.clone().filter(|_| provider.is_none()),
@@ -679,3 +693,6 @@ fn reaches(lane: &Lane, reach: Reach, tenant: Option<Arc<str>>) -> Scope {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

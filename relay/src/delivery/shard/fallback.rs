@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use mail_core::{Domain, Timestamp};
-use queue::{HoldScope, QueueId, Scope};
+use queue::{HoldScope, QueueId};
 
 use crate::config::egress::Pool;
 use crate::config::settings::DeliverySettings;
@@ -59,13 +59,7 @@ impl Shard {
                 (lane.rest.clone(), suspended)
             }
             None => {
-                let provider = first.provider(&self.settings);
-                let lane = Scope {
-                    site: Some(key.site.clone()),
-                    provider: provider.map(|provider| provider.name.clone()),
-                    tenant: None,
-                    source: key.source.clone(),
-                };
+                let lane = key.mail(first.provider(&self.settings).map(|provider| &**provider));
                 let rest = self.rest(&HoldScope::Lane(key.scope()), now);
                 (rest, self.is_suspended(&lane, tenant, now))
             }

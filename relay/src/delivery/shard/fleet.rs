@@ -266,8 +266,17 @@ impl Fleet {
                 let (_, _, next) = self.events.pop_first().unwrap();
                 self.happen(next).await;
             }
+            self.keep().await;
         }
         self.now = end;
+    }
+
+    /// Peers close all connections, none of which is in use.
+    pub fn close_all(&mut self) {
+        for (shard, connection) in self.open.keys().copied().collect::<Vec<_>>() {
+            let lane = self.lanes[&(shard, connection)];
+            self.later(Duration::ZERO, Next::Closed(shard, lane, connection));
+        }
     }
 
     /// Has what windows counted written, as the ledger does by itself.
@@ -277,9 +286,11 @@ impl Fleet {
         if !wanted.is_empty() {
             let counts = wanted
                 .iter()
-                .map(|(scope, keep)| (scope.clone(), Some(keep.record.clone())));
+                .map(|wanted| (wanted.scope.clone(), Some(wanted.keep.record.clone())));
             self.queue.keep_counts(counts.collect()).await.unwrap();
-            ledger.kept(&wanted, self.now);
+            for (shard, scope) in ledger.kept(&wanted, self.now) {
+                self.word(shard, Word::Room(scope));
+            }
         }
     }
 
@@ -400,7 +411,7 @@ impl Fleet {
             domain: name.domain.to_string(),
             tenant: name.tenant.to_string(),
             stream: name.stream.to_string(),
-            source: self.shards[shard].lanes[lane].scope().source,
+            source: self.shards[shard].lanes[lane].key.source.clone(),
             site: self.shards[shard].lanes[lane].key.site.to_string(),
             connection: (shard, connection),
             opened,

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use queue::{QueueId, QueueName, Scope, UnitKey};
 
 use crate::delivery::exchange::{Waits, Word};
-use crate::delivery::lane::ConnectionId;
+use crate::delivery::lane::{ConnectionId, Service};
 use crate::delivery::limits::Grant;
 use crate::delivery::limits::budget::{Asked, Budget, RESERVED};
 use crate::delivery::turn::Turn;
@@ -25,8 +25,12 @@ use super::{LaneId, Shard, Standing, Timer};
 /// Who waits to be told is told at once; it asks by itself this long after, should that be lost.
 const TOLD: Duration = Duration::from_secs(1);
 
-/// Where others wait for a connection, each is a lane's for so long; less, where mail of more weight waits.
-const QUANTUM: Duration = Duration::from_secs(1);
+/// Where others wait for a connection, each is a lane's for so long and so many messages, so that what opening it cost is not for one;
+/// less, where mail of more weight waits that has none.
+const QUANTUM: (Duration, u32) = (Duration::from_secs(1), 4);
+
+/// So long is enough, however few messages went.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Whoever comes behind others that are being served is served in the next round.
 const SOON: Duration = Duration::from_millis(1);
@@ -177,17 +181,19 @@ impl Shard {
                 own: is_own,
             });
         }
-        if self.lanes[lane].idle.is_empty()
-            && let Err((gate, again)) = self.take_connection(lane, id, &taken, serving, now)
-        {
+        let needs_connection = self.lanes[lane].idle.is_empty();
+        if needs_connection && let Err((gate, again)) = self.take_connection(lane, id, &taken, serving, now) {
             self.refund(&taken, now);
             self.wait_at((gate, What::Connection), (id, lane), false, again, now);
             self.make_room_at(gate, lane, now);
             return (Pass::Lane, None);
         }
-        // It was its turn.
-        if let Some((gate, what, _)) = self.lanes[lane].waits_at {
-            self.gates[gate].waiting[what as usize].served();
+        if let Some((gate, what, front)) = self.lanes[lane].waits_at {
+            let waiting = &mut self.gates[gate].waiting[what as usize];
+            // By an idle connection of its own it goes before its turn for another.
+            if waiting.front() == Some((front, lane)) && (what == What::Message || needs_connection) {
+                waiting.served();
+            }
             self.leave_gate(lane);
         }
         (Pass::Through, Some(taken))
@@ -265,7 +271,7 @@ impl Shard {
         let mut budget = at.budget.lock();
         let grant = what(&mut budget, self.place.index());
         if budget.wants_keeping() {
-            self.place.ledger().wants_keeping();
+            self.place.ledger().wants_keeping(&at.scope);
         }
         (grant != Grant::Granted).then(|| again(&grant, now))
     }
@@ -415,32 +421,68 @@ impl Shard {
         connection: ConnectionId,
         now: Timestamp,
     ) -> bool {
+        let Some(at) = self.lanes.get_mut(lane).filter(|at| !at.gates.is_empty()) else {
+            return false;
+        };
+        let long_enough = at.service.get_mut(&connection).is_none_or(|service| {
+            service.messages += 1;
+            let for_long = service.since + QUANTUM.0 <= now && service.messages >= QUANTUM.1;
+            for_long || service.since + LONGEST <= now
+        });
+        let own = self.next_turn(lane, now).map(|id| self.weight_of(id));
         let Some(at) = self.lanes.get(lane) else {
             return false;
         };
-        let opened = at.opened.get(&connection).copied().unwrap_or(Timestamp(0));
-        let own = at.turn.front().map_or(0, |id| self.weight_of(id));
-        let index = self.place.index();
-        let long_enough = opened + QUANTUM <= now;
+        let gates = at.gates.clone();
         let has_too_many = |&gate: &GateId| self.gates[gate].budget.lock().has_too_many();
-        if at.gates.iter().any(has_too_many) {
+        if gates.iter().any(has_too_many) {
             return true;
         }
+        let goes_now = long_enough || own.is_none();
+        let waits_itself = at.waits_at;
+        // Mail of more weight that has no connection at all waits for nobody's time; what has some gets its part of them.
+        let has_none = |of: LaneId| self.lanes.get(of).is_some_and(|of| of.open == 0);
+        let goes_first =
+            |(id, of)| of != lane && (goes_now || (has_none(of) && Some(self.weight_of(id)) > own));
+        let index = self.place.index();
         let waits = |&gate: &GateId| {
+            let waits_itself =
+                waits_itself.is_some_and(|(at, what, _)| (at, what) == (gate, What::Connection));
             let gate = &self.gates[gate];
             let waiting = &gate.waiting[What::Connection as usize];
-            let goes_first = |(id, of)| of != lane && (long_enough || self.weight_of(id) > own);
-            let here = waiting.front().is_some_and(goes_first);
-            let elsewhere = long_enough && gate.budget.lock().others_wait(index);
-            (here || elsewhere) && gate.handing_on < waiting.len().max(1)
+            // For mail of more weight no more of them than there is such mail.
+            let most = match own.filter(|_| !goes_now) {
+                Some(own) => waiting.len_above(own),
+                None => waiting.len() - usize::from(waits_itself),
+            };
+            let here = waiting.front().is_some_and(goes_first) && gate.handing_on < most;
+            let elsewhere = goes_now && gate.handing_on < most.max(1);
+            here || (elsewhere && gate.budget.lock().others_wait(index))
         };
-        let Some(gate) = at.gates.iter().copied().find(waits) else {
-            return false;
+        if let Some(gate) = gates.iter().copied().find(waits) {
+            self.gates[gate].handing_on += 1;
+            self.gates[gate].used_by += 1;
+            self.handed_on.insert(connection, gate);
+            return true;
+        }
+        if long_enough {
+            self.serves_on(lane, connection, now);
+        }
+        false
+    }
+
+    /// A lane keeps a connection for longer. Where it stands first in a line for one, this was its turn, and others' is nearer.
+    fn serves_on(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
         };
-        self.gates[gate].handing_on += 1;
-        self.gates[gate].used_by += 1;
-        self.handed_on.insert(connection, gate);
-        true
+        if let Some((gate, What::Connection, id)) = at.waits_at {
+            let waiting = &mut self.gates[gate].waiting[What::Connection as usize];
+            if waiting.front() == Some((id, lane)) && waiting.len() > 1 {
+                waiting.served();
+                at.service.insert(connection, Service::new(now));
+            }
+        }
     }
 
     /// A connection is gone, perhaps to be another lane's.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use queue::{QueueId, Scope, UnitKey};
 
 use super::{Gate, GateId, Share, Taken};
-use crate::config::limits::{OfLanes, Together};
+use crate::config::limits::{OfLanes, SiteLimits, Together};
 use crate::config::warm_up::day;
 use crate::delivery::lane::{Lane, Plan};
 use crate::delivery::limits::budget::{Asked, Budget};
@@ -34,7 +34,7 @@ impl Shard {
         };
         self.find_limits(lane, now);
         // Where there are more they have long been told of as one.
-        let shares = |other: &&LaneId| self.lanes.get(**other).is_some_and(|other| !other.is_apart);
+        let shares = |other: &&LaneId| self.shares(**other);
         if family.iter().filter(shares).count() == 2 {
             for other in family.into_iter().filter(|&other| other != lane) {
                 self.find_limits(other, now);
@@ -150,24 +150,45 @@ impl Shard {
         }
     }
 
+    /// Whether a lane has something together with others to its site.
+    fn shares(&self, lane: LaneId) -> bool {
+        self.lanes
+            .get(lane)
+            .is_some_and(|lane| lane.of_site != SiteLimits::default())
+    }
+
     /// What a lane has together with others though no rule says so. A rate of which some streams have a part of their own is told of
     /// as if others had it, too: a budget keeps such parts.
     fn together(&self, lane: &Lane) -> Together {
-        let shares = |other: &LaneId| self.lanes.get(*other).is_some_and(|other| !other.is_apart);
-        let has_siblings = || self.lane_of.family(&lane.key).filter(shares).nth(1).is_some();
+        let has_siblings = || {
+            self.lane_of
+                .family(&lane.key)
+                .filter(|&other| self.shares(other))
+                .nth(1)
+                .is_some()
+        };
         let keeps_parts = lane.rate.is_some() && self.settings.streams.any_reserved();
-        let is_shared = keeps_parts || (!lane.is_apart && has_siblings());
-        let to_site = is_shared.then(|| OfLanes {
+        let is_sites = lane.of_site.messages_per_second == lane.rate;
+        let site = lane.key.site.clone();
+        let with_siblings = (lane.of_site != SiteLimits::default()
+            && ((keeps_parts && is_sites) || has_siblings()))
+        .then(|| OfLanes {
+            site: site.clone(),
+            limits: lane.of_site,
+        });
+        let own = (keeps_parts && !is_sites).then(|| OfLanes {
             site: match &lane.key.rule {
-                Some(rule) if lane.is_apart => format!("{} rule {rule}", lane.key.site).into(),
-                _ => lane.key.site.clone(),
+                Some(rule) => format!("{site} rule {rule}").into(),
+                None => site,
             },
-            connections: lane.max_connections as u64,
-            messages_per_second: lane.rate,
+            limits: SiteLimits {
+                connections: None,
+                messages_per_second: lane.rate,
+            },
         });
         Together {
             to_provider: lane.to_provider,
-            to_site,
+            to_site: with_siblings.into_iter().chain(own).collect(),
         }
     }
 

@@ -145,7 +145,8 @@ impl Shard {
             stream: name.as_ref().map_or("", |name| &name.stream),
             bytes: self.bytes_of_first(id, [gate].iter()),
         };
-        let mut budget = self.gates[gate].budget.lock();
+        let at = &self.gates[gate];
+        let mut budget = at.budget.lock();
         let refused = if own && !budget.is_own(&asked, now) {
             let (at, held_by) = (now + OWN_AGAIN, RESERVED);
             Some((Stopped::Done, Grant::NotBefore { at, held_by }))
@@ -158,7 +159,7 @@ impl Shard {
             None
         };
         if budget.wants_keeping() {
-            self.place.ledger().wants_keeping();
+            self.place.ledger().wants_keeping(&at.scope);
         }
         drop(budget);
         if let Some((stopped, refused)) = &refused {

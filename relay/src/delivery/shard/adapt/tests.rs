@@ -1,0 +1,146 @@
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use queue::{AdjustmentKind, AdjustmentRecord};
+
+use super::super::fleet::{Answer, Fleet, Sent};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+const TAKES: Answer = Answer::Takes(Duration::from_millis(100));
+
+/// A fleet whose peers say this, where anything is set, instead of taking what fits.
+fn fleet(
+    more: &str,
+    fits: impl Fn(&Sent, usize) -> bool + 'static,
+) -> (Fleet, Rc<Cell<Option<&'static str>>>) {
+    let mut fleet = Fleet::new(2, more);
+    let says = Rc::new(Cell::new(None));
+    let said = says.clone();
+    fleet.peer = Some(Box::new(move |sent, open| {
+        match said.get().filter(|_| fits(sent, open)) {
+            Some(words) => Answer::Refuses(words),
+            None => TAKES,
+        }
+    }));
+    (fleet, says)
+}
+
+fn suspended(fleet: &Fleet) -> Vec<AdjustmentRecord> {
+    let all = fleet.queue.adjustments(None, 9).unwrap().into_iter();
+    let all = all.map(|(_, record)| record);
+    all.filter(|record| record.key.kind == AdjustmentKind::Suspended)
+        .collect()
+}
+
+/// Who bears one connection, and refuses further ones for hours, has one when there is mail, and not none.
+#[tokio::test]
+async fn further_connections_wait_and_a_first_one_does_not() {
+    for words in [
+        "421 4.7.0 too many connections, try again in 2 hours",
+        "451 4.3.0 local trouble",
+    ] {
+        let one = "[delivery.limits]\nconnections = 1\n";
+        let (mut fleet, says) = fleet(one, |sent, open| sent.opened && open > 1);
+        fleet.accept(50, "t", "bulk", "d.test", 10).await;
+        fleet.run(6 * SECOND).await;
+        says.set(Some(words));
+        fleet.renew("[delivery.limits]\nconnections = 2\n");
+        fleet.accept(100, "t", "bulk", "d.test", 10).await;
+        // The lane is in memory a while longer than its mail.
+        fleet.run(11 * SECOND).await;
+        assert!(!fleet.refused.is_empty());
+        assert_eq!(fleet.sent.len(), 150, "{words}");
+        fleet.close_all();
+        fleet.run(SECOND / 10).await;
+        fleet.accept(1, "t", "bulk", "d.test", 10).await;
+        fleet.run(SECOND).await;
+        assert_eq!(fleet.sent.len(), 151, "{words}");
+        assert_eq!(suspended(&fleet), []);
+    }
+}
+
+/// It has no connection beside, so that nothing works, however well it went a moment ago.
+#[tokio::test]
+async fn what_is_said_to_the_only_connection_suspends() {
+    let one = "[delivery.limits]\nconnections = 1\n";
+    let (mut fleet, says) = fleet(one, |_, _| true);
+    fleet.accept(300, "t", "bulk", "d.test", 10).await;
+    fleet.run(10 * SECOND).await;
+    says.set(Some("421 4.7.0 try again in 10 minutes"));
+    fleet.run(10 * SECOND).await;
+    // The one that is open is told, then the next at the door.
+    assert!(fleet.refused.len() <= 3, "{:?}", fleet.refused);
+    let records = suspended(&fleet);
+    let time = |record: &AdjustmentRecord| record.until.unwrap().since(record.since);
+    assert_eq!(records.iter().map(time).collect::<Vec<_>>(), [10 * MINUTE]);
+}
+
+/// A lane that works is stopped once nothing works any more, and not only when what worked in the last minute is a small part.
+#[tokio::test]
+async fn a_time_is_obeyed_once_nothing_gets_through() {
+    let (mut fleet, says) = fleet("[delivery.limits]\nconnections = 20\n", |sent, _| !sent.opened);
+    fleet.accept(9_000, "t", "bulk", "d.test", 10).await;
+    fleet.run(20 * SECOND).await;
+    let sent = fleet.sent.len();
+    assert!(sent > 2_000, "{sent}");
+    // The connections stay, and each transaction is refused.
+    says.set(Some("450 4.7.1 try again in 10 minutes"));
+    fleet.run(30 * SECOND).await;
+    let refused = fleet.refused.len();
+    assert!((10..=40).contains(&refused), "{refused} refusals");
+    assert_eq!(suspended(&fleet).len(), 1);
+    says.set(None);
+    fleet.run(9 * MINUTE).await;
+    assert!(fleet.sent.len() < sent + 40, "nothing goes for ten minutes");
+    fleet.run(2 * MINUTE).await;
+    assert!(fleet.sent.len() > sent + 1_000, "{}", fleet.sent.len());
+}
+
+/// What is said to mail of no pool is about that: a pool's sources go on, and the other way round.
+#[tokio::test]
+async fn mail_of_no_pool_has_a_source_of_its_own() {
+    let sources = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n[[pool]]\nname = \"one\"\nsources = [\"s1\"]\n\
+                   [[route]]\nstreams = [\"transactional\"]\nnext_hop = \"mx\"\npool = \"one\"\n";
+    for (refuses_pool, suspend, own) in [
+        (false, "", "default"),
+        (true, "", "s1"),
+        (false, "source", "default"),
+    ] {
+        let rule = "[[bounce_rule]]\nclass = \"block\"\ntext = [\"not from there\"]\nfor = \"10m\"\nsuspend = \"source\"\n";
+        let words = if suspend.is_empty() {
+            "421 4.7.0 try again in 10 minutes"
+        } else {
+            "421 4.7.0 not from there"
+        };
+        let (mut fleet, says) = fleet(&format!("{sources}{rule}"), move |sent, _| {
+            sent.source.is_some() == refuses_pool
+        });
+        says.set(Some(words));
+        let pool = fleet.queue.route_groups(&["pool one"]).unwrap()[0];
+        for _ in 0..2 {
+            fleet.accept(3, "t", "bulk", "d.test", 10).await;
+            fleet
+                .accept_by(pool, (3, 10), ("t", "transactional"), "d.test")
+                .await;
+            fleet.run(5 * SECOND).await;
+        }
+        let went = |sent: &Sent| sent.source.is_some() == refuses_pool;
+        assert_eq!((fleet.count(went), fleet.sent.len()), (0, 6), "{own} {suspend}");
+        let records = suspended(&fleet);
+        let of: Vec<_> = records
+            .iter()
+            .map(|record| record.key.scope.source.as_deref())
+            .collect();
+        assert_eq!(of, [Some(own)], "{suspend}");
+    }
+    // Without sources there is nothing to tell apart.
+    let (mut fleet, says) = fleet("", |_, _| true);
+    says.set(Some("421 4.7.0 try again in 10 minutes"));
+    fleet.accept(3, "t", "bulk", "d.test", 10).await;
+    fleet.run(5 * SECOND).await;
+    assert_eq!(suspended(&fleet)[0].key.scope.source, None);
+}
