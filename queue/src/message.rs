@@ -72,7 +72,7 @@ impl NewMessage {
     }
 
     /// Octets as they are kept, and sent but for signatures.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.prefix.len() as u64 + self.body_bytes()
     }
 

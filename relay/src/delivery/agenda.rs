@@ -173,6 +173,12 @@ impl<T> Agenda<T> {
         self.ready.keys().next().copied()
     }
 
+    /// The same, with what rides along.
+    pub fn first_with(&self) -> Option<(Place, Option<&T>)> {
+        let (place, rider) = self.ready.first_key_value()?;
+        Some((*place, rider.as_ref()))
+    }
+
     /// When the first known unit is due.
     pub fn earliest(&self) -> Option<Timestamp> {
         self.ready.keys().next().map(|place| place.0)

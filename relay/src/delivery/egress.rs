@@ -8,6 +8,10 @@ use crate::config::egress::Pool;
 /// Turns that a source may be owed, in rounds of its pool: who could send nothing for long does not have all mail afterwards.
 const OWED: i64 = 4;
 
+/// A connection that is open already is used out of turn until its source is ahead by so many rounds of its pool: with one domain
+/// after the other's mail, each source would open one to each of them.
+const AHEAD: i64 = 3;
+
 /// What each pool's sources are owed, in shares of the sum of all weights: smooth weighted round robin.
 #[derive(Debug, Default)]
 pub struct Shares(HashMap<Arc<str>, HashMap<Arc<str>, i64>>);
@@ -27,6 +31,13 @@ impl Shares {
             .collect();
         order.sort_by(|one, other| (other.0, other.1).cmp(&(one.0, one.1)).then(one.2.cmp(other.2)));
         order.into_iter().map(|(.., name)| name.clone()).collect()
+    }
+
+    /// Whether a source may send out of its turn.
+    pub fn may_go_on(&self, pool: &Pool, source: &str) -> bool {
+        let sum: i64 = pool.members.iter().map(|member| i64::from(member.weight)).sum();
+        let credit = self.0.get(&pool.name).and_then(|all| all.get(source));
+        credit.is_none_or(|credit| *credit > -AHEAD * sum)
     }
 
     /// A message goes from this source of the pool.

@@ -3,26 +3,35 @@
 //! So a backlog delays only what is like it: a stream of another weight, another tenant and another destination get their share
 //! of the lane however long the queues beside them are.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use queue::{QueueId, QueueName};
 
+/// Between two turns of a stream of weight 1; of more weight it is that part of it.
+const ROUND: u64 = 1 << 24;
+
 /// Queues with units due, in the order of their turns.
+///
+/// Streams share turns by start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): each turn has a time of its own, a round by
+/// the stream's weight after the one before, and who is earliest is next; who comes anew is at the time of the last turn, and so
+/// goes next. What streams come and go meanwhile leaves the parts of those that stay to one another as they are.
 #[derive(Debug)]
 pub struct Turn<T = QueueId> {
-    /// Those with a queue, in the order in which they came.
+    /// Those with a queue, in the order in which they came; and those without whose next turn is still to come.
     streams: Vec<StreamTurn<T>>,
+    /// The time of the last turn.
+    now: u64,
 }
 
 #[derive(Debug)]
 struct StreamTurn<T> {
     name: Arc<str>,
     /// Its part of all turns, beside the other streams' weights.
-    weight: i64,
-    /// Turns it is owed, in shares of the sum of all weights: smooth weighted round robin, which spreads a stream's turns
-    /// evenly. It begins at none and goes with the stream's last queue, so that nobody saves turns up.
-    credit: i64,
+    weight: u64,
+    /// The time of its next turn. It is never before the last turn of all, so that nobody saves turns up.
+    due: u64,
     /// It is passed over for now.
     barred: bool,
     tenants: VecDeque<TenantTurn<T>>,
@@ -36,30 +45,34 @@ struct TenantTurn<T> {
 
 impl<T> Default for Turn<T> {
     fn default() -> Self {
-        Self { streams: Vec::new() }
+        Self {
+            streams: Vec::new(),
+            now: 0,
+        }
     }
 }
 
 impl<T: Copy + Eq> Turn<T> {
     /// A queue that is not there yet takes its place, the last of its tenant's. `weight`: its stream's.
     pub fn push(&mut self, id: T, name: &QueueName, weight: u32) {
+        let weight = if crate::sabotage::is_on("no-weights") {
+            1
+        } else {
+            u64::from(weight).max(1)
+        };
         let known = self.streams.iter().position(|stream| stream.name == name.stream);
         let at = known.unwrap_or_else(|| {
             self.streams.push(StreamTurn {
                 name: name.stream.clone(),
-                weight: 0,
-                credit: 0,
+                weight,
+                due: self.now,
                 barred: false,
                 tenants: VecDeque::new(),
             });
             self.streams.len() - 1
         });
         let stream = &mut self.streams[at];
-        stream.weight = if crate::sabotage::is_on("no-weights") {
-            1
-        } else {
-            weight.into()
-        };
+        stream.weight = weight;
         match stream
             .tenants
             .iter_mut()
@@ -97,16 +110,19 @@ impl<T: Copy + Eq> Turn<T> {
     /// The one in front has had its turn, and goes behind the others.
     pub fn served(&mut self) {
         let Some(chosen) = self.stream() else { return };
-        let sum: i64 = self.streams.iter().map(|stream| stream.weight).sum();
-        for stream in &mut self.streams {
-            stream.credit += stream.weight;
-        }
-        let stream = &mut self.streams[chosen];
-        stream.credit -= sum;
-        if let Some(tenant) = stream.tenants.front_mut() {
+        self.now = self.streams[chosen].due;
+        let last = &mut self.streams[chosen];
+        last.due += ROUND / last.weight;
+        if let Some(tenant) = last.tenants.front_mut() {
             tenant.queues.rotate_left(1);
         }
-        stream.tenants.rotate_left(1);
+        last.tenants.rotate_left(1);
+        for stream in &mut self.streams {
+            stream.due = stream.due.max(self.now);
+        }
+        let now = self.now;
+        self.streams
+            .retain(|stream| !stream.tenants.is_empty() || stream.due > now);
     }
 
     /// Takes out the one in front; who comes next has its turn.
@@ -119,21 +135,17 @@ impl<T: Copy + Eq> Turn<T> {
                 stream.tenants.pop_front();
             }
         }
-        if stream.tenants.is_empty() {
-            self.streams.remove(at);
-        }
     }
 
-    /// The stream whose turn it is: who is owed most; among equals who has more weight, then who came first.
+    /// The stream whose turn it is: among equals who has more weight, then who came first.
     fn stream(&self) -> Option<usize> {
-        let owed = |number: &usize| {
+        let all = 0..self.streams.len();
+        let waits = |number: &usize| {
             let stream = &self.streams[*number];
-            (stream.credit + stream.weight, stream.weight)
+            !stream.barred && !stream.tenants.is_empty()
         };
-        // The last of several greatest ones would be taken.
-        let all = (0..self.streams.len()).rev();
-        all.filter(|&number| !self.streams[number].barred)
-            .max_by_key(owed)
+        all.filter(waits)
+            .min_by_key(|&number| (self.streams[number].due, Reverse(self.streams[number].weight)))
     }
 
     /// Takes a queue out, if it is there.
@@ -144,12 +156,11 @@ impl<T: Copy + Eq> Turn<T> {
             }
             stream.tenants.retain(|tenant| !tenant.queues.is_empty());
         }
-        self.streams.retain(|stream| !stream.tenants.is_empty());
     }
 
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
-        self.streams.is_empty()
+        self.streams.iter().all(|stream| stream.tenants.is_empty())
     }
 
     /// How many wait.
@@ -160,7 +171,10 @@ impl<T: Copy + Eq> Turn<T> {
 
     /// How many of them are of streams of more weight than this.
     pub fn len_above(&self, weight: u32) -> usize {
-        let streams = self.streams.iter().filter(|stream| stream.weight > weight.into());
+        let streams = self
+            .streams
+            .iter()
+            .filter(|stream| stream.weight > u64::from(weight));
         let tenants = streams.flat_map(|stream| &stream.tenants);
         tenants.map(|tenant| tenant.queues.len()).sum()
     }
@@ -181,7 +195,7 @@ impl<T: Copy + Eq> Turn<T> {
     /// Goes by other weights from here on.
     pub fn reweigh(&mut self, weight: impl Fn(&str) -> u32) {
         for stream in &mut self.streams {
-            stream.weight = weight(&stream.name).into();
+            stream.weight = u64::from(weight(&stream.name)).max(1);
         }
     }
 }
@@ -218,7 +232,7 @@ mod tests {
         turn.push(QueueId(9), &name("t", "transactional"), 3);
         assert_eq!(
             turns(&mut turn, 12),
-            [9, 9, 0, 9, 9, 9, 1, 9, 9, 9, 2, 9],
+            [9, 0, 9, 9, 9, 1, 9, 9, 9, 2, 9, 9],
             "three of four, and never four in a row"
         );
         turn.remove(QueueId(9));
@@ -253,6 +267,30 @@ mod tests {
         turn.reweigh(|stream| if stream == "a" { 1 } else { 4 });
         let of_b = turns(&mut turn, 100).iter().filter(|&&id| id == 1).count();
         assert_eq!(of_b, 80);
+    }
+
+    /// One stream's mail that comes now and then takes its part of all, and leaves the others' parts to one another alone.
+    #[test]
+    fn a_stream_that_comes_and_goes_leaves_the_others_their_weights() {
+        for every in [3, 6, 20] {
+            let mut turn = Turn::default();
+            turn.push(QueueId(0), &name("t", "bulk"), 1);
+            turn.push(QueueId(1), &name("t", "digest"), 3);
+            let mut went = [0_u32; 3];
+            for number in 0..6_000 {
+                if number % every == 0 {
+                    turn.push(QueueId(2), &name("t", "transactional"), 10);
+                }
+                let QueueId(id) = turn.front().unwrap();
+                went[id as usize] += 1;
+                turn.served();
+                if id == 2 {
+                    turn.remove(QueueId(2));
+                }
+            }
+            let [bulk, digest, _] = went;
+            assert!(digest.abs_diff(3 * bulk) <= 3, "{went:?}");
+        }
     }
 
     proptest! {

@@ -9,6 +9,7 @@ use mail_core::Timestamp;
 
 use super::Grant;
 use super::bucket::Bucket;
+pub use super::line::Claim;
 use super::line::Line;
 pub use super::reserved::RESERVED;
 use super::reserved::{InUse, Reserved};
@@ -23,6 +24,9 @@ const AHEAD: u64 = 10;
 
 /// Counts ahead of use, where a tenth is less: each costs a write. Of a limit so small that this is more than a tenth, it is a tenth all the same.
 const LEAST_AHEAD: u64 = 64;
+
+/// Where much is used, what is ahead is for so long.
+const LASTS: Duration = Duration::from_millis(500);
 
 /// Who waits for a write is told once it is done; it asks by itself this long after, should that take longer.
 const WRITTEN_IN: Duration = Duration::from_millis(100);
@@ -74,8 +78,9 @@ struct Ahead {
     until: Timestamp,
     /// How often a window came that was not there.
     renewed: u32,
-    /// Messages when it was last written.
+    /// Messages when it was last written, and when that was.
     before: u64,
+    written: Timestamp,
     /// More is to be written.
     wanted: bool,
     /// Whoever writes has been told so.
@@ -90,6 +95,7 @@ impl Ahead {
             until: Timestamp(0),
             renewed: 0,
             before: 0,
+            written: Timestamp(0),
             wanted: false,
             told: false,
         }
@@ -206,10 +212,13 @@ impl Budget {
     pub fn to_keep(&mut self, now: Timestamp) -> Option<Keep> {
         let ahead = self.ahead.as_ref().filter(|ahead| ahead.wanted)?;
         let least = self.windows.iter().flatten().map(Window::limit).min();
-        // As much again as was used since the last time, and once more.
+        // As was used since the last time.
         let used = ahead.taken.saturating_sub(ahead.before);
+        let since = now.since(ahead.written).max(Duration::from_millis(1));
+        let used = u128::from(used) * LASTS.as_millis() / since.as_millis();
         let most = (least.unwrap_or(0) / AHEAD).max(1);
-        let block = (2 * used).clamp(LEAST_AHEAD.min(most), most);
+        let block = u64::try_from(used).unwrap_or(u64::MAX);
+        let block = block.clamp(LEAST_AHEAD.min(most), most);
         // No less than what may be used meanwhile.
         let left = if ahead.until > now {
             ahead.covered.saturating_sub(ahead.taken)
@@ -265,7 +274,7 @@ impl Budget {
         if let Some(ahead) = &mut self.ahead {
             // Something may have been given back meanwhile.
             let before = keep.taken.min(ahead.taken);
-            (ahead.covered, ahead.before) = (keep.covered, before);
+            (ahead.covered, ahead.before, ahead.written) = (keep.covered, before, keep.record.at);
             // What was written before a window came says nothing of it.
             if keep.renewed == ahead.renewed {
                 ahead.until = keep.until;
@@ -274,6 +283,13 @@ impl Budget {
             ahead.told = false;
         }
         self.freed(now)
+    }
+
+    /// A message comes: what stands on disk is to be for then.
+    pub fn look_ahead(&mut self, now: Timestamp) {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.wanted |= ahead.until <= now;
+        }
     }
 
     /// Whether something is to be written. It is said once, until it is [`Self::kept`].
@@ -322,9 +338,9 @@ impl Budget {
     }
 
     /// The same of a connection.
-    pub fn refuses_a_connection(&mut self, shard: usize, now: Timestamp) -> Option<Grant> {
+    pub fn refuses_a_connection(&mut self, shard: usize, claim: Claim, now: Timestamp) -> Option<Grant> {
         let refused = self.refuses_connection(now);
-        let grant = self.for_connection.admit(shard, refused, now);
+        let grant = self.for_connection.admit(shard, claim, refused, now);
         (grant != Grant::Granted).then_some(grant)
     }
 
@@ -338,7 +354,7 @@ impl Budget {
     fn admits(&mut self, shard: usize, asked: &Asked<'_>, now: Timestamp) -> Grant {
         let refused = self.refuses_message(asked.bytes, now);
         if self.is_own(asked, now) {
-            return self.for_own.admit(shard, refused, now);
+            return self.for_own.admit(shard, Claim::ALIKE, refused, now);
         }
         let kept = || {
             let at = self.keeps_from(asked.stream, asked.bytes, now)?;
@@ -346,7 +362,7 @@ impl Budget {
             Some(Grant::NotBefore { at, held_by })
         };
         let refused = refused.or_else(kept);
-        self.for_message.admit(shard, refused, now)
+        self.for_message.admit(shard, Claim::ALIKE, refused, now)
     }
 
     /// The message was not sent after all.
@@ -375,9 +391,9 @@ impl Budget {
     }
 
     /// Takes one connection, or says when to ask again. It is given back by [`Self::closed`].
-    pub fn connection(&mut self, shard: usize, now: Timestamp) -> Grant {
+    pub fn connection(&mut self, shard: usize, claim: Claim, now: Timestamp) -> Grant {
         let refused = self.refuses_connection(now);
-        let grant = self.for_connection.admit(shard, refused, now);
+        let grant = self.for_connection.admit(shard, claim, refused, now);
         if grant == Grant::Granted {
             if let Some(bucket) = &mut self.opening {
                 bucket.take();
@@ -420,9 +436,14 @@ impl Budget {
         self.limits.connections.is_some_and(|most| self.open > most)
     }
 
-    /// Whether another shard waits for a connection.
-    pub fn others_wait(&self, shard: usize) -> bool {
-        self.for_connection.has_other(shard)
+    /// Whether some shard waits for a connection.
+    pub fn anybody_waits(&self) -> bool {
+        self.for_connection.is_waited_in()
+    }
+
+    /// How many other shards wait for a connection to which theirs is the better claim.
+    pub fn others_wait(&self, shard: usize, own: Claim) -> usize {
+        self.for_connection.others_before(shard, own)
     }
 
     /// Connections that were opened before the limit was there, or before they came under it.

@@ -81,6 +81,11 @@ impl Ledger {
         };
         let mut fresh = Budget::new(limits.clone(), scope.tenant.is_some(), counted, now);
         fresh.reserve(streams);
+        // Mail is about to come.
+        fresh.look_ahead(now);
+        if fresh.wants_keeping() {
+            self.wants_keeping(scope);
+        }
         let fresh = Arc::new(Mutex::new(fresh));
         all.insert(scope.clone(), fresh.clone());
         fresh

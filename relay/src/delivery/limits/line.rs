@@ -17,10 +17,44 @@ const ASK_AGAIN: Duration = Duration::from_millis(5);
 #[derive(Debug, Default)]
 pub(super) struct Line(VecDeque<InLine>);
 
+/// What a lane that waits has of what it waits for, by its weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Connections that it has.
+    pub has: u64,
+    /// Its stream's weight.
+    pub weight: u32,
+}
+
+impl Claim {
+    /// Where it does not matter what anybody has: who came first goes first.
+    pub const ALIKE: Self = Self { has: 0, weight: 1 };
+
+    /// Of a connection that is of no use to who has it: whoever waits goes before.
+    pub const SPARE: Self = Self {
+        has: u64::MAX,
+        weight: 1,
+    };
+
+    /// Whether this one, with one more, would have no more than the other has now, by weight: so the two take turns at what can't be
+    /// halved. Who has none has its turn whatever the weights.
+    pub fn goes_before(self, holder: Self) -> bool {
+        let cross = |has: u64, weight: u32| u128::from(has) * u128::from(weight);
+        self.has == 0 || cross(self.has + 1, holder.weight) <= cross(holder.has, self.weight)
+    }
+
+    /// Who has less by weight is in front.
+    fn is_less(self, other: Self) -> bool {
+        u128::from(self.has) * u128::from(other.weight) < u128::from(other.has) * u128::from(self.weight)
+    }
+}
+
 /// A shard that was refused; each stands there once.
 #[derive(Debug)]
 struct InLine {
     shard: usize,
+    /// Of its lane that waits.
+    claim: Claim,
     /// From when on it is passed over; `None`: it waits to be told.
     until: Option<Timestamp>,
     /// It has had something since it came to be first.
@@ -28,8 +62,14 @@ struct InLine {
 }
 
 impl Line {
-    /// Who is refused stands at the end; who is not, but comes before its turn, too.
-    pub(super) fn admit(&mut self, shard: usize, refused: Option<Grant>, now: Timestamp) -> Grant {
+    /// Who is refused stands at the end of those whose claim is as good; who is not, but comes before its turn, too.
+    pub(super) fn admit(
+        &mut self,
+        shard: usize,
+        claim: Claim,
+        refused: Option<Grant>,
+        now: Timestamp,
+    ) -> Grant {
         while let Some(first) = self.0.front()
             && first.shard != shard
             && first.until.is_some_and(|until| until < now)
@@ -57,16 +97,19 @@ impl Line {
         };
         let known = self.0.iter().position(|known| known.shard == shard);
         // Who has had what there was goes behind the others.
-        let stays = known.filter(|&at| !self.0[at].served);
+        let stays = known.filter(|&at| !self.0[at].served && self.0[at].claim == claim);
         match stays.and_then(|at| self.0.get_mut(at)) {
             Some(place) => place.until = until,
             None => {
                 self.leave(shard);
-                self.0.push_back(InLine {
+                let behind = self.0.iter().position(|waiting| claim.is_less(waiting.claim));
+                let place = InLine {
                     shard,
+                    claim,
                     until,
                     served: false,
-                });
+                };
+                self.0.insert(behind.unwrap_or(self.0.len()), place);
             }
         }
         grant
@@ -90,10 +133,17 @@ impl Line {
         Some(first.shard)
     }
 
-    /// Whether another shard than this waits to be told.
-    pub(super) fn has_other(&self, shard: usize) -> bool {
-        let mut line = self.0.iter();
-        line.any(|waiting| waiting.shard != shard && waiting.until.is_none())
+    /// Whether somebody waits to be told.
+    pub(super) fn is_waited_in(&self) -> bool {
+        self.0.iter().any(|waiting| waiting.until.is_none())
+    }
+
+    /// How many other shards than this wait to be told whose claim goes before its own.
+    pub(super) fn others_before(&self, shard: usize, own: Claim) -> usize {
+        let waits = |waiting: &&InLine| {
+            waiting.shard != shard && waiting.until.is_none() && waiting.claim.goes_before(own)
+        };
+        self.0.iter().filter(waits).count()
     }
 
     /// It wants nothing any more. Whether it stood there.

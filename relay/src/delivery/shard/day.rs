@@ -24,7 +24,10 @@ const GMX: usize = 4;
 /// Messages a minute.
 const YAHOO: usize = 2;
 
-const CONFIGURATION: &str = "[tenants.u]\nsenders = [\"*\"]\n\
+/// A stream of three times the newsletters' weight.
+const DIGEST: &str = "digest";
+
+const CONFIGURATION: &str = "[tenants.u]\nsenders = [\"*\"]\n[[stream]]\nname = \"digest\"\nweight = 3\n\
     [[provider]]\nname = \"outlook\"\n[provider.limits]\nconnections = 40\n\
     [[limit]]\nprovider = \"yahoo\"\nmessages_per_minute = 2\n";
 
@@ -89,6 +92,10 @@ async fn day() -> Fleet {
         for tenant in ["t", "u"] {
             fleet.accept(count, tenant, "bulk", domain, 10).await;
         }
+    }
+    // And, to those two that are slowest, more of another stream than a day takes.
+    for domain in ["gmail.test", "workspace.test", "yahoo.test", "aol.test"] {
+        fleet.accept(2_400, "t", DIGEST, domain, 10).await;
     }
     for _ in 0..144 {
         for (domain, _) in SITES {
@@ -165,6 +172,16 @@ async fn four_providers_for_a_day() {
         assert!(
             (t / u - 1.0).abs() < 0.05,
             "{domain}: {t} of one tenant and {u} of the other"
+        );
+    }
+    for domains in [["gmail.test", "workspace.test"], ["yahoo.test", "aol.test"]] {
+        let of = |stream: &str| {
+            fleet.count(|sent| domains.contains(&sent.domain.as_str()) && sent.stream == stream) as f64
+        };
+        let (digest, bulk) = (of(DIGEST), of("bulk"));
+        assert!(
+            (digest / bulk / 3.0 - 1.0).abs() < 0.05,
+            "{domains:?}: {digest} of three times the weight, {bulk} of the other"
         );
     }
     let resets: Vec<_> = fleet

@@ -17,7 +17,7 @@ use queue::{QueueId, QueueName, Scope, UnitKey};
 use crate::delivery::exchange::{Waits, Word};
 use crate::delivery::lane::{ConnectionId, Service};
 use crate::delivery::limits::Grant;
-use crate::delivery::limits::budget::{Asked, Budget, RESERVED};
+use crate::delivery::limits::budget::{Asked, Budget, Claim, RESERVED};
 use crate::delivery::turn::Turn;
 
 use super::{LaneId, Shard, Standing, Timer};
@@ -171,6 +171,7 @@ impl Shard {
             if let Some(again) = again {
                 let queue_alone = by_tenant || any_kept;
                 self.refund(&taken, now);
+                self.look_ahead(of_tenant.iter().chain(of_lane.iter()), now);
                 self.wait_at((gate, What::Message), (id, lane), queue_alone, again, now);
                 return (if queue_alone { Pass::Queue } else { Pass::Lane }, None);
             }
@@ -199,6 +200,18 @@ impl Shard {
         (Pass::Through, Some(taken))
     }
 
+    /// What is not on disk of the counts of any of these gates is written together: it would be one after the other, as mail comes to them.
+    fn look_ahead<'a>(&self, gates: impl Iterator<Item = &'a GateId>, now: Timestamp) {
+        for &gate in gates {
+            let gate = &self.gates[gate];
+            let mut budget = gate.budget.lock();
+            budget.look_ahead(now);
+            if budget.wants_keeping() {
+                self.place.ledger().wants_keeping(&gate.scope);
+            }
+        }
+    }
+
     /// Whether a lane waits at a gate for this queue, and it is not time to ask again there. Other gates are not asked meanwhile: it
     /// would stand in their lines, and be let through for nothing.
     fn waits_still(&self, lane: LaneId, id: QueueId, serving: Option<GateId>, now: Timestamp) -> bool {
@@ -225,12 +238,13 @@ impl Shard {
         let gates = self.lanes[lane].gates.clone();
         for (number, &gate) in gates.iter().enumerate() {
             let is_own = taken.shares.iter().any(|share| share.gate == gate && share.own);
+            let claim = self.claim(lane, id);
             let again = self.ask(
                 (gate, What::Connection, is_own.then_some(&*taken.stream)),
                 (id, lane),
                 serving,
                 now,
-                |budget, shard| budget.connection(shard, now),
+                |budget, shard| budget.connection(shard, claim, now),
             );
             if let Some(again) = again {
                 for &gate in &gates[..number] {
@@ -429,36 +443,21 @@ impl Shard {
             let for_long = service.since + QUANTUM.0 <= now && service.messages >= QUANTUM.1;
             for_long || service.since + LONGEST <= now
         });
-        let own = self.next_turn(lane, now).map(|id| self.weight_of(id));
-        let Some(at) = self.lanes.get(lane) else {
-            return false;
-        };
         let gates = at.gates.clone();
-        let has_too_many = |&gate: &GateId| self.gates[gate].budget.lock().has_too_many();
-        if gates.iter().any(has_too_many) {
-            return true;
-        }
-        let goes_now = long_enough || own.is_none();
-        let waits_itself = at.waits_at;
-        // Mail of more weight that has no connection at all waits for nobody's time; what has some gets its part of them.
-        let has_none = |of: LaneId| self.lanes.get(of).is_some_and(|of| of.open == 0);
-        let goes_first =
-            |(id, of)| of != lane && (goes_now || (has_none(of) && Some(self.weight_of(id)) > own));
-        let index = self.place.index();
-        let waits = |&gate: &GateId| {
-            let waits_itself =
-                waits_itself.is_some_and(|(at, what, _)| (at, what) == (gate, What::Connection));
+        let mut any_waits = false;
+        for &gate in gates.iter() {
             let gate = &self.gates[gate];
-            let waiting = &gate.waiting[What::Connection as usize];
-            // For mail of more weight no more of them than there is such mail.
-            let most = match own.filter(|_| !goes_now) {
-                Some(own) => waiting.len_above(own),
-                None => waiting.len() - usize::from(waits_itself),
-            };
-            let here = waiting.front().is_some_and(goes_first) && gate.handing_on < most;
-            let elsewhere = goes_now && gate.handing_on < most.max(1);
-            here || (elsewhere && gate.budget.lock().others_wait(index))
-        };
+            let budget = gate.budget.lock();
+            if budget.has_too_many() {
+                return true;
+            }
+            any_waits |= !gate.waiting[What::Connection as usize].is_empty() || budget.anybody_waits();
+        }
+        if !any_waits {
+            return false;
+        }
+        let own = self.next_turn(lane, now);
+        let waits = |&gate: &GateId| self.goes_to_another(lane, own, gate, long_enough);
         if let Some(gate) = gates.iter().copied().find(waits) {
             self.gates[gate].handing_on += 1;
             self.gates[gate].used_by += 1;
@@ -466,22 +465,50 @@ impl Shard {
             return true;
         }
         if long_enough {
-            self.serves_on(lane, connection, now);
+            self.serves_on(lane, connection, &gates, now);
         }
         false
     }
 
-    /// A lane keeps a connection for longer. Where it stands first in a line for one, this was its turn, and others' is nearer.
-    fn serves_on(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
-        let Some(at) = self.lanes.get_mut(lane) else {
-            return;
+    /// Whether a lane's connection is to be another's at this gate. `own`: whose turn it would be in the lane, if anything is left there.
+    fn goes_to_another(&self, lane: LaneId, own: Option<QueueId>, gate: GateId, long_enough: bool) -> bool {
+        let Some(at) = self.lanes.get(lane) else {
+            return false;
         };
-        if let Some((gate, What::Connection, id)) = at.waits_at {
-            let waiting = &mut self.gates[gate].waiting[What::Connection as usize];
-            if waiting.front() == Some((id, lane)) && waiting.len() > 1 {
+        let waits_itself = at
+            .waits_at
+            .is_some_and(|(at, what, _)| (at, what) == (gate, What::Connection));
+        let gate = &self.gates[gate];
+        let waiting = &gate.waiting[What::Connection as usize];
+        let front = waiting.front().filter(|(_, of)| *of != lane);
+        let front = front.map(|(id, of)| self.claim(of, id));
+        let Some(id) = own else {
+            let most = waiting.len() + gate.budget.lock().others_wait(self.place.index(), Claim::SPARE);
+            return gate.handing_on < most;
+        };
+        let own = self.claim(lane, id);
+        if !long_enough {
+            // Mail of more weight that has no connection at all waits for nobody's time; no more of them go than there is such mail.
+            let is_urgent = |front: Claim| front.has == 0 && front.weight > own.weight;
+            return front.is_some_and(is_urgent) && gate.handing_on < waiting.len_above(own.weight);
+        }
+        let here = front.is_some_and(|front| front.goes_before(own))
+            && gate.handing_on < waiting.len() - usize::from(waits_itself);
+        here || gate.handing_on < gate.budget.lock().others_wait(self.place.index(), own)
+    }
+
+    /// A lane keeps a connection for longer, whatever the turn of who stands first in a line for one: others' is nearer.
+    fn serves_on(&mut self, lane: LaneId, connection: ConnectionId, gates: &[GateId], now: Timestamp) {
+        for &gate in gates {
+            let gate = &mut self.gates[gate];
+            let waiting = &mut gate.waiting[What::Connection as usize];
+            // One that is on its way is for who is in front.
+            if gate.handing_on == 0 && waiting.len() > 1 {
                 waiting.served();
-                at.service.insert(connection, Service::new(now));
             }
+        }
+        if let Some(at) = self.lanes.get_mut(lane) {
+            at.service.insert(connection, Service::new(now));
         }
     }
 
@@ -490,6 +517,14 @@ impl Shard {
         if let Some(gate) = self.handed_on.remove(&connection) {
             self.gates[gate].handing_on -= 1;
             self.release_gates(&[gate]);
+        }
+    }
+
+    /// What a lane has of connections, for mail of this queue.
+    fn claim(&self, lane: LaneId, id: QueueId) -> Claim {
+        Claim {
+            has: self.lanes.get(lane).map_or(0, |lane| lane.open as u64),
+            weight: self.weight_of(id).max(1),
         }
     }
 
@@ -590,10 +625,13 @@ impl Shard {
         if !gates.any(|&gate| self.gates[gate].budget.lock().counts_bytes()) {
             return 0;
         }
-        let first = self.active.get(&id).and_then(|active| active.agenda.first());
-        let Some((due, message, unit)) = first else {
+        let first = self.active.get(&id).and_then(|active| active.agenda.first_with());
+        let Some(((due, message, unit), kept)) = first else {
             return 0;
         };
+        if let Some(kept) = kept {
+            return kept.message().bytes();
+        }
         let unit = UnitKey {
             queue: id,
             due,

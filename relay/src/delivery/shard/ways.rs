@@ -324,7 +324,8 @@ impl Shard {
             .collect()
     }
 
-    /// The same, in the order in which their sources are to be asked: whose turn it is by weight first.
+    /// The same, in the order in which their sources are to be asked: whose turn it is by weight first; and before that those that have a
+    /// connection for it already, unless that source has had more than its part for a while.
     pub(super) fn lanes_in_order(&self, id: QueueId) -> Vec<LaneId> {
         let mut lanes = self.lanes_of(id);
         if lanes.len() > 1
@@ -332,8 +333,12 @@ impl Shard {
         {
             let order = self.shares.order(pool);
             let place = |lane: &LaneId| {
-                let source = self.lanes.get(*lane).and_then(|lane| lane.key.source.as_ref());
-                order.iter().position(|name| Some(name) == source)
+                let lane = self.lanes.get(*lane);
+                let source = lane.and_then(|lane| lane.key.source.as_ref());
+                let is_connected = lane.is_some_and(|lane| !lane.idle.is_empty());
+                let goes_on =
+                    is_connected && source.is_some_and(|source| self.shares.may_go_on(pool, source));
+                (!goes_on, order.iter().position(|name| Some(name) == source))
             };
             lanes.sort_by_key(place);
         }

@@ -145,6 +145,7 @@ impl Shard {
             stream: name.as_ref().map_or("", |name| &name.stream),
             bytes: self.bytes_of_first(id, [gate].iter()),
         };
+        let claim = self.claim(lane, id);
         let at = &self.gates[gate];
         let mut budget = at.budget.lock();
         let refused = if own && !budget.is_own(&asked, now) {
@@ -153,7 +154,7 @@ impl Shard {
         } else if let Some(refused) = budget.refuses(index, &asked, now) {
             Some((Stopped::ByMessage, refused))
         } else if needs_connection {
-            let refused = budget.refuses_a_connection(index, now);
+            let refused = budget.refuses_a_connection(index, claim, now);
             refused.map(|refused| (Stopped::ByConnection, refused))
         } else {
             None

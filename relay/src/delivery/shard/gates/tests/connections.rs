@@ -261,3 +261,53 @@ async fn mail_of_less_weight_gets_a_connection_too() {
     assert!(bulk * 30 >= all && bulk * 4 <= all, "{bulk} of {all}");
     assert!(all >= 900, "{all}");
 }
+
+/// Whoever came first, in whichever shards they are, and whatever goes through them.
+#[tokio::test]
+async fn sites_of_a_provider_share_its_connections_alike() {
+    let digest = "[[stream]]\nname = \"digest\"\nweight = 3\n";
+    for (streams, takes) in [
+        (&["bulk"][..], 100),
+        (&["bulk", "digest"], 100),
+        (&["bulk", "digest"], 1),
+        (&["bulk"], 1),
+    ] {
+        let mut fleet = Fleet::new(2, digest);
+        fleet.takes = takes * SECOND;
+        // Two in one shard, and one in the other.
+        let domains: Vec<_> = google(&mut fleet, 4)
+            .into_iter()
+            .filter(|domain| domain != "d2.test")
+            .collect();
+        for domain in &domains {
+            for stream in streams {
+                fleet.accept(1_000, "t", stream, domain, 10).await;
+            }
+        }
+        for _ in 0..17 {
+            for domain in &domains {
+                fleet.accept(1, "t", "transactional", domain, 10).await;
+            }
+            fleet.run(6 * fleet.takes).await;
+        }
+        let shard = |domain: &String| {
+            let first = fleet.sent.iter().find(|sent| sent.domain == *domain);
+            first.unwrap().connection.0
+        };
+        let shards: Vec<_> = domains.iter().map(shard).collect();
+        assert_eq!(shards, [0, 0, 1]);
+        let mut sent: Vec<_> = domains
+            .iter()
+            .map(|domain| fleet.count(|sent| sent.domain == *domain))
+            .collect();
+        sent.sort_unstable();
+        // Five connections for three; of shards that wait one comes after the other.
+        assert!(sent[0] * 3 >= sent[2] * 2, "{streams:?} {takes}: {sent:?}");
+        let opened = fleet.count(|sent| sent.opened);
+        assert!(
+            takes == 100 || opened * 3 <= fleet.sent.len(),
+            "{opened} of {}",
+            fleet.sent.len()
+        );
+    }
+}
