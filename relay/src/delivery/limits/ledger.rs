@@ -83,11 +83,13 @@ impl Ledger {
         fresh.reserve(streams);
         // Mail is about to come.
         fresh.look_ahead(now);
-        if fresh.wants_keeping() {
-            self.wants_keeping(scope);
-        }
+        let wants_keeping = fresh.wants_keeping();
         let fresh = Arc::new(Mutex::new(fresh));
         all.insert(scope.clone(), fresh.clone());
+        drop(all);
+        if wants_keeping {
+            self.wants_keeping(scope);
+        }
         fresh
     }
 
@@ -180,9 +182,8 @@ impl Ledger {
     /// What is to be written, of some budgets; of none only where there is none.
     pub fn wanted(&self, now: Timestamp) -> Vec<Wanted> {
         let mut all = Vec::new();
-        let mut wanting = self.0.wanting.lock();
         while all.len() < AT_ONCE
-            && let Some(scope) = wanting.pop_front()
+            && let Some(scope) = self.next_wanting()
         {
             let budget = self.find(&scope);
             let keep = budget.as_ref().and_then(|budget| budget.lock().to_keep(now));
@@ -191,6 +192,11 @@ impl Ledger {
             }
         }
         all
+    }
+
+    /// Its lock is held for no longer than this.
+    fn next_wanting(&self) -> Option<Scope> {
+        self.0.wanting.lock().pop_front()
     }
 
     /// It is on disk. Which shards are first in the lines of what was held up by that.
@@ -240,5 +246,58 @@ impl Ledger {
         {
             tracing::error!(%error, "old counts can't be deleted");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use queue::store::MemoryStore;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+    /// Each waited for a lock that the other had, and all shards for both.
+    #[test]
+    fn budgets_are_made_while_counts_are_taken_to_the_disk() {
+        let ledger = Ledger::default();
+        let (say, said) = mpsc::channel();
+        let makes = {
+            let (ledger, say) = (ledger.clone(), say.clone());
+            move || {
+                let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+                let settings = crate::delivery::shard::test_settings("");
+                let limits = ScopeLimits {
+                    messages_per_hour: Some(10),
+                    ..ScopeLimits::default()
+                };
+                for number in 0..20_000 {
+                    let scope = Scope {
+                        site: Some(number.to_string().into()),
+                        ..Scope::default()
+                    };
+                    ledger.budget(&scope, (&limits, &settings.delivery.streams), &queue, NOW);
+                }
+                say.send(()).unwrap();
+            }
+        };
+        let writes = move || {
+            let mut written = 0;
+            while written < 20_000 {
+                let wanted = ledger.wanted(NOW);
+                written += wanted.len();
+                ledger.kept(&wanted, NOW);
+            }
+            say.send(()).unwrap();
+        };
+        let (makes, writes) = (thread::spawn(makes), thread::spawn(writes));
+        for _ in 0..2 {
+            said.recv_timeout(Duration::from_secs(60)).expect("both go on");
+        }
+        makes.join().unwrap();
+        writes.join().unwrap();
     }
 }
