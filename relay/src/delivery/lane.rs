@@ -81,7 +81,7 @@ pub struct Rule {
     pub family: AddressFamily,
     /// The lane's limits.
     pub limits: DestinationLimits,
-    /// What it has together with the other lanes to the site. Of what the destination's rule gives it more than that, nothing: that is its
+    /// What it has together with the other lanes to the site: nothing where the destination's rule gives it more of anything. Then it has its
     /// own, beside theirs.
     pub of_site: SiteLimits,
     /// Connections that all lanes to the provider have together, of each source.
@@ -150,16 +150,20 @@ impl Rule {
     }
 }
 
-/// What of a site's limits holds for a lane that has limits of its own.
+/// A site's limits, where they hold for a lane that has limits of its own: not where it may have more of anything, since what lanes
+/// have together is the same for all of them.
 fn of_site(site: &DestinationLimits, own: &DestinationLimits) -> SiteLimits {
     let is_faster = match (own.messages_per_second, site.messages_per_second) {
         (Some(own), Some(site)) => own > site,
         (None, Some(_)) => true,
         (_, None) => false,
     };
-    SiteLimits {
-        connections: (own.connections <= site.connections).then_some(site.connections as u64),
-        messages_per_second: site.messages_per_second.filter(|_| !is_faster),
+    match is_faster || own.connections > site.connections {
+        true => SiteLimits::default(),
+        false => SiteLimits {
+            connections: Some(site.connections as u64),
+            messages_per_second: site.messages_per_second,
+        },
     }
 }
 

@@ -73,6 +73,8 @@ impl<T: Copy + Eq> Turn<T> {
         });
         let stream = &mut self.streams[at];
         stream.weight = weight;
+        // Who barred it had others in mind.
+        stream.barred &= !stream.tenants.is_empty();
         match stream
             .tenants
             .iter_mut()
@@ -192,9 +194,10 @@ impl<T: Copy + Eq> Turn<T> {
         }
     }
 
-    /// Goes by other weights from here on.
+    /// Goes by other weights from here on, and bars nobody.
     pub fn reweigh(&mut self, weight: impl Fn(&str) -> u32) {
         for stream in &mut self.streams {
+            stream.barred = false;
             stream.weight = u64::from(weight(&stream.name)).max(1);
         }
     }
@@ -291,6 +294,20 @@ mod tests {
             let [bulk, digest, _] = went;
             assert!(digest.abs_diff(3 * bulk) <= 3, "{went:?}");
         }
+    }
+
+    #[test]
+    fn nobody_stays_barred_who_leaves_or_is_weighed_anew() {
+        let mut turn = Turn::default();
+        turn.push(QueueId(0), &name("t", "bulk"), 1);
+        turn.served();
+        turn.bar(|_| true);
+        turn.remove(QueueId(0));
+        turn.push(QueueId(0), &name("t", "bulk"), 1);
+        assert_eq!(turn.front(), Some(QueueId(0)));
+        turn.bar(|_| true);
+        turn.reweigh(|_| 2);
+        assert_eq!(turn.front(), Some(QueueId(0)));
     }
 
     proptest! {

@@ -152,8 +152,8 @@ impl Ledger {
                 let kept = wanted
                     .iter()
                     .map(|wanted| (wanted.scope.clone(), Some(wanted.keep.record.clone())));
-                // One that fails is deleted at the next start.
-                let counts = kept.chain(gone.into_iter().map(|scope| (scope, None)));
+                // One that fails is deleted at the next start. One that is gone may be among those that have come since.
+                let counts = gone.into_iter().map(|scope| (scope, None)).chain(kept);
                 match queue.keep_counts(counts.collect()).await {
                     Ok(()) => {
                         for (shard, scope) in self.kept(&wanted, clock.now()) {

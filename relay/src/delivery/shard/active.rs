@@ -202,7 +202,7 @@ impl Shard {
             self.look_up(id, now);
         }
         self.wait_for_first_way(id, now);
-        let several = only.map_or_else(|| self.lanes_in_order(id), |_| Vec::new());
+        let several = only.map_or_else(|| self.lanes_in_order(id, now), |_| Vec::new());
         for &lane in several.iter().chain(&only) {
             self.pump(lane, now);
         }

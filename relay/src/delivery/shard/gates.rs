@@ -483,6 +483,10 @@ impl Shard {
         let front = waiting.front().filter(|(_, of)| *of != lane);
         let front = front.map(|(id, of)| self.claim(of, id));
         let Some(id) = own else {
+            // What may not go beside what is kept for streams is the lane's mail all the same.
+            if self.settings.streams.any_reserved() && !long_enough {
+                return false;
+            }
             let most = waiting.len() + gate.budget.lock().others_wait(self.place.index(), Claim::SPARE);
             return gate.handing_on < most;
         };

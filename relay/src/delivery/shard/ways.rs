@@ -326,18 +326,21 @@ impl Shard {
 
     /// The same, in the order in which their sources are to be asked: whose turn it is by weight first; and before that those that have a
     /// connection for it already, unless that source has had more than its part for a while.
-    pub(super) fn lanes_in_order(&self, id: QueueId) -> Vec<LaneId> {
+    pub(super) fn lanes_in_order(&self, id: QueueId, now: Timestamp) -> Vec<LaneId> {
         let mut lanes = self.lanes_of(id);
         if lanes.len() > 1
             && let Some(pool) = self.active.get(&id).and_then(|active| active.pool.as_ref())
         {
             let order = self.shares.order(pool);
+            let all = lanes.iter().filter_map(|lane| self.lanes.get(*lane));
+            let able = all.filter(|lane| lane.resting(now).is_none() && lane.waits_at.is_none());
+            let able: Vec<_> = able.filter_map(|lane| lane.key.source.clone()).collect();
             let place = |lane: &LaneId| {
                 let lane = self.lanes.get(*lane);
                 let source = lane.and_then(|lane| lane.key.source.as_ref());
                 let is_connected = lane.is_some_and(|lane| !lane.idle.is_empty());
-                let goes_on =
-                    is_connected && source.is_some_and(|source| self.shares.may_go_on(pool, source));
+                let may_go_on = |source: &Arc<str>| self.shares.may_go_on(pool, source, &able);
+                let goes_on = is_connected && source.is_some_and(may_go_on);
                 (!goes_on, order.iter().position(|name| Some(name) == source))
             };
             lanes.sort_by_key(place);

@@ -128,7 +128,7 @@ async fn siblings_share_limits() {
         ("messages_per_second = 30", "", 20, 30),
         ("messages_per_second = 30", own, 20, 30),
         ("messages_per_second = 30", wider, 20, 30),
-        ("messages_per_second = 30", faster, 20, 70),
+        ("messages_per_second = 30", faster, 40, 70),
     ] {
         let mut fleet = Fleet::new(2, &format!("[delivery.limits]\n{limit}\n{strict}{more}"));
         for domain in ["a.test", "b.test"] {
@@ -145,6 +145,29 @@ async fn siblings_share_limits() {
         let last = fleet.sent.iter().filter(|sent| sent.domain == "b.test");
         let last = last.map(|sent| sent.at.since(START)).max().unwrap();
         assert!(last < 9 * SECOND, "both get their part: {last:?}");
+    }
+}
+
+/// What one of three has beside the others is not theirs, whichever comes last.
+#[tokio::test]
+async fn a_sibling_that_has_more_leaves_the_others_what_they_have_together() {
+    let rules = "[[destination]]\ndomain = \"c.test\"\ntls = \"required\"\n\
+                 [[destination]]\ndomain = \"v.test\"\n[destination.limits]\nmessages_per_second = 40\n";
+    for order in [["a.test", "c.test", "v.test"], ["v.test", "c.test", "a.test"]] {
+        let limit = "[delivery.limits]\nmessages_per_second = 30\n";
+        let mut fleet = Fleet::new(2, &format!("{limit}{rules}"));
+        for domain in order {
+            fleet.hosts.insert(domain.into(), vec!["mx.all.test".into()]);
+        }
+        for domain in order {
+            fleet.accept(400, "t", "bulk", domain, 10).await;
+            fleet.run(SECOND).await;
+        }
+        fleet.run(5 * SECOND).await;
+        let together = fleet.most_within(SECOND, |sent| sent.domain != "v.test");
+        assert!((29..=32).contains(&together), "{together} of {order:?}");
+        let beside = fleet.most_within(SECOND, |sent| sent.domain == "v.test");
+        assert!((39..=42).contains(&beside), "{beside} of {order:?}");
     }
 }
 
