@@ -170,9 +170,7 @@ mod tests {
                     Grant::Granted => sent += 1,
                     Grant::NotBefore { .. } | Grant::WhenFreed { .. } => {}
                 }
-                if budget.lock().wants_keeping() {
-                    ledger.wants_keeping(scope);
-                }
+                ledger.hear(scope, &mut budget.lock());
                 ledger.kept(&ledger.wanted(now), now);
             }
             ledger.settle(&queue, now).await.unwrap();

@@ -123,14 +123,17 @@ impl Rule {
         let together = provider.and_then(Provider::connections_together);
         let together = together.map(|limit| limit.value as u64);
         match number.and_then(|number| settings.destinations.all().get(number)) {
-            Some(rule) => Self {
-                name: Some(Self::name(rule)),
-                tls: rule.tls,
-                family: rule.family,
-                of_site: of_site(&limits, &rule.limits.over(&limits)),
-                limits: rule.limits.over(&limits),
-                to_provider: together.filter(|_| rule.limits.connections.is_none()),
-            },
+            Some(rule) => {
+                let own = rule.limits.over(&limits);
+                Self {
+                    name: Some(Self::name(rule)),
+                    tls: rule.tls,
+                    family: rule.family,
+                    of_site: of_site(&limits, &own),
+                    limits: own,
+                    to_provider: together.filter(|_| rule.limits.connections.is_none()),
+                }
+            }
             None => Self {
                 name: None,
                 tls: settings.tls,

@@ -83,13 +83,10 @@ impl Ledger {
         fresh.reserve(streams);
         // Mail is about to come.
         fresh.look_ahead(now);
-        let wants_keeping = fresh.wants_keeping();
         let fresh = Arc::new(Mutex::new(fresh));
         all.insert(scope.clone(), fresh.clone());
         drop(all);
-        if wants_keeping {
-            self.wants_keeping(scope);
-        }
+        self.hear(scope, &mut fresh.lock());
         fresh
     }
 
@@ -131,10 +128,12 @@ impl Ledger {
         used
     }
 
-    /// The budget of this scope wants its counts written.
-    pub fn wants_keeping(&self, scope: &Scope) {
-        self.0.wanting.lock().push_back(scope.clone());
-        self.0.wanted.notify_one();
+    /// Has the counts of a scope's budget written, if it wants that.
+    pub fn hear(&self, scope: &Scope, budget: &mut Budget) {
+        if budget.wants_keeping() {
+            self.0.wanting.lock().push_back(scope.clone());
+            self.0.wanted.notify_one();
+        }
     }
 
     /// Keeps what windows have counted on disk, for as long as it is polled: one of it for all shards. `tell`: this shard may go on
@@ -205,12 +204,8 @@ impl Ledger {
         for Wanted { scope, budget, keep } in written {
             let mut budget = budget.lock();
             let shards = budget.kept(keep, now);
-            let wants_more = budget.wants_keeping();
-            drop(budget);
+            self.hear(scope, &mut budget);
             told.extend(shards.into_iter().flatten().map(|shard| (shard, scope.clone())));
-            if wants_more {
-                self.wants_keeping(scope);
-            }
         }
         told
     }

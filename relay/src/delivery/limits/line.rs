@@ -39,8 +39,11 @@ impl Claim {
     /// Whether this one, with one more, would have no more than the other has now, by weight: so the two take turns at what can't be
     /// halved. Who has none has its turn whatever the weights.
     pub fn goes_before(self, holder: Self) -> bool {
-        let cross = |has: u64, weight: u32| u128::from(has) * u128::from(weight);
-        self.has == 0 || cross(self.has + 1, holder.weight) <= cross(holder.has, self.weight)
+        let with_one_more = Self {
+            has: self.has + 1,
+            ..self
+        };
+        self.has == 0 || !holder.is_less(with_one_more)
     }
 
     /// Who has less by weight is in front.

@@ -206,9 +206,7 @@ impl Shard {
             let gate = &self.gates[gate];
             let mut budget = gate.budget.lock();
             budget.look_ahead(now);
-            if budget.wants_keeping() {
-                self.place.ledger().wants_keeping(&gate.scope);
-            }
+            self.place.ledger().hear(&gate.scope, &mut budget);
         }
     }
 
@@ -284,9 +282,7 @@ impl Shard {
         }
         let mut budget = at.budget.lock();
         let grant = what(&mut budget, self.place.index());
-        if budget.wants_keeping() {
-            self.place.ledger().wants_keeping(&at.scope);
-        }
+        self.place.ledger().hear(&at.scope, &mut budget);
         (grant != Grant::Granted).then(|| again(&grant, now))
     }
 

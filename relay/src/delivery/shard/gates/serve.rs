@@ -159,9 +159,7 @@ impl Shard {
         } else {
             None
         };
-        if budget.wants_keeping() {
-            self.place.ledger().wants_keeping(&at.scope);
-        }
+        self.place.ledger().hear(&at.scope, &mut budget);
         drop(budget);
         if let Some((stopped, refused)) = &refused {
             if matches!(
