@@ -18,8 +18,9 @@ use super::view::{Told, recipients_in_queue};
 use super::{LOOKED_AT, PATIENCE, QueueControl, WHY_PATIENCE};
 use crate::delivery::exchange::{self, Done, Doors, Ordered};
 
-/// Units ordered at once, so that deliveries' own ends have room beside them.
-const AT_ONCE: usize = 128;
+/// Units ordered at once, so that deliveries' own ends have room beside them. A message that comes in waits for the group they are in:
+/// of 128 that made its median 2.1 ms instead of 1.1, of 32 it is the same.
+const AT_ONCE: usize = 32;
 
 /// Units gone through in one answer; queues in one step of it, once they are so many.
 const PER_ANSWER: usize = 1_000;
