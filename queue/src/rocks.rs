@@ -22,11 +22,14 @@ const BLOCK_CACHE: usize = 32 << 20;
 /// Bodies from this size on go to blob files, which compaction does not rewrite.
 const BLOB_FROM: u64 = 4 << 10;
 
-/// Octets of a table or a blob file that compaction writes. ext4 takes some 12 ms to remove one of 64 MiB, and a sync of the log waits for it.
-const FILE_SIZE: u64 = 16 << 20;
+/// Octets of a table that compaction writes. ext4 takes some 12 ms to remove one of 64 MiB, and a sync of the log waits for it.
+const TABLE_SIZE: u64 = 16 << 20;
+
+/// Octets of a blob file: no smaller, since of large messages there would be more files than may be open.
+const BLOB_FILE_SIZE: u64 = 64 << 20;
 
 /// Tables and blob files open at once, where the process may open many.
-const MAX_OPEN_FILES: usize = 256;
+const MAX_OPEN_FILES: usize = 512;
 
 /// Logs, locks, the manifest, files that are just written, and the queue's own.
 const OTHER_FILES: usize = 32;
@@ -146,8 +149,8 @@ fn family_options(family: Family, cache: &Cache, buffers: usize) -> Options {
     options.set_compression_type(DBCompressionType::Lz4);
     // The limit for all families together decides when to flush.
     options.set_write_buffer_size(buffers);
-    options.set_target_file_size_base(FILE_SIZE);
-    options.set_blob_file_size(FILE_SIZE);
+    options.set_target_file_size_base(TABLE_SIZE);
+    options.set_blob_file_size(BLOB_FILE_SIZE);
     if family == Family::Due {
         // Each sorted run costs every look at what is due 2 to 5 µs, and there is one for each flush until they are merged. Its records are small: merged
         // twice as often they add little to what is written.
@@ -295,13 +298,21 @@ mod tests {
         let store = RocksStore::open(folder.path(), true).unwrap();
         let of_options = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("OPTIONS-");
         let entries = fs::read_dir(folder.path()).unwrap().map(Result::unwrap);
-        let path = entries.filter(of_options).map(|entry| entry.path()).next().unwrap();
+        let path = entries
+            .filter(of_options)
+            .map(|entry| entry.path())
+            .next()
+            .unwrap();
         let text = fs::read_to_string(path).unwrap();
         let times = |line: &str| text.lines().filter(|text| text.trim() == line).count();
-        for line in ["strict_bytes_per_sync=true", "bytes_per_sync=262144", "atomic_flush=true"] {
+        for line in [
+            "strict_bytes_per_sync=true",
+            "bytes_per_sync=262144",
+            "atomic_flush=true",
+        ] {
             assert_eq!(times(line), 1, "{line}: {text}");
         }
-        for line in ["target_file_size_base=16777216", "blob_file_size=16777216"] {
+        for line in ["target_file_size_base=16777216", "blob_file_size=67108864"] {
             assert!(times(line) >= Family::ALL.len(), "{line}: {text}");
         }
         drop(store);
