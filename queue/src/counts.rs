@@ -88,27 +88,6 @@ impl Queue {
 mod tests {
     use super::*;
 
-    /// A store of the release before keeps what it counted.
-    #[test]
-    fn version_1_reads() {
-        #[derive(Serialize)]
-        struct V1(Timestamp, Option<Counts>, Option<Counts>);
-        let day = Some(Counts {
-            newest: 20,
-            parts: vec![3, 4],
-        });
-        let payload = postcard::to_allocvec(&V1(Timestamp(7), None, day.clone())).unwrap();
-        let mut octets = [&[1], &payload[..]].concat();
-        octets.extend_from_slice(&crc32c::crc32c(&octets).to_le_bytes());
-        let expected = CountsRecord {
-            at: Timestamp(7),
-            minute: None,
-            hour: None,
-            day,
-        };
-        assert_eq!(decode::<CountsRecord>(&octets), Ok(expected));
-    }
-
     #[test]
     fn a_scope_is_read_back_from_its_key() {
         let scope = Scope {

@@ -1,0 +1,92 @@
+//! What limits have counted is read for ever.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test; its helpers are outside of test functions"
+)]
+
+mod common;
+
+use common::{START, block_on};
+use queue::store::{Batch, Family, MemoryStore, Store};
+use queue::{Counts, CountsRecord, Queue, Scope};
+
+/// Key and value of [`kept`], as each version has them; the first knew nothing of minutes.
+const VERSION_1: &str = include_str!("fixtures/counts-1.txt");
+const VERSION_2: &str = include_str!("fixtures/counts-2.txt");
+
+fn kept(minute: Option<Counts>) -> Vec<(Scope, Option<CountsRecord>)> {
+    let counts = |newest, parts: &[u64]| {
+        Some(Counts {
+            newest,
+            parts: parts.to_vec(),
+        })
+    };
+    let of_three = Scope {
+        provider: Some("google".into()),
+        tenant: Some("shop".into()),
+        source: Some("out1".into()),
+        ..Scope::default()
+    };
+    let of_site = Scope {
+        site: Some("mx1.a.test,mx2.a.test".into()),
+        ..Scope::default()
+    };
+    let day = CountsRecord {
+        at: START,
+        minute: None,
+        hour: None,
+        day: counts(19_675, &[2_000_000]),
+    };
+    let all = CountsRecord {
+        minute,
+        hour: counts(472_222, &[1_000, 5, 90_000]),
+        ..day.clone()
+    };
+    vec![(of_three, Some(day)), (of_site, Some(all))]
+}
+
+fn minute() -> Option<Counts> {
+    Some(Counts {
+        newest: 28_333_333,
+        parts: vec![7, 300],
+    })
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+fn octets(hex: &str) -> Vec<u8> {
+    let pairs = (0..hex.len()).step_by(2).map(|at| &hex[at..at + 2]);
+    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+}
+
+#[test]
+fn every_version_reads() {
+    for (fixture, minute) in [(VERSION_1, None), (VERSION_2, minute())] {
+        let store = MemoryStore::new();
+        let mut batch = Batch::default();
+        for line in fixture.lines() {
+            let [_, key, value] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+            batch.put(Family::Count, &octets(key), octets(value));
+        }
+        store.write(&batch, true).unwrap();
+        let queue = Queue::in_memory(store).unwrap();
+        assert_eq!(queue.counts().unwrap(), kept(minute));
+    }
+}
+
+#[test]
+fn what_is_written_today_is_version_2() {
+    let store = MemoryStore::new();
+    let queue = Queue::in_memory(store.clone()).unwrap();
+    block_on(queue.keep_counts(kept(minute()))).unwrap();
+    let written: String = store
+        .contents()
+        .into_iter()
+        .filter(|(family, ..)| *family == Family::Count)
+        .map(|(family, key, value)| format!("{} {} {}\n", family.name(), hex(&key), hex(&value)))
+        .collect();
+    assert_eq!(written, VERSION_2);
+}
