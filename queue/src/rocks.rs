@@ -295,15 +295,10 @@ mod tests {
     #[test]
     fn files_are_small_and_written_no_faster_than_the_disk_takes() {
         let folder = tempfile::tempdir().unwrap();
-        let store = RocksStore::open(folder.path(), true).unwrap();
+        let _store = RocksStore::open(folder.path(), true).unwrap();
         let of_options = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("OPTIONS-");
-        let entries = fs::read_dir(folder.path()).unwrap().map(Result::unwrap);
-        let path = entries
-            .filter(of_options)
-            .map(|entry| entry.path())
-            .next()
-            .unwrap();
-        let text = fs::read_to_string(path).unwrap();
+        let mut entries = fs::read_dir(folder.path()).unwrap().map(Result::unwrap);
+        let text = fs::read_to_string(entries.find(of_options).unwrap().path()).unwrap();
         let times = |line: &str| text.lines().filter(|text| text.trim() == line).count();
         for line in [
             "strict_bytes_per_sync=true",
@@ -315,7 +310,6 @@ mod tests {
         for line in ["target_file_size_base=16777216", "blob_file_size=67108864"] {
             assert!(times(line) >= Family::ALL.len(), "{line}: {text}");
         }
-        drop(store);
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{START, block_on};
+use common::{START, block_on, hex};
 use mail_core::Timestamp;
 use queue::rocks::RocksStore;
 use queue::store::{Batch, Family, MemoryStore, Store};
@@ -74,10 +74,6 @@ fn limited(site: &str, changed: Timestamp) -> AdjustmentRecord {
 fn kinds(queue: &Queue) -> Vec<EventKind> {
     let events = queue.events(0, 99).unwrap().into_iter();
     events.map(|(_, event)| event.kind).collect()
-}
-
-fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 #[test]

@@ -7,8 +7,8 @@
 
 mod common;
 
-use common::{START, block_on};
-use queue::store::{Batch, Family, MemoryStore, Store};
+use common::{START, block_on, hex, load};
+use queue::store::{Family, MemoryStore};
 use queue::{Counts, CountsRecord, Queue, Scope};
 
 /// Key and value of [`kept`], as each version has them; the first knew nothing of minutes.
@@ -53,25 +53,11 @@ fn minute() -> Option<Counts> {
     })
 }
 
-fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
-}
-
-fn octets(hex: &str) -> Vec<u8> {
-    let pairs = (0..hex.len()).step_by(2).map(|at| &hex[at..at + 2]);
-    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
-}
-
 #[test]
 fn every_version_reads() {
     for (fixture, minute) in [(VERSION_1, None), (VERSION_2, minute())] {
         let store = MemoryStore::new();
-        let mut batch = Batch::default();
-        for line in fixture.lines() {
-            let [_, key, value] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
-            batch.put(Family::Count, &octets(key), octets(value));
-        }
-        store.write(&batch, true).unwrap();
+        load(&store, fixture);
         let queue = Queue::in_memory(store).unwrap();
         assert_eq!(queue.counts().unwrap(), kept(minute));
     }

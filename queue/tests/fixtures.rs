@@ -17,10 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{FIRST, START, block_on, defer, end, message, settle};
+use common::{FIRST, START, block_on, defer, end, hex, load, message, settle, unhex};
 use mail_core::{DeliverBy, Priority, TransferOptions, WhenLate};
 use queue::rocks::RocksStore;
-use queue::store::{Batch, Family, MemoryStore, Store};
+use queue::store::{Family, MemoryStore};
 use queue::{
     Aside, AsideCause, Closed, EventKind, Exported, Fate, HoldRecord, HoldScope, NewMessage, Queue,
     RouteGroup, Selector, SuspensionRecord,
@@ -105,38 +105,6 @@ fn suspension() -> SuspensionRecord {
         reason: "their maintenance".into(),
         by: "uid 0".into(),
     }
-}
-
-fn hex(octets: &[u8]) -> String {
-    octets.iter().fold(String::new(), |mut text, octet| {
-        let _ = write!(text, "{octet:02x}");
-        text
-    })
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
-}
-
-fn load(store: &dyn Store, fixture: &str) {
-    let mut batch = Batch::default();
-    for line in fixture.lines() {
-        let mut words = line.split(' ');
-        let name = words.next().unwrap();
-        let family = Family::ALL
-            .into_iter()
-            .find(|family| family.name() == name)
-            .unwrap();
-        batch.put(
-            family,
-            &unhex(words.next().unwrap()),
-            unhex(words.next().unwrap_or_default()),
-        );
-    }
-    store.write(&batch, true).unwrap();
 }
 
 fn look(queue: &Queue, asked: TransferOptions) {

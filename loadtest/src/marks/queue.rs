@@ -76,15 +76,13 @@ impl Bench<'_> {
 
     /// Medians of several runs, each on a store of its own.
     fn medians(&self, command: &str, arguments: &[String], runs: usize) -> anyhow::Result<Values> {
-        let mut all: HashMap<String, Vec<f64>> = HashMap::new();
+        let mut all = Vec::new();
         for _ in 0..runs {
             let store = self.path(command);
             fs::create_dir_all(&store)?;
             let mut whole = vec![command.to_owned(), store.display().to_string()];
             whole.extend_from_slice(arguments);
-            for (name, value) in self.run(&whole, false)? {
-                all.entry(name).or_default().push(value);
-            }
+            all.push(self.run(&whole, false)?);
             fs::remove_dir_all(&store)?;
         }
         Ok(medians(all))
@@ -167,12 +165,10 @@ impl Bench<'_> {
 
     fn probe(&self, store: &Path) -> anyhow::Result<Values> {
         let copy = self.path("probe");
-        let mut all: HashMap<_, Vec<f64>> = HashMap::new();
+        let mut all = Vec::new();
         for _ in 0..self.common.runs {
             copy_store(store, &copy)?;
-            for (name, value) in self.run(&["probe".to_owned(), copy.display().to_string()], false)? {
-                all.entry(name).or_default().push(value);
-            }
+            all.push(self.run(&["probe".to_owned(), copy.display().to_string()], false)?);
             fs::remove_dir_all(&copy)?;
         }
         Ok(medians(all))
@@ -311,7 +307,12 @@ impl Program {
     }
 }
 
-fn medians(all: HashMap<String, Vec<f64>>) -> Values {
+/// Of each figure, the median of several runs.
+fn medians(runs: Vec<Values>) -> Values {
+    let mut all: HashMap<String, Vec<f64>> = HashMap::new();
+    for (name, value) in runs.into_iter().flatten() {
+        all.entry(name).or_default().push(value);
+    }
     all.into_iter().map(|(name, of)| (name, median(of))).collect()
 }
 

@@ -1,12 +1,15 @@
 //! Messages for the tests.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "of tests; they are outside of test functions")]
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
+use queue::store::{Batch, Family, Store};
 use queue::{
     Again, End, Fate, NewMessage, NewUnit, Origin, Queue, RouteGroup, Settle, Settled, StillOpen, UnitKey,
 };
@@ -101,4 +104,37 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         .build()
         .unwrap()
         .block_on(future)
+}
+
+pub fn hex(octets: &[u8]) -> String {
+    octets.iter().fold(String::new(), |mut text, octet| {
+        let _ = write!(text, "{octet:02x}");
+        text
+    })
+}
+
+pub fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+/// Writes a fixture: family, key and value in hexadecimal, a line each.
+pub fn load(store: &dyn Store, fixture: &str) {
+    let mut batch = Batch::default();
+    for line in fixture.lines() {
+        let mut words = line.split(' ');
+        let name = words.next().unwrap();
+        let family = Family::ALL
+            .into_iter()
+            .find(|family| family.name() == name)
+            .unwrap();
+        batch.put(
+            family,
+            &unhex(words.next().unwrap()),
+            unhex(words.next().unwrap_or_default()),
+        );
+    }
+    store.write(&batch, true).unwrap();
 }
