@@ -166,6 +166,7 @@ impl Committer {
                 | Request::Nudge
                 // A power cut that takes these back leaves lower bounds, and what is found again.
                 | Request::Rest { .. }
+                | Request::Present(_)
                 | Request::Lift { .. }
                 | Request::Forget { .. }
         );
@@ -228,6 +229,10 @@ impl Committer {
                 };
                 group.batch.put_record(Family::Hold, &keys::hold(&scope), &record);
                 self.journal(group, &event);
+                Ok(())
+            }
+            Request::Present(record) => {
+                group.batch.put_record(Family::Meta, keys::PRESENCE, &record);
                 Ok(())
             }
             Request::Forget { notices } => {

@@ -574,6 +574,7 @@ fn body_bytes(request: &Request) -> usize {
         | Request::Hold { .. }
         | Request::Lift { .. }
         | Request::Forget { .. }
+        | Request::Present(_)
         | Request::Adjust { .. }
         | Request::EndAdjustment { .. }
         | Request::Suspend { .. }

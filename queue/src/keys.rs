@@ -25,6 +25,7 @@
 //! | aside | `r` · family NUL key | [`crate::records::DamagedRecord`] |
 //! | meta | `format`, `store`, `counters` | version u16, name of the store, [`crate::records::Counters`] |
 //! | meta | `index` | version u16 of `n`, `s`, `m` and `t` in `queues`; without it they are made anew |
+//! | meta | `presence` | [`crate::presence::PresenceRecord`] |
 //! | meta | `import ` · stream | [`crate::records::ImportRecord`] |
 //!
 //! A number that is *sealed* has its CRC32C (little-endian) behind it; where there is none, an early version wrote it.
@@ -48,6 +49,8 @@ pub const STORE: &[u8] = b"store";
 pub const INDEX: &[u8] = b"index";
 /// Key in `meta`: [`crate::records::Counters`].
 pub const COUNTERS: &[u8] = b"counters";
+/// Key in `meta`: [`crate::presence::PresenceRecord`].
+pub const PRESENCE: &[u8] = b"presence";
 
 /// Key in `meta`: how far a stream has been taken in.
 pub fn import(stream: &[u8; 16]) -> Vec<u8> {

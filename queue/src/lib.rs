@@ -19,6 +19,7 @@ mod mark;
 pub mod memory;
 mod message;
 mod names;
+mod presence;
 mod read;
 pub mod records;
 mod reopen;
@@ -50,6 +51,7 @@ pub use intake::{Pending, Status};
 pub use journal::{Extent, Retention};
 pub use message::{Accepted, Again, End, Fate, NewMessage, NewUnit, Settle, Settled, StillOpen};
 pub use names::{HoldScope, QueueId, QueueName, RouteGroup, Scope, UnitKey};
+pub use presence::PresenceRecord;
 pub use read::{DeadlineKey, Message, Overdue, Unit};
 pub use records::{
     AsideCause, AsideRecord, DamagedRecord, EnvelopeRecord, Event, EventKind, HoldRecord, Hop, Origin,

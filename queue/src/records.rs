@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::adjustment::AdjustmentRecord;
 use crate::message::held_until;
 use crate::names::{QueueId, QueueName};
+use crate::presence::PresenceRecord;
 use crate::suspension::Selector;
 
 mod old;
@@ -40,6 +41,7 @@ impl Record for AsideRecord {}
 impl Record for ImportRecord {}
 impl Record for DamagedRecord {}
 impl Record for TotalsRecord {}
+impl Record for PresenceRecord {}
 
 /// A record that does not read: wrong checksum, unknown version, or cut short.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -448,14 +448,14 @@ impl Run {
     fn overdue(&self, expires_at: Timestamp, now: Timestamp) -> Option<Duration> {
         // Two hosts that say nothing for as long as they may, the second after each reply, may hold a unit for so long.
         let overdue = self.uptime(expires_at, now);
-        // What was overdue when the relay began is left an hour to be tried in, by each start anew.
+        // What was overdue when the relay began is left an hour to be tried in, however often it begins; what it ran of a minute may be
+        // forgotten at each end.
         let grace =
             |&&(born, died): &&(Timestamp, Timestamp)| expires_at <= born && born <= now && born < died;
-        let graces = self.lives.iter().filter(grace).map(|&(born, died)| {
-            let hour = 60 * MINUTE;
-            died.min(now).since(born).min(hour)
-        });
-        (overdue > 40 * MINUTE + graces.sum::<Duration>()).then_some(overdue)
+        let starts = self.lives.iter().filter(grace).count();
+        let grace = if starts > 0 { 60 * MINUTE } else { Duration::ZERO };
+        let forgotten = MINUTE * u32::try_from(starts).unwrap();
+        (overdue > 40 * MINUTE + grace + forgotten).then_some(overdue)
     }
 
     /// What is wrong with a recipient's end.

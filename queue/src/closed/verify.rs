@@ -8,6 +8,7 @@ use super::{Closed, Stop};
 use crate::adjustment::AdjustmentRecord;
 use crate::counts::CountsRecord;
 use crate::names::{QueueId, UnitKey};
+use crate::presence::PresenceRecord;
 use crate::records::{
     AsideRecord, Counters, Damaged, DamagedRecord, DueRecord, EnvelopeRecord, Event, GroupRecord, HoldRecord,
     QueueRecord, Record, StateRecord, SuspensionRecord, TotalsRecord, UploadRecord, decode, unseal,
@@ -175,6 +176,7 @@ impl Look<'_> {
             Family::Suspension => check::<SuspensionRecord>(value),
             Family::Count => check::<CountsRecord>(value),
             Family::Meta if key == keys::COUNTERS => check::<Counters>(value),
+            Family::Meta if key == keys::PRESENCE => check::<PresenceRecord>(value),
             Family::Meta | Family::Idempotency | Family::Suppression => None,
         };
         if let Some(error) = wrong {

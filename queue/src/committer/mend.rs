@@ -74,6 +74,7 @@ impl Failed {
             | Request::Rest { .. }
             | Request::Hold { .. }
             | Request::Forget { .. }
+            | Request::Present(_)
             | Request::Lift { .. }
             | Request::Adjust { reply: None, .. }
             | Request::EndAdjustment { reply: None, .. }

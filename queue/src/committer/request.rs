@@ -12,6 +12,7 @@ use crate::aside::{Aside, Met};
 use crate::counts::CountsRecord;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::names::{HoldScope, QueueId, Scope, UnitKey};
+use crate::presence::PresenceRecord;
 use crate::records::{HoldRecord, SuspensionRecord};
 use crate::suspension::Selector;
 use crate::upload::{Abandoned, Leftover};
@@ -70,6 +71,8 @@ pub(crate) enum Request {
         counts: Vec<(Scope, Option<CountsRecord>)>,
         reply: Reply<()>,
     },
+    /// The relay runs.
+    Present(PresenceRecord),
     Adjust {
         record: Box<AdjustmentRecord>,
         reply: Option<Reply<()>>,

@@ -13,6 +13,7 @@ mod fallback;
 #[cfg(test)]
 mod fleet;
 pub mod gates;
+mod grace;
 mod idle;
 mod index;
 #[cfg(test)]
@@ -51,6 +52,7 @@ use super::lane::{ConnectionId, Idle, Lane, Plan};
 use super::route::Route;
 
 use gates::{Gate, GateId, Taken};
+use grace::Grace;
 use index::LaneIndex;
 
 /// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
@@ -338,8 +340,7 @@ pub struct Shard {
     /// All idle connections, the longest so first.
     idle: BTreeSet<(Idle, LaneId)>,
     pub(super) draining: bool,
-    /// When it began.
-    started: Timestamp,
+    grace: Grace,
     pub(super) effects: Vec<Effect>,
 }
 
@@ -364,6 +365,7 @@ impl Shard {
             }]
         });
         let adjustments = adapt::Adjustments::read(&queue, now);
+        let grace = Grace::begin(&queue, now);
         Self {
             suspended: suspended.into(),
             adjustments,
@@ -407,7 +409,7 @@ impl Shard {
             starved: Default::default(),
             idle: BTreeSet::new(),
             draining: false,
-            started: now,
+            grace,
             effects: Vec::new(),
         }
     }

@@ -78,3 +78,20 @@ fn an_operator_may_retry_what_a_clock_ahead_has_tried() {
     assert_eq!(world.taken.borrow().len(), 2);
     assert!(is_empty(&queue));
 }
+
+#[test]
+fn what_is_overdue_is_returned_though_the_relay_starts_again_and_again() {
+    let (world, store) = (held_up_by("a dead host"), MemoryStore::new());
+    live(&world, &store, START, "", async |relay| {
+        relay.take_in(&["a@to.test"]).await;
+        sleep(MINUTE).await;
+    });
+    let away = START + DAYS;
+    let told = [0, 16, 32, 48, 64].map(|from| {
+        live(&world, &store, away + MINUTE * from, "", async |_| {
+            sleep(15 * MINUTE).await;
+        });
+        reports(&world)
+    });
+    assert_eq!(told, [0, 0, 0, 0, 1]);
+}

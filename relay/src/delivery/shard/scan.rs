@@ -24,10 +24,6 @@ const WHOLE_EVERY: Duration = Duration::from_secs(15);
 /// whose mail is held by its clients are there, too.
 const FAR_EVERY: Duration = Duration::from_secs(600);
 
-/// For so long after a start nothing expires that was overdue already: all of it is due, and is tried once more first. Else mail would
-/// be returned that nobody tried, because the relay was not running, or because the clock was set ahead meanwhile.
-const GRACE: Duration = Duration::from_secs(3_600);
-
 /// How far the indexes were gone through.
 #[derive(Default)]
 pub(super) struct Scans {
@@ -118,6 +114,9 @@ impl Shard {
         if self.queue.is_failing() {
             return;
         }
+        if self.place.is_first() {
+            self.grace.note(&self.queue, now);
+        }
         self.forget_lingering(now);
         self.look_after_adjustments(now);
         self.wake_queues(now);
@@ -188,8 +187,8 @@ impl Shard {
             return;
         }
         let (place, mut after) = (self.place.clone(), self.scans.deadlines.begin(now));
-        if now < self.started + GRACE {
-            after = after.max(Some(DeadlineKey::before(self.started)));
+        if let Some(start) = self.grace.holds_before(now) {
+            after = after.max(Some(DeadlineKey::before(start)));
         }
         let at_home = |queue| place.home_elsewhere(queue).is_none();
         let Some((units, more)) = self.read(now, |queue| queue.expired(now, after, room, at_home)) else {
@@ -354,6 +353,7 @@ pub(super) mod tests {
     use super::*;
     use crate::control::tests::{accept_held, accept_one};
     use crate::delivery::shard::fleet::{Answer, Fleet};
+    use crate::delivery::shard::grace::Grace;
     use crate::delivery::shard::{MAX_ACTIVE, Settled};
 
     const START: Timestamp = Timestamp(1_700_000_000_000);
@@ -535,7 +535,7 @@ pub(super) mod tests {
         queue.suspend(suspended()).await.unwrap();
         let start = START + Duration::from_secs(90 * 86_400);
         let mut shard = shard(&queue);
-        shard.started = start;
+        shard.grace = Grace::begin(&queue, start);
         let mut endings = |seconds: u64| {
             shard.tick(start + SECOND * u32::try_from(seconds).unwrap());
             let effects = shard.take_effects();
