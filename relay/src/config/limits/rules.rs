@@ -209,7 +209,8 @@ impl LimitRules {
         tighten(all, scope, &today);
     }
 
-    /// What lanes have together though no rule says so.
+    /// What lanes have together though no rule says so. Of its own where a rule has the same scope: lanes that have more, and so nothing of it,
+    /// come under the rule too, and would take it from the others.
     fn together(&self, mail: &Mail, all: &mut Vec<(Scope, ScopeLimits)>) {
         let Together { to_provider, to_site } = &mail.together;
         if let Some(connections) = to_provider.filter(|_| !self.limits_connections_to(&mail.scope))
@@ -219,7 +220,8 @@ impl LimitRules {
                 connections: Some(connections),
                 ..ScopeLimits::default()
             };
-            tighten(all, scope, &shipped);
+            let provider = apart(all, &scope, &scope.provider);
+            all.push((Scope { provider, ..scope }, shipped));
         }
         let Some(scope) = narrowed(&mail.scope, [true, false, false, true]) else {
             return;
@@ -235,7 +237,8 @@ impl LimitRules {
                 site,
                 ..scope.clone()
             };
-            tighten(all, scope, &limits);
+            let site = apart(all, &scope, &scope.site);
+            all.push((Scope { site, ..scope }, limits));
         }
     }
 
@@ -307,6 +310,15 @@ impl LimitRules {
             limits.messages_per_connection.is_some() || limits.recipients_per_transaction.is_some();
         self.rules.insert(key, Table { number, limits }).is_none()
     }
+}
+
+/// What a part of the scope is called there: something else where the scope has limits already.
+fn apart(all: &[(Scope, ScopeLimits)], scope: &Scope, part: &Option<Arc<str>>) -> Option<Arc<str>> {
+    let is_taken = all.iter().any(|(known, _)| known == scope);
+    part.as_ref().map(|part| match is_taken {
+        true => format!("{part} in all").into(),
+        false => part.clone(),
+    })
 }
 
 fn tighten(all: &mut Vec<(Scope, ScopeLimits)>, scope: Scope, limits: &ScopeLimits) {

@@ -102,6 +102,19 @@ async fn a_shipped_limit_of_connections_is_for_all_sites_of_the_provider_from_on
             "[[destination]]\ndomain = \"d0.test\"\n[destination.limits]\nconnections = 6\n",
             11,
         ),
+        // What one destination has beside it takes nothing from the others, though a rule is for all of them.
+        (
+            "[[limit]]\nprovider = \"*\"\nsource = \"*\"\nmessages_per_hour = 10_000\n\
+             [[destination]]\ndomain = \"d11.test\"\n[destination.limits]\nconnections = 6\n",
+            11,
+        ),
+        (
+            "[[source]]\nname = \"new\"\naddresses = [\"127.0.0.9\"]\n\
+             [source.warm_up]\nstart = \"2023-11-12\"\nfirst = 10_000\ndays = 20\n\
+             [[pool]]\nname = \"all\"\nsources = [\"new\"]\n[delivery]\npool = \"all\"\n\
+             [[destination]]\ndomain = \"d11.test\"\n[destination.limits]\nconnections = 6\n",
+            11,
+        ),
     ] {
         let mut fleet = Fleet::new(2, more);
         for domain in google(&mut fleet, 12) {
