@@ -22,6 +22,7 @@ mod linger;
 mod operator;
 mod pump;
 mod rests;
+mod room;
 mod scan;
 #[cfg(test)]
 mod sources;
@@ -86,6 +87,9 @@ const SITE_TTL: Duration = Duration::from_secs(300);
 
 /// A site that seems to have changed is asked again after this long, since one answer is not believed.
 const SITE_DOUBT: Duration = Duration::from_secs(15);
+
+/// A queue that its site's shard has no room for is offered again after this long.
+const LENT_AGAIN: Duration = Duration::from_secs(5);
 
 /// A moment that another shard wrote down may be so much later than the one in which it is read.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
@@ -284,6 +288,7 @@ pub struct Shard {
     // By numbers of our own making, which nobody outside can choose: a quick hash does.
     pub(super) active: FxHashMap<QueueId, Active>,
     /// Queues in memory that are empty, the longest so first.
+    rooms: room::Rooms,
     lingering: BTreeSet<(Timestamp, QueueId)>,
     /// Queues of this home that another shard works on.
     lent: FxHashMap<QueueId, usize>,
@@ -379,6 +384,7 @@ impl Shard {
             routing,
             random,
             active: FxHashMap::default(),
+            rooms: room::Rooms::default(),
             lingering: BTreeSet::new(),
             lent: FxHashMap::default(),
             resting: BTreeMap::new(),
@@ -508,7 +514,7 @@ impl Shard {
             return;
         }
         if !self.activate(id, now) {
-            self.queue.rest(id, Some(now));
+            self.queue.rest(id, Some(now + LENT_AGAIN));
             return self.give_back(id, None);
         }
         if let Some(active) = self.active.get_mut(&id) {

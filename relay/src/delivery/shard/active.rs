@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::Timestamp;
-use queue::{Queue, QueueId, ReadError, UnitKey};
+use queue::{Queue, QueueId, QueueName, ReadError, UnitKey};
 
-use super::{Active, HORIZON, MAX_ACTIVE, READ_AGAIN, Rests, Shard, Stand, Timer, operator};
+use super::{Active, HORIZON, READ_AGAIN, Rests, Shard, Stand, Timer, operator};
 use crate::config::settings::MAX_HOLD;
 use crate::delivery::agenda::{Agenda, PAGE, place};
 use crate::delivery::courier::Kept;
@@ -14,7 +14,15 @@ use crate::delivery::courier::Kept;
 impl Shard {
     /// Brings a queue into memory. False where it is not there, or there is no room.
     pub(super) fn activate(&mut self, id: QueueId, now: Timestamp) -> bool {
-        self.active.contains_key(&id) || (self.has_memory() && self.activate_anyway(id, now))
+        if self.active.contains_key(&id) || self.has_memory() {
+            return self.activate_anyway(id, now);
+        }
+        if self.draining {
+            return false;
+        }
+        let info = self.read(now, |queue| queue.info(id)).flatten();
+        let info = info.filter(|info| self.take_room(&info.name, now));
+        info.map(|info| self.enter(id, info.name, now)).is_some()
     }
 
     /// The same where there is no room too: for an end or an order, of which there are few at once. [`Self::look_at`] sends
@@ -26,12 +34,18 @@ impl Shard {
         if self.draining {
             return false;
         }
-        self.make_memory(now);
         let Some(info) = self.read(now, |queue| queue.info(id)).flatten() else {
             return false;
         };
+        self.enter(id, info.name, now);
+        true
+    }
+
+    fn enter(&mut self, id: QueueId, name: QueueName, now: Timestamp) {
+        self.make_memory(now);
+        self.rooms.enter(id, &name);
         let fresh = Active {
-            name: info.name,
+            name,
             agenda: Agenda::default(),
             stands: Vec::new(),
             pool: None,
@@ -46,7 +60,6 @@ impl Shard {
         };
         self.active.insert(id, fresh);
         self.parked.remove(&id);
-        true
     }
 
     /// Reads from the store. A failure is logged, and the catalogue asked again later.
@@ -215,6 +228,7 @@ impl Shard {
         let Some(active) = self.active.remove(&id) else {
             return;
         };
+        self.rooms.leave(id, &active.name);
         if let Some(at) = active.timer {
             self.timers.remove(&(at, Timer::Queue(id)));
         }
@@ -235,14 +249,5 @@ impl Shard {
         let mut active: Vec<_> = self.active.keys().copied().collect();
         active.sort_unstable();
         active
-    }
-
-    pub(super) fn has_memory(&self) -> bool {
-        self.active.len() - self.lingering.len() < self.most()
-    }
-
-    /// Queues that this shard may have in memory.
-    pub(super) fn most(&self) -> usize {
-        MAX_ACTIVE / self.place.count()
     }
 }

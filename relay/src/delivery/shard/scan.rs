@@ -120,6 +120,7 @@ impl Shard {
         self.forget_lingering(now);
         self.look_after_adjustments(now);
         self.wake_queues(now);
+        self.wake_others(now);
         self.wake_far_queues(now);
         self.expire(now);
         self.tell_of_delays(now);
