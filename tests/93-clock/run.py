@@ -188,6 +188,8 @@ class Restarted(ClockTest):
 
 
 class Dates(ClockTest):
+    WAIT = "200ms"
+
     def all_is_right(self, relay, name):
         """What comes in, goes out, comes back and is told of has the time of the relay's clock."""
         sent = self.submit(f"{name}@second.test")
