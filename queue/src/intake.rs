@@ -25,6 +25,7 @@ use crate::committer::{Committer, Failed, Reply, Request, chunk_sums};
 use crate::corruption::Corruption;
 use crate::mark::Mark;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
+use crate::sabotage;
 use crate::store::Store;
 use crate::unsynced::Unsynced;
 use crate::upload::{Abandoned, Leftover};
@@ -205,7 +206,10 @@ impl Intake {
             shared,
             corruption,
             usage,
-            patience: options.commit_patience,
+            patience: match sabotage::is_on("no-patience") {
+                true => Duration::MAX,
+                false => options.commit_patience,
+            },
             bytes,
         })
     }
@@ -242,7 +246,7 @@ impl Intake {
             reply,
         };
         #[cfg(feature = "sabotage")]
-        if sabotaged("ack-before-commit") {
+        if sabotage::is_on("ack-before-commit") {
             return self.accept_unkept(request).await;
         }
         self.enter(request, bytes, answer).await
@@ -356,12 +360,8 @@ impl Intake {
         })
     }
 
-    pub(crate) async fn settle(
-        &self,
-        #[allow(unused_mut)] mut settle: Settle,
-    ) -> Result<Pending, CommitError> {
-        #[cfg(feature = "sabotage")]
-        if sabotaged("lose-reports") {
+    pub(crate) async fn settle(&self, mut settle: Settle) -> Result<Pending, CommitError> {
+        if sabotage::is_on("lose-reports") {
             settle.reports.clear();
         }
         if !settle.reports.iter().all(|report| report.has_sound_units()) {
@@ -529,10 +529,11 @@ impl Shared {
 
     fn look_at_space(&self, space: &Space) {
         let (free, min_free) = (space.look(), space.min_free);
+        let is_full = free < min_free && !sabotage::is_on("no-watermark");
         self.space.0.store(free, Ordering::Relaxed);
         self.space.1.store(min_free, Ordering::Relaxed);
         let mut status = self.status.write();
-        match (&*status, free < min_free) {
+        match (&*status, is_full) {
             (Status::Healthy, true) => {
                 tracing::warn!(
                     free,
@@ -620,8 +621,7 @@ fn run(
         }
         // Of whatever wrote them, nothing is on its way any more.
         group.extend(shared.take_abandoned());
-        #[cfg(feature = "sabotage")]
-        if sabotaged("ack-before-commit") {
+        if sabotage::is_on("ack-before-commit") {
             std::thread::sleep(Duration::from_millis(200));
         }
         let failed = match committer.write_ahead(group, &shared.unsynced) {
@@ -656,11 +656,6 @@ fn keep(mut mark: Mark, space: &Space, shared: &Shared) {
         }
         shared.look_at_space(space);
     }
-}
-
-#[cfg(feature = "sabotage")]
-pub(crate) fn sabotaged(switch: &str) -> bool {
-    std::env::var("POSTRIDER_SABOTAGE").is_ok_and(|switches| switches.split(',').any(|on| on == switch))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::keys;
 use crate::names::{HoldScope, QueueId, UnitKey};
 use crate::records::{
     AsideRecord, DueRecord, EnvelopeRecord, Event, HoldRecord, QueueRecord, Record, StateRecord, decode,
-    unseal,
+    unseal, verifies,
 };
 use crate::store::Family;
 use crate::{Queue, ReadError};
@@ -394,7 +394,7 @@ impl Queue {
             .store
             .get(Family::Body, &key)?
             .ok_or_else(|| ReadError::damaged("body", &key, "absent"))?;
-        if crc32c::crc32c(&chunk) != sum {
+        if !verifies(&chunk, sum) {
             return Err(ReadError::damaged("body", &key, "checksum"));
         }
         Ok(chunk.into())

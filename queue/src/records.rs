@@ -68,7 +68,7 @@ pub fn append<R: Record>(record: &R, buffer: &mut Vec<u8>) {
 /// Reads a record.
 pub fn decode<R: Record>(octets: &[u8]) -> Result<R, Damaged> {
     let (body, crc) = octets.split_last_chunk::<4>().ok_or(Damaged("too short"))?;
-    if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+    if !verifies(body, u32::from_le_bytes(*crc)) {
         return Err(Damaged("checksum"));
     }
     let (&version, payload) = body.split_first().ok_or(Damaged("too short"))?;
@@ -93,10 +93,15 @@ pub fn unseal<const N: usize>(octets: &[u8]) -> Result<[u8; N], Damaged> {
     }
     let (octets, crc) = octets.split_last_chunk::<4>().ok_or(Damaged("too short"))?;
     let number = octets.try_into().map_err(|_| Damaged("length"))?;
-    if crc32c::crc32c(octets) != u32::from_le_bytes(*crc) {
+    if !verifies(octets, u32::from_le_bytes(*crc)) {
         return Err(Damaged("checksum"));
     }
     Ok(number)
+}
+
+/// Whether the checksum is that of the octets.
+pub(crate) fn verifies(octets: &[u8], sum: u32) -> bool {
+    crc32c::crc32c(octets) == sum || crate::sabotage::is_on("no-checksums")
 }
 
 /// Who handed a message over.

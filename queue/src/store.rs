@@ -406,6 +406,13 @@ impl MemoryStore {
             .map_or(0, |counted| std::mem::take(&mut counted.reads))
     }
 
+    /// Deleted keys cost reads no more, as after a compaction.
+    pub fn compact(&self) {
+        if let Some(counted) = &mut self.shared.lock().counted {
+            counted.gone.clear();
+        }
+    }
+
     /// What a power cut leaves: all that was synced, nothing else.
     pub fn cut_power(&self) -> Self {
         let shared = self.shared.lock();

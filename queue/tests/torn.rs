@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{block_on, message};
+use common::{block_on, copy, message};
 use queue::{OpenError, Options, Queue};
 
 const OPTIONS: Options = Options {
@@ -42,24 +42,6 @@ fn filled() -> tempfile::TempDir {
 
 fn body(number: u64) -> Vec<u8> {
     format!("Subject: {number}\r\n\r\n{}\r\n", "hello ".repeat(50)).into_bytes()
-}
-
-fn copy(from: &Path) -> tempfile::TempDir {
-    fn tree(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let to = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                tree(&entry.path(), &to);
-            } else if entry.file_type().unwrap().is_file() {
-                fs::copy(entry.path(), to).unwrap();
-            }
-        }
-    }
-    let to = tempfile::tempdir().unwrap();
-    tree(from, to.path());
-    to
 }
 
 /// The newest log that holds anything.

@@ -24,6 +24,7 @@ pub struct Health {
     registry: Registry,
     queue: Queue,
     series: QueueSeries,
+    clock: Clock,
     stopping: AtomicBool,
     draining: AtomicBool,
     accepting: IntGauge,
@@ -34,7 +35,12 @@ pub struct Health {
 
 impl Health {
     /// Registers the series of its own on `registry`. `notice`: what safe mode does, where it is on.
-    pub fn new(registry: Registry, queue: Queue, notice: Option<String>) -> prometheus::Result<Self> {
+    pub fn new(
+        registry: Registry,
+        queue: Queue,
+        clock: Clock,
+        notice: Option<String>,
+    ) -> prometheus::Result<Self> {
         let accepting = IntGauge::new(
             "postrider_accepting",
             "1 while mail is accepted, 0 while the disk is full or failing or the relay drains. Alert on 0.",
@@ -57,6 +63,7 @@ impl Health {
             series: QueueSeries::new(&registry, queue.clone())?,
             registry,
             queue,
+            clock,
             stopping: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             accepting,
@@ -89,7 +96,7 @@ impl Health {
     /// All series as Prometheus reads them. Blocks.
     fn text(&self) -> Result<String, String> {
         self.accepting.set(i64::from(self.obstacle().is_none()));
-        if let Err(error) = self.series.refresh(Instant::now(), Clock::system().now()) {
+        if let Err(error) = self.series.refresh(Instant::now(), self.clock.now()) {
             // What was read before is better than nothing.
             tracing::warn!(%error, "the queue's series could not be read");
         }
@@ -165,7 +172,7 @@ mod tests {
     #[tokio::test]
     async fn tells_of_the_process_the_queue_and_the_drain() {
         let queue = Queue::in_memory(MemoryStore::new()).unwrap();
-        let health = Arc::new(Health::new(Registry::new(), queue, None).unwrap());
+        let health = Arc::new(Health::new(Registry::new(), queue, Clock::system(), None).unwrap());
         let ready = readyz(State(health.clone())).await;
         assert_eq!(ready.status(), StatusCode::OK);
         health.drain();

@@ -161,6 +161,7 @@ pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
     let health = Arc::new(Health::new(
         registry.clone(),
         queue.clone(),
+        clock,
         routing.safe_mode_notice(),
     )?);
     let (doors_to_shards, seats) = exchange::open(cores);
@@ -211,7 +212,7 @@ pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
         "Entries of the journal that were forgotten, being old or too many.",
     )?;
     registry.register(Box::new(retired.clone()))?;
-    doors.spawn(keep_journal(reloader.clone(), queue.clone(), retired));
+    doors.spawn(keep_journal(reloader.clone(), queue.clone(), clock, retired));
     if let Some(listener) = metrics {
         doors.spawn(health::serve(listener, health.clone()));
     }
@@ -311,11 +312,11 @@ async fn serve_admin(
 }
 
 /// Has the oldest of the journal forgotten.
-async fn keep_journal(reloader: Arc<Reloader>, queue: Queue, retired: prometheus::IntCounter) {
+async fn keep_journal(reloader: Arc<Reloader>, queue: Queue, clock: Clock, retired: prometheus::IntCounter) {
     loop {
         tokio::time::sleep(JOURNAL_EVERY).await;
         let (keep, queue) = (reloader.settings().store.journal, queue.clone());
-        let now = Clock::system().now();
+        let now = clock.now();
         match tokio::task::spawn_blocking(move || queue.retire_events(keep, now)).await {
             Ok(Ok(count)) => retired.inc_by(count),
             Ok(Err(error)) => tracing::error!(%error, "the journal can't be shortened"),

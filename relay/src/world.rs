@@ -25,8 +25,7 @@ pub struct Clock {
 impl Clock {
     /// Anchored at the system's wall clock now.
     pub fn system() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::anchored(Timestamp(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)))
+        Self::anchored(wall())
     }
 
     /// Anchored at `wall` now.
@@ -39,6 +38,9 @@ impl Clock {
 
     /// Wall-clock time.
     pub fn now(&self) -> Timestamp {
+        if crate::sabotage::is_on("follow-clock") {
+            return wall();
+        }
         self.wall + self.start.elapsed()
     }
 
@@ -46,6 +48,12 @@ impl Clock {
     pub fn instant(&self, at: Timestamp) -> Instant {
         self.start + at.since(self.wall)
     }
+}
+
+/// What the system's wall clock says.
+fn wall() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// All random draws of a thread, from one seed.

@@ -70,7 +70,11 @@ class Memory(RelayTest):
 
     def started(self):
         enter = f'echo $$ > {self.group}/cgroup.procs && exec "$@"'
-        return self.start(within=("sh", "-c", enter, "sh"))
+        self.relay = self.start(within=("sh", "-c", enter, "sh"))
+        return self.relay
+
+    def lives(self):
+        self.assertIsNone(self.relay.child.poll(), "ended by the kernel")
 
     def resident(self, relay, which="VmHWM"):
         line = next(line for line in self.read(f"/proc/{relay.child.pid}/status").splitlines() if line.startswith(which))
@@ -102,8 +106,9 @@ class Memory(RelayTest):
         # While the others come in, and again beside them all.
         with subprocess.Popen(flood, stdout=subprocess.PIPE) as flooding:
             first = self.pass_through("first", raw)
-            self.assertEqual(flooding.wait(120), 0, flooding.stdout.read())
-        self.assertIsNone(relay.child.poll(), "ended by the kernel")
+            code, told = flooding.wait(120), flooding.stdout.read()
+        self.lives()
+        self.assertEqual(code, 0, told)
         wait_for(lambda: self.waiting() == self.QUEUED, f"{self.QUEUED} messages wait")
         self.pass_through("second", raw)
         peak = self.resident(relay)
@@ -130,6 +135,7 @@ class Memory(RelayTest):
             threads.append(thread)
         for thread in threads:
             thread.join()
+        self.lives()
         self.assertEqual(len(sent), self.AT_ONCE)
         for number in range(self.AT_ONCE):
             [arrived] = self.lab.arrived(f"{name}{number}@ok.test", within=120)

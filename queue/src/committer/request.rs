@@ -112,11 +112,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, CommitError>>;
 
 /// What waits for an answer waits for a sync.
 pub(super) fn is_synced(group: &Group) -> bool {
-    #[cfg(feature = "sabotage")]
-    if crate::intake::sabotaged("no-sync") {
-        return false;
-    }
-    group.synced
+    group.synced && !crate::sabotage::is_on("no-sync")
 }
 
 /// Whom to answer once the group is synced.

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "of tests; they are outside of test functions")]
 
 use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,6 +106,25 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
         .build()
         .unwrap()
         .block_on(future)
+}
+
+/// A folder with all that is in it.
+pub fn copy(from: &Path) -> tempfile::TempDir {
+    fn tree(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                tree(&entry.path(), &to);
+            } else if entry.file_type().unwrap().is_file() {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    let to = tempfile::tempdir().unwrap();
+    tree(from, to.path());
+    to
 }
 
 pub fn hex(octets: &[u8]) -> String {

@@ -67,7 +67,11 @@ const TOO_LITTLE: Duration = Duration::from_secs(10);
 impl Past {
     /// When the last attempt is to be made.
     pub(super) fn last_chance(&self, now: Timestamp) -> Timestamp {
-        let end = self.expires_at.max(now);
+        // What should have ended is left a while after a start, and tried in it as anything else is.
+        let end = match self.expires_at < now {
+            true => Timestamp::MAX,
+            false => self.expires_at,
+        };
         match self.return_at {
             // The peer needs time of its own: at the end there is nothing left to promise.
             Some(at) if at <= self.expires_at => match at.since(now) {

@@ -41,6 +41,34 @@ fn no_mail_waits_for_the_days_that_a_clock_was_ahead() {
     }
 }
 
+/// What is past its deadline after a start is left an hour to be tried in, and does not hammer at its host in it.
+#[test]
+fn what_is_overdue_is_tried_by_the_schedule_and_then_returned() {
+    // A rate, so that time goes on whatever is tried.
+    let rate = "[delivery.limits]\nmessages_per_second = 1\n";
+    let (store, world) = (MemoryStore::new(), held_up_by("a reply"));
+    live(&world, &store, START, rate, async |relay| {
+        relay.take_in(&["a@to.test"]).await;
+        sleep(5 * MINUTE).await;
+    });
+    let tried = |queue: &Queue| {
+        let deferred = |kind: &EventKind| *kind == EventKind::Deferred;
+        kinds(queue).into_iter().filter(deferred).count()
+    };
+    let queue = live(&world, &store, START + DAYS, rate, async |relay| {
+        let before = tried(&relay.queue);
+        assert_eq!(before, 3);
+        sleep(MINUTE).await;
+        assert_eq!(tried(&relay.queue) - before, 1, "at once");
+        sleep(49 * MINUTE).await;
+        // After 8 minutes, and then after 10 each.
+        assert!(tried(&relay.queue) - before <= 6, "{}", tried(&relay.queue));
+        sleep(20 * MINUTE).await;
+    });
+    assert!(kinds(&queue).contains(&EventKind::Expired));
+    assert!(is_empty(&queue));
+}
+
 #[test]
 fn more_than_a_page_of_such_mail_comes_back_by_and_by() {
     let (before, store) = (held_up_by("the DNS"), MemoryStore::new());
