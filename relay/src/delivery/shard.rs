@@ -323,6 +323,8 @@ pub struct Shard {
     taken: FxHashMap<UnitKey, Taken>,
     /// Where units on the wire go whose queues stand in several lanes.
     lane_of_unit: FxHashMap<UnitKey, LaneId>,
+    /// Claims that stay though nothing of theirs is on the wire.
+    unknown: HashSet<UnitKey>,
     /// Connections that are being closed for another lane, at which gate.
     handed_on: FxHashMap<ConnectionId, GateId>,
     /// Units on the wire in lanes that count them by stream.
@@ -400,6 +402,7 @@ impl Shard {
             today: crate::config::warm_up::day(now),
             taken: FxHashMap::default(),
             lane_of_unit: FxHashMap::default(),
+            unknown: HashSet::new(),
             handed_on: FxHashMap::default(),
             busy: FxHashMap::default(),
             lookups: HashMap::new(),
@@ -611,7 +614,10 @@ impl Shard {
                 self.note(&UnitKey { due, ..*unit }, None, now);
             }
             Settled::Untouched => active.agenda.unclaim(place(unit)),
-            Settled::Unknown => return,
+            Settled::Unknown => {
+                self.unknown.insert(*unit);
+                return;
+            }
         }
         self.look_at(unit.queue, now);
     }

@@ -102,6 +102,9 @@ impl Shard {
                     id: message,
                     unit: number,
                 };
+                if self.unknown.contains(&unit) {
+                    continue;
+                }
                 let lane = self.lane_of_unit.get(&unit).copied().unwrap_or(usual);
                 let Some(of_lane) = self.lanes.get(lane).map(|lane| lane.gates.clone()) else {
                     continue;

@@ -4,6 +4,7 @@ use mail_core::{MessageId, Timestamp};
 use queue::QueueId;
 
 use crate::delivery::exchange::Waits;
+use crate::delivery::shard::Settled;
 use crate::delivery::shard::fleet::{Answer, Fleet, START, Sent};
 
 mod connections;
@@ -288,6 +289,25 @@ async fn budgets_of_what_is_over_are_forgotten() {
 
 const TWO_SOURCES: &str = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n[[source]]\nname = \"s2\"\naddresses = [\"192.0.2.2\"]\n\
     [[pool]]\nname = \"both\"\nsources = [\"s1\", \"s2\"]\n[delivery]\npool = \"both\"\n";
+
+/// The claim stays, so that nothing is sent twice; what it took of limits came back with the outcome.
+#[tokio::test]
+async fn an_outcome_that_was_not_recorded_takes_nothing_of_a_limit_after_a_reload() {
+    let limit = "[[limit]]\ntenant = \"*\"\nconnections = 2\n";
+    let mut fleet = Fleet::new(1, limit);
+    fleet.takes = 3_600 * SECOND;
+    fleet.accept(2, "t", "bulk", "a.test", 10).await;
+    fleet.run(2 * SECOND).await;
+    let begun: Vec<_> = fleet.shards[0].taken.keys().copied().collect();
+    assert_eq!(begun.len(), 2);
+    for unit in &begun {
+        fleet.shards[0].settled(unit, Settled::Unknown, fleet.now);
+    }
+    fleet.renew(limit);
+    fleet.accept(5, "t", "bulk", "b.test", 10).await;
+    fleet.run(10 * SECOND).await;
+    assert_eq!(fleet.count(|sent| sent.domain == "b.test"), 2);
+}
 
 /// Of two limits the one lets it through and the other does not: nobody asks again before its time.
 #[tokio::test]
