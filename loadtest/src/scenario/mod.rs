@@ -93,6 +93,23 @@ pub(crate) struct Play {
     json: bool,
 }
 
+impl Default for Play {
+    fn default() -> Self {
+        Self {
+            postrider: None,
+            folder: None,
+            messages: None,
+            size: None,
+            rate: None,
+            sessions: None,
+            connections: None,
+            sink_threads: 1,
+            smoke: false,
+            json: false,
+        }
+    }
+}
+
 impl Play {
     fn postrider(&self) -> anyhow::Result<PathBuf> {
         Ok(match &self.postrider {
@@ -271,18 +288,23 @@ impl Plan {
     /// A scenario's own, but for the number of messages and their size.
     pub(crate) fn of(name: Name, messages: u32, size: &str) -> anyhow::Result<Self> {
         let play = Play {
-            postrider: None,
-            folder: None,
             messages: Some(messages),
             size: Some(size.parse()?),
-            rate: None,
-            sessions: None,
-            connections: None,
-            sink_threads: 1,
-            smoke: false,
-            json: false,
+            ..Play::default()
         };
         plan(name, &play)
+    }
+
+    /// As it is played where no option says otherwise.
+    #[cfg(test)]
+    fn smoke_or_whole(name: Name, smoke: bool) -> anyhow::Result<Self> {
+        plan(
+            name,
+            &Play {
+                smoke,
+                ..Play::default()
+            },
+        )
     }
 }
 
