@@ -70,8 +70,7 @@ impl<'a> Runs<'a> {
     }
 
     pub(super) fn wants(&self, name: &str) -> bool {
-        let only = self.common.only.as_deref();
-        only.is_none_or(|only| name.starts_with(only))
+        self.common.wants(name)
     }
 
     pub(super) fn folder(&self) -> Option<&Path> {
