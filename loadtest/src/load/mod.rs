@@ -142,7 +142,7 @@ pub(crate) struct SinkOptions {
 }
 
 /// What a load came to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Summary {
     pub(crate) seconds: f64,
     pub(crate) messages: usize,

@@ -360,8 +360,6 @@ pub(crate) struct Report {
     pub(crate) balance: Balance,
     /// What else should not be.
     pub(crate) findings: Vec<String>,
-    /// All was signed, or over TLS, that was meant to be, and nothing else.
-    pub(crate) as_meant: bool,
     /// When it was measured, since 1970.
     #[serde(skip)]
     between: (Duration, Duration),
@@ -370,6 +368,29 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Of a run of nothing, in which nothing was found.
+    #[cfg(test)]
+    pub(crate) fn empty(scenario: Name) -> Self {
+        Self {
+            scenario,
+            messages: 0,
+            seconds: 0.0,
+            per_second: 0.0,
+            cpu_seconds_per_1000: 0.0,
+            peak_memory_mib: 0.0,
+            written_by_accepted: 0.0,
+            store_written_by_accepted: None,
+            accept: Summary::default(),
+            reply_to_arrival_ms: Quantiles::default(),
+            begin_to_arrival_ms: Quantiles::default(),
+            figures: Vec::new(),
+            balance: Balance::default(),
+            findings: Vec::new(),
+            between: <(Duration, Duration)>::default(),
+            over_time: OverTime::of(Duration::ZERO, &[], &[], |_| true),
+        }
+    }
+
     pub(crate) fn holds(&self) -> bool {
         self.balance.holds() && self.findings.is_empty()
     }

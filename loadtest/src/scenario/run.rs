@@ -628,9 +628,7 @@ impl<'a> Stage<'a> {
                 findings.push(error.to_string());
             }
         }
-        let wrong_ways = self.wrong_ways();
-        let as_meant = wrong_ways.is_empty();
-        findings.extend(wrong_ways);
+        findings.extend(self.wrong_ways());
         let measured = main.sent.all();
         let accept = Summary::of(&main, &measured);
         if !breaks && (accept.accepted != measured.len() as u64 || accept.broken > 0) {
@@ -681,7 +679,6 @@ impl<'a> Stage<'a> {
             figures,
             balance,
             findings,
-            as_meant,
             over_time,
             between: (before.usage.at, after.usage.at),
         })
