@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// The most messages of a load, and of what a sink remembers: 32 octets each, both sides.
+/// The most messages of a load, and of what a sink remembers: 72 octets each there, 64 here.
 pub(crate) const MAX_MESSAGES: u32 = 20_000_000;
 /// The longest time told apart from longer ones, in nanoseconds.
 const LONGEST: u64 = 6 * 3_600 * 1_000_000_000;
@@ -36,10 +36,15 @@ pub(crate) struct Arrival {
     pub(crate) run: u64,
     pub(crate) number: u32,
     pub(crate) domain: u32,
+    /// A bit for each of the message's recipients that it came to, and [`OTHERS`] for all that are none of them.
+    pub(crate) recipients: u128,
     pub(crate) intact: bool,
     /// Since the run's zero.
     pub(crate) at: Duration,
 }
+
+/// Of [`Arrival::recipients`].
+pub(crate) const OTHERS: u128 = 1 << 127;
 
 /// A growing list that many write and that is read at the end; its length can be asked for at any time.
 pub(crate) struct Rows<T> {
@@ -367,6 +372,7 @@ mod tests {
             run: 1,
             number,
             domain: 0,
+            recipients: 1,
             intact: true,
             at: ms(at),
         }

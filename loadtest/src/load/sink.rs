@@ -26,8 +26,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::letters::{Seal, Spread, seal};
-use super::record::{Arrival, Rows, Zero};
+use super::letters::{Seal, Spread, first_mailbox, seal};
+use super::record::{Arrival, OTHERS, Rows, Zero};
 use super::wire::Stream;
 
 /// The first domain's address; another net than the lab's.
@@ -440,7 +440,8 @@ struct Session<'a> {
     is_tls: bool,
     out: Vec<u8>,
     has_sender: bool,
-    recipients: u32,
+    /// The number of each recipient that was taken; `None`: no load's.
+    recipients: Vec<Option<u32>>,
     /// The last recipient's domain.
     domain: u32,
     size: Option<u64>,
@@ -466,7 +467,7 @@ impl<'a> Session<'a> {
             is_tls,
             out: Vec::new(),
             has_sender: false,
-            recipients: 0,
+            recipients: Vec::new(),
             domain: 0,
             size: None,
             chunks: Vec::new(),
@@ -525,7 +526,7 @@ impl<'a> Session<'a> {
                         self.chunks.extend_from_slice(&input.split_to(taken));
                         left -= taken;
                     }
-                    if self.recipients == 0 {
+                    if self.recipients.is_empty() {
                         self.out.extend_from_slice(b"503 5.5.1 no recipient\r\n");
                     } else if last {
                         let message = std::mem::take(&mut self.chunks);
@@ -571,7 +572,7 @@ impl<'a> Session<'a> {
 
     fn reset(&mut self) {
         self.has_sender = false;
-        self.recipients = 0;
+        self.recipients.clear();
         self.size = None;
         self.chunks.clear();
     }
@@ -603,7 +604,7 @@ impl<'a> Session<'a> {
                 (b"250 2.1.0 OK\r\n", Next::Command)
             }
             b"RCPT" if self.has_sender => (self.recipient(line), Next::Command),
-            b"DATA" if self.recipients > 0 => (b"354 go ahead\r\n", Next::Data),
+            b"DATA" if !self.recipients.is_empty() => (b"354 go ahead\r\n", Next::Data),
             b"BDAT" => {
                 let text = String::from_utf8_lossy(line).to_ascii_uppercase();
                 let mut words = text.split(' ').skip(1);
@@ -650,12 +651,12 @@ impl<'a> Session<'a> {
                 return b"550 5.1.1 nobody\r\n";
             }
         }
-        self.recipients += 1;
+        self.recipients.push(mailbox_of(line));
         self.domain = domain;
         b"250 2.1.5 OK\r\n"
     }
 
-    /// After the delay, a message for all recipients counts once.
+    /// After the delay, a message for several recipients counts once.
     async fn take<S: Stream>(&mut self, stream: &mut S, message: &[u8]) -> io::Result<()> {
         let (run, number, intact) = match seal(message) {
             Seal::Intact { run, number } => (run, number, true),
@@ -683,6 +684,7 @@ impl<'a> Session<'a> {
             run,
             number,
             domain: self.domain,
+            recipients: recipients(number, &self.recipients),
             intact,
             at: self.shared.zero.elapsed(),
         });
@@ -700,6 +702,23 @@ fn is_signed(message: &[u8]) -> bool {
         .any(|line| line.starts_with(b"DKIM-Signature:"))
 }
 
+/// The number in `<u5@d17.SUFFIX>`.
+fn mailbox_of(line: &[u8]) -> Option<u32> {
+    let begin = memchr::memmem::find(line, b"<u")? + 2;
+    let end = begin + memchr::memmem::find(&line[begin..], b"@d")?;
+    std::str::from_utf8(&line[begin..end]).ok()?.parse().ok()
+}
+
+/// As [`Arrival::recipients`] has them.
+fn recipients(number: u32, mailboxes: &[Option<u32>]) -> u128 {
+    mailboxes.iter().fold(0, |all, mailbox| {
+        let which = mailbox.and_then(|mailbox| mailbox.checked_sub(first_mailbox(number)));
+        all | which
+            .filter(|which| *which < 127)
+            .map_or(OTHERS, |which| 1 << which)
+    })
+}
+
 /// The number in `…@d17.SUFFIX`; of other domains all that have none are one.
 fn domain_of(line: &[u8]) -> u32 {
     let digits = memchr::memmem::find(line, b"@d").map(|at| &line[at + 2..]);
@@ -714,6 +733,16 @@ fn domain_of(line: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recipients_are_told_apart() {
+        let to = |line: &str| mailbox_of(line.as_bytes());
+        assert_eq!(to("RCPT TO:<u70@d3.load.test>"), Some(70));
+        assert_eq!(to("RCPT TO:<postmaster@d3.load.test>"), None);
+        // Message 66 begins with mailbox 2.
+        assert_eq!(recipients(66, &[Some(2), Some(101)]), 1 | 1 << 99);
+        assert_eq!(recipients(66, &[Some(1), None]), OTHERS);
+    }
 
     #[test]
     fn rules_change_what_they_name_where_and_while_they_apply() {

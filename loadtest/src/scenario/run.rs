@@ -877,6 +877,7 @@ mod tests {
                 run: RUN,
                 number,
                 domain: number % plan.domains as u32,
+                recipients: 1,
                 intact: true,
                 at: ms(1_000_000 + at(number)),
             })
