@@ -433,7 +433,6 @@ pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
         defer: options.defer,
         refuse: options.refuse,
     };
-    usual.check()?;
     let spread = Spread::zipf(options.domains, 0.0, &options.suffix)?;
     let manner = Manner {
         usual,
@@ -441,6 +440,7 @@ pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
         tls: options.tls,
         most_connections: options.most_connections,
     };
+    manner.check(options.domains)?;
     let sink = Sink::start(manner, &spread, options.threads, Zero::now())?;
     eprintln!(
         "{} domains from {} to {}, on port {}; name server {}",

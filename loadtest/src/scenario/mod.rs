@@ -73,7 +73,7 @@ pub(crate) struct Play {
     /// Octets of a message, or sizes by weight, as `flood` takes them; unless given 10KiB, and in `soak` several.
     #[arg(long)]
     size: Option<Sizes>,
-    /// Messages a second, where a scenario has a rate; unless given, its own.
+    /// Messages a second, in hot-and-cold, restart and soak, which have a rate; unless given, their own.
     #[arg(long)]
     rate: Option<f64>,
     /// Sessions that submit; unless given 100, in `burst` 500, and 10 with --smoke.
@@ -211,6 +211,10 @@ impl Name {
             (Self::Soak, false) => 300.0,
             (_, false) => 500.0,
         }
+    }
+
+    fn has_rate(self) -> bool {
+        matches!(self, Self::HotAndCold | Self::Restart | Self::Soak)
     }
 
     /// What it shows, in a line.
@@ -528,6 +532,9 @@ fn page(reports: &[Report]) -> Page {
 pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     more_descriptors()?;
     signals::note()?;
+    for name in &options.names {
+        check_rate(*name, &options.play)?;
+    }
     let postrider = options.play.postrider()?;
     let mut reports = Vec::new();
     for name in &options.names {
@@ -552,6 +559,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     }
     page(&reports).write(options.report.as_deref(), options.plots.as_deref())?;
     Ok(reports.iter().all(Report::holds))
+}
+
+/// A rate is for who has one, or for those of all that have one.
+fn check_rate(name: Name, options: &Play) -> anyhow::Result<()> {
+    ensure!(
+        options.rate.is_none() || name.has_rate() || name == Name::All,
+        "--rate: {name} goes as fast as it is answered, or at a rate that is part of it; hot-and-cold, restart and soak take one"
+    );
+    Ok(())
 }
 
 fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
@@ -632,5 +648,21 @@ mod tests {
             .collect();
         assert_eq!(named, Name::EACH);
         assert_eq!(Name::RelayDkimEd25519.to_string(), "relay-dkim-ed25519");
+    }
+
+    #[test]
+    fn a_rate_is_for_scenarios_that_have_one() {
+        let play = Play {
+            rate: Some(300.0),
+            ..Play::default()
+        };
+        for name in [Name::Soak, Name::Restart, Name::HotAndCold, Name::All] {
+            check_rate(name, &play).unwrap();
+        }
+        for name in [Name::Relay, Name::Otp, Name::Burst, Name::Rate] {
+            let said = check_rate(name, &play).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("--rate: {name} goes")), "{said}");
+            check_rate(name, &Play::default()).unwrap();
+        }
     }
 }
