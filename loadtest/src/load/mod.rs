@@ -160,10 +160,12 @@ pub(crate) struct Summary {
     pub(crate) unanswered: usize,
     /// Connections that broke or were refused.
     pub(crate) broken: u64,
-    /// From the intended begin to the last reply.
+    /// From the intended begin to the last reply, of those that were accepted.
     pub(crate) transaction_ms: Quantiles,
-    /// From the last octet written to the reply.
+    /// From the last octet written to the reply, of those that were accepted.
     pub(crate) end_of_data_ms: Quantiles,
+    /// The longest of those that were not: from the intended begin until they were refused, or given up.
+    pub(crate) longest_not_accepted_ms: f64,
 }
 
 impl Summary {
@@ -172,6 +174,8 @@ impl Summary {
         let seconds = last.saturating_sub(load.began()).as_secs_f64();
         let accepted = || sent.iter().filter(|sent| (200..300).contains(&sent.code));
         let unanswered = sent.iter().filter(|sent| sent.code == 0).count();
+        let others = sent.iter().filter(|sent| !(200..300).contains(&sent.code));
+        let longest = others.map(|sent| sent.answered.saturating_sub(sent.meant)).max();
         Self {
             seconds,
             messages: sent.len(),
@@ -184,6 +188,7 @@ impl Summary {
             broken: load.broken.load(Ordering::Relaxed),
             transaction_ms: Quantiles::of(accepted().map(|sent| sent.answered.saturating_sub(sent.meant))),
             end_of_data_ms: Quantiles::of(accepted().map(|sent| sent.answered.saturating_sub(sent.written))),
+            longest_not_accepted_ms: longest.unwrap_or_default().as_secs_f64() * 1e3,
         }
     }
 }
@@ -199,6 +204,10 @@ impl Summary {
             ("refused", number(self.refused as f64)),
             ("recipients refused", number(self.recipients_refused as f64)),
             ("unanswered", number(self.unanswered as f64)),
+            (
+                "refused or unanswered, the longest",
+                ms(self.longest_not_accepted_ms),
+            ),
             ("begin to reply, p50", ms(self.transaction_ms.p50)),
             ("begin to reply, p99", ms(self.transaction_ms.p99)),
             ("end of data to reply, p50", ms(self.end_of_data_ms.p50)),
@@ -228,7 +237,15 @@ impl std::fmt::Display for Summary {
             "from the intended begin to the reply: {}",
             self.transaction_ms
         )?;
-        write!(to, "from the end of data to the reply: {}", self.end_of_data_ms)
+        write!(to, "from the end of data to the reply: {}", self.end_of_data_ms)?;
+        match self.refused + self.unanswered {
+            0 => Ok(()),
+            count => write!(
+                to,
+                "\nthese times are of {} that were accepted; {count} were refused or unanswered, after {:.2} ms at the longest",
+                self.accepted, self.longest_not_accepted_ms
+            ),
+        }
     }
 }
 
@@ -322,15 +339,21 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
     }
     let load = Load::new(Arc::new(letters), target, pace, Zero::now(), 0);
     let length = pace.time.is_none().then_some(u64::from(options.messages));
-    drive(&load, length, || Ok(()))?;
+    // A session that gave up is told of after what there was until then.
+    let ended = drive(&load, length, || Ok(()));
     let sent = load.sent.all();
     let summary = Summary::of(&load, &sent);
     let section = Section {
         title: "flood".to_owned(),
         about: format!("To {}.", options.to),
-        verdict: Verdict::of(summary.accepted == summary.messages as u64),
+        verdict: Verdict::of(ended.is_ok() && summary.accepted == summary.messages as u64),
         figures: summary.figures(),
-        findings: Vec::new(),
+        findings: ended
+            .as_ref()
+            .err()
+            .map(|error| format!("{error:#}"))
+            .into_iter()
+            .collect(),
         charts: OverTime::of(load.began(), &sent, &[], |_| true).charts(),
     };
     let page = Page {
@@ -339,12 +362,13 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
         sections: vec![section],
         ..Page::default()
     };
-    page.write(options.report.as_deref(), options.plots.as_deref())?;
     if options.json {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
         println!("{summary}");
     }
+    page.write(options.report.as_deref(), options.plots.as_deref())?;
+    ended?;
     Ok(summary.accepted == summary.messages as u64)
 }
 
@@ -637,6 +661,51 @@ mod tests {
         });
         let taken = Taken::of(&sink);
         assert_eq!((taken.connections, taken.turned_away), (4, 2));
+    }
+
+    /// A load that gives up ends with what it has: each message whose moment had come, and how long it waited.
+    #[test]
+    fn what_was_not_accepted_has_its_wait() {
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let sink = Sink::start(Manner::default(), &spread, 1, Zero::now()).unwrap();
+        let letters = Arc::new(Letters::new(9, "a@sender.test", "1KiB".parse().unwrap(), spread));
+        let target = Target::plain((sink::address(0), sink.port).into()).unwrap();
+        let pace = Pace {
+            sessions: 2,
+            // The second one's moment does not come: it is not waited for, and not counted.
+            beat: Beat::Rate(0.01),
+            messages: 10,
+            time: None,
+            per_session: 7,
+        };
+        let of = |target| Load::new(Arc::clone(&letters), target, pace, Zero::now(), 0);
+        // The sink knows no AUTH.
+        let load = of(Target {
+            login: Some(("a".to_owned(), "b".to_owned())),
+            ..target.clone()
+        });
+        let error = drive(&load, None, || Ok(())).unwrap_err().to_string();
+        assert!(error.starts_with("AUTH PLAIN: 500"), "{error}");
+        let mut sent = load.sent.all();
+        assert_eq!((sent.len(), sent[0].number), (1, 0));
+        sent[0].answered = sent[0].meant + Duration::from_millis(1_250);
+        let told = Summary::of(&load, &sent).to_string();
+        assert!(
+            told.ends_with(
+                "these times are of 0 that were accepted; 1 were refused or unanswered, after 1250.00 ms at the longest"
+            ),
+            "{told}"
+        );
+        let load = of(target);
+        let thread = begin(&load).unwrap();
+        while load.sent.count() == 0 {
+            std::thread::yield_now();
+        }
+        load.stop();
+        thread.join().unwrap().unwrap();
+        assert_eq!(load.sent.count(), 1);
+        let told = Summary::of(&load, &load.sent.all()).to_string();
+        assert!(!told.contains("these times"), "{told}");
     }
 
     /// Each fault has its words; what comes later for those put off is none.
