@@ -33,7 +33,7 @@ enum Command {
     Sink(load::SinkOptions),
     /// Play whole runs, each with a store and processes of its own: what they cost, and a verdict on loss, damage and order.
     Scenario(scenario::Options),
-    /// Play the scenario `relay` through other relays too, by turns, and print how they compare.
+    /// Play the scenarios `relay`, `accept` and `relay-dkim` through other relays too, by turns, and print how they compare.
     Compare(scenario::CompareOptions),
     /// Kill the relay with SIGKILL at random moments under load, start it again, and account for every message.
     Crash(crash::Options),

@@ -27,6 +27,9 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Failed connections in a row after which a session gives up.
 const TRIES: u32 = 200;
 
+/// How often a session that waits for a message's moment looks whether it is still wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// How a connection is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Tls {
@@ -266,16 +269,20 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Runs to its end.
+    /// Runs to its end. Where a session gives up, no other begins another message, and what they have begun is answered first.
     pub(crate) async fn run(self: &Arc<Self>) -> anyhow::Result<()> {
         let mut sessions = JoinSet::new();
         for _ in 0..self.pace.sessions {
             sessions.spawn(Arc::clone(self).session());
         }
+        let mut first = Ok(());
         while let Some(ended) = sessions.join_next().await {
-            ended??;
+            if let Err(error) = ended? {
+                self.stop();
+                first = first.and(Err(error));
+            }
         }
-        Ok(())
+        first
     }
 
     /// The next message's number, and when it is meant to begin.
@@ -303,10 +310,16 @@ impl Load {
             loop {
                 match self.visit(&mut ticket).await {
                     Ok(()) => tries = 0,
-                    Err(Trouble::Wrong(error)) => return Err(error),
+                    Err(Trouble::Wrong(error)) => {
+                        self.unanswered(ticket);
+                        return Err(error);
+                    }
                     Err(Trouble::Broken(error)) => {
                         self.broken.fetch_add(1, Ordering::Relaxed);
                         tries += 1;
+                        if tries >= TRIES || self.stop.load(Ordering::Relaxed) {
+                            self.unanswered(ticket);
+                        }
                         if tries >= TRIES {
                             return Err(error).context(format!("{TRIES} connections in a row failed"));
                         }
@@ -319,6 +332,32 @@ impl Load {
             }
         }
         Ok(())
+    }
+
+    /// A message that no connection was there for, if it was its moment.
+    fn unanswered(&self, ticket: Option<(u32, Duration)>) {
+        let now = self.zero.elapsed();
+        if let Some((number, meant)) = ticket.filter(|(_, meant)| *meant <= now) {
+            self.sent.push(Sent {
+                number,
+                code: 0,
+                meant,
+                begun: meant,
+                written: now,
+                answered: now,
+            });
+        }
+    }
+
+    /// Until a message is meant to begin; false where no more are to.
+    async fn until(&self, meant: Duration) -> bool {
+        while let Some(early) = meant.checked_sub(self.zero.elapsed()) {
+            if self.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            sleep(early.min(LOOK_EVERY)).await;
+        }
+        true
     }
 
     async fn visit(&self, ticket: &mut Option<(u32, Duration)>) -> Result<(), Trouble> {
@@ -386,9 +425,8 @@ impl Load {
             let Some((number, meant)) = ticket.take().or_else(|| self.ticket()) else {
                 break;
             };
-            let now = self.zero.elapsed();
-            if let Some(early) = meant.checked_sub(now) {
-                sleep(early).await;
+            if !self.until(meant).await {
+                break;
             }
             let mut sent = Sent {
                 number,

@@ -1,7 +1,7 @@
 //! What a load sends: messages that cost next to nothing to make and to check.
 //!
-//! A message is a function of the load and its number. Its first field is a seal, the length and the CRC32C of all that follows it, so
-//! whoever takes the message tells by itself whether it is whole, below whatever fields a relay has put on top.
+//! A message is a function of the load and its number. Its first field is a seal, the length and the CRC32C of all that follows it and
+//! of what it says itself, so whoever takes the message tells by itself whether it is whole, below whatever fields a relay has put on top.
 
 use std::str::FromStr;
 
@@ -154,6 +154,11 @@ pub(crate) struct Letters {
     stuffed: Bytes,
 }
 
+/// The number of the first recipient of a message; the others' follow.
+pub(crate) fn first_mailbox(number: u32) -> u32 {
+    number % 64
+}
+
 /// One of them.
 pub(crate) struct Letter {
     pub(crate) recipients: Vec<String>,
@@ -214,7 +219,8 @@ impl Letters {
         let domain = self.spread.draw(&mut rng);
         let size = self.sizes.draw(&mut rng);
         let domain = self.spread.name(domain);
-        let recipients = (0..self.recipients).map(|other| format!("u{}@{domain}", number % 64 + other));
+        let first = first_mailbox(number);
+        let recipients = (0..self.recipients).map(|other| format!("u{}@{domain}", first + other));
         self.to(number, recipients.collect(), size, rng.random_range(0..GROUPS))
     }
 
@@ -227,13 +233,13 @@ impl Letters {
         );
         // The body in whole lines, one at the least; its seal is some 50 octets long.
         let body = size.saturating_sub(rest.len() + 50).div_ceil(LINE).max(1) * LINE;
-        let mut crc = crc32c::crc32c(rest.as_bytes());
+        let said = format!("{run:x} {number} {}", rest.len() + body);
+        let mut crc = crc32c::crc32c_append(crc32c::crc32c(said.as_bytes()), rest.as_bytes());
         for piece in pieces(&self.plain, GROUP, first, body) {
             crc = crc32c::crc32c_append(crc, piece);
         }
-        let octets = rest.len() + body;
         Letter {
-            header: format!("{SEAL}: {run:x} {number} {octets} {crc:08x}\r\n{rest}"),
+            header: format!("{SEAL}: {said} {crc:08x}\r\n{rest}"),
             recipients,
             first,
             body,
@@ -296,7 +302,8 @@ pub(crate) fn seal(message: &[u8]) -> Seal {
     match seal_in(within) {
         Ok((run, number, octets, crc, begin)) => {
             let sealed = &message[begin..];
-            if sealed.len() == octets && crc32c::crc32c(sealed) == crc {
+            let said = crc32c::crc32c(format!("{run:x} {number} {octets}").as_bytes());
+            if sealed.len() == octets && crc32c::crc32c_append(said, sealed) == crc {
                 Seal::Intact { run, number }
             } else {
                 Seal::Damaged { run, number }

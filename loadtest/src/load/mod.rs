@@ -6,6 +6,7 @@ pub(crate) mod record;
 pub(crate) mod sink;
 pub(crate) mod wire;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -103,7 +104,9 @@ pub(crate) struct FloodOptions {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     loadtest sink --domains 100 --delay 5-50 --defer 0.01\n  \
-    loadtest sink --domains 100 --script 0:delay=5000 --script 10-19:refuse=0.2,from=30,until=60")]
+    loadtest sink --domains 100 --script 0:delay=5000 --script 10-19:refuse=0.2,from=30,until=60\n\n\
+    It takes mail until SIGINT or SIGTERM, and tells what came. Exit code 1 where a message was damaged, came to a recipient twice, or came \
+    without a seal. Missing numbers are told alone: nobody here knows whether those messages were accepted, or are on their way still.")]
 pub(crate) struct SinkOptions {
     /// Takes mail for d0.SUFFIX, d1.SUFFIX, …, so many domains, each with an address of its own from 127.78.0.1 on.
     #[arg(long, default_value_t = 1)]
@@ -142,7 +145,7 @@ pub(crate) struct SinkOptions {
 }
 
 /// What a load came to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Summary {
     pub(crate) seconds: f64,
     pub(crate) messages: usize,
@@ -157,10 +160,12 @@ pub(crate) struct Summary {
     pub(crate) unanswered: usize,
     /// Connections that broke or were refused.
     pub(crate) broken: u64,
-    /// From the intended begin to the last reply.
+    /// From the intended begin to the last reply, of those that were accepted.
     pub(crate) transaction_ms: Quantiles,
-    /// From the last octet written to the reply.
+    /// From the last octet written to the reply, of those that were accepted.
     pub(crate) end_of_data_ms: Quantiles,
+    /// The longest of those that were not: from the intended begin until they were refused, or given up.
+    pub(crate) longest_not_accepted_ms: f64,
 }
 
 impl Summary {
@@ -169,6 +174,8 @@ impl Summary {
         let seconds = last.saturating_sub(load.began()).as_secs_f64();
         let accepted = || sent.iter().filter(|sent| (200..300).contains(&sent.code));
         let unanswered = sent.iter().filter(|sent| sent.code == 0).count();
+        let others = sent.iter().filter(|sent| !(200..300).contains(&sent.code));
+        let longest = others.map(|sent| sent.answered.saturating_sub(sent.meant)).max();
         Self {
             seconds,
             messages: sent.len(),
@@ -181,6 +188,7 @@ impl Summary {
             broken: load.broken.load(Ordering::Relaxed),
             transaction_ms: Quantiles::of(accepted().map(|sent| sent.answered.saturating_sub(sent.meant))),
             end_of_data_ms: Quantiles::of(accepted().map(|sent| sent.answered.saturating_sub(sent.written))),
+            longest_not_accepted_ms: longest.unwrap_or_default().as_secs_f64() * 1e3,
         }
     }
 }
@@ -196,6 +204,10 @@ impl Summary {
             ("refused", number(self.refused as f64)),
             ("recipients refused", number(self.recipients_refused as f64)),
             ("unanswered", number(self.unanswered as f64)),
+            (
+                "refused or unanswered, the longest",
+                ms(self.longest_not_accepted_ms),
+            ),
             ("begin to reply, p50", ms(self.transaction_ms.p50)),
             ("begin to reply, p99", ms(self.transaction_ms.p99)),
             ("end of data to reply, p50", ms(self.end_of_data_ms.p50)),
@@ -225,7 +237,15 @@ impl std::fmt::Display for Summary {
             "from the intended begin to the reply: {}",
             self.transaction_ms
         )?;
-        write!(to, "from the end of data to the reply: {}", self.end_of_data_ms)
+        write!(to, "from the end of data to the reply: {}", self.end_of_data_ms)?;
+        match self.refused + self.unanswered {
+            0 => Ok(()),
+            count => write!(
+                to,
+                "\nthese times are of {} that were accepted; {count} were refused or unanswered, after {:.2} ms at the longest",
+                self.accepted, self.longest_not_accepted_ms
+            ),
+        }
     }
 }
 
@@ -319,15 +339,21 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
     }
     let load = Load::new(Arc::new(letters), target, pace, Zero::now(), 0);
     let length = pace.time.is_none().then_some(u64::from(options.messages));
-    drive(&load, length, || Ok(()))?;
+    // A session that gave up is told of after what there was until then.
+    let ended = drive(&load, length, || Ok(()));
     let sent = load.sent.all();
     let summary = Summary::of(&load, &sent);
     let section = Section {
         title: "flood".to_owned(),
         about: format!("To {}.", options.to),
-        verdict: Verdict::of(summary.accepted == summary.messages as u64),
+        verdict: Verdict::of(ended.is_ok() && summary.accepted == summary.messages as u64),
         figures: summary.figures(),
-        findings: Vec::new(),
+        findings: ended
+            .as_ref()
+            .err()
+            .map(|error| format!("{error:#}"))
+            .into_iter()
+            .collect(),
         charts: OverTime::of(load.began(), &sent, &[], |_| true).charts(),
     };
     let page = Page {
@@ -336,12 +362,13 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
         sections: vec![section],
         ..Page::default()
     };
-    page.write(options.report.as_deref(), options.plots.as_deref())?;
     if options.json {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
         println!("{summary}");
     }
+    page.write(options.report.as_deref(), options.plots.as_deref())?;
+    ended?;
     Ok(summary.accepted == summary.messages as u64)
 }
 
@@ -356,10 +383,12 @@ struct Taken {
     handshakes: u64,
     deferred: u64,
     refused: u64,
+    /// Messages whose seal can't be read, or that never had one.
     unsealed: u64,
     damaged: usize,
+    /// Messages that came to a recipient a second time.
     duplicates: usize,
-    /// Numbers below the highest of their load that have not arrived.
+    /// Numbers below the highest of their load that have not arrived: lost, or never accepted, refused here, or on their way still.
     missing: u64,
 }
 
@@ -368,16 +397,22 @@ impl Taken {
         let counts = &sink.counts;
         let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         let arrivals = sink.arrivals();
-        let mut numbers: Vec<(u64, u32)> = arrivals
-            .iter()
-            .map(|arrival| (arrival.run, arrival.number))
-            .collect();
-        numbers.sort_unstable();
-        let before = numbers.len();
-        numbers.dedup();
-        let missing = numbers
-            .chunk_by(|a, b| a.0 == b.0)
-            .filter_map(|run| run.last().map(|last| u64::from(last.1) + 1 - run.len() as u64))
+        let mut came: HashMap<(u64, u32), u128> = HashMap::new();
+        let mut duplicates = 0;
+        for arrival in &arrivals {
+            let to = came.entry((arrival.run, arrival.number)).or_default();
+            duplicates += usize::from(*to & arrival.recipients != 0);
+            *to |= arrival.recipients;
+        }
+        let mut runs: HashMap<u64, (u32, u64)> = HashMap::new();
+        for (run, number) in came.keys() {
+            let (highest, count) = runs.entry(*run).or_default();
+            *highest = (*highest).max(*number);
+            *count += 1;
+        }
+        let missing = runs
+            .values()
+            .map(|(highest, count)| u64::from(*highest) + 1 - count)
             .sum();
         Self {
             arrived: counts.arrivals.count(),
@@ -389,13 +424,31 @@ impl Taken {
             refused: read(&counts.refused),
             unsealed: read(&counts.unsealed),
             damaged: arrivals.iter().filter(|arrival| !arrival.intact).count(),
-            duplicates: before - numbers.len(),
+            duplicates,
             missing,
         }
     }
 }
 
-/// Takes mail until it is interrupted; false where something was damaged or came twice.
+impl Taken {
+    /// What should not be, in words. Of what is missing nobody here knows whether it was accepted.
+    fn found(&self) -> Vec<String> {
+        let faults = [
+            (self.damaged as u64, "arrived otherwise than sent"),
+            (self.duplicates as u64, "came to a recipient again"),
+            (
+                self.unsealed,
+                "came without a seal that can be read: its line is damaged, or no load has sent them",
+            ),
+        ];
+        let found = faults.into_iter().filter(|(count, _)| *count > 0);
+        found
+            .map(|(count, what)| format!("{count} messages {what}"))
+            .collect()
+    }
+}
+
+/// Takes mail until it is interrupted; false where something was damaged, came twice or without a seal.
 pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
     more_descriptors()?;
     let usual = Behaviour {
@@ -404,7 +457,6 @@ pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
         defer: options.defer,
         refuse: options.refuse,
     };
-    usual.check()?;
     let spread = Spread::zipf(options.domains, 0.0, &options.suffix)?;
     let manner = Manner {
         usual,
@@ -412,6 +464,7 @@ pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
         tls: options.tls,
         most_connections: options.most_connections,
     };
+    manner.check(options.domains)?;
     let sink = Sink::start(manner, &spread, options.threads, Zero::now())?;
     eprintln!(
         "{} domains from {} to {}, on port {}; name server {}",
@@ -442,7 +495,17 @@ pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
     } else {
         println!("{taken:#?}");
     }
-    Ok(taken.damaged == 0 && taken.duplicates == 0)
+    let found = taken.found();
+    for finding in &found {
+        eprintln!("found: {finding}");
+    }
+    if taken.missing > 0 {
+        eprintln!(
+            "{} messages are missing, which is no fault where they were not accepted, were refused or are on their way",
+            taken.missing
+        );
+    }
+    Ok(found.is_empty())
 }
 
 /// As many descriptors as the system lets a process have without asking.
@@ -598,6 +661,95 @@ mod tests {
         });
         let taken = Taken::of(&sink);
         assert_eq!((taken.connections, taken.turned_away), (4, 2));
+    }
+
+    /// A load that gives up ends with what it has: each message whose moment had come, and how long it waited.
+    #[test]
+    fn what_was_not_accepted_has_its_wait() {
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let sink = Sink::start(Manner::default(), &spread, 1, Zero::now()).unwrap();
+        let letters = Arc::new(Letters::new(9, "a@sender.test", "1KiB".parse().unwrap(), spread));
+        let target = Target::plain((sink::address(0), sink.port).into()).unwrap();
+        let pace = Pace {
+            sessions: 2,
+            // The second one's moment does not come: it is not waited for, and not counted.
+            beat: Beat::Rate(0.01),
+            messages: 10,
+            time: None,
+            per_session: 7,
+        };
+        let of = |target| Load::new(Arc::clone(&letters), target, pace, Zero::now(), 0);
+        // The sink knows no AUTH.
+        let load = of(Target {
+            login: Some(("a".to_owned(), "b".to_owned())),
+            ..target.clone()
+        });
+        let error = drive(&load, None, || Ok(())).unwrap_err().to_string();
+        assert!(error.starts_with("AUTH PLAIN: 500"), "{error}");
+        let mut sent = load.sent.all();
+        assert_eq!((sent.len(), sent[0].number), (1, 0));
+        sent[0].answered = sent[0].meant + Duration::from_millis(1_250);
+        let told = Summary::of(&load, &sent).to_string();
+        assert!(
+            told.ends_with(
+                "these times are of 0 that were accepted; 1 were refused or unanswered, after 1250.00 ms at the longest"
+            ),
+            "{told}"
+        );
+        let load = of(target);
+        let thread = begin(&load).unwrap();
+        while load.sent.count() == 0 {
+            std::thread::yield_now();
+        }
+        load.stop();
+        thread.join().unwrap().unwrap();
+        assert_eq!(load.sent.count(), 1);
+        let told = Summary::of(&load, &load.sent.all()).to_string();
+        assert!(!told.contains("these times"), "{told}");
+    }
+
+    /// Each fault has its words; what comes later for those put off is none.
+    #[test]
+    fn a_sink_finds_what_should_not_be() {
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let sink = Sink::start(Manner::default(), &spread, 1, Zero::now()).unwrap();
+        let found = || Taken::of(&sink).found();
+        let letters = Letters::new(9, "a@sender.test", "1KiB".parse().unwrap(), spread).with_recipients(3);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let address = (sink::address(0), sink.port);
+        let hand_over = |number, to: &[usize], change: (&str, &str)| {
+            let letter = letters.letter(number);
+            let text = String::from_utf8(letters.data(&letter).flatten().copied().collect()).unwrap();
+            let text = text.replacen(change.0, change.1, 1);
+            runtime.block_on(async {
+                let mut peer = Peer::new(TcpStream::connect(address).await.unwrap());
+                peer.reply().await.unwrap();
+                peer.say("MAIL FROM:<a@sender.test>").await.unwrap();
+                for which in to {
+                    let recipient = &letter.recipients[*which];
+                    let reply = peer.say(&format!("RCPT TO:<{recipient}>")).await.unwrap();
+                    assert_eq!(reply.code, 250);
+                }
+                assert_eq!(peer.say("DATA").await.unwrap().code, 354);
+                peer.write(&[text.as_bytes()]).await.unwrap();
+                assert_eq!(peer.code().await.unwrap(), 250);
+            });
+        };
+        let nothing = ("", "");
+        hand_over(70, &[0, 2], nothing);
+        hand_over(70, &[1], nothing);
+        assert_eq!(found(), Vec::<String>::new());
+        assert_eq!(Taken::of(&sink).missing, 70);
+        hand_over(70, &[2], nothing);
+        assert_eq!(found(), ["1 messages came to a recipient again"]);
+        hand_over(72, &[0], ("X-Load: 9", "X-Load: ?"));
+        assert!(found()[1].starts_with("1 messages came without a seal that can be read"));
+        // A number that has become another one's.
+        hand_over(73, &[0], ("X-Load: 9 73", "X-Load: 9 74"));
+        assert_eq!(found()[0], "1 messages arrived otherwise than sent");
     }
 
     /// A message some of whose recipients are refused goes to the others, whole.

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// The most messages of a load, and of what a sink remembers: 32 octets each, both sides.
+/// The most messages of a load, and of what a sink remembers: 72 octets each there, 64 here.
 pub(crate) const MAX_MESSAGES: u32 = 20_000_000;
 /// The longest time told apart from longer ones, in nanoseconds.
 const LONGEST: u64 = 6 * 3_600 * 1_000_000_000;
@@ -36,10 +36,15 @@ pub(crate) struct Arrival {
     pub(crate) run: u64,
     pub(crate) number: u32,
     pub(crate) domain: u32,
+    /// A bit for each of the message's recipients that it came to, and [`OTHERS`] for all that are none of them.
+    pub(crate) recipients: u128,
     pub(crate) intact: bool,
     /// Since the run's zero.
     pub(crate) at: Duration,
 }
+
+/// Of [`Arrival::recipients`].
+pub(crate) const OTHERS: u128 = 1 << 127;
 
 /// A growing list that many write and that is read at the end; its length can be asked for at any time.
 pub(crate) struct Rows<T> {
@@ -129,6 +134,16 @@ impl std::fmt::Display for Quantiles {
     }
 }
 
+/// In what order mail to a domain came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub(crate) domain: u32,
+    /// That have arrived.
+    pub(crate) messages: u64,
+    /// As [`Balance::overtaken`].
+    pub(crate) overtaken: u64,
+}
+
 /// What became of what was accepted.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Balance {
@@ -145,8 +160,11 @@ pub(crate) struct Balance {
     pub(crate) in_doubt: u64,
     /// Arrived without having been accepted, though answered so.
     pub(crate) invented: u64,
-    /// The most messages to the same domain that arrived before one although they were accepted after it had been.
+    /// The most messages to the same domain that arrived before one although they were begun after it had been accepted.
     pub(crate) overtaken: u64,
+    /// The same by domain, of those that were judged.
+    #[serde(skip)]
+    pub(crate) order: Vec<Order>,
     /// Some of what should not be, in words.
     pub(crate) findings: Vec<String>,
 }
@@ -211,7 +229,7 @@ impl Balance {
                 }
             }
         }
-        balance.overtaken = overtaken(&by_number, run, arrivals.iter());
+        balance.ordered(orders(&by_number, run, arrivals.iter()));
         found.sort();
         found.truncate(TOLD);
         balance.findings = found;
@@ -228,7 +246,12 @@ impl Balance {
     ) {
         let by_number = sent.iter().map(|sent| (sent.number, (sent, 0))).collect();
         let arrivals = arrivals.iter().filter(|arrival| these(arrival.domain));
-        self.overtaken = overtaken(&by_number, run, arrivals);
+        self.ordered(orders(&by_number, run, arrivals));
+    }
+
+    fn ordered(&mut self, order: Vec<Order>) {
+        self.overtaken = order.iter().map(|order| order.overtaken).max().unwrap_or(0);
+        self.order = order;
     }
 
     /// Whether nothing is lost, damaged, invented or there twice.
@@ -259,42 +282,53 @@ impl Balance {
     }
 }
 
-/// By how many at the most a message was overtaken: they were begun after its 250 had been read, went to the same domain, and arrived
-/// before it did. Counts, for each arrival, those before it that were begun later, by a Fenwick tree over the order of beginnings.
-fn overtaken<'a>(
+/// By how many at the most a message to each domain was overtaken: they were begun after its 250 had been read, and arrived before it
+/// did. A message that comes again, after a kill, came when it came first. Counts, for each arrival, those before it that were begun
+/// later, by a Fenwick tree over the order of beginnings.
+fn orders<'a>(
     by_number: &HashMap<u32, (&Sent, u32)>,
     run: u64,
     arrivals: impl Iterator<Item = &'a Arrival>,
-) -> u64 {
-    let mut domains: HashMap<u32, Vec<(Duration, &Sent)>> = HashMap::new();
+) -> Vec<Order> {
+    let mut domains: HashMap<u32, HashMap<u32, (Duration, &Sent)>> = HashMap::new();
     for arrival in arrivals.filter(|arrival| arrival.run == run) {
         if let Some((sent, _)) = by_number.get(&arrival.number) {
-            domains
-                .entry(arrival.domain)
-                .or_default()
-                .push((arrival.at, sent));
+            let came = domains.entry(arrival.domain).or_default();
+            let (first, _) = came.entry(arrival.number).or_insert((arrival.at, sent));
+            *first = arrival.at.min(*first);
         }
     }
+    let orders = domains.into_iter().map(|(domain, came)| {
+        let mut came: Vec<_> = came.into_values().collect();
+        came.sort_unstable_by_key(|(at, sent)| (*at, sent.number));
+        Order {
+            domain,
+            messages: came.len() as u64,
+            overtaken: overtaken(&came),
+        }
+    });
+    orders.collect()
+}
+
+/// Of one domain's messages, as they came.
+fn overtaken(came: &[(Duration, &Sent)]) -> u64 {
     let mut most = 0;
-    for mut domain in domains.into_values() {
-        domain.sort_by_key(|(at, _)| *at);
-        let mut begun: Vec<Duration> = domain.iter().map(|(_, sent)| sent.begun).collect();
-        begun.sort_unstable();
-        let mut tree = vec![0_u32; begun.len() + 1];
-        for (before, (_, sent)) in domain.iter().enumerate() {
-            // Of those that arrived before, all but those begun by the time this one was answered.
-            let mut at = begun.partition_point(|begun| *begun <= sent.answered);
-            let mut earlier = 0;
-            while at > 0 {
-                earlier += u64::from(tree[at]);
-                at &= at - 1;
-            }
-            most = most.max((before as u64).saturating_sub(earlier));
-            let mut at = begun.partition_point(|begun| *begun < sent.begun) + 1;
-            while at < tree.len() {
-                tree[at] += 1;
-                at += at & at.wrapping_neg();
-            }
+    let mut begun: Vec<Duration> = came.iter().map(|(_, sent)| sent.begun).collect();
+    begun.sort_unstable();
+    let mut tree = vec![0_u32; begun.len() + 1];
+    for (before, (_, sent)) in came.iter().enumerate() {
+        // Of those that arrived before, all but those begun by the time this one was answered.
+        let mut at = begun.partition_point(|begun| *begun <= sent.answered);
+        let mut earlier = 0;
+        while at > 0 {
+            earlier += u64::from(tree[at]);
+            at &= at - 1;
+        }
+        most = most.max((before as u64).saturating_sub(earlier));
+        let mut at = begun.partition_point(|begun| *begun < sent.begun) + 1;
+        while at < tree.len() {
+            tree[at] += 1;
+            at += at & at.wrapping_neg();
         }
     }
     most
@@ -338,6 +372,7 @@ mod tests {
             run: 1,
             number,
             domain: 0,
+            recipients: 1,
             intact: true,
             at: ms(at),
         }
@@ -446,6 +481,24 @@ mod tests {
             .collect();
         let balance = Balance::of(1, &sent[..1], &kept[..2], &[ms(12_000)]);
         assert!(balance.holds(), "{balance:?}");
+    }
+
+    #[test]
+    fn what_comes_again_came_when_it_came_first() {
+        let sent: Vec<_> = (0..3)
+            .map(|number| sent(number, u64::from(number) * 10, 250))
+            .collect();
+        let arrivals: Vec<_> = [(0, 100), (1, 101), (2, 102), (0, 200)]
+            .map(|(number, at)| arrival(number, at))
+            .into();
+        let balance = Balance::of(1, &sent, &arrivals, &[ms(150)]);
+        assert_eq!((balance.in_doubt, balance.overtaken), (1, 0), "{balance:?}");
+        let order = Order {
+            domain: 0,
+            messages: 3,
+            overtaken: 0,
+        };
+        assert_eq!(balance.order, [order]);
     }
 
     #[test]

@@ -26,8 +26,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::letters::{Seal, Spread, seal};
-use super::record::{Arrival, Rows, Zero};
+use super::letters::{Seal, Spread, first_mailbox, seal};
+use super::record::{Arrival, OTHERS, Rows, Zero};
 use super::wire::Stream;
 
 /// The first domain's address; another net than the lab's.
@@ -63,6 +63,33 @@ pub(crate) struct Manner {
 }
 
 impl Manner {
+    /// Whether it can be so where there are so many domains: whatever rules apply together.
+    pub(crate) fn check(&self, domains: usize) -> anyhow::Result<()> {
+        self.usual.check()?;
+        for rule in &self.script {
+            let last = rule.domains.end();
+            ensure!(
+                (*last as usize) < domains,
+                "--script {rule}: there is no domain {last}, they are 0 to {}",
+                domains - 1
+            );
+        }
+        // Wherever rules meet, one of them begins a domain and one of them a time.
+        for rule in &self.script {
+            let domain = *rule.domains.start();
+            for at in self.script.iter().map(|rule| rule.from) {
+                let behaviour = self.at(domain, at).check();
+                behaviour.with_context(|| {
+                    format!(
+                        "--script: domain {domain}, {} s after the start",
+                        at.as_secs_f64()
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Towards a domain, so long after the sink's start.
     fn at(&self, domain: u32, since: Duration) -> Behaviour {
         let rules = self.script.iter().filter(|rule| rule.applies(domain, since));
@@ -90,10 +117,16 @@ pub(crate) struct Behaviour {
 impl Behaviour {
     /// Shares are from 0 to 1, and no more than 1 together.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        let shares = [self.defer, self.refuse, self.defer + self.refuse];
+        let Self { defer, refuse, .. } = self;
+        for (key, share) in [("defer", defer), ("refuse", refuse)] {
+            ensure!(
+                (0.0..=1.0).contains(share),
+                "{key}: a share is from 0 to 1, not {share}"
+            );
+        }
         ensure!(
-            shares.iter().all(|share| (0.0..=1.0).contains(share)),
-            "shares are from 0 to 1, and at most 1 together"
+            defer + refuse <= 1.0,
+            "defer, {defer}, and refuse, {refuse}, are more than 1 together"
         );
         Ok(())
     }
@@ -145,6 +178,14 @@ pub(crate) struct Rule {
     round_trip: Option<Duration>,
     defer: Option<f64>,
     refuse: Option<f64>,
+    /// As it was written.
+    text: String,
+}
+
+impl std::fmt::Display for Rule {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str(&self.text)
+    }
 }
 
 impl Rule {
@@ -163,37 +204,71 @@ impl FromStr for Rule {
             .split_once(':')
             .with_context(|| format!("{text:?}: domains, a colon, and what they do"))?;
         let (first, last) = domains.split_once('-').unwrap_or((domains, domains));
+        let domain = |text: &str| {
+            let number = text.trim().parse::<u32>();
+            number.with_context(|| format!("{text:?} is no number of a domain, such as 7 or 10-19"))
+        };
+        let domains = domain(first)?..=domain(last)?;
+        ensure!(
+            !domains.is_empty(),
+            "domains {first}-{last}: the lower number comes first"
+        );
         let mut rule = Self {
-            domains: first.trim().parse()?..=last.trim().parse()?,
+            domains,
             from: Duration::ZERO,
             until: Duration::MAX,
             delay: None,
             round_trip: None,
             defer: None,
             refuse: None,
+            text: text.to_owned(),
         };
         for pair in rest.split(',') {
             let (key, value) = pair
                 .split_once('=')
                 .with_context(|| format!("{pair:?} is no key=value"))?;
-            let seconds = || anyhow::Ok(Duration::try_from_secs_f64(value.parse()?)?);
-            match key.trim() {
-                "delay" => rule.delay = Some(value.parse()?),
-                "round-trip" => rule.round_trip = Some(millis(value)?),
-                "defer" => rule.defer = Some(value.parse()?),
-                "refuse" => rule.refuse = Some(value.parse()?),
-                "from" => rule.from = seconds()?,
-                "until" => rule.until = seconds()?,
-                other => bail!("{other:?}: there are delay, round-trip, defer, refuse, from and until"),
-            }
+            rule.set(key.trim(), value.trim())
+                .with_context(|| pair.to_owned())?;
         }
+        ensure!(
+            rule.from < rule.until,
+            "from, {} s, is not before until, {} s",
+            rule.from.as_secs_f64(),
+            rule.until.as_secs_f64()
+        );
+        rule.shares().check()?;
+        Ok(rule)
+    }
+}
+
+impl Rule {
+    fn set(&mut self, key: &str, value: &str) -> anyhow::Result<()> {
+        let number = || {
+            let number = value.parse::<f64>();
+            number.with_context(|| format!("{value:?} is no number"))
+        };
+        let seconds = || {
+            let seconds = Duration::try_from_secs_f64(number()?);
+            seconds.with_context(|| format!("{value:?} is no number of seconds"))
+        };
+        match key {
+            "delay" => self.delay = Some(value.parse()?),
+            "round-trip" => self.round_trip = Some(millis(value)?),
+            "defer" => self.defer = Some(number()?),
+            "refuse" => self.refuse = Some(number()?),
+            "from" => self.from = seconds()?,
+            "until" => self.until = seconds()?,
+            other => bail!("{other:?}: there are delay, round-trip, defer, refuse, from and until"),
+        }
+        Ok(())
+    }
+
+    fn shares(&self) -> Behaviour {
         Behaviour {
-            defer: rule.defer.unwrap_or(0.0),
-            refuse: rule.refuse.unwrap_or(0.0),
+            defer: self.defer.unwrap_or(0.0),
+            refuse: self.refuse.unwrap_or(0.0),
             ..Behaviour::default()
         }
-        .check()?;
-        Ok(rule)
     }
 }
 
@@ -440,7 +515,8 @@ struct Session<'a> {
     is_tls: bool,
     out: Vec<u8>,
     has_sender: bool,
-    recipients: u32,
+    /// The number of each recipient that was taken; `None`: no load's.
+    recipients: Vec<Option<u32>>,
     /// The last recipient's domain.
     domain: u32,
     size: Option<u64>,
@@ -466,7 +542,7 @@ impl<'a> Session<'a> {
             is_tls,
             out: Vec::new(),
             has_sender: false,
-            recipients: 0,
+            recipients: Vec::new(),
             domain: 0,
             size: None,
             chunks: Vec::new(),
@@ -525,7 +601,7 @@ impl<'a> Session<'a> {
                         self.chunks.extend_from_slice(&input.split_to(taken));
                         left -= taken;
                     }
-                    if self.recipients == 0 {
+                    if self.recipients.is_empty() {
                         self.out.extend_from_slice(b"503 5.5.1 no recipient\r\n");
                     } else if last {
                         let message = std::mem::take(&mut self.chunks);
@@ -571,7 +647,7 @@ impl<'a> Session<'a> {
 
     fn reset(&mut self) {
         self.has_sender = false;
-        self.recipients = 0;
+        self.recipients.clear();
         self.size = None;
         self.chunks.clear();
     }
@@ -603,7 +679,7 @@ impl<'a> Session<'a> {
                 (b"250 2.1.0 OK\r\n", Next::Command)
             }
             b"RCPT" if self.has_sender => (self.recipient(line), Next::Command),
-            b"DATA" if self.recipients > 0 => (b"354 go ahead\r\n", Next::Data),
+            b"DATA" if !self.recipients.is_empty() => (b"354 go ahead\r\n", Next::Data),
             b"BDAT" => {
                 let text = String::from_utf8_lossy(line).to_ascii_uppercase();
                 let mut words = text.split(' ').skip(1);
@@ -650,12 +726,12 @@ impl<'a> Session<'a> {
                 return b"550 5.1.1 nobody\r\n";
             }
         }
-        self.recipients += 1;
+        self.recipients.push(mailbox_of(line));
         self.domain = domain;
         b"250 2.1.5 OK\r\n"
     }
 
-    /// After the delay, a message for all recipients counts once.
+    /// After the delay, a message for several recipients counts once.
     async fn take<S: Stream>(&mut self, stream: &mut S, message: &[u8]) -> io::Result<()> {
         let (run, number, intact) = match seal(message) {
             Seal::Intact { run, number } => (run, number, true),
@@ -683,6 +759,7 @@ impl<'a> Session<'a> {
             run,
             number,
             domain: self.domain,
+            recipients: recipients(number, &self.recipients),
             intact,
             at: self.shared.zero.elapsed(),
         });
@@ -700,6 +777,23 @@ fn is_signed(message: &[u8]) -> bool {
         .any(|line| line.starts_with(b"DKIM-Signature:"))
 }
 
+/// The number in `<u5@d17.SUFFIX>`.
+fn mailbox_of(line: &[u8]) -> Option<u32> {
+    let begin = memchr::memmem::find(line, b"<u")? + 2;
+    let end = begin + memchr::memmem::find(&line[begin..], b"@d")?;
+    std::str::from_utf8(&line[begin..end]).ok()?.parse().ok()
+}
+
+/// As [`Arrival::recipients`] has them.
+fn recipients(number: u32, mailboxes: &[Option<u32>]) -> u128 {
+    mailboxes.iter().fold(0, |all, mailbox| {
+        let which = mailbox.and_then(|mailbox| mailbox.checked_sub(first_mailbox(number)));
+        all | which
+            .filter(|which| *which < 127)
+            .map_or(OTHERS, |which| 1 << which)
+    })
+}
+
 /// The number in `…@d17.SUFFIX`; of other domains all that have none are one.
 fn domain_of(line: &[u8]) -> u32 {
     let digits = memchr::memmem::find(line, b"@d").map(|at| &line[at + 2..]);
@@ -714,6 +808,16 @@ fn domain_of(line: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recipients_are_told_apart() {
+        let to = |line: &str| mailbox_of(line.as_bytes());
+        assert_eq!(to("RCPT TO:<u70@d3.load.test>"), Some(70));
+        assert_eq!(to("RCPT TO:<postmaster@d3.load.test>"), None);
+        // Message 66 begins with mailbox 2.
+        assert_eq!(recipients(66, &[Some(2), Some(101)]), 1 | 1 << 99);
+        assert_eq!(recipients(66, &[Some(1), None]), OTHERS);
+    }
 
     #[test]
     fn rules_change_what_they_name_where_and_while_they_apply() {
@@ -741,19 +845,64 @@ mod tests {
             let drawn = one.delay.draw(&mut rng);
             assert!((Duration::from_millis(5)..=Duration::from_millis(50)).contains(&drawn));
         }
-        for wrong in [
-            "",
-            "0",
-            "a:delay=1",
-            "0:delay",
-            "0:delay=x",
-            "0:delay=9-5",
-            "0:defer=2",
-            "0:defer=0.6,refuse=0.6",
-            "0:from=-1",
-            "0:shout=1",
+        for (wrong, said) in [
+            ("", "domains, a colon, and what they do"),
+            ("0", "domains, a colon, and what they do"),
+            ("a:delay=1", "\"a\" is no number of a domain"),
+            ("9-5:delay=1", "domains 9-5: the lower number comes first"),
+            ("0:delay", "\"delay\" is no key=value"),
+            ("0:delay=x", "delay=x: \"x\" is no number of milliseconds"),
+            ("0:delay=9-5", "the shorter time comes first"),
+            ("0:defer=x", "defer=x: \"x\" is no number"),
+            ("0:defer=2", "defer: a share is from 0 to 1, not 2"),
+            ("0:refuse=-0.1", "refuse: a share is from 0 to 1, not -0.1"),
+            ("0:defer=NaN", "defer: a share is from 0 to 1"),
+            (
+                "0:defer=0.6,refuse=0.6",
+                "defer, 0.6, and refuse, 0.6, are more than 1 together",
+            ),
+            ("0:from=-1", "from=-1: \"-1\" is no number of seconds"),
+            (
+                "0:delay=1,from=20,until=10",
+                "from, 20 s, is not before until, 10 s",
+            ),
+            ("0:delay=1,until=0", "from, 0 s, is not before until, 0 s"),
+            ("0:shout=1", "\"shout\": there are delay, round-trip"),
         ] {
-            assert!(wrong.parse::<Rule>().is_err(), "{wrong}");
+            let error = format!("{:#}", wrong.parse::<Rule>().unwrap_err());
+            assert!(error.contains(said), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn rules_are_held_against_the_domains_and_one_another() {
+        let manner = |defer, script: &[&str]| Manner {
+            usual: Behaviour {
+                defer,
+                ..Behaviour::default()
+            },
+            script: script.iter().map(|rule| rule.parse().unwrap()).collect(),
+            ..Manner::default()
+        };
+        let apart = ["0-5:defer=0.6,until=20", "0-9:refuse=0.6,from=20"];
+        manner(0.1, &apart).check(10).unwrap();
+        for (manner, said) in [
+            (manner(1.5, &[]), "defer: a share is from 0 to 1, not 1.5"),
+            (
+                manner(0.0, &["1-10:delay=5"]),
+                "--script 1-10:delay=5: there is no domain 10, they are 0 to 9",
+            ),
+            (
+                manner(0.5, &["3:refuse=0.6"]),
+                "--script: domain 3, 0 s after the start: defer, 0.5, and refuse, 0.6, are more than 1 together",
+            ),
+            (
+                manner(0.0, &["0-5:defer=0.6,until=20", "3-9:refuse=0.6,from=19"]),
+                "--script: domain 3, 19 s after the start: defer, 0.6, and refuse, 0.6, are more than 1 together",
+            ),
+        ] {
+            let error = format!("{:#}", manner.check(10).unwrap_err());
+            assert_eq!(error, said);
         }
     }
 }

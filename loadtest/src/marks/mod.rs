@@ -9,6 +9,7 @@ mod queue;
 mod relay;
 mod runs;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 
 use anyhow::ensure;
@@ -78,12 +79,37 @@ struct Common {
     /// How often each short figure is measured; the median counts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Only figures whose names begin so.
+    /// Only figures whose names begin so; of those that are measured together all or none.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Every name that was asked for.
+    #[arg(skip)]
+    known: RefCell<Vec<String>>,
     /// Print a JSON object a line.
     #[arg(long)]
     json: bool,
+}
+
+impl Common {
+    /// Whether figures of this name, what stands before their colon, are to be measured. Every name is asked for, whatever is measured.
+    fn wants(&self, name: &str) -> bool {
+        self.known.borrow_mut().push(name.to_owned());
+        self.only
+            .as_deref()
+            .is_none_or(|only| name.starts_with(only) || only.starts_with(&format!("{name}:")))
+    }
+
+    /// Called at the end: a name that is none would pass for one whose figures hold.
+    fn ensure_measured(&self, told: &Told) -> anyhow::Result<()> {
+        let known = self.known.borrow();
+        ensure!(
+            !told.rows.is_empty(),
+            "--only {}: no figure's name begins so; there are {}",
+            self.only.as_deref().unwrap_or_default(),
+            known.join(", ")
+        );
+        Ok(())
+    }
 }
 
 /// What is promised of a figure.
@@ -210,6 +236,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
         Group::Relay(options) => relay::measure(options, &mut told)?,
         Group::Delivery(common) => delivery::measure(common, &mut told)?,
     }
+    common.ensure_measured(&told)?;
+    if let Group::Relay(options) = &options.group {
+        relay::write(options, &mut told)?;
+    }
     Ok(told.all_hold)
 }
 
@@ -246,6 +276,50 @@ mod tests {
             told.figure("c", f64::NAN, Mark::AtMost(2.0), "s").is_err(),
             "nothing measured holds nothing"
         );
+    }
+
+    /// Whatever the group, and before anything is measured.
+    #[test]
+    fn a_name_that_no_figure_has_is_told_those_that_have_one() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            options: Options,
+        }
+        for (group, some) in [
+            ("queue", "life"),
+            ("relay", "copies"),
+            ("delivery", "provider-rate"),
+        ] {
+            let words = ["marks", group, "--postrider", "/bin/false", "--only", "nothing"];
+            let figures = ["--figures", "/bin/false"];
+            let cli = <Cli as clap::Parser>::parse_from(words.iter().chain(&figures));
+            let said = run(&cli.options).unwrap_err().to_string();
+            assert!(
+                said.starts_with("--only nothing: no figure's name begins so; there are ")
+                    && said.contains(some),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn figures_are_named_by_what_they_begin_with() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            common: Common,
+        }
+        for (only, wanted) in [
+            ("back", true),
+            ("backlog", true),
+            ("backlog: memory", true),
+            ("backlogs", false),
+            ("memory", false),
+        ] {
+            let cli = <Cli as clap::Parser>::parse_from(["marks", "--only", only]);
+            assert_eq!(cli.common.wants("backlog"), wanted, "{only}");
+        }
     }
 
     #[test]

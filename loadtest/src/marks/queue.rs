@@ -56,10 +56,7 @@ pub(super) fn measure(common: &Common, told: &mut Told) -> anyhow::Result<()> {
 
 impl Bench<'_> {
     fn wants(&self, name: &str) -> bool {
-        self.common
-            .only
-            .as_deref()
-            .is_none_or(|only| name.starts_with(only) || only.starts_with(name))
+        self.common.wants(name)
     }
 
     fn scaled(&self, full: f64) -> u64 {

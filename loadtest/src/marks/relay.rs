@@ -51,7 +51,11 @@ pub(super) fn measure(options: &RelayOptions, told: &mut Told) -> anyhow::Result
     if bench.runs.wants("copies") {
         told.open("copies: of a body, between socket and WAL", COUNTED)?;
     }
-    bench.memory(told)?;
+    bench.memory(told)
+}
+
+/// The report, where one is wanted.
+pub(super) fn write(options: &RelayOptions, told: &mut Told) -> anyhow::Result<()> {
     let page = Page {
         title: "Postrider: the relay's marks".to_owned(),
         facts: facts(),
@@ -280,7 +284,8 @@ impl Bench<'_> {
 
     /// At half of what goes through at full speed, so that nothing waits.
     fn half_load(&self, told: &mut Told) -> anyhow::Result<()> {
-        if !self.runs.wants("half-load") && !self.runs.wants("written") {
+        let (wants_times, wants_written) = (self.runs.wants("half-load"), self.runs.wants("written"));
+        if !wants_times && !wants_written {
             return Ok(());
         }
         let full = Plan::of(Name::Relay, self.runs.scaled(OWN), SIZE)?;
@@ -296,7 +301,7 @@ impl Bench<'_> {
             let written = half.store_written_by_accepted.unwrap_or(f64::NAN);
             Ok([half.accept.end_of_data_ms.p50 / append, written])
         })?;
-        if self.runs.wants("half-load") {
+        if wants_times {
             told.figure(
                 "half-load: end of data to 250, p50 / append+fdatasync",
                 times,
@@ -304,7 +309,7 @@ impl Bench<'_> {
                 "",
             )?;
         }
-        if self.runs.wants("written") {
+        if wants_written {
             told.figure("written: octets / accepted", written, Mark::AtMost(1.3), "")?;
         }
         Ok(())

@@ -269,6 +269,7 @@ mod tests {
                 run: 1,
                 number: sent.number,
                 domain: 0,
+                recipients: 1,
                 intact: true,
                 at: sent.answered + Duration::from_millis(5),
             })

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum as _};
 use serde::Serialize;
 
 use super::trace::Calls;
-use super::{Name, PATIENCE, Plan, Report, plan, run};
+use super::{Name, PATIENCE, Plan, Report, check_rate, plan, run};
 use crate::signals;
 
 /// Messages of the run that tells whether each is synced: a session of its own, one after the other.
@@ -124,6 +124,9 @@ pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
     crate::load::more_descriptors()?;
     signals::note()?;
     ensure!((1..=100).contains(&options.runs), "from 1 to 100 runs");
+    for name in &options.names {
+        check_rate(*name, &options.play)?;
+    }
     let mut all_hold = true;
     for (number, name) in options.names.iter().enumerate() {
         let rows = through_each(*name, options)?;
@@ -351,6 +354,19 @@ mod tests {
         .unwrap();
         let told: Vec<_> = turns.iter().map(|turns| (&*turns.done, turns.given_up)).collect();
         assert_eq!(told, [(&[0, 1, 2][..], 0), (&[0][..], 2)]);
+    }
+
+    #[test]
+    fn a_rate_is_nothing_that_is_compared() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            options: CompareOptions,
+        }
+        let words = ["compare", "--peer", "nothing", "--rate", "100"];
+        let cli = <Cli as clap::Parser>::parse_from(words);
+        let said = compare(&cli.options).unwrap_err().to_string();
+        assert!(said.starts_with("--rate: relay goes"), "{said}");
     }
 
     #[test]

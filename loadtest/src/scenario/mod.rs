@@ -73,7 +73,7 @@ pub(crate) struct Play {
     /// Octets of a message, or sizes by weight, as `flood` takes them; unless given 10KiB, and in `soak` several.
     #[arg(long)]
     size: Option<Sizes>,
-    /// Messages a second, where a scenario has a rate; unless given, its own.
+    /// Messages a second, in hot-and-cold, restart and soak, which have a rate; unless given, their own.
     #[arg(long)]
     rate: Option<f64>,
     /// Sessions that submit; unless given 100, in `burst` 500, and 10 with --smoke.
@@ -91,6 +91,23 @@ pub(crate) struct Play {
     /// Print a JSON object a scenario.
     #[arg(long)]
     json: bool,
+}
+
+impl Default for Play {
+    fn default() -> Self {
+        Self {
+            postrider: None,
+            folder: None,
+            messages: None,
+            size: None,
+            rate: None,
+            sessions: None,
+            connections: None,
+            sink_threads: 1,
+            smoke: false,
+            json: false,
+        }
+    }
 }
 
 impl Play {
@@ -196,6 +213,10 @@ impl Name {
         }
     }
 
+    fn has_rate(self) -> bool {
+        matches!(self, Self::HotAndCold | Self::Restart | Self::Soak)
+    }
+
     /// What it shows, in a line.
     fn about(self) -> &'static str {
         match self {
@@ -271,18 +292,23 @@ impl Plan {
     /// A scenario's own, but for the number of messages and their size.
     pub(crate) fn of(name: Name, messages: u32, size: &str) -> anyhow::Result<Self> {
         let play = Play {
-            postrider: None,
-            folder: None,
             messages: Some(messages),
             size: Some(size.parse()?),
-            rate: None,
-            sessions: None,
-            connections: None,
-            sink_threads: 1,
-            smoke: false,
-            json: false,
+            ..Play::default()
         };
         plan(name, &play)
+    }
+
+    /// As it is played where no option says otherwise.
+    #[cfg(test)]
+    fn smoke_or_whole(name: Name, smoke: bool) -> anyhow::Result<Self> {
+        plan(
+            name,
+            &Play {
+                smoke,
+                ..Play::default()
+            },
+        )
     }
 }
 
@@ -338,8 +364,6 @@ pub(crate) struct Report {
     pub(crate) balance: Balance,
     /// What else should not be.
     pub(crate) findings: Vec<String>,
-    /// All was signed, or over TLS, that was meant to be, and nothing else.
-    pub(crate) as_meant: bool,
     /// When it was measured, since 1970.
     #[serde(skip)]
     between: (Duration, Duration),
@@ -348,6 +372,29 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Of a run of nothing, in which nothing was found.
+    #[cfg(test)]
+    pub(crate) fn empty(scenario: Name) -> Self {
+        Self {
+            scenario,
+            messages: 0,
+            seconds: 0.0,
+            per_second: 0.0,
+            cpu_seconds_per_1000: 0.0,
+            peak_memory_mib: 0.0,
+            written_by_accepted: 0.0,
+            store_written_by_accepted: None,
+            accept: Summary::default(),
+            reply_to_arrival_ms: Quantiles::default(),
+            begin_to_arrival_ms: Quantiles::default(),
+            figures: Vec::new(),
+            balance: Balance::default(),
+            findings: Vec::new(),
+            between: <(Duration, Duration)>::default(),
+            over_time: OverTime::of(Duration::ZERO, &[], &[], |_| true),
+        }
+    }
+
     pub(crate) fn holds(&self) -> bool {
         self.balance.holds() && self.findings.is_empty()
     }
@@ -485,6 +532,9 @@ fn page(reports: &[Report]) -> Page {
 pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     more_descriptors()?;
     signals::note()?;
+    for name in &options.names {
+        check_rate(*name, &options.play)?;
+    }
     let postrider = options.play.postrider()?;
     let mut reports = Vec::new();
     for name in &options.names {
@@ -509,6 +559,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     }
     page(&reports).write(options.report.as_deref(), options.plots.as_deref())?;
     Ok(reports.iter().all(Report::holds))
+}
+
+/// A rate is for who has one, or for those of all that have one.
+fn check_rate(name: Name, options: &Play) -> anyhow::Result<()> {
+    ensure!(
+        options.rate.is_none() || name.has_rate() || name == Name::All,
+        "--rate: {name} goes as fast as it is answered, or at a rate that is part of it; hot-and-cold, restart and soak take one"
+    );
+    Ok(())
 }
 
 fn plan(name: Name, options: &Play) -> anyhow::Result<Plan> {
@@ -589,5 +648,21 @@ mod tests {
             .collect();
         assert_eq!(named, Name::EACH);
         assert_eq!(Name::RelayDkimEd25519.to_string(), "relay-dkim-ed25519");
+    }
+
+    #[test]
+    fn a_rate_is_for_scenarios_that_have_one() {
+        let play = Play {
+            rate: Some(300.0),
+            ..Play::default()
+        };
+        for name in [Name::Soak, Name::Restart, Name::HotAndCold, Name::All] {
+            check_rate(name, &play).unwrap();
+        }
+        for name in [Name::Relay, Name::Otp, Name::Burst, Name::Rate] {
+            let said = check_rate(name, &play).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("--rate: {name} goes")), "{said}");
+            check_rate(name, &Play::default()).unwrap();
+        }
     }
 }
