@@ -195,10 +195,10 @@ impl AdjustmentRecord {
 }
 
 impl Queue {
-    /// Notes an adjustment, in place of the one of its key. May be lost when the committer is busy: it holds in memory all the same.
-    pub fn adjust(&self, record: AdjustmentRecord) {
+    /// Notes an adjustment, in place of the one of its key. False where it is not taken: the committer is busy, and it holds in memory alone.
+    pub fn adjust(&self, record: AdjustmentRecord) -> bool {
         let record = Box::new(record);
-        self.intake.tell(Request::Adjust { record, reply: None });
+        self.intake.tell(Request::Adjust { record, reply: None })
     }
 
     /// The same. Answered once it is on disk.

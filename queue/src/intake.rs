@@ -275,7 +275,9 @@ impl Intake {
     pub(crate) fn abandon(&self, abandoned: Abandoned) {
         self.shared.abandoned.lock().push(abandoned);
         match &self.way {
-            Way::Thread { .. } => self.tell(Request::Nudge),
+            Way::Thread { .. } => {
+                self.tell(Request::Nudge);
+            }
             // Where it is locked, whoever holds it may be the one who drops the upload.
             Way::Inline(committer) => {
                 if let Some(mut committer) = committer.try_lock() {
@@ -427,21 +429,26 @@ impl Intake {
         }
     }
 
-    /// A request nobody waits for; dropped when there is no room.
-    pub(crate) fn tell(&self, request: Request) {
+    /// A request nobody waits for; dropped when there is no room. Whether it was taken.
+    pub(crate) fn tell(&self, request: Request) -> bool {
         let entry = Entry::of(request);
         match &self.way {
             Way::Thread { requests, .. } => {
-                if let Some(sender) = &*requests.lock()
-                    && sender.try_send(entry).is_err()
-                {
+                let taken = requests
+                    .lock()
+                    .as_ref()
+                    .is_some_and(|sender| sender.try_send(entry).is_ok());
+                if !taken {
                     tracing::debug!("the committer is busy: a note on a queue was dropped");
                 }
+                taken
             }
             Way::Inline(committer) => {
-                if let Err(error) = self.commit_inline(committer, entry) {
+                let done = self.commit_inline(committer, entry);
+                if let Err(error) = &done {
                     tracing::error!(%error, "a note on a queue was lost");
                 }
+                done.is_ok()
             }
         }
     }

@@ -311,8 +311,8 @@ pub struct Lane {
     pub service: BTreeMap<ConnectionId, Service>,
     /// Set by failures to connect, cleared by the first transaction that gets through.
     pub rest: Option<Rest>,
-    /// A further connection was refused while others work: none is opened before this moment.
-    pub no_more_before: Timestamp,
+    /// A further connection was refused while others work.
+    pub no_more: NoMore,
     /// The moment its timer stands at.
     pub timer: Option<Timestamp>,
     /// What made it slower last.
@@ -321,6 +321,21 @@ pub struct Lane {
     pub unsaved: Option<Timestamp>,
     /// When its pace was written last.
     pub saved: Option<Timestamp>,
+}
+
+/// How many connections a host bears, as it said when it refused one more.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoMore {
+    /// Until then.
+    pub before: Timestamp,
+    than: usize,
+}
+
+impl NoMore {
+    /// Whether one may be opened beside so many.
+    fn allows(self, open: usize, now: Timestamp) -> bool {
+        open < self.than || now >= self.before
+    }
 }
 
 impl Lane {
@@ -346,7 +361,7 @@ impl Lane {
             busy: BTreeMap::new(),
             service: BTreeMap::new(),
             rest,
-            no_more_before: Timestamp(0),
+            no_more: NoMore::default(),
             timer: None,
             said: None,
             unsaved: None,
@@ -404,7 +419,17 @@ impl Lane {
     /// are not to be tried yet, a first one is: if it fails, the lane rests or is suspended, and that is told.
     pub fn may_open(&self, now: Timestamp) -> bool {
         let may = self.adapt.may_open(self.open, self.configured());
-        may && (self.open == 0 || (self.rest.is_none() && now >= self.no_more_before))
+        may && (self.open == 0 || (self.rest.is_none() && self.no_more.allows(self.open, now)))
+    }
+
+    /// A further connection was refused, while so many work: until then there are no more than those.
+    pub fn refuse_more(&mut self, working: usize, until: Timestamp, now: Timestamp) {
+        let before = std::mem::take(&mut self.no_more);
+        let still = before.before > now;
+        self.no_more = NoMore {
+            before: until.max(before.before),
+            than: if still { working.min(before.than) } else { working },
+        };
     }
 
     /// Notes that no connection came about. True if the lane rests now, by its own account; false if other connections
@@ -414,7 +439,7 @@ impl Lane {
             return false;
         }
         if self.open > 0 {
-            self.no_more_before = now + wait(1);
+            self.refuse_more(self.open, now + wait(1), now);
             return false;
         }
         let failures = self.rest.as_ref().map_or(0, |rest| rest.failures) + 1;

@@ -13,7 +13,7 @@ use queue::{
 
 use crate::delivery::adapt::{Held, Others, Pace, SaidTo, Step};
 use crate::delivery::exchange::Word;
-use crate::delivery::lane::{ConnectionId, Lane, Service};
+use crate::delivery::lane::{ConnectionId, Lane, NoMore, Service};
 use crate::shaping::Reach;
 use crate::world::log_time;
 
@@ -71,6 +71,8 @@ pub(super) struct Adjustments {
     /// By the site they name.
     by_site: HashMap<Option<Arc<str>>, BTreeMap<AdjustmentKey, Arc<AdjustmentRecord>>>,
     count: usize,
+    /// Those that the committer had no room for.
+    unwritten: Vec<Arc<AdjustmentRecord>>,
 }
 
 impl Adjustments {
@@ -213,7 +215,7 @@ impl Shard {
             }
             if heard.door.is_some() {
                 // Those that are open work; no further one is asked for before that.
-                at.no_more_before = at.no_more_before.max(now + time);
+                at.refuse_more(at.open - 1, now + time, now);
             }
         }
         at.said = Some(Said::of(heard));
@@ -279,8 +281,8 @@ impl Shard {
 
     /// A suspension begins, here and at all shards, and stands in the store.
     pub(super) fn suspend(&mut self, record: AdjustmentRecord, now: Timestamp) {
-        self.queue.adjust(record.clone());
         let record = Arc::new(record);
+        self.write(record.clone());
         for shard in self.place.others() {
             self.tell(shard, Word::Adjusted(record.clone()));
         }
@@ -546,23 +548,29 @@ impl Shard {
         let is_meant = |lane: &Lane| scope.covers(&lane.scope()) && lane.adapt.pace().is_some();
         let meant = self.lanes.iter().filter(|(_, lane)| is_meant(lane));
         let meant: Vec<_> = meant.map(|(id, _)| id).collect();
-        let has_sources = self.has_sources();
         for lane in meant {
-            let Some(at) = self.lanes.get_mut(lane) else {
-                continue;
-            };
-            let configured = at.configured();
-            at.adapt.set_pace(None, configured, now);
-            at.unsaved = None;
-            tracing::info!(site = %at.key.scope(), by, "goes by its limits again");
-            let key = learned(at, has_sources);
-            self.queue.end_adjustment(key, now, by, now);
-            self.pump(lane, now);
+            self.forget_pace(lane, by, now);
         }
+    }
+
+    fn forget_pace(&mut self, lane: LaneId, by: &str, now: Timestamp) {
+        let has_sources = self.has_sources();
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let configured = at.configured();
+        at.adapt.set_pace(None, configured, now);
+        at.unsaved = None;
+        at.no_more = NoMore::default();
+        tracing::info!(site = %at.key.scope(), by, "goes by its limits again");
+        let key = learned(at, has_sources);
+        self.queue.end_adjustment(key, now, by, now);
+        self.pump(lane, now);
     }
 
     /// Once a second: what has changed is written, what is over deleted.
     pub(super) fn look_after_adjustments(&mut self, now: Timestamp) {
+        self.write_again();
         let is_due = |lane: &Lane| {
             let written = lane.saved.is_none_or(|saved| now >= saved + WRITE_EVERY);
             lane.unsaved.is_some() && written
@@ -575,6 +583,17 @@ impl Shard {
                 at.saved = Some(now);
             }
         }
+        // One that stays in memory for a day without a step.
+        let is_over = |lane: &Lane| {
+            lane.adapt
+                .pace()
+                .is_some_and(|pace| now >= pace.changed + FORGOTTEN_AFTER)
+        };
+        let over = self.lanes.iter().filter(|(_, lane)| is_over(lane));
+        let over: Vec<_> = over.map(|(id, _)| id).collect();
+        for lane in over {
+            self.forget_pace(lane, "its end", now);
+        }
         for key in self.adjustments.over(now) {
             let Some(record) = self.adjustments.remove(&key) else {
                 continue;
@@ -586,6 +605,22 @@ impl Shard {
         }
     }
 
+    /// Writes a suspension down, now or as soon as the committer has room.
+    fn write(&mut self, record: Arc<AdjustmentRecord>) {
+        if !self.queue.adjust((*record).clone()) && self.adjustments.unwritten.len() < MAX_ADJUSTMENTS {
+            self.adjustments.unwritten.push(record);
+        }
+    }
+
+    /// What there was no room for is written, unless it is over or another by now.
+    fn write_again(&mut self) {
+        for record in std::mem::take(&mut self.adjustments.unwritten) {
+            if self.adjustments.get(&record.key) == Some(&record) {
+                self.write(record);
+            }
+        }
+    }
+
     /// Writes a lane's pace down, if it has changed.
     pub(super) fn save_pace(&mut self, lane: LaneId) {
         let has_sources = self.has_sources();
@@ -593,7 +628,7 @@ impl Shard {
             return;
         };
         let limits = at.adapt.limits(at.configured());
-        let (Some(_), Some(pace)) = (at.unsaved.take(), at.adapt.pace()) else {
+        let (Some(since), Some(pace)) = (at.unsaved.take(), at.adapt.pace()) else {
             return;
         };
         let (cause, host, class) = match &at.said {
@@ -613,7 +648,11 @@ impl Shard {
             class: class.map(str::to_owned),
             by: BY_REPLY.to_owned(),
         };
-        self.queue.adjust(record);
+        if !self.queue.adjust(record)
+            && let Some(at) = self.lanes.get_mut(lane)
+        {
+            at.unsaved = Some(since);
+        }
     }
 }
 

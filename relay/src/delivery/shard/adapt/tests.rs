@@ -144,3 +144,29 @@ async fn mail_of_no_pool_has_a_source_of_its_own() {
     fleet.run(5 * SECOND).await;
     assert_eq!(suspended(&fleet)[0].key.scope.source, None);
 }
+
+/// Those that worked come back after a lull, and no more than those.
+#[tokio::test]
+async fn who_refuses_further_connections_for_hours_keeps_those_that_worked() {
+    let four = "[delivery.limits]\nconnections = 4\n";
+    let (mut fleet, says) = fleet(four, |sent, open| sent.opened && open > 4);
+    fleet.accept(300, "t", "bulk", "d.test", 10).await;
+    fleet.run(6 * SECOND).await;
+    says.set(Some("421 4.7.0 too many connections, try again in 2 hours"));
+    fleet.renew("[delivery.limits]\nconnections = 8\n");
+    fleet.accept(200, "t", "bulk", "d.test", 10).await;
+    fleet.run(14 * SECOND).await;
+    assert_eq!((fleet.sent.len(), fleet.refused.is_empty()), (500, false));
+    fleet.close_all();
+    fleet.run(SECOND).await;
+    let refused = fleet.refused.len();
+    fleet.sent.clear();
+    fleet.accept(100, "t", "bulk", "d.test", 10).await;
+    fleet.run(10 * SECOND).await;
+    assert!(
+        (2..=4).contains(&fleet.most_at_once(|_| true)),
+        "{}",
+        fleet.most_at_once(|_| true)
+    );
+    assert_eq!(fleet.refused.len(), refused);
+}
