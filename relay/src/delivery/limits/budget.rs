@@ -66,6 +66,8 @@ pub struct Budget {
     for_connection: Line,
     /// Where an hour or a day is limited.
     ahead: Option<Ahead>,
+    /// How often something came that had counted nothing.
+    renewed: u32,
 }
 
 /// How much may be used that stands on disk already.
@@ -76,8 +78,6 @@ struct Ahead {
     covered: u64,
     /// For what is used before.
     until: Timestamp,
-    /// How often a window came that was not there.
-    renewed: u32,
     /// Messages when it was last written, and when that was.
     before: u64,
     written: Timestamp,
@@ -93,7 +93,6 @@ impl Ahead {
             taken: 0,
             covered: 0,
             until: Timestamp(0),
-            renewed: 0,
             before: 0,
             written: Timestamp(0),
             wanted: false,
@@ -142,6 +141,7 @@ impl Budget {
             for_own: Line::default(),
             for_connection: Line::default(),
             ahead: None,
+            renewed: 0,
         };
         fresh.renew(&limits, now);
         fresh.resume(counted, now);
@@ -154,22 +154,33 @@ impl Budget {
             return;
         }
         self.limits = limits.clone();
+        let has_new_rate = self.messages.is_none() && limits.messages_per_second.is_some();
         renew_bucket(&mut self.opening, limits.connections_per_second, now);
         renew_bucket(&mut self.messages, limits.messages_per_second, now);
         let is_counted = limits.windows().iter().any(Option::is_some);
         self.ahead = is_counted.then(|| self.ahead.take().unwrap_or_else(Ahead::none));
         let all = self.windows.iter_mut().zip(WINDOWS).zip(limits.windows());
+        let mut has_new_window = false;
         for ((window, (_, span)), limit) in all {
-            // What stands on disk says nothing of one that is new.
-            if let (None, Some(_), Some(ahead)) = (&*window, limit, &mut self.ahead) {
-                (ahead.until, ahead.renewed) = (Timestamp(0), ahead.renewed + 1);
-            }
+            has_new_window |= window.is_none() && limit.is_some();
             match (&mut *window, limit) {
                 (Some(window), Some(limit)) => window.set_limit(limit),
                 (None, Some(limit)) => *window = Some(Window::new(span, limit)),
                 (_, None) => *window = None,
             }
         }
+        if has_new_rate || has_new_window {
+            self.renewed += 1;
+        }
+        // What stands on disk says nothing of it.
+        if let Some(ahead) = self.ahead.as_mut().filter(|_| has_new_window) {
+            ahead.until = Timestamp(0);
+        }
+    }
+
+    /// How often something came that had counted nothing. What was taken before is not given back to it.
+    pub fn renewed(&self) -> u32 {
+        self.renewed
     }
 
     /// Keeps parts of its limits for mail of some of these streams.
@@ -226,12 +237,12 @@ impl Budget {
             0
         };
         let block = block.max(left);
-        let (taken, renewed, until) = (ahead.taken, ahead.renewed, now + self.covered());
+        let (taken, until) = (ahead.taken, now + self.covered());
         Some(Keep {
             record: self.counts(block, now),
             covered: taken + block,
             until,
-            renewed,
+            renewed: self.renewed,
             taken,
         })
     }
@@ -272,14 +283,13 @@ impl Budget {
     /// It is on disk. Who is to be told that there is room.
     pub fn kept(&mut self, keep: &Keep, now: Timestamp) -> Told {
         if let Some(ahead) = &mut self.ahead {
-            // Something may have been given back meanwhile.
-            let before = keep.taken.min(ahead.taken);
-            (ahead.covered, ahead.before, ahead.written) = (keep.covered, before, keep.record.at);
-            // What was written before a window came says nothing of it.
-            if keep.renewed == ahead.renewed {
-                ahead.until = keep.until;
+            // What was written before a window came says nothing of it, though the same went before.
+            if keep.renewed == self.renewed {
+                // Something may have been given back meanwhile.
+                ahead.before = keep.taken.min(ahead.taken);
+                (ahead.covered, ahead.until, ahead.written) = (keep.covered, keep.until, keep.record.at);
+                ahead.wanted = ahead.taken >= ahead.covered;
             }
-            ahead.wanted = ahead.taken >= ahead.covered;
             ahead.told = false;
         }
         self.freed(now)
@@ -652,6 +662,36 @@ mod tests {
         let record = keep(&mut budget, later);
         let hour: u64 = record.hour.unwrap().parts.iter().sum();
         assert!(hour <= 2 * LEAST_AHEAD, "{hour} for none");
+    }
+
+    /// The first of two reloads takes a window away, and the second brings one, while counts of the first are being written.
+    #[test]
+    fn what_is_written_of_a_window_that_went_is_not_of_one_that_came() {
+        let hour = ScopeLimits {
+            messages_per_hour: Some(1_000),
+            ..ScopeLimits::default()
+        };
+        let day = ScopeLimits {
+            messages_per_day: Some(1_000),
+            ..ScopeLimits::default()
+        };
+        for after in [hour.clone(), day] {
+            let mut budget = Budget::new(hour.clone(), false, Counted::Nothing, START);
+            keep(&mut budget, START);
+            for _ in 0..LEAST_AHEAD / 2 {
+                assert_eq!(budget.message(0, &ASKED, START), Grant::Granted);
+            }
+            let written = budget.to_keep(START).unwrap();
+            budget.renew(&ScopeLimits::default(), START);
+            budget.renew(&after, START);
+            budget.kept(&written, START);
+            let record = keep(&mut budget, START);
+            let counted: u64 = record.hour.or(record.day).unwrap().parts.iter().sum();
+            for _ in 0..counted {
+                assert_eq!(budget.message(0, &ASKED, START), Grant::Granted);
+            }
+            assert_ne!(budget.message(0, &ASKED, START), Grant::Granted);
+        }
     }
 
     /// Nothing of a limit that comes with a reload is used before it stands on disk.

@@ -81,8 +81,9 @@ struct Share {
     gate: GateId,
     /// Octets; 0 where the gate did not want to know.
     bytes: u64,
-    /// It was on the wire before the limit was there: what was not taken is not given back.
-    adopted: bool,
+    /// What [`Budget::renewed`] said then: what came since has not counted it, and gets nothing back. `None`: it was on the wire before
+    /// it came under the limit.
+    since: Option<u32>,
     /// It was of what is kept for its stream.
     own: bool,
 }
@@ -161,12 +162,16 @@ impl Shard {
             let asked = taken.asked();
             let is_own = any_kept && self.gates[gate].budget.lock().is_own(&asked, now);
             let of = is_own.then_some(asked.stream);
+            let mut since = None;
             let again = self.ask(
                 (gate, What::Message, of),
                 (id, lane),
                 serving,
                 now,
-                |budget, shard| budget.message(shard, &asked, now),
+                |budget, shard| {
+                    since = Some(budget.renewed());
+                    budget.message(shard, &asked, now)
+                },
             );
             if let Some(again) = again {
                 let queue_alone = by_tenant || any_kept;
@@ -178,7 +183,7 @@ impl Shard {
             taken.shares.push(Share {
                 gate,
                 bytes: taken.bytes,
-                adopted: false,
+                since,
                 own: is_own,
             });
         }
@@ -365,9 +370,9 @@ impl Shard {
         for share in &taken.shares {
             let next = {
                 let mut budget = self.gates[share.gate].budget.lock();
-                match share.adopted {
-                    true => budget.sent(&taken.stream, share.bytes, now),
-                    false => budget.refund(&taken.stream, share.bytes, now),
+                match share.since == Some(budget.renewed()) {
+                    true => budget.refund(&taken.stream, share.bytes, now),
+                    false => budget.sent(&taken.stream, share.bytes, now),
                 }
             };
             self.tell_of_room(share.gate, next, now);

@@ -140,7 +140,7 @@ impl Shard {
             taken.shares.push(Share {
                 gate,
                 bytes,
-                adopted: true,
+                since: None,
                 own: false,
             });
             self.gates[gate].used_by += 1;

@@ -385,3 +385,27 @@ async fn a_limit_that_comes_with_a_reload_counts_what_is_on_the_wire() {
         assert_eq!(fleet.count(every), 22, "{limit}");
     }
 }
+
+/// Begun before there was a limit, it has used none of it, whatever becomes of it.
+#[tokio::test]
+async fn what_was_begun_before_a_limit_came_gives_nothing_of_it_back() {
+    let before = "[[limit]]\ntenant = \"t\"\nconnections = 100\n";
+    for key in ["messages_per_minute", "messages_per_hour", "messages_per_day"] {
+        let mut fleet = Fleet::new(2, before);
+        fleet.peer = Some(Box::new(|sent, _| match sent.domain.as_str() {
+            "silent.test" => Answer::Silence,
+            _ => Answer::Takes(SECOND / 10),
+        }));
+        fleet.accept(20, "t", "bulk", "silent.test", 10).await;
+        fleet.run(SECOND).await;
+        fleet.renew(&format!("{before}{key} = 60\n"));
+        fleet.accept(100, "t", "bulk", "a.test", 10).await;
+        fleet.run(40 * SECOND).await;
+        assert!(
+            fleet.most_within(40 * SECOND, every) <= 60,
+            "{key}: {}",
+            fleet.count(every)
+        );
+        assert!(fleet.count(every) >= 50, "{key}: {}", fleet.count(every));
+    }
+}
