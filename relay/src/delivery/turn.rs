@@ -310,6 +310,28 @@ mod tests {
         assert_eq!(turn.front(), Some(QueueId(0)));
     }
 
+    /// Whoever is barred is passed over, and goes first among equals once it is not: it has had no turn, and saved none up.
+    #[test]
+    fn others_go_while_a_stream_is_barred() {
+        let mut turn = Turn::default();
+        turn.push(QueueId(0), &name("t", "bulk"), 1);
+        turn.push(QueueId(1), &name("t", "digest"), 1);
+        turn.push(QueueId(2), &name("t", "transactional"), 1);
+        turn.bar(|stream| stream == "bulk");
+        assert_eq!(turns(&mut turn, 6), [1, 2, 1, 2, 1, 2]);
+        turn.bar_one("digest");
+        assert_eq!(turns(&mut turn, 2), [2, 2]);
+        assert_eq!(
+            turn.front_of("bulk"),
+            Some(QueueId(0)),
+            "it is there all the same"
+        );
+        turn.bar(|_| true);
+        assert_eq!(turn.front(), None);
+        turn.bar(|_| false);
+        assert_eq!(turns(&mut turn, 6), [0, 1, 0, 1, 2, 0]);
+    }
+
     proptest! {
         /// Whoever stays gets its share, to within a round, whatever others come and go meanwhile.
         #[test]
