@@ -50,7 +50,7 @@ use super::exchange::{Accepted, Loan, Order, Place, Word};
 use super::lane::{ConnectionId, Idle, Lane, Plan};
 use super::route::Route;
 
-use gates::{Gate, GateId, Taken};
+use gates::{Gate, GateId, OnWire};
 use index::LaneIndex;
 
 /// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
@@ -168,6 +168,8 @@ pub enum Settled {
 pub(super) struct Active {
     pub(super) name: QueueName,
     agenda: Agenda<Arc<Kept>>,
+    /// Its units on the wire of which something is noted, in order. A claim keeps the queue in memory, and what it has taken with it.
+    on_wire: Vec<OnWire>,
     /// The lanes that may take its mail; none as long as its site is not known.
     pub(super) stands: Vec<Stand>,
     /// What these lanes' sources are of.
@@ -179,7 +181,7 @@ pub(super) struct Active {
     /// Why it goes by its fallback, if it does.
     pub(super) detour: Option<Detour>,
     /// To another shard with it, as soon as nothing of it is claimed here; and how it goes on there.
-    leaves_for: Option<(usize, Route, Option<Detour>)>,
+    leaves_for: Option<Box<(usize, Route, Option<Detour>)>>,
     /// An operator wants it tried whatever its lane rests for.
     hurry: bool,
     timer: Option<Timestamp>,
@@ -281,6 +283,8 @@ pub struct Shard {
     random: Random,
     // By numbers of our own making, which nobody outside can choose: a quick hash does.
     pub(super) active: FxHashMap<QueueId, Active>,
+    /// Of the streams of queues in memory: all of one have its name from here, where it is near at hand for each message.
+    stream_names: BTreeSet<Arc<str>>,
     /// Queues in memory that are empty, the longest so first.
     lingering: BTreeSet<(Timestamp, QueueId)>,
     /// Queues of this home that another shard works on.
@@ -307,19 +311,13 @@ pub struct Shard {
     pub(super) lanes: Slab<Lane>,
     lane_of: LaneIndex,
     gates: Slab<Gate>,
-    gate_of: HashMap<Scope, GateId>,
+    gate_of: HashMap<Rc<Scope>, GateId>,
     /// Whose turn it is among the sources of pools.
     shares: Shares,
     /// The day by which limits go, since 1970.
     today: u64,
-    /// What units on the wire have taken of limits.
-    taken: FxHashMap<UnitKey, Taken>,
-    /// Where units on the wire go whose queues stand in several lanes.
-    lane_of_unit: FxHashMap<UnitKey, LaneId>,
     /// Connections that are being closed for another lane, at which gate.
     handed_on: FxHashMap<ConnectionId, GateId>,
-    /// Units on the wire in lanes that count them by stream.
-    busy: FxHashMap<UnitKey, (LaneId, Arc<str>)>,
     lookups: HashMap<Domain, Lookup>,
     lookups_waiting: VecDeque<Domain>,
     lookups_running: usize,
@@ -377,6 +375,7 @@ impl Shard {
             routing,
             random,
             active: FxHashMap::default(),
+            stream_names: BTreeSet::new(),
             lingering: BTreeSet::new(),
             lent: FxHashMap::default(),
             resting: BTreeMap::new(),
@@ -390,10 +389,7 @@ impl Shard {
             gate_of: HashMap::new(),
             shares: Shares::default(),
             today: crate::config::warm_up::day(now),
-            taken: FxHashMap::default(),
-            lane_of_unit: FxHashMap::default(),
             handed_on: FxHashMap::default(),
-            busy: FxHashMap::default(),
             lookups: HashMap::new(),
             lookups_waiting: VecDeque::new(),
             lookups_running: 0,

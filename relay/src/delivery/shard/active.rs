@@ -30,9 +30,15 @@ impl Shard {
         let Some(info) = self.read(now, |queue| queue.info(id)).flatten() else {
             return false;
         };
+        let mut name = info.name;
+        match self.stream_names.get(&name.stream) {
+            Some(known) => name.stream = known.clone(),
+            None => drop(self.stream_names.insert(name.stream.clone())),
+        }
         let fresh = Active {
-            name: info.name,
+            name,
             agenda: Agenda::default(),
+            on_wire: Vec::new(),
             stands: Vec::new(),
             pool: None,
             confirm: now,
