@@ -329,7 +329,7 @@ mod tests {
         let later = NOW + Duration::from_secs(2 * 3_600);
         ledger.tidy(later);
         let gone = ledger.gone();
-        assert_eq!(gone, [scope.clone()]);
+        assert_eq!(gone, std::slice::from_ref(&scope));
         let budget = budget(later);
         let wanted = ledger.wanted(later);
         queue.keep_counts(in_order(gone, &wanted)).await.unwrap();
