@@ -134,10 +134,6 @@ fn next(lanes: u64, more: &str) -> anyhow::Result<(f64, f64)> {
         "{} of {lanes} lanes have a connection",
         open.len()
     );
-    let lane_of: HashMap<ConnectionId, LaneId> = open
-        .iter()
-        .map(|&(lane, connection, _)| (connection, lane))
-        .collect();
     let (mut chosen, mut effects) = (0_u64, Vec::new());
     let (begun, store_before) = (busy(), store.took());
     for _ in 1..UNITS {
@@ -148,9 +144,10 @@ fn next(lanes: u64, more: &str) -> anyhow::Result<(f64, f64)> {
             shard.connection_free(lane, connection, now);
             shard.swap_effects(&mut effects);
             for effect in effects.drain(..) {
-                if let Effect::Send { connection, job } = effect {
+                // A lane has one connection.
+                if let Effect::Send { job, .. } = effect {
                     chosen += 1;
-                    again.push((lane_of[&connection], connection, job.unit));
+                    again.push((lane, connection, job.unit));
                 }
             }
         }

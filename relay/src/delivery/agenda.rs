@@ -1,6 +1,6 @@
 //! What memory holds of one queue: a window over its due index, and what is being worked on.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use mail_core::{MessageId, Timestamp};
 use queue::UnitKey;
@@ -9,8 +9,11 @@ use queue::UnitKey;
 pub type Place = (Timestamp, MessageId, u16);
 
 /// Units of one queue known in memory, at most this many; the rest is read again from the store when its turn comes.
-/// A place is some 80 octets, so a full window is about 40 KiB.
+/// A place is 40 octets, so a full window with the room of its list is about 40 KiB.
 pub const WINDOW: usize = 512;
+
+/// An empty window keeps room for no more than this.
+const KEPT: usize = 16;
 
 /// Units read from the store at a time.
 pub const PAGE: usize = 128;
@@ -20,7 +23,8 @@ pub const PAGE: usize = 128;
 /// `T` rides along with a unit, such as the message itself while it is still in memory.
 #[derive(Debug)]
 pub struct Agenda<T> {
-    ready: BTreeMap<Place, Option<T>>,
+    /// In order. Nearly all come at the end and go at the front, which is one look at memory.
+    ready: VecDeque<(Place, Option<T>)>,
     /// In order. They are few, and come and go with each unit: a list keeps its room.
     claimed: Vec<Place>,
     frontier: Frontier,
@@ -46,7 +50,7 @@ impl<T> Default for Agenda<T> {
     /// Nothing known.
     fn default() -> Self {
         Self {
-            ready: BTreeMap::new(),
+            ready: VecDeque::new(),
             claimed: Vec::new(),
             frontier: Frontier::Before(FIRST),
         }
@@ -77,8 +81,10 @@ impl<T> Agenda<T> {
         let mut last = None;
         for place in page {
             last = Some(place);
-            if !self.is_claimed(place) {
-                self.ready.entry(place).or_insert(None);
+            if !self.is_claimed(place)
+                && let Err(at) = self.find(place)
+            {
+                self.ready.insert(at, (place, None));
             }
         }
         self.frontier = match (more, last) {
@@ -95,14 +101,16 @@ impl<T> Agenda<T> {
             Frontier::End => true,
             Frontier::Before(frontier) => place < frontier,
         };
-        inside && !self.is_claimed(place) && !self.ready.contains_key(&place)
+        inside && !self.is_claimed(place) && self.find(place).is_err()
     }
 
     /// Notes a unit for which [`Agenda::is_new`] holds and that the store holds still.
     pub fn note(&mut self, place: Place, rider: Option<T>) {
-        self.ready.insert(place, rider);
+        if let Err(at) = self.find(place) {
+            self.ready.insert(at, (place, rider));
+        }
         if self.ready.len() > WINDOW
-            && let Some((last, _)) = self.ready.pop_last()
+            && let Some((last, _)) = self.ready.pop_back()
         {
             self.frontier = Frontier::Before(last);
         }
@@ -113,9 +121,10 @@ impl<T> Agenda<T> {
     where
         T: Clone,
     {
-        let Some(seat) = self.ready.get_mut(&place) else {
+        let Ok(at) = self.find(place) else {
             return false;
         };
+        let (_, seat) = &mut self.ready[at];
         if seat.is_none() {
             *seat = rider.cloned();
         }
@@ -124,16 +133,29 @@ impl<T> Agenda<T> {
 
     /// Claims the first unit, if it is due.
     pub fn claim(&mut self, now: Timestamp) -> Option<(Place, Option<T>)> {
-        let first = self.ready.first_entry().filter(|entry| entry.key().0 <= now)?;
-        let (place, rider) = first.remove_entry();
+        self.earliest().filter(|&due| due <= now)?;
+        let (place, rider) = self.ready.pop_front()?;
+        if self.ready.is_empty() && self.ready.capacity() > KEPT {
+            self.ready = VecDeque::new();
+        }
         self.note_claim(place);
         Some((place, rider))
     }
 
     /// Claims this very unit, due or not; false if it is claimed already.
     pub fn claim_at(&mut self, place: Place) -> bool {
-        self.ready.remove(&place);
+        if let Ok(at) = self.find(place) {
+            self.ready.remove(at);
+        }
         self.note_claim(place)
+    }
+
+    /// Where it is in `ready`, or would be.
+    fn find(&self, place: Place) -> Result<usize, usize> {
+        match self.ready.back() {
+            Some((last, _)) if *last < place => Err(self.ready.len()),
+            _ => self.ready.binary_search_by_key(&place, |(known, _)| *known),
+        }
     }
 
     fn note_claim(&mut self, place: Place) -> bool {
@@ -170,18 +192,18 @@ impl<T> Agenda<T> {
 
     /// The first known unit.
     pub fn first(&self) -> Option<Place> {
-        self.ready.keys().next().copied()
+        self.ready.front().map(|(place, _)| *place)
     }
 
     /// The same, with what rides along.
     pub fn first_with(&self) -> Option<(Place, Option<&T>)> {
-        let (place, rider) = self.ready.first_key_value()?;
+        let (place, rider) = self.ready.front()?;
         Some((*place, rider.as_ref()))
     }
 
     /// When the first known unit is due.
     pub fn earliest(&self) -> Option<Timestamp> {
-        self.ready.keys().next().map(|place| place.0)
+        self.ready.front().map(|(place, _)| place.0)
     }
 
     /// Units being worked on.

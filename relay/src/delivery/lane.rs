@@ -243,6 +243,8 @@ pub struct Idle {
 /// How long a connection has served its lane.
 #[derive(Clone, Copy, Debug)]
 pub struct Service {
+    /// Which.
+    pub connection: ConnectionId,
     /// It came about, or is being opened since then.
     pub since: Timestamp,
     /// Messages that have gone over it, or were tried.
@@ -251,8 +253,9 @@ pub struct Service {
 
 impl Service {
     /// It begins now.
-    pub fn new(now: Timestamp) -> Self {
+    pub fn new(connection: ConnectionId, now: Timestamp) -> Self {
         Self {
+            connection,
             since: now,
             messages: 0,
         }
@@ -283,8 +286,8 @@ pub struct Lane {
     pub limiter: Limiter,
     /// What limits it beside others, as the shard numbers it.
     pub gates: Rc<[GateId]>,
-    /// The same for the mail of one tenant, as far as it was asked for.
-    pub tenant_gates: BTreeMap<Arc<str>, Rc<[GateId]>>,
+    /// The same for the mail of one tenant, as far as it was asked for; by name.
+    pub tenant_gates: Vec<(Arc<str>, Rc<[GateId]>)>,
     /// The gate it waits at, for which queue.
     pub waits_at: Option<(GateId, What, QueueId)>,
     /// Connections at once, as configured.
@@ -308,7 +311,7 @@ pub struct Lane {
     /// Messages on the wire by stream, where some stream has a part of its own.
     pub busy: BTreeMap<Arc<str>, usize>,
     /// How long each has served it, where it passes gates.
-    pub service: BTreeMap<ConnectionId, Service>,
+    pub service: Vec<Service>,
     /// Set by failures to connect, cleared by the first transaction that gets through.
     pub rest: Option<Rest>,
     /// A further connection was refused while others work.
@@ -347,7 +350,7 @@ impl Lane {
             plan: Rc::new(plan),
             limiter: Limiter::new(rule.limits.messages_per_second, now),
             gates: Rc::default(),
-            tenant_gates: BTreeMap::new(),
+            tenant_gates: Vec::new(),
             waits_at: None,
             max_connections: rule.limits.connections,
             rate: rule.limits.messages_per_second,
@@ -359,7 +362,7 @@ impl Lane {
             idle: Vec::new(),
             open: 0,
             busy: BTreeMap::new(),
-            service: BTreeMap::new(),
+            service: Vec::new(),
             rest,
             no_more: NoMore::default(),
             timer: None,
@@ -381,6 +384,14 @@ impl Lane {
     /// What limits and adjustments may be about, but for the tenant.
     pub fn scope(&self) -> Scope {
         self.key.mail(self.provider.as_deref())
+    }
+
+    /// What limits the mail of one tenant: its place where nobody has asked for it yet.
+    pub fn gates_of(&self, tenant: &str) -> Result<&Rc<[GateId]>, usize> {
+        let at = self
+            .tenant_gates
+            .binary_search_by(|(known, _)| (**known).cmp(tenant))?;
+        Ok(&self.tenant_gates[at].1)
     }
 
     /// Whether mail of a stream may be sent beside what is on the wire, so that others keep their part.
@@ -449,6 +460,34 @@ impl Lane {
             cause: cause.to_owned(),
         });
         true
+    }
+
+    /// How long a connection has served it, where that is noted.
+    pub fn service_of(&mut self, connection: ConnectionId) -> Option<&mut Service> {
+        let at = self.find_service(connection).ok()?;
+        self.service.get_mut(at)
+    }
+
+    /// A connection serves it from now on, whatever it did before.
+    pub fn begin_service(&mut self, connection: ConnectionId, now: Timestamp) {
+        let fresh = Service::new(connection, now);
+        match self.find_service(connection) {
+            Ok(at) => self.service[at] = fresh,
+            Err(at) => self.service.insert(at, fresh),
+        }
+    }
+
+    /// It is gone.
+    pub fn end_service(&mut self, connection: ConnectionId) {
+        if let Ok(at) = self.find_service(connection) {
+            self.service.remove(at);
+        }
+    }
+
+    /// They are in the order of their numbers, and so nearly always come at the end.
+    fn find_service(&self, connection: ConnectionId) -> Result<usize, usize> {
+        self.service
+            .binary_search_by_key(&connection, |service| service.connection)
     }
 
     /// Nothing holds the lane in memory.

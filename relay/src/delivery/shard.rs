@@ -52,7 +52,7 @@ use super::exchange::{Accepted, Loan, Order, Place, Word};
 use super::lane::{ConnectionId, Idle, Lane, Plan};
 use super::route::Route;
 
-use gates::{Gate, GateId, Taken};
+use gates::{Gate, GateId, OnWire};
 use grace::Grace;
 use index::LaneIndex;
 
@@ -174,6 +174,8 @@ pub enum Settled {
 pub(super) struct Active {
     pub(super) name: QueueName,
     agenda: Agenda<Arc<Kept>>,
+    /// Its units on the wire of which something is noted, in order. A claim keeps the queue in memory, and what it has taken with it.
+    on_wire: Vec<OnWire>,
     /// The lanes that may take its mail; none as long as its site is not known.
     pub(super) stands: Vec<Stand>,
     /// What these lanes' sources are of.
@@ -185,7 +187,7 @@ pub(super) struct Active {
     /// Why it goes by its fallback, if it does.
     pub(super) detour: Option<Detour>,
     /// To another shard with it, as soon as nothing of it is claimed here; and how it goes on there.
-    leaves_for: Option<(usize, Route, Option<Detour>)>,
+    leaves_for: Option<Box<(usize, Route, Option<Detour>)>>,
     /// An operator wants it tried whatever its lane rests for.
     hurry: bool,
     timer: Option<Timestamp>,
@@ -287,8 +289,10 @@ pub struct Shard {
     random: Random,
     // By numbers of our own making, which nobody outside can choose: a quick hash does.
     pub(super) active: FxHashMap<QueueId, Active>,
-    /// Queues in memory that are empty, the longest so first.
+    /// Of the streams of queues in memory: all of one have its name from here, where it is near at hand for each message.
+    stream_names: BTreeSet<Arc<str>>,
     rooms: room::Rooms,
+    /// Queues in memory that are empty, the longest so first.
     lingering: BTreeSet<(Timestamp, QueueId)>,
     /// Queues of this home that another shard works on.
     lent: FxHashMap<QueueId, usize>,
@@ -314,21 +318,15 @@ pub struct Shard {
     pub(super) lanes: Slab<Lane>,
     lane_of: LaneIndex,
     gates: Slab<Gate>,
-    gate_of: HashMap<Scope, GateId>,
+    gate_of: HashMap<Rc<Scope>, GateId>,
     /// Whose turn it is among the sources of pools.
     shares: Shares,
     /// The day by which limits go, since 1970.
     today: u64,
-    /// What units on the wire have taken of limits.
-    taken: FxHashMap<UnitKey, Taken>,
-    /// Where units on the wire go whose queues stand in several lanes.
-    lane_of_unit: FxHashMap<UnitKey, LaneId>,
     /// Claims that stay though nothing of theirs is on the wire.
     unknown: HashSet<UnitKey>,
     /// Connections that are being closed for another lane, at which gate.
     handed_on: FxHashMap<ConnectionId, GateId>,
-    /// Units on the wire in lanes that count them by stream.
-    busy: FxHashMap<UnitKey, (LaneId, Arc<str>)>,
     lookups: HashMap<Domain, Lookup>,
     lookups_waiting: VecDeque<Domain>,
     lookups_running: usize,
@@ -386,6 +384,7 @@ impl Shard {
             routing,
             random,
             active: FxHashMap::default(),
+            stream_names: BTreeSet::new(),
             rooms: room::Rooms::default(),
             lingering: BTreeSet::new(),
             lent: FxHashMap::default(),
@@ -400,11 +399,8 @@ impl Shard {
             gate_of: HashMap::new(),
             shares: Shares::default(),
             today: crate::config::warm_up::day(now),
-            taken: FxHashMap::default(),
-            lane_of_unit: FxHashMap::default(),
             unknown: HashSet::new(),
             handed_on: FxHashMap::default(),
-            busy: FxHashMap::default(),
             lookups: HashMap::new(),
             lookups_waiting: VecDeque::new(),
             lookups_running: 0,

@@ -34,13 +34,79 @@ struct StreamTurn<T> {
     due: u64,
     /// It is passed over for now.
     barred: bool,
-    tenants: VecDeque<TenantTurn<T>>,
+    tenants: Round<TenantTurn<T>>,
 }
 
 #[derive(Debug)]
 struct TenantTurn<T> {
     name: Arc<str>,
-    queues: VecDeque<T>,
+    queues: Round<T>,
+}
+
+/// Some that take turns. Most lanes have one tenant's mail to one domain, so the first is not looked for in a list of its own: among very
+/// many lanes each such look is one at memory that is far away.
+#[derive(Debug)]
+struct Round<T> {
+    first: Option<T>,
+    others: VecDeque<T>,
+}
+
+impl<T> Round<T> {
+    fn of(first: T) -> Self {
+        Self {
+            first: Some(first),
+            others: VecDeque::new(),
+        }
+    }
+
+    fn front(&self) -> Option<&T> {
+        self.first.as_ref()
+    }
+
+    fn front_mut(&mut self) -> Option<&mut T> {
+        self.first.as_mut()
+    }
+
+    fn push(&mut self, one: T) {
+        match &self.first {
+            None => self.first = Some(one),
+            Some(_) => self.others.push_back(one),
+        }
+    }
+
+    fn pop(&mut self) {
+        self.first = self.others.pop_front();
+    }
+
+    /// The first goes behind the others.
+    fn turn(&mut self) {
+        if let Some(next) = self.others.pop_front() {
+            self.others.extend(self.first.replace(next));
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.others.retain(&keep);
+        if !self.first.as_ref().is_some_and(keep) {
+            self.pop();
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.first.iter().chain(&self.others)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.first.iter_mut().chain(&mut self.others)
+    }
+
+    fn len(&self) -> usize {
+        self.others.len() + usize::from(self.first.is_some())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
 }
 
 impl<T> Default for Turn<T> {
@@ -60,31 +126,30 @@ impl<T: Copy + Eq> Turn<T> {
         } else {
             u64::from(weight).max(1)
         };
-        let known = self.streams.iter().position(|stream| stream.name == name.stream);
-        let at = known.unwrap_or_else(|| {
-            self.streams.push(StreamTurn {
+        let tenant = || TenantTurn {
+            name: name.tenant.clone(),
+            queues: Round::of(id),
+        };
+        let mut streams = self.streams.iter_mut();
+        let Some(stream) = streams.find(|stream| stream.name == name.stream) else {
+            return self.streams.push(StreamTurn {
                 name: name.stream.clone(),
                 weight,
                 due: self.now,
                 barred: false,
-                tenants: VecDeque::new(),
+                tenants: Round::of(tenant()),
             });
-            self.streams.len() - 1
-        });
-        let stream = &mut self.streams[at];
+        };
         stream.weight = weight;
         // Who barred it had others in mind.
         stream.barred &= !stream.tenants.is_empty();
-        match stream
-            .tenants
-            .iter_mut()
-            .find(|tenant| tenant.name == name.tenant)
-        {
-            Some(tenant) => tenant.queues.push_back(id),
-            None => stream.tenants.push_back(TenantTurn {
-                name: name.tenant.clone(),
-                queues: VecDeque::from([id]),
-            }),
+        let mut tenants = stream.tenants.iter_mut();
+        match tenants.find(|tenant| tenant.name == name.tenant) {
+            Some(tenant) => tenant.queues.push(id),
+            None => {
+                drop(tenants);
+                stream.tenants.push(tenant());
+            }
         }
     }
 
@@ -116,9 +181,9 @@ impl<T: Copy + Eq> Turn<T> {
         let last = &mut self.streams[chosen];
         last.due += ROUND / last.weight;
         if let Some(tenant) = last.tenants.front_mut() {
-            tenant.queues.rotate_left(1);
+            tenant.queues.turn();
         }
-        last.tenants.rotate_left(1);
+        last.tenants.turn();
         for stream in &mut self.streams {
             stream.due = stream.due.max(self.now);
         }
@@ -132,9 +197,9 @@ impl<T: Copy + Eq> Turn<T> {
         let Some(at) = self.stream() else { return };
         let stream = &mut self.streams[at];
         if let Some(tenant) = stream.tenants.front_mut() {
-            tenant.queues.pop_front();
+            tenant.queues.pop();
             if tenant.queues.is_empty() {
-                stream.tenants.pop_front();
+                stream.tenants.pop();
             }
         }
     }
@@ -153,7 +218,7 @@ impl<T: Copy + Eq> Turn<T> {
     /// Takes a queue out, if it is there.
     pub fn remove(&mut self, id: T) {
         for stream in &mut self.streams {
-            for tenant in &mut stream.tenants {
+            for tenant in stream.tenants.iter_mut() {
                 tenant.queues.retain(|&queue| queue != id);
             }
             stream.tenants.retain(|tenant| !tenant.queues.is_empty());
@@ -167,7 +232,7 @@ impl<T: Copy + Eq> Turn<T> {
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        let tenants = self.streams.iter().flat_map(|stream| &stream.tenants);
+        let tenants = self.streams.iter().flat_map(|stream| stream.tenants.iter());
         tenants.map(|tenant| tenant.queues.len()).sum()
     }
 
@@ -177,13 +242,13 @@ impl<T: Copy + Eq> Turn<T> {
             .streams
             .iter()
             .filter(|stream| stream.weight > u64::from(weight));
-        let tenants = streams.flat_map(|stream| &stream.tenants);
+        let tenants = streams.flat_map(|stream| stream.tenants.iter());
         tenants.map(|tenant| tenant.queues.len()).sum()
     }
 
     /// All queues, in no order of meaning.
     pub fn queues(&self) -> Vec<T> {
-        let tenants = self.streams.iter().flat_map(|stream| &stream.tenants);
+        let tenants = self.streams.iter().flat_map(|stream| stream.tenants.iter());
         tenants.flat_map(|tenant| tenant.queues.iter().copied()).collect()
     }
 
@@ -308,6 +373,28 @@ mod tests {
         turn.bar(|_| true);
         turn.reweigh(|_| 2);
         assert_eq!(turn.front(), Some(QueueId(0)));
+    }
+
+    /// Whoever is barred is passed over, and goes first among equals once it is not: it has had no turn, and saved none up.
+    #[test]
+    fn others_go_while_a_stream_is_barred() {
+        let mut turn = Turn::default();
+        turn.push(QueueId(0), &name("t", "bulk"), 1);
+        turn.push(QueueId(1), &name("t", "digest"), 1);
+        turn.push(QueueId(2), &name("t", "transactional"), 1);
+        turn.bar(|stream| stream == "bulk");
+        assert_eq!(turns(&mut turn, 6), [1, 2, 1, 2, 1, 2]);
+        turn.bar_one("digest");
+        assert_eq!(turns(&mut turn, 2), [2, 2]);
+        assert_eq!(
+            turn.front_of("bulk"),
+            Some(QueueId(0)),
+            "it is there all the same"
+        );
+        turn.bar(|_| true);
+        assert_eq!(turn.front(), None);
+        turn.bar(|_| false);
+        assert_eq!(turns(&mut turn, 6), [0, 1, 0, 1, 2, 0]);
     }
 
     proptest! {

@@ -43,6 +43,8 @@ pub struct LimitRules {
     rules: BTreeMap<Key, Table>,
     /// Whether any is of single connections or transactions.
     of_transfers: bool,
+    /// Whether any is of octets in flight.
+    of_bytes: bool,
     /// The parts that rules name, without repetition: at most ten.
     axes: Vec<Axes>,
     sites: Vec<Arc<str>>,
@@ -131,6 +133,11 @@ impl LimitRules {
     /// Whether any is about tenants.
     pub fn are_of_tenants(&self) -> bool {
         self.axes.iter().any(|axes| axes[2])
+    }
+
+    /// Whether any has to know how large messages are.
+    pub fn count_bytes(&self) -> bool {
+        self.of_bytes
     }
 
     /// Whether there are none.
@@ -308,6 +315,7 @@ impl LimitRules {
         }
         self.of_transfers |=
             limits.messages_per_connection.is_some() || limits.recipients_per_transaction.is_some();
+        self.of_bytes |= limits.bytes_in_flight.is_some();
         self.rules.insert(key, Table { number, limits }).is_none()
     }
 }

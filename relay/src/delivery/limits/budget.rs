@@ -42,30 +42,38 @@ pub const WINDOWS: [(&str, Duration); 3] = [
 ];
 
 /// See the module.
+///
+/// There is one for each site, perhaps, and each message asks several: what few of them have is kept apart, so that the rest is next to
+/// each other.
 #[derive(Debug)]
 pub struct Budget {
     /// A connection serves all tenants: what a tenant has of them is its messages on the wire.
     of_tenant: bool,
-    limits: ScopeLimits,
+    /// Of its limits those that each message is held against.
+    connections: Option<u64>,
+    bytes_in_flight: Option<u64>,
+    limits: Box<ScopeLimits>,
     /// New connections a second.
-    opening: Option<Bucket>,
+    opening: Option<Box<Bucket>>,
     /// Messages a second.
-    messages: Option<Bucket>,
+    messages: Option<Box<Bucket>>,
     /// In the order of [`WINDOWS`].
-    windows: [Option<Window>; 3],
+    windows: [Option<Box<Window>>; 3],
     /// Connections.
     open: u64,
     /// Messages that are being sent, and their octets.
     sending: u64,
     in_flight: u64,
-    /// What is kept for some streams.
-    reserved: Reserved,
+    /// What is kept for some streams, where something is.
+    reserved: Option<Box<Reserved>>,
     for_message: Line,
     /// For what is kept for streams.
     for_own: Line,
     for_connection: Line,
     /// Where an hour or a day is limited.
-    ahead: Option<Ahead>,
+    ahead: Option<Box<Ahead>>,
+    /// How often something came that had counted nothing.
+    renewed: u32,
 }
 
 /// How much may be used that stands on disk already.
@@ -76,8 +84,6 @@ struct Ahead {
     covered: u64,
     /// For what is used before.
     until: Timestamp,
-    /// How often a window came that was not there.
-    renewed: u32,
     /// Messages when it was last written, and when that was.
     before: u64,
     written: Timestamp,
@@ -93,7 +99,6 @@ impl Ahead {
             taken: 0,
             covered: 0,
             until: Timestamp(0),
-            renewed: 0,
             before: 0,
             written: Timestamp(0),
             wanted: false,
@@ -130,18 +135,21 @@ impl Budget {
     pub fn new(limits: ScopeLimits, of_tenant: bool, counted: Counted, now: Timestamp) -> Self {
         let mut fresh = Self {
             of_tenant,
-            limits: ScopeLimits::default(),
+            connections: None,
+            bytes_in_flight: None,
+            limits: Box::default(),
             opening: None,
             messages: None,
             windows: [const { None }; 3],
             open: 0,
             sending: 0,
             in_flight: 0,
-            reserved: Reserved::default(),
+            reserved: None,
             for_message: Line::default(),
             for_own: Line::default(),
             for_connection: Line::default(),
             ahead: None,
+            renewed: 0,
         };
         fresh.renew(&limits, now);
         fresh.resume(counted, now);
@@ -150,32 +158,49 @@ impl Budget {
 
     /// Goes by other limits from here on. Nothing is granted for the change.
     pub fn renew(&mut self, limits: &ScopeLimits, now: Timestamp) {
-        if self.limits == *limits {
+        if *self.limits == *limits {
             return;
         }
-        self.limits = limits.clone();
+        *self.limits = limits.clone();
+        (self.connections, self.bytes_in_flight) = (limits.connections, limits.bytes_in_flight);
+        let has_new_rate = self.messages.is_none() && limits.messages_per_second.is_some();
         renew_bucket(&mut self.opening, limits.connections_per_second, now);
         renew_bucket(&mut self.messages, limits.messages_per_second, now);
         let is_counted = limits.windows().iter().any(Option::is_some);
-        self.ahead = is_counted.then(|| self.ahead.take().unwrap_or_else(Ahead::none));
+        self.ahead = is_counted.then(|| self.ahead.take().unwrap_or_else(|| Box::new(Ahead::none())));
         let all = self.windows.iter_mut().zip(WINDOWS).zip(limits.windows());
+        let mut has_new_window = false;
         for ((window, (_, span)), limit) in all {
-            // What stands on disk says nothing of one that is new.
-            if let (None, Some(_), Some(ahead)) = (&*window, limit, &mut self.ahead) {
-                (ahead.until, ahead.renewed) = (Timestamp(0), ahead.renewed + 1);
-            }
+            has_new_window |= window.is_none() && limit.is_some();
             match (&mut *window, limit) {
                 (Some(window), Some(limit)) => window.set_limit(limit),
-                (None, Some(limit)) => *window = Some(Window::new(span, limit)),
+                (None, Some(limit)) => *window = Some(Box::new(Window::new(span, limit))),
                 (_, None) => *window = None,
             }
         }
+        if has_new_rate || has_new_window {
+            self.renewed += 1;
+        }
+        // What stands on disk says nothing of it.
+        if let Some(ahead) = self.ahead.as_mut().filter(|_| has_new_window) {
+            ahead.until = Timestamp(0);
+        }
+    }
+
+    /// How often something came that had counted nothing. What was taken before is not given back to it.
+    pub fn renewed(&self) -> u32 {
+        self.renewed
     }
 
     /// Keeps parts of its limits for mail of some of these streams.
     pub fn reserve(&mut self, streams: &Streams) {
+        if !streams.any_reserved() {
+            self.reserved = None;
+            return;
+        }
         let spans = WINDOWS.map(|(_, span)| span);
-        self.reserved.renew(streams, &self.limits, spans);
+        let reserved = self.reserved.get_or_insert_default();
+        reserved.renew(streams, &self.limits, spans);
     }
 
     /// When to look again, if nothing is left but what is kept for other streams. Of windows it is as of their last look.
@@ -185,7 +210,7 @@ impl Budget {
             sending: self.sending,
             bytes: self.in_flight,
         };
-        self.reserved.keeps_from(stream, bytes, &used, now)
+        self.reserved.as_mut()?.keeps_from(stream, bytes, &used, now)
     }
 
     /// Goes on from what was counted before the start.
@@ -198,10 +223,10 @@ impl Budget {
         for (number, (window, (_, span))) in self.windows.iter_mut().zip(WINDOWS).enumerate() {
             let Some(window) = window else { continue };
             match &counted {
-                None => *window = Window::spent(span, window.limit(), now),
+                None => **window = Window::spent(span, window.limit(), now),
                 Some(counts) => {
                     if let Some(counts) = &counts[number] {
-                        *window = Window::resumed(span, window.limit(), counts.clone(), now + COVERED[1]);
+                        **window = Window::resumed(span, window.limit(), counts.clone(), now + COVERED[1]);
                     }
                 }
             }
@@ -211,7 +236,7 @@ impl Budget {
     /// What is to be written, if anything is. It is wanted still until [`Self::kept`] says that it is on disk.
     pub fn to_keep(&mut self, now: Timestamp) -> Option<Keep> {
         let ahead = self.ahead.as_ref().filter(|ahead| ahead.wanted)?;
-        let least = self.windows.iter().flatten().map(Window::limit).min();
+        let least = self.windows.iter().flatten().map(|window| window.limit()).min();
         // As was used since the last time.
         let used = ahead.taken.saturating_sub(ahead.before);
         let since = now.since(ahead.written).max(Duration::from_millis(1));
@@ -226,12 +251,12 @@ impl Budget {
             0
         };
         let block = block.max(left);
-        let (taken, renewed, until) = (ahead.taken, ahead.renewed, now + self.covered());
+        let (taken, until) = (ahead.taken, now + self.covered());
         Some(Keep {
             record: self.counts(block, now),
             covered: taken + block,
             until,
-            renewed,
+            renewed: self.renewed,
             taken,
         })
     }
@@ -272,14 +297,13 @@ impl Budget {
     /// It is on disk. Who is to be told that there is room.
     pub fn kept(&mut self, keep: &Keep, now: Timestamp) -> Told {
         if let Some(ahead) = &mut self.ahead {
-            // Something may have been given back meanwhile.
-            let before = keep.taken.min(ahead.taken);
-            (ahead.covered, ahead.before, ahead.written) = (keep.covered, before, keep.record.at);
-            // What was written before a window came says nothing of it.
-            if keep.renewed == ahead.renewed {
-                ahead.until = keep.until;
+            // What was written before a window came says nothing of it, though the same went before.
+            if keep.renewed == self.renewed {
+                // Something may have been given back meanwhile.
+                ahead.before = keep.taken.min(ahead.taken);
+                (ahead.covered, ahead.until, ahead.written) = (keep.covered, keep.until, keep.record.at);
+                ahead.wanted = ahead.taken >= ahead.covered;
             }
-            ahead.wanted = ahead.taken >= ahead.covered;
             ahead.told = false;
         }
         self.freed(now)
@@ -294,7 +318,7 @@ impl Budget {
 
     /// Whether something is to be written. It is said once, until it is [`Self::kept`].
     pub fn wants_keeping(&mut self) -> bool {
-        let wants = |ahead: &mut Ahead| ahead.wanted && !std::mem::replace(&mut ahead.told, true);
+        let wants = |ahead: &mut Box<Ahead>| ahead.wanted && !std::mem::replace(&mut ahead.told, true);
         self.ahead.as_mut().is_some_and(wants)
     }
 
@@ -306,7 +330,7 @@ impl Budget {
             if let Some(bucket) = &mut self.messages {
                 bucket.take();
             }
-            self.windows.iter_mut().flatten().for_each(Window::take);
+            self.windows.iter_mut().flatten().for_each(|window| window.take());
             self.adopt_message(asked);
             let covered = self.covered();
             if let Some(ahead) = &mut self.ahead {
@@ -321,7 +345,9 @@ impl Budget {
 
     /// A message is on the wire. Where it began before the limit was there, nothing else is taken for it.
     pub fn adopt_message(&mut self, asked: &Asked<'_>) {
-        self.reserved.take(asked.stream, asked.bytes);
+        if let Some(reserved) = &mut self.reserved {
+            reserved.take(asked.stream, asked.bytes);
+        }
         self.sending += 1;
         self.in_flight += asked.bytes;
     }
@@ -346,7 +372,8 @@ impl Budget {
 
     /// Whether a message would be of what is kept for its stream, so that it need not stand behind other streams'.
     pub fn is_own(&mut self, asked: &Asked<'_>, now: Timestamp) -> bool {
-        self.reserved.is_own(asked.stream, asked.bytes, now)
+        let reserved = self.reserved.as_mut();
+        reserved.is_some_and(|reserved| reserved.is_own(asked.stream, asked.bytes, now))
     }
 
     /// Whether it is its turn, and there is something for it. What is kept for streams has a line of its own: their mail is not
@@ -367,11 +394,16 @@ impl Budget {
 
     /// The message was not sent after all.
     pub fn refund(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Told {
-        self.reserved.refund(stream);
+        if let Some(reserved) = &mut self.reserved {
+            reserved.refund(stream);
+        }
         if let Some(bucket) = &mut self.messages {
             bucket.refund();
         }
-        self.windows.iter_mut().flatten().for_each(Window::refund);
+        self.windows
+            .iter_mut()
+            .flatten()
+            .for_each(|window| window.refund());
         if let Some(ahead) = &mut self.ahead {
             ahead.taken = ahead.taken.saturating_sub(1).max(ahead.before);
         }
@@ -380,7 +412,9 @@ impl Budget {
 
     /// The message is sent, or lost. Who is to be told that there is room.
     pub fn sent(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Told {
-        self.reserved.sent(stream, bytes);
+        if let Some(reserved) = &mut self.reserved {
+            reserved.sent(stream, bytes);
+        }
         self.sending = self.sending.saturating_sub(1);
         self.in_flight = self.in_flight.saturating_sub(bytes);
         self.freed(now)
@@ -433,7 +467,7 @@ impl Budget {
 
     /// Whether more connections are open than the limits allow: they were tightened meanwhile.
     pub fn has_too_many(&self) -> bool {
-        self.limits.connections.is_some_and(|most| self.open > most)
+        self.connections.is_some_and(|most| self.open > most)
     }
 
     /// Whether some shard waits for a connection.
@@ -458,7 +492,7 @@ impl Budget {
 
     /// Whether it limits octets in flight, and so wants to know a message's size.
     pub fn counts_bytes(&self) -> bool {
-        self.limits.bytes_in_flight.is_some()
+        self.bytes_in_flight.is_some()
     }
 
     /// What holds a message of a stream, or a connection for it, at this moment. Nothing is taken.
@@ -488,14 +522,13 @@ impl Budget {
             (false, true) => self.open,
             (false, false) => 0,
         };
-        if self.limits.connections.is_some_and(|most| used >= most) {
+        if self.connections.is_some_and(|most| used >= most) {
             return Some(Grant::WhenFreed {
                 held_by: "connections",
             });
         }
         let full = |most| self.sending > 0 && self.in_flight >= most;
-        self.limits
-            .bytes_in_flight
+        self.bytes_in_flight
             .is_some_and(full)
             .then_some(Grant::WhenFreed {
                 held_by: "bytes_in_flight",
@@ -504,7 +537,7 @@ impl Budget {
 
     /// Whether nothing would be lost by forgetting it: whatever it counts is over, and nothing of it is in use.
     pub fn is_idle(&mut self, now: Timestamp) -> bool {
-        let counts = |window: &mut Window| {
+        let counts = |window: &mut Box<Window>| {
             window.advance(now);
             window.used() > 0
         };
@@ -523,13 +556,13 @@ impl Budget {
 
     /// What is used now, and what may be.
     pub fn used(&mut self, now: Timestamp) -> Used {
-        let counted = |window: &mut Option<Window>| {
+        let counted = |window: &mut Option<Box<Window>>| {
             let window = window.as_mut()?;
             window.advance(now);
             Some(window.used())
         };
         Used {
-            limits: self.limits.clone(),
+            limits: (*self.limits).clone(),
             connections: if self.of_tenant { self.sending } else { self.open },
             bytes: self.in_flight,
             windows: self.windows.each_mut().map(counted),
@@ -555,15 +588,14 @@ impl Budget {
             ahead.wanted = true;
             return not_before(now + WRITTEN_IN, "counting");
         }
-        if self.of_tenant && self.limits.connections.is_some_and(|most| self.sending >= most) {
+        if self.of_tenant && self.connections.is_some_and(|most| self.sending >= most) {
             return Some(Grant::WhenFreed {
                 held_by: "connections",
             });
         }
         // One that is larger than all that may be in flight goes alone.
         let full = |most| self.sending > 0 && self.in_flight + bytes > most;
-        self.limits
-            .bytes_in_flight
+        self.bytes_in_flight
             .is_some_and(full)
             .then_some(Grant::WhenFreed {
                 held_by: "bytes_in_flight",
@@ -571,7 +603,7 @@ impl Budget {
     }
 
     fn refuses_connection(&mut self, now: Timestamp) -> Option<Grant> {
-        if self.limits.connections.is_some_and(|most| self.open >= most) {
+        if self.connections.is_some_and(|most| self.open >= most) {
             return Some(Grant::WhenFreed {
                 held_by: "connections",
             });
@@ -608,10 +640,10 @@ pub struct Used {
     pub windows: [Option<u64>; 3],
 }
 
-fn renew_bucket(bucket: &mut Option<Bucket>, rate: Option<f64>, now: Timestamp) {
+fn renew_bucket(bucket: &mut Option<Box<Bucket>>, rate: Option<f64>, now: Timestamp) {
     match (&mut *bucket, rate) {
         (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
-        (_, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
+        (_, rate) => *bucket = rate.map(|rate| Box::new(Bucket::new(rate, now))),
     }
 }
 
@@ -652,6 +684,36 @@ mod tests {
         let record = keep(&mut budget, later);
         let hour: u64 = record.hour.unwrap().parts.iter().sum();
         assert!(hour <= 2 * LEAST_AHEAD, "{hour} for none");
+    }
+
+    /// The first of two reloads takes a window away, and the second brings one, while counts of the first are being written.
+    #[test]
+    fn what_is_written_of_a_window_that_went_is_not_of_one_that_came() {
+        let hour = ScopeLimits {
+            messages_per_hour: Some(1_000),
+            ..ScopeLimits::default()
+        };
+        let day = ScopeLimits {
+            messages_per_day: Some(1_000),
+            ..ScopeLimits::default()
+        };
+        for after in [hour.clone(), day] {
+            let mut budget = Budget::new(hour.clone(), false, Counted::Nothing, START);
+            keep(&mut budget, START);
+            for _ in 0..LEAST_AHEAD / 2 {
+                assert_eq!(budget.message(0, &ASKED, START), Grant::Granted);
+            }
+            let written = budget.to_keep(START).unwrap();
+            budget.renew(&ScopeLimits::default(), START);
+            budget.renew(&after, START);
+            budget.kept(&written, START);
+            let record = keep(&mut budget, START);
+            let counted: u64 = record.hour.or(record.day).unwrap().parts.iter().sum();
+            for _ in 0..counted {
+                assert_eq!(budget.message(0, &ASKED, START), Grant::Granted);
+            }
+            assert_ne!(budget.message(0, &ASKED, START), Grant::Granted);
+        }
     }
 
     /// Nothing of a limit that comes with a reload is used before it stands on disk.

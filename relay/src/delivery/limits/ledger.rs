@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mail_core::Timestamp;
 use parking_lot::Mutex;
-use queue::{CommitError, Queue, Scope};
+use queue::{CommitError, CountsRecord, Queue, Scope};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -148,12 +148,8 @@ impl Ledger {
                 if wanted.is_empty() && gone.is_empty() {
                     break;
                 }
-                let kept = wanted
-                    .iter()
-                    .map(|wanted| (wanted.scope.clone(), Some(wanted.keep.record.clone())));
-                // One that fails is deleted at the next start. One that is gone may be among those that have come since.
-                let counts = gone.into_iter().map(|scope| (scope, None)).chain(kept);
-                match queue.keep_counts(counts.collect()).await {
+                // One that fails is deleted at the next start.
+                match queue.keep_counts(in_order(gone, &wanted)).await {
                     Ok(()) => {
                         for (shard, scope) in self.kept(&wanted, clock.now()) {
                             tell(shard, scope);
@@ -244,6 +240,13 @@ impl Ledger {
     }
 }
 
+/// What is to be written of both. One that is gone may have come since, and is among those that are wanted then: the last holds.
+fn in_order(gone: Vec<Scope>, wanted: &[Wanted]) -> Vec<(Scope, Option<CountsRecord>)> {
+    let gone = gone.into_iter().map(|scope| (scope, None));
+    let kept = |wanted: &Wanted| (wanted.scope.clone(), Some(wanted.keep.record.clone()));
+    gone.chain(wanted.iter().map(kept)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -251,6 +254,8 @@ mod tests {
 
     use queue::store::MemoryStore;
 
+    use super::super::Grant;
+    use super::super::budget::Asked;
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -294,5 +299,47 @@ mod tests {
         }
         makes.join().unwrap();
         writes.join().unwrap();
+    }
+
+    /// Mail to a scope that nobody has used for its span comes just as its counts are deleted.
+    #[tokio::test]
+    async fn counts_that_are_deleted_and_made_anew_in_one_write_stay() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let settings = crate::delivery::shard::test_settings("");
+        let limits = ScopeLimits {
+            messages_per_hour: Some(10),
+            ..ScopeLimits::default()
+        };
+        let scope = Scope {
+            tenant: Some("t".into()),
+            ..Scope::default()
+        };
+        let ledger = Ledger::default();
+        let budget = |now| ledger.budget(&scope, (&limits, &settings.delivery.streams), &queue, now);
+        let asked = Asked {
+            stream: "bulk",
+            bytes: 0,
+        };
+        drop(budget(NOW));
+        let wanted = ledger.wanted(NOW);
+        queue.keep_counts(in_order(Vec::new(), &wanted)).await.unwrap();
+        ledger.kept(&wanted, NOW);
+        drop(wanted);
+
+        let later = NOW + Duration::from_secs(2 * 3_600);
+        ledger.tidy(later);
+        let gone = ledger.gone();
+        assert_eq!(gone, std::slice::from_ref(&scope));
+        let budget = budget(later);
+        let wanted = ledger.wanted(later);
+        queue.keep_counts(in_order(gone, &wanted)).await.unwrap();
+        ledger.kept(&wanted, later);
+        assert_eq!(budget.lock().message(0, &asked, later), Grant::Granted);
+        let record = queue
+            .counts_of(&scope)
+            .unwrap()
+            .expect("what is used stands on disk");
+        assert_eq!(record.at, later);
+        assert_eq!(record.hour.unwrap().parts.iter().sum::<u64>(), 1);
     }
 }

@@ -1,6 +1,5 @@
 //! The line in which shards stand at a budget.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use mail_core::Timestamp;
@@ -15,7 +14,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Shards that were refused.
 #[derive(Debug, Default)]
-pub(super) struct Line(VecDeque<InLine>);
+pub(super) struct Line(Vec<InLine>);
 
 /// What a lane that waits has of what it waits for, by its weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,16 +72,16 @@ impl Line {
         refused: Option<Grant>,
         now: Timestamp,
     ) -> Grant {
-        while let Some(first) = self.0.front()
+        while let Some(first) = self.0.first()
             && first.shard != shard
             && first.until.is_some_and(|until| until < now)
         {
-            self.0.pop_front();
+            self.0.remove(0);
         }
-        let is_first = self.0.front().is_none_or(|first| first.shard == shard);
+        let is_first = self.0.first().is_none_or(|first| first.shard == shard);
         let grant = match refused {
             None if is_first => {
-                if let Some(first) = self.0.front_mut() {
+                if let Some(first) = self.0.first_mut() {
                     first.until = Some(now + ASK_AGAIN);
                     first.served = true;
                 }
@@ -122,12 +121,12 @@ impl Line {
     pub(super) fn freed(&mut self, now: Timestamp) -> Option<usize> {
         while self
             .0
-            .front()
+            .first()
             .is_some_and(|first| first.until.is_some_and(|until| until < now))
         {
-            self.0.pop_front();
+            self.0.remove(0);
         }
-        let first = self.0.front_mut()?;
+        let first = self.0.first_mut()?;
         // Who was told, and has not come, is not waited for any longer.
         let by = now + LATE;
         if first.until.is_none_or(|until| until > by) {

@@ -23,7 +23,7 @@ const WINDOWS: usize = 4;
 /// What is used of a budget by all streams together.
 pub struct InUse<'a> {
     /// By the minute, the hour and the day, as of now.
-    pub windows: &'a [Option<Window>; WINDOWS - 1],
+    pub windows: &'a [Option<Box<Window>>; WINDOWS - 1],
     /// Messages on the wire.
     pub sending: u64,
     /// Their octets.
@@ -171,7 +171,8 @@ impl Reserved {
         for window in self.parts.iter_mut().flat_map(|part| &mut part.windows).flatten() {
             window.advance(now);
         }
-        let all = std::iter::once(&self.paced).chain(used.windows);
+        let longer = used.windows.iter().map(Option::as_deref);
+        let all = std::iter::once(self.paced.as_ref()).chain(longer);
         for (number, all) in all.enumerate() {
             let Some(all) = all else { continue };
             let others = self.parts.iter().filter(|part| *part.stream != *stream);

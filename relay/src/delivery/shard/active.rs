@@ -41,12 +41,17 @@ impl Shard {
         true
     }
 
-    fn enter(&mut self, id: QueueId, name: QueueName, now: Timestamp) {
+    fn enter(&mut self, id: QueueId, mut name: QueueName, now: Timestamp) {
         self.make_memory(now);
         self.rooms.enter(id, &name);
+        match self.stream_names.get(&name.stream) {
+            Some(known) => name.stream = known.clone(),
+            None => drop(self.stream_names.insert(name.stream.clone())),
+        }
         let fresh = Active {
             name,
             agenda: Agenda::default(),
+            on_wire: Vec::new(),
             stands: Vec::new(),
             pool: None,
             confirm: now,

@@ -13,7 +13,7 @@ use queue::{
 
 use crate::delivery::adapt::{Held, Others, Pace, SaidTo, Step};
 use crate::delivery::exchange::Word;
-use crate::delivery::lane::{ConnectionId, Lane, NoMore, Service};
+use crate::delivery::lane::{ConnectionId, Lane, NoMore};
 use crate::shaping::Reach;
 use crate::world::log_time;
 
@@ -170,8 +170,8 @@ impl Shard {
         if let Some(at) = self.lanes.get_mut(lane) {
             at.adapt.opened(connection, at.open, now);
             // From here on it serves its lane.
-            if let Some(service) = at.service.get_mut(&connection) {
-                *service = Service::new(now);
+            if at.service_of(connection).is_some() {
+                at.begin_service(connection, now);
             }
             self.source_serves(lane, connection, now);
             self.settle_pace(lane, now);

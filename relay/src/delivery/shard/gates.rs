@@ -7,6 +7,7 @@
 mod found;
 mod serve;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +15,14 @@ use mail_core::Timestamp;
 use parking_lot::Mutex;
 use queue::{QueueId, QueueName, Scope, UnitKey};
 
+use crate::delivery::agenda::{Place, place};
 use crate::delivery::exchange::{Waits, Word};
-use crate::delivery::lane::{ConnectionId, Service};
+use crate::delivery::lane::ConnectionId;
 use crate::delivery::limits::Grant;
 use crate::delivery::limits::budget::{Asked, Budget, Claim, RESERVED};
 use crate::delivery::turn::Turn;
 
-use super::{LaneId, Shard, Standing, Timer};
+use super::{Active, LaneId, Shard, Standing, Timer};
 
 /// Who waits to be told is told at once; it asks by itself this long after, should that be lost.
 const TOLD: Duration = Duration::from_secs(1);
@@ -58,7 +60,7 @@ pub enum What {
 
 /// See the module.
 pub(super) struct Gate {
-    scope: Scope,
+    scope: Rc<Scope>,
     budget: Arc<Mutex<Budget>>,
     /// For each [`What`]: who has a connection is not behind those that have none.
     waiting: [Turn<Waiter>; 2],
@@ -67,6 +69,55 @@ pub(super) struct Gate {
     /// Lanes, units on the wire, and connections that are handed on.
     used_by: usize,
     timer: Option<Timestamp>,
+}
+
+/// A unit on the wire that has taken something, or may go by several lanes.
+pub(super) struct OnWire {
+    place: Place,
+    /// Where it goes.
+    pub(super) lane: LaneId,
+    /// It counts as one of its stream in its lane.
+    is_counted: bool,
+    taken: Option<Taken>,
+}
+
+impl OnWire {
+    /// Its lane is gone.
+    pub(super) fn uncount(&mut self) {
+        self.is_counted = false;
+    }
+}
+
+impl Active {
+    /// What is noted of a unit on the wire.
+    pub(super) fn known_on_wire(&self, place: Place) -> Option<&OnWire> {
+        let at = self.find_on_wire(place).ok()?;
+        self.on_wire.get(at)
+    }
+
+    /// The same, noted now where it was not.
+    fn note_on_wire(&mut self, place: Place, lane: LaneId) -> &mut OnWire {
+        let at = self.find_on_wire(place).unwrap_or_else(|at| {
+            let fresh = OnWire {
+                place,
+                lane,
+                is_counted: false,
+                taken: None,
+            };
+            self.on_wire.insert(at, fresh);
+            at
+        });
+        &mut self.on_wire[at]
+    }
+
+    fn forget_on_wire(&mut self, place: Place) -> Option<OnWire> {
+        let at = self.find_on_wire(place).ok()?;
+        Some(self.on_wire.remove(at))
+    }
+
+    fn find_on_wire(&self, place: Place) -> Result<usize, usize> {
+        self.on_wire.binary_search_by_key(&place, |out| out.place)
+    }
 }
 
 /// What a unit on the wire has taken.
@@ -81,8 +132,9 @@ struct Share {
     gate: GateId,
     /// Octets; 0 where the gate did not want to know.
     bytes: u64,
-    /// It was on the wire before the limit was there: what was not taken is not given back.
-    adopted: bool,
+    /// What [`Budget::renewed`] said then: what came since has not counted it, and gets nothing back. `None`: it was on the wire before
+    /// it came under the limit.
+    since: Option<u32>,
     /// It was of what is kept for its stream.
     own: bool,
 }
@@ -161,12 +213,16 @@ impl Shard {
             let asked = taken.asked();
             let is_own = any_kept && self.gates[gate].budget.lock().is_own(&asked, now);
             let of = is_own.then_some(asked.stream);
+            let mut since = None;
             let again = self.ask(
                 (gate, What::Message, of),
                 (id, lane),
                 serving,
                 now,
-                |budget, shard| budget.message(shard, &asked, now),
+                |budget, shard| {
+                    since = Some(budget.renewed());
+                    budget.message(shard, &asked, now)
+                },
             );
             if let Some(again) = again {
                 let queue_alone = by_tenant || any_kept;
@@ -178,7 +234,7 @@ impl Shard {
             taken.shares.push(Share {
                 gate,
                 bytes: taken.bytes,
-                adopted: false,
+                since,
                 own: is_own,
             });
         }
@@ -341,22 +397,18 @@ impl Shard {
     /// A unit with what it has taken goes on the wire.
     pub(super) fn goes_out(&mut self, lane: LaneId, unit: UnitKey, taken: Option<Taken>) {
         let is_counted = self.settings.streams.any_reserved();
-        let stream = self.active.get(&unit.queue).filter(|_| is_counted);
-        if let Some(stream) = stream.map(|active| active.name.stream.clone())
-            && let Some(at) = self.lanes.get_mut(lane)
-        {
-            *at.busy.entry(stream.clone()).or_default() += 1;
-            self.busy.insert(unit, (lane, stream));
+        let Some(active) = self.active.get_mut(&unit.queue) else {
+            return;
+        };
+        if is_counted && let Some(at) = self.lanes.get_mut(lane) {
+            *at.busy.entry(active.name.stream.clone()).or_default() += 1;
         }
-        if let Some(taken) = taken {
-            for share in &taken.shares {
-                self.gates[share.gate].used_by += 1;
-            }
-            self.taken.insert(unit, taken);
+        for share in taken.iter().flat_map(|taken| &taken.shares) {
+            self.gates[share.gate].used_by += 1;
         }
-        let stands = self.active.get(&unit.queue).map(|active| active.stands.len());
-        if stands > Some(1) {
-            self.lane_of_unit.insert(unit, lane);
+        if is_counted || taken.is_some() || active.stands.len() > 1 {
+            let out = active.note_on_wire(place(&unit), lane);
+            (out.is_counted, out.taken) = (is_counted, taken);
         }
     }
 
@@ -365,9 +417,9 @@ impl Shard {
         for share in &taken.shares {
             let next = {
                 let mut budget = self.gates[share.gate].budget.lock();
-                match share.adopted {
-                    true => budget.sent(&taken.stream, share.bytes, now),
-                    false => budget.refund(&taken.stream, share.bytes, now),
+                match share.since == Some(budget.renewed()) {
+                    true => budget.refund(&taken.stream, share.bytes, now),
+                    false => budget.sent(&taken.stream, share.bytes, now),
                 }
             };
             self.tell_of_room(share.gate, next, now);
@@ -376,17 +428,23 @@ impl Shard {
 
     /// The claim is over; `sent`: something was attempted.
     pub(super) fn came_back(&mut self, unit: &UnitKey, sent: bool, now: Timestamp) {
-        if let Some((lane, stream)) = self.busy.remove(unit)
-            && let Some(at) = self.lanes.get_mut(lane)
-            && let Some(count) = at.busy.get_mut(&stream)
+        let Some(active) = self.active.get_mut(&unit.queue) else {
+            return;
+        };
+        let Some(out) = active.forget_on_wire(place(unit)) else {
+            return;
+        };
+        let stream = &active.name.stream;
+        if out.is_counted
+            && let Some(at) = self.lanes.get_mut(out.lane)
+            && let Some(count) = at.busy.get_mut(stream)
         {
             *count -= 1;
             if *count == 0 {
-                at.busy.remove(&stream);
+                at.busy.remove(stream);
             }
         }
-        self.lane_of_unit.remove(unit);
-        let Some(taken) = self.taken.remove(unit) else {
+        let Some(taken) = out.taken else {
             return;
         };
         if sent {
@@ -434,7 +492,7 @@ impl Shard {
         let Some(at) = self.lanes.get_mut(lane).filter(|at| !at.gates.is_empty()) else {
             return false;
         };
-        let long_enough = at.service.get_mut(&connection).is_none_or(|service| {
+        let long_enough = at.service_of(connection).is_none_or(|service| {
             service.messages += 1;
             let for_long = service.since + QUANTUM.0 <= now && service.messages >= QUANTUM.1;
             for_long || service.since + LONGEST <= now
@@ -508,7 +566,7 @@ impl Shard {
             }
         }
         if let Some(at) = self.lanes.get_mut(lane) {
-            at.service.insert(connection, Service::new(now));
+            at.begin_service(connection, now);
         }
     }
 
@@ -540,7 +598,7 @@ impl Shard {
             if shard == self.place.index() {
                 self.set_gate_timer(gate, now);
             } else {
-                let scope = self.gates[gate].scope.clone();
+                let scope = (*self.gates[gate].scope).clone();
                 self.tell(shard, Word::Room(scope));
             }
         }
@@ -569,7 +627,7 @@ impl Shard {
         let scope = self.gates[gate].scope.clone();
         if !self.close_idle_of(&scope, idle_for, now) {
             for shard in self.place.others() {
-                self.tell(shard, Word::MakeRoomAt(scope.clone(), idle_for));
+                self.tell(shard, Word::MakeRoomAt((*scope).clone(), idle_for));
             }
         }
     }
@@ -600,7 +658,7 @@ impl Shard {
     /// What holds a queue's mail in a lane, at the first gate that does.
     pub(super) fn held_at_gate(&self, lane: LaneId, name: &QueueName, now: Timestamp) -> Option<Waits> {
         let at = self.lanes.get(lane)?;
-        let of_tenant = at.tenant_gates.get(&name.tenant).cloned().unwrap_or_default();
+        let of_tenant = at.gates_of(&name.tenant).cloned().unwrap_or_default();
         let needs_connection = at.idle.is_empty();
         of_tenant.iter().chain(at.gates.iter()).find_map(|&gate| {
             let gate = self.gates.get(gate)?;
@@ -622,7 +680,8 @@ impl Shard {
     /// The octets of a queue's first unit, where some gate wants to know.
     fn bytes_of_first<'a>(&mut self, id: QueueId, gates: impl Iterator<Item = &'a GateId>) -> u64 {
         let mut gates = gates;
-        if !gates.any(|&gate| self.gates[gate].budget.lock().counts_bytes()) {
+        let counts_bytes = |&gate: &GateId| self.gates[gate].budget.lock().counts_bytes();
+        if !self.settings.scopes.count_bytes() || !gates.any(counts_bytes) {
             return 0;
         }
         let first = self.active.get(&id).and_then(|active| active.agenda.first_with());

@@ -4,7 +4,7 @@ use mail_core::Timestamp;
 use queue::{QueueId, UnitKey};
 
 use crate::delivery::agenda::place;
-use crate::delivery::lane::{ConnectionId, Lane, Plan, Service};
+use crate::delivery::lane::{ConnectionId, Lane, Plan};
 use crate::delivery::limits::Grant;
 
 use super::failing::Trial;
@@ -34,7 +34,7 @@ impl Shard {
         self.source_serves(lane, connection, now);
         if let Some(at) = self.lanes.get_mut(lane) {
             at.open -= 1;
-            at.service.remove(&connection);
+            at.end_service(connection);
             at.adapt.closed(connection);
         }
         self.settle_pace(lane, now);
@@ -289,7 +289,7 @@ impl Shard {
         let at = &mut self.lanes[lane];
         at.open += 1;
         if !at.gates.is_empty() {
-            at.service.insert(connection, Service::new(now));
+            at.begin_service(connection, now);
         }
         at.adapt.connecting(connection);
         at.adapt.begins(at.open, now);

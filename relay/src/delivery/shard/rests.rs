@@ -7,10 +7,10 @@ use queue::{HoldRecord, HoldScope, QueueId};
 
 use crate::delivery::adapt::Held;
 use crate::delivery::exchange::Word;
-use crate::delivery::lane::Rest;
+use crate::delivery::lane::{Lane, Rest};
 use crate::world::log_time;
 
-use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard, Stand, Standing};
+use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard, Standing};
 
 impl Shard {
     /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
@@ -78,13 +78,17 @@ impl Shard {
         };
         // The fallback rests as well: whichever ends first.
         let first_way = active.detour.as_ref().map(|detour| detour.until);
-        // Another of its lanes may take it meanwhile.
-        let waits = |stand: &Stand| {
-            let lane = self.lanes.get(stand.lane);
-            let tenant = &active.name.tenant;
-            lane.is_none_or(|lane| lane.resting(now).is_some() || lane.adapt.held_of(tenant, now).is_some())
+        let tenant = &active.name.tenant;
+        let stands = active.stands.iter();
+        let lanes = stands.filter_map(|stand| self.lanes.get(stand.lane));
+        let end = |lane: &Lane| {
+            let held = lane.adapt.held_of(tenant, now);
+            lane.resting(now).max(held.map(|held| held.until))
         };
-        let all_wait = active.stands.iter().all(waits);
+        let first_end = lanes.map(end).min();
+        // Another of its lanes may take it meanwhile.
+        let all_wait = first_end != Some(None);
+        let until = first_end.flatten().map_or(until, |first| first.min(until));
         let may_leave = active.agenda.claims() == 0 && all_wait;
         if may_leave && first_way.is_some_and(|until| until <= now) {
             return self.unload(id, Some(Rests::UntilDue), now);
@@ -94,13 +98,34 @@ impl Shard {
             .map_or(until, |first| first.min(until));
         if until > now + HORIZON && may_leave {
             self.note_cause(id, scope, until, now);
+            let others = self.rests_of_lanes(id, scope, now);
             self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
-            if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
-                self.resting_count += 1;
+            self.note_resting(id, scope);
+            // Whichever ends brings it back.
+            for (scope, held) in others {
+                self.note_resting(id, &scope);
+                self.note_held(scope, held);
             }
         } else {
             // One that does not end by itself is looked at again as well.
             self.set_queue_timer(id, until.min(now + LONGEST_REST));
+        }
+    }
+
+    /// What its lanes rest for beside this, and what they are suspended by.
+    fn rests_of_lanes(&self, id: QueueId, but: &HoldScope, now: Timestamp) -> Vec<(HoldScope, Option<Held>)> {
+        let lanes = self.lanes_of(id);
+        let lanes = lanes.into_iter().filter_map(|lane| self.lanes.get(lane));
+        let rest = |lane: &Lane| {
+            let scope = HoldScope::Lane(lane.key.scope());
+            (scope, lane.adapt.held(now).cloned())
+        };
+        lanes.map(rest).filter(|(scope, _)| scope != but).collect()
+    }
+
+    fn note_resting(&mut self, id: QueueId, scope: &HoldScope) {
+        if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
+            self.resting_count += 1;
         }
     }
 

@@ -13,6 +13,7 @@ use crate::delivery::lane::{Lane, LaneKey, Rest};
 use crate::delivery::route::Route;
 use crate::world::{DnsError, log_time};
 
+use super::gates::OnWire;
 use super::{
     Direction, Effect, LONGEST_REST, LaneId, MAX_LOOKUPS, SITE_DOUBT, SITE_TTL, Shard, Stand, Standing,
     Timer, not_configured,
@@ -202,7 +203,7 @@ impl Shard {
         };
         (active.rumour, active.held) = (None, None);
         if let Some(owner) = self.place.owner_elsewhere(route) {
-            active.leaves_for = Some((owner, route.clone(), detour));
+            active.leaves_for = Some(Box::new((owner, route.clone(), detour)));
             // Whoever takes it tells of a detour that begins.
             self.set_detour(id, None);
             self.leave_lanes(id);
@@ -257,9 +258,10 @@ impl Shard {
         if active.agenda.claims() > 0 {
             return;
         }
-        let Some((owner, route, detour)) = active.leaves_for.take() else {
+        let Some(leaves_for) = active.leaves_for.take() else {
             return;
         };
+        let (owner, route, detour) = *leaves_for;
         let loan = Loan {
             route,
             detour,
@@ -353,12 +355,12 @@ impl Shard {
         let Some(active) = self.active.get_mut(&id) else {
             return;
         };
-        let weight = self.settings.streams.weight(&active.name.stream);
         if let Some(stand) = active.stands.iter_mut().find(|stand| stand.lane == lane)
             && stand.at == Standing::Out
             && let Some(at) = self.lanes.get_mut(lane)
         {
             stand.at = Standing::Turn;
+            let weight = self.settings.streams.weight(&active.name.stream);
             at.turn.push(id, &active.name, weight);
         }
     }
@@ -417,15 +419,18 @@ impl Shard {
             self.leave_gate(lane);
             self.save_pace(lane);
             let gone = self.lanes.remove(lane);
+            // A number is given again: what went through it is counted in no other lane.
             if !gone.busy.is_empty() {
-                self.busy.retain(|_, (of, _)| *of != lane);
+                let out = self.active.values_mut().flat_map(|active| &mut active.on_wire);
+                out.filter(|out| out.lane == lane).for_each(OnWire::uncount);
             }
-            self.forget_gates(gone.tenant_gates.into_values().chain([gone.gates]));
+            let of_tenants = gone.tenant_gates.into_iter().map(|(_, gates)| gates);
+            self.forget_gates(of_tenants.chain([gone.gates]));
             self.lane_of.remove(&gone.key);
             if let Some(at) = gone.timer {
                 self.timers.remove(&(at, Timer::Lane(lane)));
             }
-            // A number is given again: what it waited for is no other lane's.
+            // And what it waited for is no other lane's.
             for starved in &mut self.starved {
                 starved.waiting.remove(&lane);
             }

@@ -2,9 +2,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use queue::BY_FAILURE;
+use queue::{AdjustmentKey, BY_FAILURE, Scope};
 
 use super::super::fleet::{Answer, Fleet, Sent};
+use crate::delivery::exchange::Word;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -30,6 +31,18 @@ fn obeys(fleet: &mut Fleet, fails: &Rc<Cell<bool>>) {
     let fails = fails.clone();
     fleet.peer = Some(Box::new(move |sent: &Sent, _| {
         match from_s1(sent) && fails.get() {
+            true => Answer::NoSource,
+            false => Answer::Takes(Duration::from_millis(100)),
+        }
+    }));
+}
+
+/// The same of both.
+fn obey_both(fleet: &mut Fleet, s1_fails: &Rc<Cell<bool>>, s2_fails: &Rc<Cell<bool>>) {
+    let (s1_fails, s2_fails) = (s1_fails.clone(), s2_fails.clone());
+    fleet.peer = Some(Box::new(move |sent: &Sent, _| {
+        let fails = if from_s1(sent) { &s1_fails } else { &s2_fails };
+        match fails.get() {
             true => Answer::NoSource,
             false => Answer::Takes(Duration::from_millis(100)),
         }
@@ -167,4 +180,59 @@ async fn after_a_restart_a_source_is_left_alone_as_long_as_before() {
     assert_eq!(fleet.source_failures.len(), 0);
     fleet.run(10 * SECOND).await;
     assert_eq!(fleet.source_failures.len(), 1, "one connection tries");
+}
+
+/// One is out for long, and the other for the first time: mail goes as soon as that one is tried and serves.
+#[tokio::test]
+async fn mail_of_a_pool_that_is_all_out_goes_from_the_first_that_is_back() {
+    for shards in [1, 3] {
+        let (mut fleet, s1_fails) = fleet(shards, BOTH);
+        send(&mut fleet, HOUR).await;
+        let s2_fails = Rc::new(Cell::new(true));
+        obey_both(&mut fleet, &s1_fails, &s2_fails);
+        let tries = |fleet: &Fleet, source: &str| {
+            let failures = fleet.source_failures.iter();
+            failures.filter(|(_, of)| of.as_deref() == Some(source)).count()
+        };
+        fleet.close_all();
+        fleet.run(SECOND).await;
+        let (before, of_s1) = (fleet.sent.len(), tries(&fleet, "s1"));
+        let waiting = send(&mut fleet, 20 * SECOND).await;
+        assert_eq!(fleet.sent.len(), before, "nothing goes");
+        s2_fails.set(false);
+        fleet.run(12 * SECOND).await;
+        assert_eq!(fleet.sent.len(), before + waiting, "{shards} shards");
+        assert_eq!(tries(&fleet, "s2"), 1);
+        assert!(tries(&fleet, "s1") <= of_s1 + 1, "it is left alone for its time");
+        assert_eq!(fleet.count(from_s1), 0);
+    }
+}
+
+/// Mail waits for all of them, and comes back for whichever an operator says is well.
+#[tokio::test]
+async fn mail_of_a_pool_that_is_all_out_goes_from_the_one_whose_suspension_is_ended() {
+    for (mended, source) in [(0, "s1"), (1, "s2")] {
+        let (mut fleet, _) = fleet(2, BOTH);
+        let fail = [(); 2].map(|()| Rc::new(Cell::new(true)));
+        obey_both(&mut fleet, &fail[0], &fail[1]);
+        send(&mut fleet, 400 * SECOND).await;
+        for number in 0..40 {
+            fleet.accept(1, "t", "bulk", &format!("e{number}.test"), 10).await;
+        }
+        fleet.run(SECOND).await;
+        assert_eq!(fleet.sent.len(), 0);
+        fail[mended].set(false);
+        let key = AdjustmentKey::suspended(Scope {
+            source: Some(source.into()),
+            ..Scope::default()
+        });
+        for shard in &mut fleet.shards {
+            shard.hear(
+                Word::AdjustmentEnded(key.clone(), "an operator".into()),
+                fleet.now,
+            );
+        }
+        fleet.run(10 * SECOND).await;
+        assert_eq!(fleet.sent.len(), 440, "{source}");
+    }
 }

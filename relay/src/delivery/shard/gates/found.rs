@@ -10,6 +10,7 @@ use queue::{QueueId, Scope, UnitKey};
 use super::{Gate, GateId, Share, Taken};
 use crate::config::limits::{OfLanes, SiteLimits, Together};
 use crate::config::warm_up::day;
+use crate::delivery::agenda::place;
 use crate::delivery::lane::{Lane, Plan};
 use crate::delivery::limits::budget::{Asked, Budget};
 use crate::delivery::shard::{LaneId, Shard, Standing, Timer};
@@ -53,7 +54,7 @@ impl Shard {
             let before = self.find_gates(lane, now);
             self.release_gates(&before);
             let of_tenants = std::mem::take(&mut self.lanes[lane].tenant_gates);
-            for gates in of_tenants.into_values() {
+            for (_, gates) in of_tenants {
                 self.release_gates(&gates);
             }
         }
@@ -105,12 +106,15 @@ impl Shard {
                 if self.unknown.contains(&unit) {
                     continue;
                 }
-                let lane = self.lane_of_unit.get(&unit).copied().unwrap_or(usual);
+                let active = self.active.get(&id);
+                let known = active.and_then(|active| active.known_on_wire(place(&unit)));
+                let lane = known.map_or(usual, |out| out.lane);
                 let Some(of_lane) = self.lanes.get(lane).map(|lane| lane.gates.clone()) else {
                     continue;
                 };
                 let of_tenant = self.tenant_gates(lane, id, now).unwrap_or_default();
-                self.adopt_message(unit, &stream, of_tenant.iter().chain(of_lane.iter()));
+                let gates = of_tenant.iter().chain(of_lane.iter());
+                self.adopt_message(unit, lane, &stream, gates);
             }
         }
     }
@@ -118,6 +122,7 @@ impl Shard {
     fn adopt_message<'a>(
         &mut self,
         unit: UnitKey,
+        lane: LaneId,
         stream: &Arc<str>,
         gates: impl Iterator<Item = &'a GateId> + Clone,
     ) {
@@ -126,7 +131,12 @@ impl Shard {
             true => self.queue.unit_bytes(&unit).ok().flatten().unwrap_or(0),
             false => 0,
         };
-        let mut taken = self.taken.remove(&unit).unwrap_or_else(|| Taken {
+        let Some(active) = self.active.get_mut(&unit.queue) else {
+            return;
+        };
+        let known = active.find_on_wire(place(&unit)).ok();
+        let known = known.and_then(|at| active.on_wire[at].taken.take());
+        let mut taken = known.unwrap_or_else(|| Taken {
             shares: Vec::new(),
             stream: stream.clone(),
             bytes,
@@ -143,13 +153,15 @@ impl Shard {
             taken.shares.push(Share {
                 gate,
                 bytes,
-                adopted: true,
+                since: None,
                 own: false,
             });
             self.gates[gate].used_by += 1;
         }
-        if !taken.shares.is_empty() {
-            self.taken.insert(unit, taken);
+        if !taken.shares.is_empty()
+            && let Some(active) = self.active.get_mut(&unit.queue)
+        {
+            active.note_on_wire(place(&unit), lane).taken = Some(taken);
         }
     }
 
@@ -269,6 +281,7 @@ impl Shard {
         let gate = match self.gate_of.get(&scope) {
             Some(&known) => known,
             None => {
+                let scope = Rc::new(scope);
                 let fresh = self.gates.insert(Gate {
                     scope: scope.clone(),
                     budget,
@@ -303,12 +316,14 @@ impl Shard {
         if !self.settings.scopes.are_of_tenants() {
             return None;
         }
-        let tenant = self.active.get(&id)?.name.tenant.clone();
-        if let Some(known) = self.lanes.get(lane)?.tenant_gates.get(&tenant) {
-            return Some(known.clone());
-        }
+        let tenant = &self.active.get(&id)?.name.tenant;
+        let at = match self.lanes.get(lane)?.gates_of(tenant) {
+            Ok(known) => return Some(known.clone()),
+            Err(at) => at,
+        };
+        let tenant = tenant.clone();
         let gates = self.gates_of(lane, Some(&tenant), now);
-        self.lanes[lane].tenant_gates.insert(tenant, gates.clone());
+        self.lanes[lane].tenant_gates.insert(at, (tenant, gates.clone()));
         Some(gates)
     }
 

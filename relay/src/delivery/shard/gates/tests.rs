@@ -1,11 +1,11 @@
 use std::time::Duration;
 
 use mail_core::{MessageId, Timestamp};
-use queue::QueueId;
+use queue::{QueueId, UnitKey};
 
 use crate::delivery::exchange::Waits;
-use crate::delivery::shard::Settled;
 use crate::delivery::shard::fleet::{Answer, Fleet, START, Sent};
+use crate::delivery::shard::{Active, Settled};
 
 mod connections;
 mod random;
@@ -298,7 +298,12 @@ async fn an_outcome_that_was_not_recorded_takes_nothing_of_a_limit_after_a_reloa
     fleet.takes = 3_600 * SECOND;
     fleet.accept(2, "t", "bulk", "a.test", 10).await;
     fleet.run(2 * SECOND).await;
-    let begun: Vec<_> = fleet.shards[0].taken.keys().copied().collect();
+    let units = |(&queue, active): (&QueueId, &Active)| {
+        let claimed = active.agenda.claimed();
+        let unit = |(due, id, unit)| UnitKey { queue, due, id, unit };
+        claimed.map(unit).collect::<Vec<_>>()
+    };
+    let begun: Vec<_> = fleet.shards[0].active.iter().flat_map(units).collect();
     assert_eq!(begun.len(), 2);
     for unit in &begun {
         fleet.shards[0].settled(unit, Settled::Unknown, fleet.now);
@@ -403,5 +408,29 @@ async fn a_limit_that_comes_with_a_reload_counts_what_is_on_the_wire() {
         assert_eq!(fleet.count(every), 20, "{limit}");
         fleet.run(10 * SECOND).await;
         assert_eq!(fleet.count(every), 22, "{limit}");
+    }
+}
+
+/// Begun before there was a limit, it has used none of it, whatever becomes of it.
+#[tokio::test]
+async fn what_was_begun_before_a_limit_came_gives_nothing_of_it_back() {
+    let before = "[[limit]]\ntenant = \"t\"\nconnections = 100\n";
+    for key in ["messages_per_minute", "messages_per_hour", "messages_per_day"] {
+        let mut fleet = Fleet::new(2, before);
+        fleet.peer = Some(Box::new(|sent, _| match sent.domain.as_str() {
+            "silent.test" => Answer::Silence,
+            _ => Answer::Takes(SECOND / 10),
+        }));
+        fleet.accept(20, "t", "bulk", "silent.test", 10).await;
+        fleet.run(SECOND).await;
+        fleet.renew(&format!("{before}{key} = 60\n"));
+        fleet.accept(100, "t", "bulk", "a.test", 10).await;
+        fleet.run(40 * SECOND).await;
+        assert!(
+            fleet.most_within(40 * SECOND, every) <= 60,
+            "{key}: {}",
+            fleet.count(every)
+        );
+        assert!(fleet.count(every) >= 50, "{key}: {}", fleet.count(every));
     }
 }

@@ -1,6 +1,8 @@
 //! Connections that several lanes share.
 
 use super::*;
+use crate::config::settings::TlsLevel;
+use crate::delivery::lane::Plan;
 
 #[tokio::test]
 async fn a_providers_connections_hold_for_all_its_sites_and_are_handed_on() {
@@ -158,6 +160,47 @@ async fn siblings_share_limits() {
         let last = fleet.sent.iter().filter(|sent| sent.domain == "b.test");
         let last = last.map(|sent| sent.at.since(START)).max().unwrap();
         assert!(last < 9 * SECOND, "both get their part: {last:?}");
+    }
+}
+
+/// Of three that differ in TLS alone none has another's connections, each has its part of them, and it is told how each goes.
+#[tokio::test]
+async fn connections_are_handed_on_among_three_siblings() {
+    let rules = "[[destination]]\ndomain = \"b.test\"\ntls = \"required\"\n[[destination]]\ndomain = \"c.test\"\ntls = \"off\"\n";
+    for connections in [1, 2] {
+        let limit = format!("[delivery.limits]\nconnections = {connections}\n");
+        let mut fleet = Fleet::new(2, &format!("{limit}{rules}"));
+        let domains = ["a.test", "b.test", "c.test"];
+        for domain in domains {
+            fleet.hosts.insert(domain.into(), vec!["mx.all.test".into()]);
+            fleet.accept(1_000, "t", "bulk", domain, 10).await;
+            fleet.run(SECOND).await;
+        }
+        let begun = fleet.now;
+        fleet.run(60 * SECOND).await;
+        assert_eq!(fleet.most_at_once(every), connections);
+        let sent = domains.map(|domain| fleet.count(|sent| sent.domain == domain && sent.at >= begun));
+        let (least, most) = (sent.iter().min().unwrap(), sent.iter().max().unwrap());
+        assert!(least * 3 >= most * 2, "{connections}: {sent:?}");
+        let mut of_connection = std::collections::BTreeMap::new();
+        for sent in &fleet.sent {
+            let of = of_connection.entry(sent.connection).or_insert(&sent.domain);
+            assert_eq!(**of, sent.domain, "over a connection of another's terms");
+        }
+        let lanes = fleet.shards.iter().flat_map(|shard| &shard.lanes);
+        let mut levels: Vec<_> = lanes
+            .filter_map(|(_, lane)| match &*lane.plan {
+                Plan::Hosts { terms, .. } => Some((lane.key.rule.as_deref(), terms.tls)),
+                Plan::End(_) => None,
+            })
+            .collect();
+        levels.sort_by_key(|(rule, _)| *rule);
+        let expected = [
+            (None, TlsLevel::Opportunistic),
+            (Some("b.test"), TlsLevel::Required),
+            (Some("c.test"), TlsLevel::Off),
+        ];
+        assert_eq!(levels, expected);
     }
 }
 

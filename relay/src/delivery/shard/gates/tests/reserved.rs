@@ -219,3 +219,63 @@ async fn what_is_kept_comes_back_while_other_mail_waits() {
         }
     }
 }
+
+/// Its mail leaves the line while nothing is left for it, and what may have more than that goes on.
+#[tokio::test]
+async fn a_stream_for_which_nothing_is_left_lets_others_go() {
+    let more = "[[stream]]\nname = \"transactional\"\nreserved = 0.25\n\
+                [[limit]]\nprovider = \"google\"\nconnections = 8\nmessages_per_day = 200\n";
+    for shards in [1, 2] {
+        let mut fleet = Fleet::new(shards, &format!("{UNSHIPPED}{more}"));
+        fleet.takes = SECOND;
+        let domains = google(&mut fleet, 3);
+        for domain in &domains {
+            fleet.accept(100, "t", "bulk", domain, 10).await;
+        }
+        fleet.run(60 * SECOND).await;
+        assert_eq!(fleet.count(every), 150);
+        for domain in &domains {
+            fleet.accept(16, "t", "transactional", domain, 10).await;
+        }
+        // Two at once are its own part of the connections; for six it stands where the newsletters do, which have had all of their day.
+        fleet.run(9 * SECOND).await;
+        let resets = fleet.count(|sent| sent.stream == "transactional");
+        assert_eq!(resets, 48, "{shards} shards");
+    }
+}
+
+/// Connections that nobody uses at the moment are no reason to wait for whom a part is kept, wherever they are; nor does other mail get
+/// that part by them.
+#[tokio::test]
+async fn what_is_kept_of_connections_is_there_while_all_are_open() {
+    let more = "[[stream]]\nname = \"transactional\"\nreserved = 0.25\n[[limit]]\nprovider = \"google\"\nconnections = 4\n";
+    for shards in [1, 2] {
+        let mut fleet = Fleet::new(shards, &format!("{UNSHIPPED}{more}"));
+        fleet.takes = 2 * SECOND;
+        let domains = google(&mut fleet, 9);
+        let mut all_open = 0;
+        for number in 0..40 {
+            for domain in &domains[..6] {
+                fleet.accept(2, "t", "bulk", domain, 10).await;
+            }
+            for _ in 0..100 {
+                fleet.run(SECOND / 20).await;
+                if fleet.open.len() == 4 {
+                    all_open += 1;
+                    break;
+                }
+            }
+            // At first by a connection of its own that is idle, then by none.
+            let domain = &domains[if number < 20 { 6 } else { 6 + number % 3 }];
+            let asked = fleet.now;
+            fleet.accept(1, "t", "transactional", domain, 10).await;
+            fleet.run(SECOND / 100).await;
+            let resets = fleet.count(|sent| sent.stream == "transactional" && sent.at >= asked);
+            assert_eq!(resets, 1, "{shards} shards, {number}");
+            fleet.run(7 * SECOND / 2).await;
+        }
+        assert!(all_open > 30, "{all_open}");
+        assert_eq!(fleet.most_at_once(|sent| sent.stream == "bulk"), 3);
+        assert!(fleet.count(|sent| sent.stream == "bulk") > 120);
+    }
+}
