@@ -2,9 +2,12 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use queue::{AdjustmentKind, AdjustmentRecord};
+use queue::store::MemoryStore;
+use queue::{AdjustmentKind, AdjustmentRecord, Queue};
 
-use super::super::fleet::{Answer, Fleet, Sent};
+use super::super::fleet::{Answer, Fleet, START, Sent};
+use super::super::operator::tests::{adjustment, shard};
+use super::FORGOTTEN_AFTER;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -169,4 +172,39 @@ async fn who_refuses_further_connections_for_hours_keeps_those_that_worked() {
         fleet.most_at_once(|_| true)
     );
     assert_eq!(fleet.refused.len(), refused);
+}
+
+#[tokio::test]
+async fn a_pace_of_a_day_ago_ends_though_its_lane_stays_in_memory() {
+    let four = "[delivery.limits]\nconnections = 4\n";
+    let (mut fleet, says) = fleet(four, |sent, open| sent.opened && open > 4);
+    fleet.accept(300, "t", "bulk", "d.test", 10).await;
+    fleet.run(6 * SECOND).await;
+    says.set(Some("421 4.7.0 too many connections"));
+    fleet.renew("[delivery.limits]\nconnections = 8\n");
+    fleet.accept(100, "t", "bulk", "d.test", 10).await;
+    fleet.run(6 * SECOND).await;
+    let paces = |fleet: &Fleet| {
+        let lanes = fleet.shards.iter().flat_map(|shard| &shard.lanes);
+        lanes.filter(|(_, lane)| lane.adapt.pace().is_some()).count()
+    };
+    let kept = |fleet: &Fleet| fleet.queue.adjustments(None, 9).unwrap().len();
+    assert_eq!((paces(&fleet), kept(&fleet)), (1, 1));
+    // Its connections are open all the while.
+    fleet.run(FORGOTTEN_AFTER + MINUTE).await;
+    assert_eq!((paces(&fleet), kept(&fleet)), (0, 0));
+}
+
+#[tokio::test]
+async fn a_suspension_that_the_committer_had_no_room_for_is_written_later() {
+    let store = MemoryStore::new();
+    let queue = Queue::in_memory(store.clone()).unwrap();
+    let mut shard = shard(&queue);
+    let record = adjustment(Some(START + MINUTE), START);
+    store.set_failing(true);
+    shard.suspend(record, START);
+    store.set_failing(false);
+    assert!(queue.adjustments(None, 9).unwrap().is_empty());
+    shard.look_after_adjustments(START + SECOND);
+    assert_eq!(queue.adjustments(None, 9).unwrap().len(), 1);
 }
