@@ -29,3 +29,22 @@ impl Queue {
         read(&*self.store, Family::Meta, keys::PRESENCE)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::decode;
+
+    /// As the first version wrote it; it is read for ever.
+    #[test]
+    fn the_first_version_is_read() {
+        let written: &[u8] = &[
+            1, 128, 160, 241, 194, 177, 52, 210, 9, 192, 247, 174, 142, 2, 242, 42, 45, 51,
+        ];
+        let record = PresenceRecord {
+            last: Timestamp(1_800_000_000_000),
+            grace: Duration::from_millis(1_234_567),
+        };
+        assert_eq!(decode::<PresenceRecord>(written).as_ref(), Ok(&record));
+    }
+}
