@@ -314,8 +314,10 @@ pub struct Lane {
     pub service: Vec<Service>,
     /// Set by failures to connect, cleared by the first transaction that gets through.
     pub rest: Option<Rest>,
-    /// A further connection was refused while others work.
-    pub no_more: NoMore,
+    /// A further connection came to nothing while others work: none is opened before this moment.
+    no_more_before: Timestamp,
+    /// A further connection was refused with the time for which it is.
+    no_more: NoMore,
     /// The moment its timer stands at.
     pub timer: Option<Timestamp>,
     /// What made it slower last.
@@ -328,17 +330,10 @@ pub struct Lane {
 
 /// How many connections a host bears, as it said when it refused one more.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct NoMore {
+struct NoMore {
     /// Until then.
-    pub before: Timestamp,
+    before: Timestamp,
     than: usize,
-}
-
-impl NoMore {
-    /// Whether one may be opened beside so many.
-    fn allows(self, open: usize, now: Timestamp) -> bool {
-        open < self.than || now >= self.before
-    }
 }
 
 impl Lane {
@@ -364,6 +359,7 @@ impl Lane {
             busy: BTreeMap::new(),
             service: Vec::new(),
             rest,
+            no_more_before: Timestamp(0),
             no_more: NoMore::default(),
             timer: None,
             said: None,
@@ -430,7 +426,20 @@ impl Lane {
     /// are not to be tried yet, a first one is: if it fails, the lane rests or is suspended, and that is told.
     pub fn may_open(&self, now: Timestamp) -> bool {
         let may = self.adapt.may_open(self.open, self.configured());
-        may && (self.open == 0 || (self.rest.is_none() && self.no_more.allows(self.open, now)))
+        may && (self.open == 0 || (self.rest.is_none() && now >= self.opens_at()))
+    }
+
+    /// When a further connection may be opened, as far as failures of such say.
+    pub fn opens_at(&self) -> Timestamp {
+        match self.open < self.no_more.than {
+            true => self.no_more_before,
+            false => self.no_more_before.max(self.no_more.before),
+        }
+    }
+
+    /// As many as are configured may be tried again at once.
+    pub fn allow_more(&mut self) {
+        (self.no_more_before, self.no_more) = (Timestamp(0), NoMore::default());
     }
 
     /// A further connection was refused, while so many work: until then there are no more than those.
@@ -450,7 +459,7 @@ impl Lane {
             return false;
         }
         if self.open > 0 {
-            self.refuse_more(self.open, now + wait(1), now);
+            self.no_more_before = now + wait(1);
             return false;
         }
         let failures = self.rest.as_ref().map_or(0, |rest| rest.failures) + 1;
@@ -612,5 +621,23 @@ mod tests {
         assert_eq!(lane.resting(Timestamp(100)), None);
         assert!(!lane.may_open(Timestamp(105)));
         assert!(lane.may_open(Timestamp(110)));
+    }
+
+    /// A time-out in between is of its own, short wait.
+    #[test]
+    fn a_host_that_refuses_more_for_hours_keeps_those_that_worked() {
+        let hours = Timestamp(7_200_000);
+        let mut lane = lane();
+        lane.open = 2;
+        lane.refuse_more(2, hours, Timestamp(100));
+        assert!(!lane.may_open(Timestamp(200)));
+        lane.open = 1;
+        assert!(lane.may_open(Timestamp(200)));
+        assert!(!lane.failed("timed out", |_| Duration::from_millis(10), Timestamp(300)));
+        assert!(!lane.may_open(Timestamp(305)));
+        assert!(lane.may_open(Timestamp(310)));
+        lane.open = 2;
+        assert!(!lane.may_open(Timestamp(310)));
+        assert!(lane.may_open(hours));
     }
 }

@@ -115,9 +115,9 @@ fn what_is_overdue_is_returned_though_the_relay_starts_again_and_again() {
         sleep(MINUTE).await;
     });
     let away = START + DAYS;
-    let told = [0, 16, 32, 48, 64].map(|from| {
+    let told = [0, 15, 30, 45, 60].map(|from| {
         live(&world, &store, away + MINUTE * from, "", async |_| {
-            sleep(15 * MINUTE).await;
+            sleep(14 * MINUTE).await;
         });
         reports(&world)
     });

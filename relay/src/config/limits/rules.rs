@@ -24,6 +24,9 @@ pub(super) enum Part {
     Only(Arc<str>),
 }
 
+/// What a scope of which lanes have something together is called by: no rule is about it.
+const IN_ALL: &str = " in all";
+
 /// What a rule is about: site, provider, tenant, source.
 pub(super) type Key = [Part; 4];
 
@@ -216,8 +219,8 @@ impl LimitRules {
         tighten(all, scope, &today);
     }
 
-    /// What lanes have together though no rule says so. Of its own where a rule has the same scope: lanes that have more, and so nothing of it,
-    /// come under the rule too, and would take it from the others.
+    /// What lanes have together though no rule says so, apart from rules of the same scope: lanes that have more, and so nothing of it, come
+    /// under such a rule too, and would take it from the others.
     fn together(&self, mail: &Mail, all: &mut Vec<(Scope, ScopeLimits)>) {
         let Together { to_provider, to_site } = &mail.together;
         if let Some(connections) = to_provider.filter(|_| !self.limits_connections_to(&mail.scope))
@@ -227,14 +230,14 @@ impl LimitRules {
                 connections: Some(connections),
                 ..ScopeLimits::default()
             };
-            let provider = apart(all, &scope, &scope.provider);
+            let provider = in_all(&scope.provider);
             all.push((Scope { provider, ..scope }, shipped));
         }
         let Some(scope) = narrowed(&mail.scope, [true, false, false, true]) else {
             return;
         };
         for of in to_site {
-            let site = Some(of.site.clone());
+            let site = in_all(&Some(of.site.clone()));
             let limits = ScopeLimits {
                 connections: of.limits.connections,
                 messages_per_second: of.limits.messages_per_second,
@@ -244,8 +247,7 @@ impl LimitRules {
                 site,
                 ..scope.clone()
             };
-            let site = apart(all, &scope, &scope.site);
-            all.push((Scope { site, ..scope }, limits));
+            all.push((scope, limits));
         }
     }
 
@@ -267,7 +269,13 @@ impl LimitRules {
     pub fn explain(&self, mail: &Mail, now: Timestamp) -> Vec<(Scope, &'static str, String, Says)> {
         let of_scope = |(scope, limits): (Scope, ScopeLimits)| {
             let axes = [&scope.site, &scope.provider, &scope.tenant, &scope.source];
-            let keys = keys(mail, axes.map(Option::is_some));
+            let is_shipped = axes
+                .iter()
+                .any(|part| part.as_ref().is_some_and(|part| part.ends_with(IN_ALL)));
+            let keys = match is_shipped {
+                true => Vec::new(),
+                false => keys(mail, axes.map(Option::is_some)),
+            };
             let told = |(key, value): (&'static str, String)| {
                 let says = |table: &&Table| table.limits.each().contains(&(key, value.clone()));
                 let table = keys.iter().find_map(|key| self.rules.get(key).filter(says));
@@ -320,13 +328,9 @@ impl LimitRules {
     }
 }
 
-/// What a part of the scope is called there: something else where the scope has limits already.
-fn apart(all: &[(Scope, ScopeLimits)], scope: &Scope, part: &Option<Arc<str>>) -> Option<Arc<str>> {
-    let is_taken = all.iter().any(|(known, _)| known == scope);
-    part.as_ref().map(|part| match is_taken {
-        true => format!("{part} in all").into(),
-        false => part.clone(),
-    })
+/// What a part of a scope is called of which lanes have something together.
+fn in_all(part: &Option<Arc<str>>) -> Option<Arc<str>> {
+    part.as_ref().map(|part| format!("{part}{IN_ALL}").into())
 }
 
 fn tighten(all: &mut Vec<(Scope, ScopeLimits)>, scope: Scope, limits: &ScopeLimits) {

@@ -17,7 +17,7 @@ impl Shard {
         if self.active.contains_key(&id) || self.has_memory() {
             return self.activate_anyway(id, now);
         }
-        if self.draining {
+        if self.draining || !self.may_take_room() {
             return false;
         }
         let info = self.read(now, |queue| queue.info(id)).flatten();

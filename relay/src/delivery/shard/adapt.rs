@@ -13,7 +13,7 @@ use queue::{
 
 use crate::delivery::adapt::{Held, Others, Pace, SaidTo, Step};
 use crate::delivery::exchange::Word;
-use crate::delivery::lane::{ConnectionId, Lane, NoMore};
+use crate::delivery::lane::{ConnectionId, Lane};
 use crate::shaping::Reach;
 use crate::world::log_time;
 
@@ -561,7 +561,7 @@ impl Shard {
         let configured = at.configured();
         at.adapt.set_pace(None, configured, now);
         at.unsaved = None;
-        at.no_more = NoMore::default();
+        at.allow_more();
         tracing::info!(site = %at.key.scope(), by, "goes by its limits again");
         let key = learned(at, has_sources);
         self.queue.end_adjustment(key, now, by, now);

@@ -54,7 +54,8 @@ impl Grace {
         self.noted = Some(now);
         queue.note_presence(PresenceRecord {
             last: now,
-            grace: self.until.since(now),
+            // What it runs until the next note is used up already: else one that ends sooner each time would have the same hour for ever.
+            grace: self.until.since(now + NOTED_EVERY),
         });
     }
 }
@@ -94,7 +95,11 @@ mod tests {
         assert_eq!(run(&queue, 0, 26), 26, "a new store may have been restored");
         assert_eq!(run(&queue, 26, 46), 20);
         // Away for long, and little of the hour used: it goes on, and no other begins.
-        assert_eq!(run(&queue, 4_000, 4_030), 60 - 25 - 19);
+        assert_eq!(
+            run(&queue, 4_000, 4_030),
+            15,
+            "each note has used up half a minute more"
+        );
         assert_eq!(run(&queue, 4_031, 4_040), 0, "restarted");
         assert_eq!(run(&queue, 8_000, 8_100), 60, "away");
         assert_eq!(run(&queue, 8_109, 8_200), 0, "back within ten minutes");

@@ -49,9 +49,9 @@ impl Shard {
         }
     }
 
-    /// Where memory is full, the queue that has been empty for longest makes room.
+    /// Where memory is full, the queues that have been empty for longest make room.
     pub(super) fn make_memory(&mut self, now: Timestamp) {
-        if self.active.len() >= self.most()
+        while self.active.len() >= self.most()
             && let Some(&(_, id)) = self.lingering.first()
         {
             self.unload(id, None, now);

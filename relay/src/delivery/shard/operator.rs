@@ -261,10 +261,7 @@ impl Shard {
 
     /// A queue in a hurry has come to its lanes.
     pub(super) fn hurry_lanes(&mut self, id: QueueId, now: Timestamp) {
-        let hurried = self
-            .active
-            .get_mut(&id)
-            .is_some_and(|active| std::mem::take(&mut active.hurry));
+        let hurried = self.active.get(&id).is_some_and(|active| active.hurry);
         for lane in self.lanes_of(id) {
             if let (true, Some(at)) = (hurried, self.lanes.get_mut(lane))
                 && let Some(rest) = &mut at.rest
@@ -274,6 +271,10 @@ impl Shard {
                 let scope = HoldScope::Lane(at.key.scope());
                 self.lift(&scope, now);
             }
+        }
+        // Not before: who comes back with the rest may want room.
+        if let Some(active) = self.active.get_mut(&id) {
+            active.hurry = false;
         }
     }
 

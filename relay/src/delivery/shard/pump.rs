@@ -200,7 +200,7 @@ impl Shard {
             return true;
         }
         if !at.may_open(now) {
-            let again = at.adapt.settles_at().unwrap_or(at.no_more.before);
+            let again = at.adapt.settles_at().unwrap_or(at.opens_at());
             if again > now {
                 self.set_lane_timer(lane, again);
             }

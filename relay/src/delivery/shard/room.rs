@@ -11,13 +11,10 @@ use std::time::Duration;
 use mail_core::Timestamp;
 use queue::{QueueId, QueueName};
 
-use super::{MAX_ACTIVE, Rests, SCAN_EVERY, SCAN_PAGE, Shard};
+use super::{MAX_ACTIVE, MAX_ENDINGS, Rests, SCAN_EVERY, SCAN_PAGE, Shard};
 
 /// Pages of the catalogue that are looked through at a time for queues of those who have less than others.
 const PAGES: usize = 4;
-
-/// Queues that are looked at for one that may leave: those that have something on the wire stay.
-const TRIES: usize = 16;
 
 /// A queue that left for another's comes back after this long, if there is room.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -29,6 +26,8 @@ type Whose = (Arc<str>, Arc<str>);
 #[derive(Default)]
 pub(super) struct Rooms {
     of: HashMap<Whose, BTreeSet<QueueId>>,
+    /// Who has how many, in that order.
+    counts: BTreeSet<(usize, Whose)>,
     after: Option<(Timestamp, QueueId)>,
 }
 
@@ -38,32 +37,38 @@ impl Rooms {
     }
 
     pub(super) fn enter(&mut self, id: QueueId, name: &QueueName) {
-        self.of.entry(Self::whose(name)).or_default().insert(id);
+        self.change(Self::whose(name), |queues| queues.insert(id));
     }
 
     pub(super) fn leave(&mut self, id: QueueId, name: &QueueName) {
-        let whose = Self::whose(name);
-        if let Some(queues) = self.of.get_mut(&whose) {
-            queues.remove(&id);
-            if queues.is_empty() {
-                self.of.remove(&whose);
-            }
+        self.change(Self::whose(name), |queues| queues.remove(&id));
+    }
+
+    fn change(&mut self, whose: Whose, how: impl FnOnce(&mut BTreeSet<QueueId>) -> bool) {
+        let queues = self.of.entry(whose.clone()).or_default();
+        let before = queues.len();
+        how(queues);
+        let after = queues.len();
+        if after == 0 {
+            self.of.remove(&whose);
+        }
+        let of_before = (before, whose);
+        self.counts.remove(&of_before);
+        if after > 0 {
+            self.counts.insert((after, of_before.1));
         }
     }
 
-    /// Some queues of who has most, the newest first, where that is more than who wants one more would have with it.
-    fn of_most(&self, name: &QueueName) -> Vec<QueueId> {
+    /// Whether anybody has more than one, so that there may be somebody to take room from.
+    fn any_has_several(&self) -> bool {
+        self.counts.last().is_some_and(|(most, _)| *most > 1)
+    }
+
+    /// The queues of who has most, where that is more than who wants one more would have with it.
+    fn of_most(&self, name: &QueueName) -> Option<&BTreeSet<QueueId>> {
         let has = self.of.get(&Self::whose(name)).map_or(0, BTreeSet::len);
-        // Among equals by name: nothing hangs on the order of a hash map.
-        let most = self
-            .of
-            .iter()
-            .max_by_key(|(whose, queues)| (queues.len(), *whose));
-        let queues = most
-            .map(|(_, queues)| queues)
-            .filter(|queues| queues.len() > has + 1);
-        let newest = |queues: &BTreeSet<QueueId>| queues.iter().rev().take(TRIES).copied().collect();
-        queues.map(newest).unwrap_or_default()
+        let (most, whose) = self.counts.last()?;
+        self.of.get(whose).filter(|_| *most > has + 1)
     }
 }
 
@@ -77,17 +82,29 @@ impl Shard {
         self.active.len() - self.lingering.len() < self.most()
     }
 
-    /// Makes room for one more of these where others have more. False where they do not.
+    /// Whether room for one more may be had of others, whoever wants it.
+    pub(super) fn may_take_room(&self) -> bool {
+        self.rooms.any_has_several()
+    }
+
+    /// Makes room for one more of these where others have more, their newest queues first. False where they do not.
     pub(super) fn take_room(&mut self, name: &QueueName, now: Timestamp) -> bool {
-        let may_leave = |id: &QueueId| {
-            let active = self.active.get(id);
-            active.is_some_and(|active| active.agenda.claims() == 0 && !active.hurry)
-        };
-        let victim = self.rooms.of_most(name).into_iter().find(may_leave);
-        if let Some(victim) = victim {
+        // For more than one where ends and orders have brought in queues beside.
+        for _ in 0..=MAX_ENDINGS {
+            if self.has_memory() {
+                break;
+            }
+            let may_leave = |id: &&QueueId| {
+                let active = self.active.get(id);
+                active.is_some_and(|active| active.agenda.claims() == 0 && !active.hurry)
+            };
+            let of_most = self.rooms.of_most(name);
+            let Some(victim) = of_most.and_then(|queues| queues.iter().rev().find(may_leave).copied()) else {
+                return false;
+            };
             self.unload(victim, Some(Rests::Until(now + AGAIN)), now);
         }
-        victim.is_some()
+        self.has_memory()
     }
 
     /// Where there is no memory, looks on in the catalogue for queues that others make room for. What has just come in had it at once: these
@@ -174,6 +191,26 @@ mod tests {
         fleet.run(SECOND).await;
         assert_eq!(fleet.refused.len(), 1);
         fleet.run(1_800 * SECOND).await;
+        assert_eq!(fleet.count(to_small), 1);
+    }
+
+    /// Ends and orders bring in queues though memory is full.
+    #[tokio::test]
+    async fn who_comes_while_more_are_in_than_may_be_stays_all_the_same() {
+        let mut fleet = full(&["a"]).await;
+        let now = fleet.now;
+        for shard in &mut fleet.shards {
+            let all: Vec<_> = shard.queue.queues(None, 999).unwrap();
+            let out = all
+                .into_iter()
+                .map(|(id, _)| id)
+                .filter(|id| !shard.active.contains_key(id));
+            for id in out.take(5).collect::<Vec<_>>() {
+                assert!(shard.activate_anyway(id, now));
+            }
+        }
+        fleet.accept(1, "small", "bulk", "small.test", 10).await;
+        fleet.run(SECOND).await;
         assert_eq!(fleet.count(to_small), 1);
     }
 }

@@ -147,6 +147,15 @@ impl Shard {
         while self.lookups_running < MAX_LOOKUPS
             && let Some(domain) = self.lookups_waiting.pop_front()
         {
+            // Whoever wanted it has left memory.
+            if self
+                .lookups
+                .get(&domain)
+                .is_some_and(|lookup| lookup.queues.is_empty())
+            {
+                self.lookups.remove(&domain);
+                continue;
+            }
             self.lookups_running += 1;
             self.effects.push(Effect::Resolve(domain));
         }

@@ -128,6 +128,21 @@ async fn a_shipped_limit_of_connections_is_for_all_sites_of_the_provider_from_on
     }
 }
 
+/// Each shard hears of a rule by itself: until the last has, what is open counts for all.
+#[tokio::test]
+async fn a_rule_that_comes_with_a_reload_loosens_nothing_that_is_shipped() {
+    let mut fleet = Fleet::new(2, "");
+    for domain in google(&mut fleet, 12) {
+        fleet.accept(100, "t", "bulk", &domain, 10).await;
+    }
+    fleet.run(2 * SECOND).await;
+    fleet.renew("[[limit]]\nprovider = \"*\"\nsource = \"*\"\nmessages_per_hour = 10_000\n");
+    fleet.run(2 * SECOND).await;
+    fleet.renew("");
+    fleet.run(2 * SECOND).await;
+    assert_eq!(fleet.most_at_once(every), 5);
+}
+
 /// A destination that differs in TLS alone has connections of its own, and not a limit.
 #[tokio::test]
 async fn siblings_share_limits() {
