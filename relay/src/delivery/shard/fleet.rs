@@ -182,6 +182,17 @@ impl Fleet {
         }
     }
 
+    /// The same, each shard so much later than the one before.
+    pub async fn renew_by_and_by(&mut self, more: &str, wait: Duration) {
+        let settings = settings(more);
+        self.routing = Arc::new(Routing::open(settings.clone(), &self.queue).unwrap());
+        let delivery = Arc::new(settings.delivery.clone());
+        for number in 0..self.shards.len() {
+            self.shards[number].renew(delivery.clone(), self.routing.clone(), false, self.now);
+            self.run(wait).await;
+        }
+    }
+
     /// Messages of a tenant to one domain come in now.
     pub async fn accept(&mut self, count: usize, tenant: &str, stream: &str, domain: &str, bytes: usize) {
         let group = RouteGroup(0);

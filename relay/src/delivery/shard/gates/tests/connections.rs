@@ -136,10 +136,9 @@ async fn a_rule_that_comes_with_a_reload_loosens_nothing_that_is_shipped() {
         fleet.accept(100, "t", "bulk", &domain, 10).await;
     }
     fleet.run(2 * SECOND).await;
-    fleet.renew("[[limit]]\nprovider = \"*\"\nsource = \"*\"\nmessages_per_hour = 10_000\n");
-    fleet.run(2 * SECOND).await;
-    fleet.renew("");
-    fleet.run(2 * SECOND).await;
+    let rule = "[[limit]]\nprovider = \"*\"\nsource = \"*\"\nmessages_per_hour = 10_000\n";
+    fleet.renew_by_and_by(rule, SECOND).await;
+    fleet.renew_by_and_by("", SECOND).await;
     assert_eq!(fleet.most_at_once(every), 5);
 }
 
