@@ -319,12 +319,12 @@ class RelayTest(LabTest):
         wait_for(ready, "the relay is ready")
         return relay
 
-    def submit(self, recipient):
+    def submit(self, recipient, raw=None):
         with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
             client.ehlo()
             client.mail(self.lab.sender)
             client.rcpt(recipient)
-            return queue_id(client.data(message(self.lab.sender, recipient)))
+            return queue_id(client.data(raw or message(self.lab.sender, recipient)))
 
     def command(self, *arguments):
         """The command line against this relay; returns (exit code, standard output, standard error)."""

@@ -24,7 +24,8 @@ mod read;
 pub mod records;
 mod reopen;
 pub mod rocks;
-mod sabotage;
+#[doc(hidden)]
+pub mod sabotage;
 pub mod schedule;
 pub mod store;
 pub mod stream;

@@ -19,7 +19,6 @@ pub mod report;
 pub mod rewrite;
 pub mod routing;
 pub mod run;
-pub(crate) mod sabotage;
 pub mod seven_bit;
 pub mod shaping;
 pub mod submission;
@@ -27,3 +26,5 @@ pub mod tls;
 pub mod tokens;
 pub mod worker;
 pub mod world;
+
+use queue::sabotage;

@@ -7,10 +7,9 @@ import datetime
 import email.utils
 import glob
 import os
-import smtplib
 import time
 
-from lib import RelayTest, get, main, queue_id, wait_for
+from lib import RelayTest, get, main, wait_for
 
 HOUR, DAY = 3_600, 86_400
 # What a busy machine may take from one look at a clock to the next.
@@ -62,12 +61,8 @@ class ClockTest(RelayTest):
 
     def submit(self, recipient):
         """Without a Date, which the relay adds."""
-        with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
-            client.ehlo()
-            client.mail(self.lab.sender)
-            client.rcpt(recipient)
-            raw = f"From: {self.lab.sender}\r\nTo: {recipient}\r\nSubject: {recipient}\r\n\r\nHello.\r\n"
-            return queue_id(client.data(raw.encode()))
+        raw = f"From: {self.lab.sender}\r\nTo: {recipient}\r\nSubject: {recipient}\r\n\r\nHello.\r\n"
+        return super().submit(recipient, raw.encode())
 
     def suspend(self):
         self.told("queue", "suspend", "--domain", "ok.test", "--reason", "a test")

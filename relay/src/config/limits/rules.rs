@@ -230,14 +230,14 @@ impl LimitRules {
                 connections: Some(connections),
                 ..ScopeLimits::default()
             };
-            let provider = in_all(&scope.provider);
+            let provider = scope.provider.as_ref().map(in_all);
             all.push((Scope { provider, ..scope }, shipped));
         }
         let Some(scope) = narrowed(&mail.scope, [true, false, false, true]) else {
             return;
         };
         for of in to_site {
-            let site = in_all(&Some(of.site.clone()));
+            let site = Some(in_all(&of.site));
             let limits = ScopeLimits {
                 connections: of.limits.connections,
                 messages_per_second: of.limits.messages_per_second,
@@ -269,9 +269,7 @@ impl LimitRules {
     pub fn explain(&self, mail: &Mail, now: Timestamp) -> Vec<(Scope, &'static str, String, Says)> {
         let of_scope = |(scope, limits): (Scope, ScopeLimits)| {
             let axes = [&scope.site, &scope.provider, &scope.tenant, &scope.source];
-            let is_shipped = axes
-                .iter()
-                .any(|part| part.as_ref().is_some_and(|part| part.ends_with(IN_ALL)));
+            let is_shipped = axes.iter().copied().flatten().any(|part| part.ends_with(IN_ALL));
             let keys = match is_shipped {
                 true => Vec::new(),
                 false => keys(mail, axes.map(Option::is_some)),
@@ -329,8 +327,8 @@ impl LimitRules {
 }
 
 /// What a part of a scope is called of which lanes have something together.
-fn in_all(part: &Option<Arc<str>>) -> Option<Arc<str>> {
-    part.as_ref().map(|part| format!("{part}{IN_ALL}").into())
+fn in_all(part: &Arc<str>) -> Arc<str> {
+    format!("{part}{IN_ALL}").into()
 }
 
 fn tighten(all: &mut Vec<(Scope, ScopeLimits)>, scope: Scope, limits: &ScopeLimits) {

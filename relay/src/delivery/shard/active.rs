@@ -12,6 +12,11 @@ use crate::delivery::agenda::{Agenda, PAGE, place};
 use crate::delivery::courier::Kept;
 
 impl Shard {
+    /// Whether a queue is this shard's to bring into memory by itself.
+    pub(super) fn is_mine(&self, id: QueueId) -> bool {
+        self.place.home_elsewhere(id).is_none() && !self.lent.contains_key(&id)
+    }
+
     /// Brings a queue into memory. False where it is not there, or there is no room.
     pub(super) fn activate(&mut self, id: QueueId, now: Timestamp) -> bool {
         if self.active.contains_key(&id) || self.has_memory() {

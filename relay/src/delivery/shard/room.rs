@@ -119,8 +119,7 @@ impl Shard {
                 return;
             };
             for &(_, id) in &page {
-                let is_mine = self.place.home_elsewhere(id).is_none() && !self.lent.contains_key(&id);
-                if is_mine && !self.active.contains_key(&id) && self.activate(id, now) {
+                if self.is_mine(id) && !self.active.contains_key(&id) && self.activate(id, now) {
                     self.look_at(id, now);
                 }
             }

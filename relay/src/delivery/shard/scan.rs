@@ -136,8 +136,7 @@ impl Shard {
             };
             let is_last = page.len() < SCAN_PAGE;
             for (wake, id) in page {
-                let is_mine = self.place.home_elsewhere(id).is_none() && !self.lent.contains_key(&id);
-                if is_mine && !self.active.contains_key(&id) {
+                if self.is_mine(id) && !self.active.contains_key(&id) {
                     if !self.has_memory() {
                         return self.scans.catalogue.stopped(after);
                     }
@@ -169,8 +168,7 @@ impl Shard {
             return;
         };
         for &(_, id) in &page {
-            let is_mine = self.place.home_elsewhere(id).is_none() && !self.lent.contains_key(&id);
-            if is_mine && self.activate(id, now) {
+            if self.is_mine(id) && self.activate(id, now) {
                 self.look_at(id, now);
             }
         }
