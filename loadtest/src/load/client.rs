@@ -14,10 +14,12 @@ use base64::Engine as _;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::alarm::Alarm;
 use super::letters::Letters;
 use super::record::{Rows, Sent, Zero};
 use super::wire::{PATIENCE, Peer, Reply, Stream};
@@ -26,6 +28,10 @@ use super::wire::{PATIENCE, Peer, Reply, Stream};
 const AGAIN: Duration = Duration::from_millis(50);
 /// Failed connections in a row after which a session gives up.
 const TRIES: u32 = 200;
+
+/// Sessions of a closed loop that wait for their greeting at once. Who finds a listener's queue full (OpenSMTPD's takes 5) and is answered by a
+/// SYN cookie has, on Linux, a connection that the listener never hears of, and waits for ever.
+const GREETED_AT_ONCE: usize = 4;
 
 /// How often a session that waits for a message's moment looks whether it is still wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -220,6 +226,7 @@ pub(crate) struct Load {
     first: u32,
     next: AtomicU32,
     stop: AtomicBool,
+    greetings: Semaphore,
     pub(crate) sent: Rows<Sent>,
     pub(crate) octets: AtomicU64,
     pub(crate) accepted: AtomicU64,
@@ -246,6 +253,7 @@ impl Load {
             first,
             next: AtomicU32::new(0),
             stop: AtomicBool::new(false),
+            greetings: Semaphore::new(GREETED_AT_ONCE),
             sent: Rows::default(),
             octets: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
@@ -350,14 +358,14 @@ impl Load {
     }
 
     /// Until a message is meant to begin; false where no more are to.
-    async fn until(&self, meant: Duration) -> bool {
+    async fn until(&self, alarm: &Alarm, meant: Duration) -> io::Result<bool> {
         while let Some(early) = meant.checked_sub(self.zero.elapsed()) {
             if self.stop.load(Ordering::Relaxed) {
-                return false;
+                return Ok(false);
             }
-            sleep(early.min(LOOK_EVERY)).await;
+            alarm.wait(early.min(LOOK_EVERY)).await?;
         }
-        true
+        Ok(true)
     }
 
     async fn visit(&self, ticket: &mut Option<(u32, Duration)>) -> Result<(), Trouble> {
@@ -368,6 +376,11 @@ impl Load {
             name,
             ..
         } = &self.target;
+        let turn = match self.pace.beat {
+            Beat::AsAnswered => self.greetings.acquire().await.ok(),
+            // A message that has its moment does not wait for other sessions.
+            Beat::Rate(_) | Beat::Bursts { .. } => None,
+        };
         let stream = timeout(PATIENCE, TcpStream::connect(address))
             .await
             .map_err(io::Error::from)??;
@@ -380,11 +393,13 @@ impl Load {
             Tls::Off => {
                 let mut peer = Peer::new(stream);
                 expect(peer.reply().await?, 220)?;
+                drop(turn);
                 self.transactions(peer, ticket).await
             }
             Tls::Starttls => {
                 let mut peer = Peer::new(stream);
                 expect(peer.reply().await?, 220)?;
+                drop(turn);
                 expect(peer.say("EHLO load.test").await?, 250)?;
                 expect(peer.say("STARTTLS").await?, 220)?;
                 let peer = Peer::new(handshake(peer.into_inner()).await?);
@@ -393,6 +408,7 @@ impl Load {
             Tls::Implicit => {
                 let mut peer = Peer::new(handshake(stream).await?);
                 expect(peer.reply().await?, 220)?;
+                drop(turn);
                 self.transactions(peer, ticket).await
             }
         }
@@ -421,11 +437,17 @@ impl Load {
                 return Err(Trouble::Wrong(anyhow::anyhow!("AUTH PLAIN: {}", reply.text)));
             }
         }
+        let alarm = match self.pace.beat {
+            Beat::AsAnswered => None,
+            Beat::Rate(_) | Beat::Bursts { .. } => Some(Alarm::new()?),
+        };
         for _ in 0..self.pace.per_session {
             let Some((number, meant)) = ticket.take().or_else(|| self.ticket()) else {
                 break;
             };
-            if !self.until(meant).await {
+            if let Some(alarm) = &alarm
+                && !self.until(alarm, meant).await?
+            {
                 break;
             }
             let mut sent = Sent {

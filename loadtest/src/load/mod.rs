@@ -1,5 +1,6 @@
 //! `loadtest flood` and `loadtest sink`: both ends of a relay, each usable alone, and what scenarios are made of.
 
+mod alarm;
 pub(crate) mod client;
 pub(crate) mod letters;
 pub(crate) mod record;
