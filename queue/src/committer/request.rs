@@ -152,6 +152,15 @@ pub(crate) struct Written {
 }
 
 impl Written {
+    /// A group that nobody waits for.
+    #[cfg(test)]
+    pub(crate) fn unsynced(number: u64) -> Self {
+        Self {
+            unsynced: Some(number),
+            answers: Vec::new(),
+        }
+    }
+
     /// Messages that are new with it.
     pub(crate) fn messages(&self) -> impl Iterator<Item = MessageId> {
         self.answers.iter().flat_map(Answer::messages)

@@ -2,7 +2,7 @@
 //! the next is encoded and written. One group at a time is handed over, so that under load groups grow and not their number.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use parking_lot::Mutex;
@@ -26,6 +26,10 @@ pub(super) struct Disk {
     shared: Arc<Shared>,
     /// Groups handed over and not through yet: as long as there is one, the next goes behind it.
     handed_over: AtomicUsize,
+    /// The group last written: a sync that begins now covers all up to it.
+    written: AtomicU64,
+    /// The last group that a sync has covered; it may be one that is still to be handed over.
+    covered: AtomicU64,
     /// Groups that could not be synced, and why, until the committer sees to them.
     returned: Mutex<Option<(CommitError, Vec<Written>)>>,
 }
@@ -43,6 +47,8 @@ pub(super) fn way(
         store,
         shared,
         handed_over: AtomicUsize::new(0),
+        written: AtomicU64::new(0),
+        covered: AtomicU64::new(0),
         returned: Mutex::new(None),
     });
     let syncer = Syncer {
@@ -56,10 +62,11 @@ impl Syncer {
     /// Has a group synced, then answered. Where `more` waits for the committer the other thread does that, as soon as it is through
     /// with the group before; otherwise waking it would cost time that nobody gains.
     pub(super) fn sync(&self, group: Written, more: bool) -> Result<(), Stopped> {
-        if group.unsynced.is_none() {
+        let Some(number) = group.unsynced else {
             group.answer();
             return Ok(());
-        }
+        };
+        self.disk.written.store(number, Ordering::Release);
         let handed_over = &self.disk.handed_over;
         if !more && handed_over.load(Ordering::Acquire) == 0 {
             self.disk.sync(group);
@@ -107,6 +114,20 @@ pub(super) fn run(disk: &Disk, handed: &Receiver<Option<Written>>, wake: &WeakSe
 }
 
 impl Disk {
+    /// Syncs what is written, unless the sync of a group before, having begun late, has covered this one: every fifth where the machine is
+    /// busy.
+    fn cover(&self, group: Option<u64>) -> Result<(), CommitError> {
+        if group.is_some_and(|group| group <= self.covered.load(Ordering::Acquire)) {
+            return Ok(());
+        }
+        let written = self.written.load(Ordering::Acquire);
+        self.store
+            .sync()
+            .map_err(|error| CommitError::Failing(error.to_string()))?;
+        self.covered.store(written, Ordering::Release);
+        Ok(())
+    }
+
     /// Syncs a group and answers it. After a failed sync nothing is synced before the committer has taken back what could not be, and
     /// brought back the store.
     fn sync(&self, group: Written) -> bool {
@@ -114,10 +135,7 @@ impl Disk {
         let before = self.returned.lock().as_ref().map(|(error, _)| error.clone());
         let synced = match before {
             Some(error) => Err(error),
-            None => self
-                .store
-                .sync()
-                .map_err(|error| CommitError::Failing(error.to_string())),
+            None => self.cover(group.unsynced),
         };
         match synced {
             Ok(()) => {

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc as gate;
 use std::task::Poll;
 
@@ -212,4 +212,40 @@ async fn a_stop_waits_for_the_last_sync_and_says_where_it_fails() {
         assert_eq!(world.queue.groups(), u64::from(well));
         assert_eq!(world.on_disk(&[1]), [well]);
     }
+}
+
+#[test]
+fn a_sync_that_begins_late_covers_what_was_written_by_then() {
+    let syncs = Arc::new(AtomicUsize::new(0));
+    let (fails, counted) = (Arc::new(AtomicBool::new(true)), syncs.clone());
+    let store = Hooked {
+        store: MemoryStore::new(),
+        write: Box::new(MemoryStore::write),
+        sync: Box::new({
+            let fails = fails.clone();
+            move |store| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                match fails.load(Ordering::Relaxed) {
+                    true => Err(StoreError("Input/output error".into())),
+                    false => store.sync(),
+                }
+            }
+        }),
+    };
+    let (_syncer, _handed, disk) = way(Arc::new(store), Arc::new(Shared::new(0)));
+    let sync = |group: u64, written: u64| {
+        disk.written.store(written, Ordering::Relaxed);
+        (
+            disk.sync(Written::unsynced(group)),
+            syncs.swap(0, Ordering::Relaxed),
+        )
+    };
+    assert_eq!(sync(1, 2), (false, 1));
+    assert_eq!(sync(2, 2), (false, 0), "what failed has covered nothing");
+    assert_eq!(disk.returned.lock().take().unwrap().1.len(), 2);
+    fails.store(false, Ordering::Relaxed);
+    assert_eq!(sync(1, 2), (true, 1));
+    assert_eq!(sync(2, 3), (true, 0));
+    assert_eq!(sync(3, 3), (true, 1), "it was written after that sync had begun");
+    assert_eq!(disk.shared.synced.load(Ordering::Relaxed), 3);
 }
