@@ -39,8 +39,22 @@ pub(crate) struct Arrival {
     /// A bit for each of the message's recipients that it came to, and [`OTHERS`] for all that are none of them.
     pub(crate) recipients: u128,
     pub(crate) intact: bool,
-    /// Since the run's zero.
+    /// When the sink took it, since the run's zero.
     pub(crate) at: Duration,
+    /// How long the sink had had all of its octets by then, its delay included: the peer's own time. Microseconds, at most 71 minutes.
+    pub(crate) own_us: u32,
+}
+
+impl Arrival {
+    /// When its last octet had been read, since the run's zero: up to here it is the relay's time.
+    pub(crate) fn read(&self) -> Duration {
+        self.at.saturating_sub(Duration::from_micros(self.own_us.into()))
+    }
+}
+
+/// Microseconds, at most 71 minutes.
+pub(crate) fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 /// Of [`Arrival::recipients`].
@@ -375,6 +389,7 @@ mod tests {
             recipients: 1,
             intact: true,
             at: ms(at),
+            own_us: 0,
         }
     }
 

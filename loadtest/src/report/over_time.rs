@@ -272,6 +272,7 @@ mod tests {
                 recipients: 1,
                 intact: true,
                 at: sent.answered + Duration::from_millis(5),
+                own_us: 0,
             })
             .collect();
         let samples: Vec<Used> = (0..50)

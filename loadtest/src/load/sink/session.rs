@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use mail_core::smtp::data::Decoder;
@@ -13,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Behaviour, PATIENCE, Shared, TOO_MANY};
 use crate::load::letters::{Seal, first_mailbox, seal};
-use crate::load::record::{Arrival, OTHERS};
+use crate::load::record::{Arrival, OTHERS, micros};
 use crate::load::wire::Stream;
 
 /// Octets read at once.
@@ -39,6 +40,8 @@ pub(super) struct Session<'a> {
     domain: u32,
     size: Option<u64>,
     chunks: Vec<u8>,
+    /// When the last octets were read, since the run's zero.
+    read_at: Duration,
 }
 
 enum Next {
@@ -64,6 +67,7 @@ impl<'a> Session<'a> {
             domain: 0,
             size: None,
             chunks: Vec::new(),
+            read_at: shared.zero.elapsed(),
         }
     }
 
@@ -146,7 +150,10 @@ impl<'a> Session<'a> {
         input.reserve(READ);
         match timeout(PATIENCE, stream.read_buf(input)).await?? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
+            _ => {
+                self.read_at = self.shared.zero.elapsed();
+                Ok(())
+            }
         }
     }
 
@@ -273,13 +280,16 @@ impl<'a> Session<'a> {
         if self.is_tls {
             counts.under_tls.fetch_add(1, Ordering::Relaxed);
         }
+        let at = self.shared.zero.elapsed();
         counts.arrivals.push(Arrival {
             run,
             number,
             domain: self.domain,
             recipients: recipients(number, &self.recipients),
             intact,
-            at: self.shared.zero.elapsed(),
+            at,
+            // A message is taken before anything after it is read.
+            own_us: micros(at.saturating_sub(self.read_at)),
         });
         self.out.extend_from_slice(b"250 2.0.0 taken\r\n");
         Ok(())

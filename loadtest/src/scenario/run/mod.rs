@@ -22,7 +22,7 @@ use super::usage::{Memory, Usage};
 use super::{Figure, Name, Plan, Report, acts, limited};
 use crate::load::client::{Beat, Load, Pace, Target, Tls};
 use crate::load::letters::{Letters, Spread};
-use crate::load::record::{Quantiles, Sent, Zero};
+use crate::load::record::{Arrival, Quantiles, Sent, Zero};
 use crate::load::sink::{self, Manner, Sink};
 use crate::load::{begin, drive};
 use crate::relay::{Program, Relay};
@@ -458,12 +458,17 @@ impl<'a> Stage<'a> {
 
     /// When each message came first.
     pub(super) fn arrived(&self) -> HashMap<u32, Duration> {
-        let mut arrived = HashMap::new();
+        self.first(|arrival| arrival.at)
+    }
+
+    /// A moment of each message, where it came several times the first.
+    fn first(&self, of: impl Fn(&Arrival) -> Duration) -> HashMap<u32, Duration> {
+        let mut first = HashMap::new();
         for arrival in self.sink.arrivals() {
-            let at = arrived.entry(arrival.number).or_insert(arrival.at);
-            *at = arrival.at.min(*at);
+            let at = first.entry(arrival.number).or_insert(Duration::MAX);
+            *at = of(&arrival).min(*at);
         }
-        arrived
+        first
     }
 
     /// So much by now.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Course, RUN, STILL, Stage, Subject, transit};
 use crate::load::Summary;
 use crate::load::client::Load;
-use crate::load::record::{Balance, Order};
+use crate::load::record::{Arrival, Balance, Order};
 use crate::report::over_time::{OverTime, Used};
 use crate::scenario::{Name, Plan, Report};
 
@@ -91,6 +91,7 @@ impl Stage<'_> {
             store_written_by_accepted: store
                 .map(|(after, before)| after.saturating_sub(before) as f64 / octets),
             reply_to_arrival_ms: transit(&measured, &arrived, |sent| sent.answered),
+            reply_to_last_octet_ms: transit(&measured, &self.first(Arrival::read), |sent| sent.answered),
             begin_to_arrival_ms: transit(&measured, &arrived, |sent| sent.meant),
             accept,
             figures,
@@ -174,7 +175,7 @@ fn disorder(plan: &Plan, balance: &Balance) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::record::{Arrival, Sent};
+    use crate::load::record::Sent;
 
     /// A plan's mail, all its sessions at work, as it comes in the order of `at`.
     fn balance(plan: &Plan, at: impl Fn(u32) -> u32) -> Balance {
@@ -197,6 +198,7 @@ mod tests {
                 recipients: 1,
                 intact: true,
                 at: ms(1_000_000 + at(number)),
+                own_us: 0,
             })
             .collect();
         Balance::of(RUN, &sent, &arrivals, &[])
