@@ -272,6 +272,7 @@ mod tests {
                 recipients: 1,
                 intact: true,
                 at: sent.answered + Duration::from_millis(5),
+                transaction_us: 0,
                 own_us: 0,
             })
             .collect();

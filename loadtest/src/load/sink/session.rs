@@ -40,6 +40,8 @@ pub(super) struct Session<'a> {
     domain: u32,
     size: Option<u64>,
     chunks: Vec<u8>,
+    /// When its last MAIL was read, since the run's zero.
+    begun: Duration,
     /// When the last octets were read, since the run's zero.
     read_at: Duration,
 }
@@ -67,6 +69,7 @@ impl<'a> Session<'a> {
             domain: 0,
             size: None,
             chunks: Vec::new(),
+            begun: Duration::ZERO,
             read_at: shared.zero.elapsed(),
         }
     }
@@ -197,6 +200,7 @@ impl<'a> Session<'a> {
             b"MAIL" => {
                 self.reset();
                 self.has_sender = true;
+                self.begun = self.shared.zero.elapsed();
                 let text = String::from_utf8_lossy(line).to_ascii_uppercase();
                 self.size = text
                     .split(' ')
@@ -288,6 +292,7 @@ impl<'a> Session<'a> {
             recipients: recipients(number, &self.recipients),
             intact,
             at,
+            transaction_us: micros(at.saturating_sub(self.begun)),
             // A message is taken before anything after it is read.
             own_us: micros(at.saturating_sub(self.read_at)),
         });

@@ -198,6 +198,7 @@ mod tests {
                 recipients: 1,
                 intact: true,
                 at: ms(1_000_000 + at(number)),
+                transaction_us: 0,
                 own_us: 0,
             })
             .collect();
