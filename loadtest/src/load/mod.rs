@@ -354,7 +354,7 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
             .map(|error| format!("{error:#}"))
             .into_iter()
             .collect(),
-        charts: OverTime::of(load.began(), &sent, &[], |_| true).charts(),
+        plots: OverTime::of(load.began(), &sent, &[], |_| true).plots(),
     };
     let page = Page {
         title: "Postrider: a flood".to_owned(),

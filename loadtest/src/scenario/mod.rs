@@ -493,7 +493,7 @@ impl Report {
                 .chain(counts.map(|(name, count)| (name.to_owned(), number(count as f64))))
                 .collect(),
             findings: self.findings().cloned().collect(),
-            charts: self.over_time.charts(),
+            plots: self.over_time.plots(),
         }
     }
 }
