@@ -12,7 +12,7 @@ use crate::scenario::{Name, Plan, Report};
 
 /// Messages of each session and each connection by which one to the same domain may be overtaken; a smoke run has too few messages for
 /// so many, and nothing that holds it up for long.
-const EACH_BETWEEN: u64 = 50;
+const EACH_BETWEEN: u64 = 10;
 const EACH_BETWEEN_SMOKE: u64 = 5;
 /// So many wherever there are few to a domain.
 const FEW_BETWEEN: u64 = 10;
