@@ -355,7 +355,7 @@ pub(crate) fn flood(options: &FloodOptions) -> anyhow::Result<bool> {
             .map(|error| format!("{error:#}"))
             .into_iter()
             .collect(),
-        charts: OverTime::of(load.began(), &sent, &[], |_| true).charts(),
+        plots: OverTime::of(load.began(), &sent, &[], |_| true).plots(),
     };
     let page = Page {
         title: "Postrider: a flood".to_owned(),
@@ -581,6 +581,45 @@ mod tests {
             (180, 0, 0),
             "{taken:?}"
         );
+    }
+
+    /// The sink's own time is its delay, and nothing that it waited for.
+    #[test]
+    fn a_sinks_own_time_begins_at_the_last_octet() {
+        let zero = Zero::now();
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let delay = Duration::from_millis(20);
+        let manner = Manner {
+            usual: Behaviour {
+                delay: Span::just(delay),
+                ..Behaviour::default()
+            },
+            ..Manner::default()
+        };
+        let sink = Sink::start(manner, &spread, 1, zero).unwrap();
+        let letters = Letters::new(9, "a@sender.test", "1KiB".parse().unwrap(), spread);
+        let letter = letters.letter(0);
+        let text: Vec<u8> = letters.data(&letter).flatten().copied().collect();
+        let (most, dot) = text.split_at(text.len() - 3);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let all_but_the_dot = runtime.block_on(async {
+            let mut peer = Peer::new(TcpStream::connect((sink::address(0), sink.port)).await.unwrap());
+            peer.reply().await.unwrap();
+            for line in ["MAIL FROM:<a@sender.test>", "RCPT TO:<u0@d0.load.test>", "DATA"] {
+                assert!(peer.say(line).await.unwrap().code < 400, "{line}");
+            }
+            peer.write(&[most]).await.unwrap();
+            let moment = zero.elapsed();
+            peer.write(&[dot]).await.unwrap();
+            assert_eq!(peer.code().await.unwrap(), 250);
+            moment
+        });
+        let arrival = sink.arrivals()[0];
+        assert!(arrival.read() >= all_but_the_dot, "{arrival:?}");
+        assert!(arrival.at - arrival.read() >= delay, "{arrival:?}");
     }
 
     /// What a sink refuses is told as refused, and the session goes on.

@@ -1,6 +1,7 @@
 //! What happened to each message of a load, and what it comes to. Pure.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -39,8 +40,36 @@ pub(crate) struct Arrival {
     /// A bit for each of the message's recipients that it came to, and [`OTHERS`] for all that are none of them.
     pub(crate) recipients: u128,
     pub(crate) intact: bool,
-    /// Since the run's zero.
+    /// When the sink took it, since the run's zero.
     pub(crate) at: Duration,
+    /// How long its transaction had gone on by then, from its MAIL. Microseconds, at most 71 minutes.
+    pub(crate) transaction_us: u32,
+    /// How long the sink had had all of its octets by then, its delay included: the peer's own time. Microseconds, at most 71 minutes.
+    pub(crate) own_us: u32,
+}
+
+impl Arrival {
+    /// When its last octet had been read, since the run's zero: up to here it is the relay's time.
+    pub(crate) fn read(&self) -> Duration {
+        self.at.saturating_sub(Duration::from_micros(self.own_us.into()))
+    }
+}
+
+/// How many transactions were under way at once, on average over a span, by what has arrived: each from its MAIL until the message was
+/// taken. One that nothing came of does not count.
+pub(crate) fn under_way(arrivals: &[Arrival], span: &Range<Duration>) -> f64 {
+    let within = arrivals.iter().map(|arrival| {
+        let begun = arrival
+            .at
+            .saturating_sub(Duration::from_micros(arrival.transaction_us.into()));
+        arrival.at.min(span.end).saturating_sub(begun.max(span.start))
+    });
+    within.sum::<Duration>().as_secs_f64() / span.end.saturating_sub(span.start).as_secs_f64()
+}
+
+/// Microseconds, at most 71 minutes.
+pub(crate) fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 /// Of [`Arrival::recipients`].
@@ -375,6 +404,8 @@ mod tests {
             recipients: 1,
             intact: true,
             at: ms(at),
+            transaction_us: 0,
+            own_us: 0,
         }
     }
 
@@ -514,6 +545,35 @@ mod tests {
         assert_eq!(balance.overtaken, 2);
         balance.order_among(1, &sent, &arrivals, |domain| domain != 0);
         assert_eq!(balance.overtaken, 0);
+    }
+
+    #[test]
+    fn a_connection_that_idles_is_missed() {
+        // Each takes 200 ms, and a connection's next one begins so long after.
+        let came = |connections: u64, idle: u64| {
+            let each = (0..100).flat_map(move |turn| (0..connections).map(move |which| (turn, which)));
+            let at = move |(turn, which)| 200 + turn * (200 + idle) + which * 20;
+            let arrivals = each.map(at).enumerate().map(|(number, at)| Arrival {
+                transaction_us: 200_000,
+                ..arrival(number as u32, at)
+            });
+            arrivals.collect::<Vec<_>>()
+        };
+        // From before a transaction's end to after another's begin: what is outside of it does not count.
+        let of = |arrivals: &[Arrival]| under_way(arrivals, &(ms(5_050)..ms(15_130)));
+        for (connections, idle, expected) in [(10, 0, 10.0), (10, 10, 9.52), (10, 20, 9.09), (9, 0, 9.0)] {
+            let measured = of(&came(connections, idle));
+            assert!(
+                (measured - expected).abs() < 0.05,
+                "{connections} connections, {idle} ms: {measured}"
+            );
+        }
+        assert_eq!(of(&[]), 0.0);
+        let one = Arrival {
+            transaction_us: 1_000_000,
+            ..arrival(0, 5_100)
+        };
+        assert!((under_way(&[one], &(ms(5_000)..ms(6_000))) - 0.1).abs() < 1e-9);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::runs::{self, Runs};
+use super::runs::{self, OTP, Runs, otp_figures};
 use super::{Common, Mark, Told, median};
 use crate::load::more_descriptors;
 use crate::scenario::{Name, Plan};
@@ -233,23 +233,11 @@ impl Bench<'_> {
         }
         // Enough that they outlast the passwords: 50 a second for 20 seconds.
         let plan = Plan::of(Name::Otp, self.runs.scaled(MESSAGES).max(2_000), SIZE)?;
-        let [without, with] = self.beside(&plan, |plan| {
-            let report = self.runs.own(plan)?;
-            Ok(["behind over alone, p50", "tokens spent"].map(|name| report.figure(name)))
-        })?;
-        for (how, [over, spent]) in [("without rules", without), ("with rules", with)] {
-            told.figure(
-                &format!("{name} {how}: behind over alone"),
-                over,
-                Mark::AtMost(40.0),
-                "ms",
-            )?;
-            told.figure(
-                &format!("{name} {how}: tokens spent"),
-                spent,
-                Mark::AtLeast(0.95),
-                "",
-            )?;
+        let [without, with] = self.beside(&plan, |plan| Ok(otp_figures(&self.runs.own(plan)?)))?;
+        for (how, measured) in [("without rules", without), ("with rules", with)] {
+            for ((_, what, mark, unit), measured) in OTP.into_iter().zip(measured) {
+                told.figure(&format!("{name} {how}: {what}"), measured, mark, unit)?;
+            }
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Results as a page of HTML that needs no other file, and as SVG files.
 
+pub(crate) mod bars;
 pub(crate) mod over_time;
 pub(crate) mod svg;
 
@@ -9,6 +10,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use bars::Bars;
 use svg::{Chart, STYLE, escape};
 
 /// A page.
@@ -70,7 +72,30 @@ pub(crate) struct Section {
     /// Names, figures, and what they are in.
     pub(crate) figures: Vec<(String, String)>,
     pub(crate) findings: Vec<String>,
-    pub(crate) charts: Vec<(&'static str, Chart)>,
+    /// Each with a name for a file.
+    pub(crate) plots: Vec<(&'static str, Plot)>,
+}
+
+/// A picture.
+pub(crate) enum Plot {
+    OverTime(Chart),
+    Bars(Bars),
+}
+
+impl Plot {
+    fn file(&self) -> String {
+        match self {
+            Self::OverTime(chart) => chart.file(),
+            Self::Bars(bars) => bars.file(),
+        }
+    }
+
+    fn inline(&self) -> String {
+        match self {
+            Self::OverTime(chart) => chart.inline(),
+            Self::Bars(bars) => bars.inline(),
+        }
+    }
 }
 
 impl Page {
@@ -110,9 +135,9 @@ impl Page {
         if let Some(folder) = plots {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
             for section in &self.sections {
-                for (name, chart) in &section.charts {
+                for (name, plot) in &section.plots {
                     let file = folder.join(format!("{}-{name}.svg", section.title.replace(['/', ' '], "-")));
-                    fs::write(&file, chart.file()).with_context(|| file.display().to_string())?;
+                    fs::write(&file, plot.file()).with_context(|| file.display().to_string())?;
                 }
             }
         }
@@ -166,8 +191,8 @@ impl Section {
             let _ = write!(out, "<p class=\"found\">{}</p>", escape(finding));
         }
         out.push_str("<div class=\"plots\">");
-        for (_, chart) in &self.charts {
-            out.push_str(&chart.inline());
+        for (_, plot) in &self.plots {
+            out.push_str(&plot.inline());
         }
         out.push_str("</div></section>");
     }
@@ -270,7 +295,7 @@ mod tests {
                 verdict: Verdict::of(false),
                 figures: vec![("messages".into(), "5/s".into())],
                 findings: vec!["1 < 2".into()],
-                charts: Vec::new(),
+                plots: Vec::new(),
             }],
         };
         let html = page.html();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::load::record::{Arrival, Sent};
 
+use super::Plot;
 use super::svg::{Chart, Line, Scale};
 
 /// Steps of time at the most.
@@ -141,7 +142,7 @@ impl OverTime {
     }
 
     /// Its plots, each with a name for a file.
-    pub(crate) fn charts(&self) -> Vec<(&'static str, Chart)> {
+    pub(crate) fn plots(&self) -> Vec<(&'static str, Plot)> {
         let chart = |title, unit, scale, lines: Vec<Line>| Chart {
             title,
             unit,
@@ -209,6 +210,7 @@ impl OverTime {
         ];
         all.into_iter()
             .filter(|(_, chart)| !chart.lines.is_empty())
+            .map(|(name, chart)| (name, Plot::OverTime(chart)))
             .collect()
     }
 }
@@ -272,6 +274,8 @@ mod tests {
                 recipients: 1,
                 intact: true,
                 at: sent.answered + Duration::from_millis(5),
+                transaction_us: 0,
+                own_us: 0,
             })
             .collect();
         let samples: Vec<Used> = (0..50)
@@ -287,11 +291,11 @@ mod tests {
         assert!(run.answer[1].iter().all(|(_, ms)| (*ms - 2.0).abs() < 1e-6));
         assert!(run.arrival[0].iter().all(|(_, ms)| (*ms - 5.0).abs() < 1e-6));
         assert!(run.cpu.iter().all(|(_, cores)| (*cores - 0.5).abs() < 1e-6) && run.cpu.len() > 10);
-        let names: Vec<_> = run.charts().iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = run.plots().iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["throughput", "latency", "memory", "cpu"]);
-        assert!(OverTime::of(begin, &[], &[], |_| true).charts().is_empty());
+        assert!(OverTime::of(begin, &[], &[], |_| true).plots().is_empty());
         let untimed = OverTime::of(begin, &sent, &arrivals, |_| false);
-        let names: Vec<_> = untimed.charts().iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = untimed.plots().iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["throughput"]);
     }
 }

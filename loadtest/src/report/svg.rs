@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 /// Of the picture, and where its plot begins and ends.
-const WIDTH: f64 = 720.0;
+pub(super) const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 250.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 52.0;
 const BOTTOM: f64 = 34.0;
 /// Of a letter in the legend, near enough.
-const LETTER: f64 = 6.3;
+pub(super) const LETTER: f64 = 6.3;
 
 /// Colours and strokes; a page that has the plots inline says it once.
 pub(crate) const STYLE: &str = "\
@@ -23,7 +23,7 @@ pub(crate) const STYLE: &str = "\
 .plot path{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}\
 .plot .dashed{stroke-dasharray:5 4;stroke-width:1.4}\
 .plot .c0{stroke:var(--c0)}.plot .c1{stroke:var(--c1)}.plot .c2{stroke:var(--c2)}.plot .c3{stroke:var(--c3)}\
-.plot .paper{fill:var(--paper)}";
+.plot .own{fill:var(--c0)}.plot .other{fill:var(--c1)}.plot .paper{fill:var(--paper)}";
 
 /// How values stand on the axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

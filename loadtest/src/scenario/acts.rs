@@ -8,7 +8,7 @@ use super::run::{Course, Mail, Running, Stage, transit};
 use super::usage::{descriptors, memory_of};
 use super::{Figure, Plan};
 use crate::load::client::{Beat, Load};
-use crate::load::record::{Quantiles, Sent};
+use crate::load::record::{Quantiles, Sent, under_way};
 use crate::load::sink::{Behaviour, Manner, Span};
 
 const MIB: f64 = 1_048_576.0;
@@ -99,11 +99,12 @@ pub(super) fn otp(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let behind = stage.load(passwords(stage))?;
     stage.until_load_arrived(&behind)?;
     let until = stage.zero.elapsed();
+    let meanwhile = from..until;
     let taken = stage
         .sink
         .counts
         .arrivals
-        .count_of(|arrival| (from..until).contains(&arrival.at));
+        .count_of(|arrival| meanwhile.contains(&arrival.at));
     let waits = u64::from(stage.plan.messages).saturating_sub(stage.sink.counts.arrivals.count());
     let after = stage.spent()?;
     // What is left would take a quarter of an hour.
@@ -119,6 +120,8 @@ pub(super) fn otp(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let times = |load: &Load| transit(&load.sent.all(), &arrived, |sent| sent.meant);
     let (alone, behind_times) = (times(&alone), times(&behind));
     let rate = taken as f64 / (until - from).as_secs_f64();
+    // Those that were under way at the window's end have come by now.
+    let busy = under_way(&stage.sink.arrivals(), &meanwhile);
     let limit = plan.limit.unwrap_or(f64::INFINITY);
     let mut course = Course::new(behind, before, after);
     course.beside = vec![news.numbers()];
@@ -134,13 +137,10 @@ pub(super) fn otp(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
         Figure::new("behind, p99", behind_times.p99, "ms"),
         Figure::new("behind over alone, p50", behind_times.p50 - alone.p50, "ms"),
         Figure::new("behind over alone, p90", behind_times.p90 - alone.p50, "ms"),
+        Figure::new("behind over alone, p99", behind_times.p99 - alone.p50, "ms"),
         Figure::new("taken meanwhile", rate, "/s"),
         Figure::new("tokens spent", rate / limit, ""),
-        Figure::new(
-            "connections busy",
-            rate * OTP_TAKES.as_secs_f64() / plan.connections as f64,
-            "",
-        ),
+        Figure::new("connections in a transaction", busy, ""),
         Figure::new("newsletters waiting", waits as f64, "messages"),
     ];
     Ok(course)

@@ -1,5 +1,5 @@
 //! Measurements of a relay that are no run from begin to end: what it needs when idle, what lies between two other programs, and what
-//! the machine does without it.
+//! the disk does without it.
 
 use std::io::{Read as _, Seek as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -12,11 +12,8 @@ use anyhow::{Context as _, ensure};
 use super::run::{Stage, folder_in};
 use super::usage::memory_of;
 use super::{Name, Plan};
-use crate::load::client::{Held, Load, Pace};
-use crate::load::letters::{Letters, Spread};
-use crate::load::record::{Quantiles, Zero};
-use crate::load::sink::{self, Manner, Sink};
-use crate::load::{client::Target, drive};
+use crate::load::client::Held;
+use crate::load::sink;
 
 const KIB: f64 = 1_024.0;
 /// Sessions that are open before those that are counted.
@@ -69,28 +66,6 @@ pub(crate) fn needs(plan: &Plan, postrider: &Path, folder: Option<&Path>) -> any
         idle_mib: idle / KIB / KIB,
         session_kib: (with - before) / KIB / SESSIONS as f64,
     })
-}
-
-/// Transactions straight into a sink, without a relay: from their begin, whenever that was meant to be, to the last reply.
-pub(crate) fn direct(plan: &Plan) -> anyhow::Result<Quantiles> {
-    let zero = Zero::now();
-    let spread = Spread::zipf(1, 0.0, "load.test")?;
-    let sink = Sink::start(Manner::default(), &spread, plan.sink_threads, zero)?;
-    let letters = Letters::new(1, "load@sender.test", plan.size.clone(), spread);
-    let target = Target::plain((sink::address(0), sink.port).into())?;
-    let pace = Pace {
-        sessions: plan.sessions,
-        beat: plan.beat,
-        messages: plan.messages,
-        time: None,
-        per_session: u32::MAX,
-    };
-    let load = Load::new(letters.into(), target, pace, zero, 0);
-    drive(&load, Some(plan.messages.into()), || Ok(()))?;
-    let sent = load.sent.all();
-    Ok(Quantiles::of(
-        sent.iter().map(|sent| sent.answered.saturating_sub(sent.begun)),
-    ))
 }
 
 /// Milliseconds to append so many octets to a file and sync it, the median.

@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use super::trace::Calls;
 use super::{Name, PATIENCE, Plan, Report, check_rate, plan, run};
+use crate::report::bars::Bars;
+use crate::report::{self, Page, Plot, Section, Table, Verdict, facts};
 use crate::signals;
 
 /// Messages of the run that tells whether each is synced: a session of its own, one after the other.
@@ -39,6 +41,12 @@ pub(crate) struct CompareOptions {
     /// How long a relay may neither take nor hand on a message before its run is given up, and the next one's begins.
     #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE)]
     patience: u64,
+    /// Write a report with the table and bars, a page of HTML that needs no other file.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write the bars, SVG files, into this folder.
+    #[arg(long, value_name = "FOLDER")]
+    plots: Option<PathBuf>,
 }
 
 /// A scenario that others can play.
@@ -127,10 +135,9 @@ pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
     for name in &options.names {
         check_rate(*name, &options.play)?;
     }
-    let mut all_hold = true;
+    let mut all = Vec::new();
     for (number, name) in options.names.iter().enumerate() {
         let rows = through_each(*name, options)?;
-        all_hold &= rows.iter().all(|row| row.holds);
         if options.play.json {
             for row in &rows {
                 println!("{}", serde_json::to_string(row)?);
@@ -141,8 +148,10 @@ pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
             }
             print(*name, &rows, options);
         }
+        all.push(rows);
     }
-    Ok(all_hold)
+    page(&all, options).write(options.report.as_deref(), options.plots.as_deref())?;
+    Ok(all.iter().flatten().all(|row| row.holds))
 }
 
 fn through_each(scenario: Name, options: &CompareOptions) -> anyhow::Result<Vec<Row>> {
@@ -272,27 +281,23 @@ fn traced(
     })
 }
 
-fn print(scenario: Name, rows: &[Row], options: &CompareOptions) {
-    println!(
-        "{:<14} {:>10} {:>8} {:>11} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12}",
-        scenario.to_string(),
-        "messages/s",
-        "ratio",
-        "CPU-s/1,000",
-        "ratio",
-        "peak MiB",
-        "written",
-        "files",
-        "syncs",
-        "250→in, ms"
-    );
-    let Some(own) = rows.first() else { return };
-    for row in rows {
-        let marked = match row.syncs_each_message {
-            Some(false) => format!("{} *", row.relay),
-            _ => row.relay.clone(),
-        };
-        let (files, syncs) = row.disk.map_or_else(
+/// Columns after the relay's name, and their widths in print.
+const COLUMNS: [(&str, usize); 9] = [
+    ("messages/s", 10),
+    ("ratio", 8),
+    ("CPU-s/1,000", 11),
+    ("ratio", 8),
+    ("peak MiB", 8),
+    ("written", 8),
+    ("files", 8),
+    ("syncs", 8),
+    ("250→in, ms", 12),
+];
+
+impl Row {
+    /// As in [`COLUMNS`], beside our own.
+    fn cells(&self, own: &Self) -> [String; 9] {
+        let (files, syncs) = self.disk.map_or_else(
             || ("-".to_owned(), "-".to_owned()),
             |disk| {
                 let more = if disk.may_be_more { "+" } else { "" };
@@ -302,34 +307,133 @@ fn print(scenario: Name, rows: &[Row], options: &CompareOptions) {
                 )
             },
         );
+        [
+            format!("{:.0}", self.per_second),
+            format!("{:.2}", own.per_second / self.per_second),
+            format!("{:.3}", self.cpu_seconds_per_1000),
+            format!("{:.3}", own.cpu_seconds_per_1000 / self.cpu_seconds_per_1000),
+            format!("{:.0}", self.peak_memory_mib),
+            format!("{:.2}", self.written_by_accepted),
+            files,
+            syncs,
+            format!("{:.1}", self.reply_to_arrival_p50_ms),
+        ]
+    }
+
+    /// With a mark where it does not sync.
+    fn marked(&self) -> String {
+        match self.syncs_each_message {
+            Some(false) => format!("{} *", self.relay),
+            _ => self.relay.clone(),
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        match (self.given_up, self.holds) {
+            (0, true) => None,
+            (0, false) => Some("DOES NOT HOLD".to_owned()),
+            (runs, _) => Some(format!("{runs} GIVEN UP")),
+        }
+    }
+}
+
+fn print(scenario: Name, rows: &[Row], options: &CompareOptions) {
+    let line = |first: &str, cells: &[&str]| {
+        let columns = cells.iter().zip(COLUMNS);
+        columns.fold(format!("{first:<14}"), |line, (cell, (_, width))| {
+            format!("{line} {cell:>width$}")
+        })
+    };
+    println!("{}", line(&scenario.to_string(), &COLUMNS.map(|(head, _)| head)));
+    let Some(own) = rows.first() else { return };
+    for row in rows {
+        let cells = row.cells(own);
+        let trouble = row
+            .trouble()
+            .map_or_else(String::new, |trouble| format!("  {trouble}"));
         println!(
-            "{marked:<14} {:>10.0} {:>8.2} {:>11.3} {:>8.3} {:>8.0} {:>8.2} {files:>8} {syncs:>8} {:>12.1}{}",
-            row.per_second,
-            own.per_second / row.per_second,
-            row.cpu_seconds_per_1000,
-            own.cpu_seconds_per_1000 / row.cpu_seconds_per_1000,
-            row.peak_memory_mib,
-            row.written_by_accepted,
-            row.reply_to_arrival_p50_ms,
-            match (row.given_up, row.holds) {
-                (0, true) => String::new(),
-                (0, false) => "  DOES NOT HOLD".to_owned(),
-                (runs, _) => format!("  {runs} GIVEN UP"),
-            },
+            "{}{trouble}",
+            line(&row.marked(), &cells.each_ref().map(String::as_str))
         );
     }
-    println!(
+    for note in notes(rows.iter(), options) {
+        println!("{note}");
+    }
+}
+
+/// What is to be known for reading a table.
+fn notes<'a>(mut rows: impl Iterator<Item = &'a Row>, options: &CompareOptions) -> Vec<String> {
+    let mut notes = vec![format!(
         "ratio: postrider's figure by this relay's; medians of {}; written: octets that the kernel counts, by octets of messages",
         options.runs
-    );
+    )];
     if options.traced > 0 {
-        println!(
+        notes.push(format!(
             "files: octets written to files, by octets of messages, and syncs for each message: of a run of {} apart, under strace",
             options.traced
+        ));
+    }
+    if rows.any(|row| row.syncs_each_message == Some(false)) {
+        notes.push(
+            "* DOES NOT SYNC each message before it says 250: a power cut loses mail that it has taken"
+                .to_owned(),
         );
     }
-    if rows.iter().any(|row| row.syncs_each_message == Some(false)) {
-        println!("* DOES NOT SYNC each message before it says 250: a power cut loses mail that it has taken");
+    notes
+}
+
+/// All scenarios' rows as a table, and each scenario's bars.
+fn page(all: &[Vec<Row>], options: &CompareOptions) -> Page {
+    let beside = all.iter().filter_map(|rows| Some((rows.first()?, rows)));
+    let table_row = |own: &Row, row: &Row| report::Row {
+        cells: std::iter::once(format!("{}: {}", row.scenario, row.marked()))
+            .chain(row.cells(own))
+            .collect(),
+        verdict: Verdict::of(row.holds),
+    };
+    let bars = |title, about, rows: &[Row], of: fn(&Row) -> f64| {
+        Plot::Bars(Bars {
+            title,
+            about,
+            bars: rows.iter().map(|row| (row.marked(), of(row))).collect(),
+        })
+    };
+    let section = |own: &Row, rows: &Vec<Row>| Section {
+        title: own.scenario.to_string(),
+        about: own.scenario.about().to_owned(),
+        verdict: Verdict::of(rows.iter().all(|row| row.holds)),
+        figures: Vec::new(),
+        findings: rows
+            .iter()
+            .filter_map(|row| Some(format!("{}: {}", row.relay, row.trouble()?)))
+            .collect(),
+        plots: vec![
+            (
+                "throughput",
+                bars("Messages a second", "more is better", rows, |row| row.per_second),
+            ),
+            (
+                "cpu",
+                bars("CPU-seconds for 1,000", "less is better", rows, |row| {
+                    row.cpu_seconds_per_1000
+                }),
+            ),
+        ],
+    };
+    Page {
+        title: "Postrider beside other relays".to_owned(),
+        facts: facts(),
+        tables: vec![Table {
+            head: std::iter::once("relay")
+                .chain(COLUMNS.map(|(head, _)| head))
+                .collect(),
+            rows: beside
+                .clone()
+                .flat_map(|(own, rows)| rows.iter().map(move |row| table_row(own, row)))
+                .collect(),
+            note: format!("{}.", notes(all.iter().flatten(), options).join("; ")),
+        }],
+        sections: beside.map(|(own, rows)| section(own, rows)).collect(),
     }
 }
 
@@ -356,13 +460,53 @@ mod tests {
         assert_eq!(told, [(&[0, 1, 2][..], 0), (&[0][..], 2)]);
     }
 
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: CompareOptions,
+    }
+
+    #[test]
+    fn a_report_has_what_is_printed_and_bars() {
+        let cli = <Cli as clap::Parser>::parse_from(["compare", "--peer", "nothing"]);
+        let row = |relay: &str, per_second, syncs| Row {
+            scenario: Name::Relay,
+            relay: relay.to_owned(),
+            per_second,
+            cpu_seconds_per_1000: 0.5,
+            peak_memory_mib: 80.0,
+            written_by_accepted: 1.1,
+            reply_to_arrival_p50_ms: 2.5,
+            disk: None,
+            syncs_each_message: Some(syncs),
+            given_up: usize::from(!syncs),
+            holds: syncs,
+        };
+        let rows = vec![row("postrider", 9_000.0, true), row("peer", 450.0, false)];
+        let page = page(&[rows], &cli.options);
+        let [table] = &page.tables[..] else {
+            panic!("one table")
+        };
+        let told: Vec<_> = table
+            .rows
+            .iter()
+            .map(|row| (&*row.cells[0], &*row.cells[2]))
+            .collect();
+        assert_eq!(told, [("relay: postrider", "1.00"), ("relay: peer *", "20.00")]);
+        assert!(table.rows.iter().all(|row| row.cells.len() == table.head.len()));
+        let html = page.html();
+        for part in [
+            "DOES NOT SYNC",
+            "peer: 1 GIVEN UP",
+            "Messages a second, more is better",
+        ] {
+            assert!(html.contains(part), "{part}: {html}");
+        }
+        assert_eq!(html.matches("<rect class=\"other\"").count(), 2, "{html}");
+    }
+
     #[test]
     fn a_rate_is_nothing_that_is_compared() {
-        #[derive(clap::Parser)]
-        struct Cli {
-            #[command(flatten)]
-            options: CompareOptions,
-        }
         let words = ["compare", "--peer", "nothing", "--rate", "100"];
         let cli = <Cli as clap::Parser>::parse_from(words);
         let said = compare(&cli.options).unwrap_err().to_string();

@@ -357,6 +357,8 @@ pub(crate) struct Report {
     pub(crate) accept: Summary,
     /// From the reply to the client until the sink's reply; below 0 counts as 0.
     pub(crate) reply_to_arrival_ms: Quantiles,
+    /// The same until the sink had read the message's last octet: without the sink's own time, its delay included.
+    pub(crate) reply_to_last_octet_ms: Quantiles,
     /// From the intended begin until the sink's reply.
     pub(crate) begin_to_arrival_ms: Quantiles,
     /// What the scenario is about.
@@ -386,6 +388,7 @@ impl Report {
             store_written_by_accepted: None,
             accept: Summary::default(),
             reply_to_arrival_ms: Quantiles::default(),
+            reply_to_last_octet_ms: Quantiles::default(),
             begin_to_arrival_ms: Quantiles::default(),
             figures: Vec::new(),
             balance: Balance::default(),
@@ -490,7 +493,7 @@ impl Report {
                 .chain(counts.map(|(name, count)| (name.to_owned(), number(count as f64))))
                 .collect(),
             findings: self.findings().cloned().collect(),
-            charts: self.over_time.charts(),
+            plots: self.over_time.plots(),
         }
     }
 }

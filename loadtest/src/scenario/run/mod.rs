@@ -1,9 +1,11 @@
 //! A scenario from its folder to its report.
 
+mod configuration;
+mod verdict;
+
 use std::collections::HashMap;
-use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +22,12 @@ use super::usage::{Memory, Usage};
 use super::{Figure, Name, Plan, Report, acts, limited};
 use crate::load::client::{Beat, Load, Pace, Target, Tls};
 use crate::load::letters::{Letters, Spread};
-use crate::load::record::{Balance, Order, Quantiles, Sent, Zero};
+use crate::load::record::{Arrival, Quantiles, Sent, Zero};
 use crate::load::sink::{self, Manner, Sink};
-use crate::load::{Summary, begin, drive};
+use crate::load::{begin, drive};
 use crate::relay::{Program, Relay};
-use crate::report::over_time::{OverTime, Used};
 use crate::signals;
+use configuration::{Doors, configuration, dkim_key};
 
 /// Tells this scenario's mail from any other.
 const RUN: u64 = 0x5ce2_a210;
@@ -38,13 +40,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 const LOOK_THROUGH_EVERY: Duration = Duration::from_millis(20);
 /// The longest wait for an answer of the relay's metrics.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Messages of each session and each connection by which one to the same domain may be overtaken; a smoke run has too few messages for
-/// so many, and nothing that holds it up for long.
-const EACH_BETWEEN: u64 = 50;
-const EACH_BETWEEN_SMOKE: u64 = 5;
-/// So many wherever there are few to a domain.
-const FEW_BETWEEN: u64 = 10;
 
 /// The relay that is measured.
 pub(super) enum Subject {
@@ -80,35 +75,6 @@ impl Subject {
             Self::Postrider(relay) => Ok(relay),
             Self::Peer(_) => anyhow::bail!("this scenario is postrider's own"),
         }
-    }
-}
-
-/// Where a relay is reached.
-#[derive(Clone, Copy)]
-struct Doors {
-    usual: SocketAddr,
-    /// What comes in here is in the stream `bulk`.
-    bulk: SocketAddr,
-    metrics: SocketAddr,
-}
-
-impl Doors {
-    /// Ports that are free now.
-    fn find() -> anyhow::Result<Self> {
-        let held = (0..3)
-            .map(|_| TcpListener::bind(("127.0.0.1", 0)))
-            .collect::<std::io::Result<Vec<_>>>()?;
-        let address = |number: usize| {
-            held.get(number)
-                .context("a port")?
-                .local_addr()
-                .map_err(anyhow::Error::from)
-        };
-        Ok(Self {
-            usual: address(0)?,
-            bulk: address(1)?,
-            metrics: address(2)?,
-        })
     }
 }
 
@@ -492,12 +458,17 @@ impl<'a> Stage<'a> {
 
     /// When each message came first.
     pub(super) fn arrived(&self) -> HashMap<u32, Duration> {
-        let mut arrived = HashMap::new();
+        self.first(|arrival| arrival.at)
+    }
+
+    /// A moment of each message, where it came several times the first.
+    fn first(&self, of: impl Fn(&Arrival) -> Duration) -> HashMap<u32, Duration> {
+        let mut first = HashMap::new();
         for arrival in self.sink.arrivals() {
-            let at = arrived.entry(arrival.number).or_insert(arrival.at);
-            *at = arrival.at.min(*at);
+            let at = first.entry(arrival.number).or_insert(Duration::MAX);
+            *at = of(&arrival).min(*at);
         }
-        arrived
+        first
     }
 
     /// So much by now.
@@ -601,157 +572,6 @@ impl<'a> Stage<'a> {
         self.event("greets");
         Ok(took)
     }
-
-    fn report(mut self, course: Course) -> anyhow::Result<Report> {
-        let Course {
-            main,
-            before,
-            after,
-            end,
-            figures,
-            mut findings,
-            breaks,
-            beside,
-            ordered,
-        } = course;
-        let peak = self.memory.peak();
-        if let Subject::Postrider(relay) = &mut self.subject {
-            // What is in the queue still would come a second time, or too late to be counted.
-            let begun = Instant::now();
-            while !self.runtime.block_on(relay.is_empty())? {
-                if begun.elapsed() > STILL {
-                    findings.push("the queue is not empty although all has arrived".to_owned());
-                    break;
-                }
-            }
-            if let Err(error) = self.runtime.block_on(relay.stop()) {
-                findings.push(error.to_string());
-            }
-        }
-        findings.extend(self.wrong_ways());
-        let measured = main.sent.all();
-        let accept = Summary::of(&main, &measured);
-        if !breaks && (accept.accepted != measured.len() as u64 || accept.broken > 0) {
-            findings.push(format!(
-                "{} of {} messages were accepted, {} connections broke",
-                accept.accepted,
-                measured.len(),
-                accept.broken
-            ));
-        }
-        let arrivals = self.sink.arrivals();
-        let mut balance = Balance::of(RUN, &self.sent, &arrivals, &self.kills);
-        if let Some(ordered) = ordered {
-            balance.order_among(RUN, &self.sent, &arrivals, |domain| ordered.contains(&domain));
-        }
-        // Promises of order are this relay's own; none other has made them.
-        if matches!(self.subject, Subject::Postrider(_)) {
-            findings.extend(disorder(self.plan, &balance));
-        }
-        let arrived = self.arrived();
-        let ends = || measured.iter().filter_map(|sent| arrived.get(&sent.number));
-        let end = end
-            .or_else(|| ends().max().copied())
-            .unwrap_or(self.zero.elapsed());
-        let seconds = end.saturating_sub(main.began()).as_secs_f64().max(1e-9);
-        let begun = self.begun(&main);
-        let over_time = OverTime::of(begun, &self.sent, &arrivals, |sent| {
-            !beside.iter().any(|numbers| numbers.contains(&sent.number))
-        })
-        .used(begun, &self.used())
-        .marked(begun, &self.events);
-        let messages = after.messages.saturating_sub(before.messages).max(1) as f64;
-        let octets = after.octets.saturating_sub(before.octets).max(1) as f64;
-        let store = after.store.zip(before.store);
-        Ok(Report {
-            scenario: self.plan.name,
-            messages: u32::try_from(measured.len()).unwrap_or(u32::MAX),
-            seconds,
-            per_second: accept.accepted as f64 / seconds,
-            cpu_seconds_per_1000: (after.usage.cpu_seconds - before.usage.cpu_seconds) / messages * 1_000.0,
-            peak_memory_mib: peak as f64 / f64::from(1 << 20),
-            written_by_accepted: after.usage.written.saturating_sub(before.usage.written) as f64 / octets,
-            store_written_by_accepted: store
-                .map(|(after, before)| after.saturating_sub(before) as f64 / octets),
-            reply_to_arrival_ms: transit(&measured, &arrived, |sent| sent.answered),
-            begin_to_arrival_ms: transit(&measured, &arrived, |sent| sent.meant),
-            accept,
-            figures,
-            balance,
-            findings,
-            over_time,
-            between: (before.usage.at, after.usage.at),
-        })
-    }
-
-    /// A figure for signed mail, or for TLS, is of mail that was.
-    fn wrong_ways(&self) -> Vec<String> {
-        let read = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
-        let counts = &self.sink.counts;
-        let mut findings = Vec::new();
-        let unsealed = read(&counts.unsealed);
-        if unsealed > 0 {
-            findings.push(format!(
-                "{unsealed} messages arrived that nobody sent: reports, or worse"
-            ));
-        }
-        let all = counts.arrivals.count();
-        for (what, count, expected) in [
-            ("signed", read(&counts.signed), self.plan.name.signs().is_some()),
-            (
-                "sent over TLS",
-                read(&counts.under_tls),
-                self.plan.name == Name::RelayTls,
-            ),
-        ] {
-            let expected = if expected { all } else { 0 };
-            if count != expected {
-                findings.push(format!("{count} of {all} messages were {what}, not {expected}"));
-            }
-        }
-        findings
-    }
-
-    /// Where the plots begin: at the measured load, or where a scenario of several begins.
-    fn begun(&self, main: &Load) -> Duration {
-        let first = self.sent.iter().skip(self.plan.warm_up as usize);
-        let begun = first.map(|sent| sent.meant).min();
-        begun.unwrap_or(main.began()).min(main.began())
-    }
-
-    fn used(&self) -> Vec<Used> {
-        let samples = self.memory.samples().into_iter().map(|sample| Used {
-            at: sample.at,
-            memory: sample.memory,
-            cpu_seconds: sample.cpu_seconds,
-        });
-        samples.collect()
-    }
-}
-
-/// Mail to one domain leaves as it came in, give or take what is between: some messages of each session and each connection, but never
-/// half of the mail to a domain. In words, where it went worst beyond that.
-fn disorder(plan: &Plan, balance: &Balance) -> Option<String> {
-    let each = if plan.smoke {
-        EACH_BETWEEN_SMOKE
-    } else {
-        EACH_BETWEEN
-    };
-    let between = each * (plan.sessions + plan.connections) as u64;
-    let allowed = |messages: u64| between.min((messages / 2).max(FEW_BETWEEN));
-    let beyond = |order: &&Order| order.overtaken > allowed(order.messages);
-    let worst = balance
-        .order
-        .iter()
-        .filter(beyond)
-        .max_by_key(|order| (order.overtaken, order.domain))?;
-    Some(format!(
-        "of {} messages to domain {} one was overtaken by {}, more than {}",
-        worst.messages,
-        worst.domain,
-        worst.overtaken,
-        allowed(worst.messages)
-    ))
 }
 
 /// From a moment of each message until it came.
@@ -784,139 +604,9 @@ fn sum_of(metrics: &str, begin: &str) -> Option<u64> {
     values.map(|value| value as u64).reduce(|a, b| a + b)
 }
 
-/// Makes a key.
-fn dkim_key(postrider: &Path, folder: &Path, algorithm: &str) -> anyhow::Result<PathBuf> {
-    let key = folder.join("dkim.pem");
-    let keygen = std::process::Command::new(postrider)
-        .args(["dkim", "keygen", "sender.test", "--algorithm", algorithm, "--out"])
-        .arg(&key)
-        .output()
-        .with_context(|| postrider.display().to_string())?;
-    ensure!(
-        keygen.status.success(),
-        "dkim keygen: {}",
-        String::from_utf8_lossy(&keygen.stderr)
-    );
-    Ok(key)
-}
-
-/// The relay's: what anyone would have, but for a port and a name server of the sink's, and limits that let the load in.
-fn configuration(
-    plan: &Plan,
-    postrider: &Path,
-    folder: &Path,
-    doors: Doors,
-    (port, dns): (u16, SocketAddr),
-) -> anyhow::Result<String> {
-    let listener = |address: SocketAddr| {
-        format!(
-            "[[listener]]\nkind = \"trusted\"\naddress = \"{address}\"\nnetworks = [\"127.0.0.0/8\"]\ntenant = \"load\"\n"
-        )
-    };
-    let mut text = format!(
-        "hostname = \"relay.sender.test\"\n\
-         [store]\npath = \"{folder}/store\"\n\
-         [admin]\nsocket = \"{folder}/admin.sock\"\n\
-         [metrics]\naddress = \"{metrics}\"\n\
-         [tenants.load]\nsenders = [\"sender.test\"]\n\
-         [submission]\nmax_connections = 10100\nmax_connections_per_address = 10100\nmax_message = \"65MiB\"\n\
-         [delivery]\nport = {port}\ntls = \"{tls}\"\n{limits}{retry}\
-         [dns]\nservers = [\"{dns}\"]\n[log]\nformat = \"json\"\n",
-        folder = folder.display(),
-        metrics = doors.metrics,
-        tls = match plan.name {
-            Name::RelayTls => "opportunistic",
-            _ => "off",
-        },
-        limits = plan.limits(),
-        // They have mail put off, and want to see it come.
-        retry = match plan.name {
-            Name::Soak | Name::Crowded => "[delivery.retry]\nfirst = \"1s\"\ncap = \"10s\"\n",
-            _ => "",
-        },
-    );
-    if let Some(algorithm) = plan.name.signs() {
-        dkim_key(postrider, folder, algorithm)?;
-        text.push_str("[[dkim]]\ndomain = \"sender.test\"\nselector = \"s1\"\nkey = \"dkim.pem\"\n");
-    }
-    text.push_str(&listener(doors.bulk));
-    text.push_str("stream = \"bulk\"\n");
-    text.push_str(&listener(doors.usual));
-    if plan.name == Name::RelayTls {
-        use std::os::unix::fs::PermissionsExt as _;
-        let issued = lab::Ca::create(&folder.join("ca.pem"))?.issue(&["relay.sender.test"])?;
-        fs::write(folder.join("chain.pem"), &issued.certificate)?;
-        fs::write(folder.join("key.pem"), &issued.key)?;
-        fs::set_permissions(folder.join("key.pem"), fs::Permissions::from_mode(0o600))?;
-        text.push_str("certificate = \"chain.pem\"\nkey = \"key.pem\"\n");
-    }
-    text.push_str(&plan.tables());
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::record::Arrival;
-
-    /// A plan's mail, all its sessions at work, as it comes in the order of `at`.
-    fn balance(plan: &Plan, at: impl Fn(u32) -> u32) -> Balance {
-        let ms = |ms: u32| Duration::from_millis(ms.into());
-        let sent: Vec<_> = (0..plan.messages)
-            .map(|number| Sent {
-                number,
-                code: 250,
-                meant: ms(number),
-                begun: ms(number),
-                written: ms(number),
-                answered: ms(number + plan.sessions as u32),
-            })
-            .collect();
-        let arrivals: Vec<_> = (0..plan.messages)
-            .map(|number| Arrival {
-                run: RUN,
-                number,
-                domain: number % plan.domains as u32,
-                recipients: 1,
-                intact: true,
-                at: ms(1_000_000 + at(number)),
-            })
-            .collect();
-        Balance::of(RUN, &sent, &arrivals, &[])
-    }
-
-    #[test]
-    fn mail_that_comes_in_reverse_is_found_in_every_scenario() {
-        for (name, smoke) in Name::EACH.iter().flat_map(|name| [(*name, true), (*name, false)]) {
-            let mut plan = Plan::smoke_or_whole(name, smoke).unwrap();
-            // As much is enough, and quick.
-            plan.messages = plan.messages.min(60_000);
-            let mut of = balance(&plan, |number| number);
-            assert_eq!(disorder(&plan, &of), None, "{name}, smoke {smoke}");
-            of = balance(&plan, |number| plan.messages - number);
-            let found = disorder(&plan, &of).unwrap_or_default();
-            assert!(found.contains("was overtaken by"), "{name}, smoke {smoke}");
-        }
-    }
-
-    #[test]
-    fn a_few_that_are_overtaken_are_no_disorder() {
-        let plan = Plan::smoke_or_whole(Name::Relay, true).unwrap();
-        // Message 5 is late by so many, after those that were begun before its answer.
-        let late = |by: u32| {
-            balance(&plan, |number| match number {
-                5 => 2 * (5 + plan.sessions as u32 + by) + 1,
-                number => 2 * number,
-            })
-        };
-        let most = EACH_BETWEEN_SMOKE as u32 * (plan.sessions + plan.connections) as u32;
-        assert_eq!(late(most).overtaken, u64::from(most));
-        assert_eq!(disorder(&plan, &late(most)), None);
-        assert_eq!(
-            disorder(&plan, &late(most + 1)).unwrap(),
-            "of 400 messages to domain 0 one was overtaken by 71, more than 70"
-        );
-    }
 
     #[test]
     fn what_the_store_has_written_is_read_from_its_metrics() {
