@@ -8,14 +8,14 @@ use mail_core::Timestamp;
 use parking_lot::Mutex;
 use queue::{CommitError, CountsRecord, Queue, Scope};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout_at};
 
 use super::budget::{Budget, Counted, Keep, Used};
 use crate::config::limits::ScopeLimits;
 use crate::config::streams::Streams;
 use crate::world::Clock;
 
-/// Budgets whose counts go into one write.
+/// Budgets whose counts go into one write, or are read at once to be looked through.
 const AT_ONCE: usize = 1_000;
 
 /// Budgets in memory beside those in use, some 2 KiB each.
@@ -29,6 +29,12 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Counts older than this count no more: longer than a day, and the part of it that is counted too much.
 const FORGOTTEN: Duration = Duration::from_secs(25 * 3_600);
+
+/// All that stands on disk is looked through this often for such counts, memory holds them or not.
+const SWEEPS_EVERY: Duration = Duration::from_secs(3_600);
+
+/// Between two pages of that: it is read on a shard's thread.
+const NEXT_PAGE: Duration = Duration::from_millis(100);
 
 /// Cloning shares it.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +58,15 @@ pub struct Wanted {
     budget: Arc<Mutex<Budget>>,
     /// What.
     pub keep: Keep,
+}
+
+/// How far what stands on disk is looked through.
+#[derive(Debug)]
+struct Sweep {
+    /// When the next page is.
+    at: Timestamp,
+    /// What it comes after.
+    after: Option<Scope>,
 }
 
 impl Ledger {
@@ -139,16 +154,21 @@ impl Ledger {
     /// Keeps what windows have counted on disk, for as long as it is polled: one of it for all shards. `tell`: this shard may go on
     /// at this scope.
     pub async fn keep(&self, queue: &Queue, clock: Clock, tell: impl Fn(usize, Scope)) {
-        self.forget_old(queue, clock.now()).await;
+        let mut sweep = Sweep {
+            at: clock.now(),
+            after: None,
+        };
         loop {
-            self.0.wanted.notified().await;
+            // Either is a reason to look.
+            let _ = timeout_at(clock.instant(sweep.at), self.0.wanted.notified()).await;
             loop {
+                self.sweep(queue, &mut sweep, clock.now());
                 let gone = self.gone();
                 let wanted = self.wanted(clock.now());
                 if wanted.is_empty() && gone.is_empty() {
                     break;
                 }
-                // One that fails is deleted at the next start.
+                // One that fails is deleted by a later sweep.
                 match queue.keep_counts(in_order(gone, &wanted)).await {
                     Ok(()) => {
                         for (shard, scope) in self.kept(&wanted, clock.now()) {
@@ -221,22 +241,29 @@ impl Ledger {
         Ok(())
     }
 
-    async fn forget_old(&self, queue: &Queue, now: Timestamp) {
-        let kept = queue.counts().unwrap_or_else(|error| {
-            tracing::error!(%error, "counts can't be read");
-            Vec::new()
-        });
-        let is_old = |record: &queue::CountsRecord| record.at + FORGOTTEN < now;
-        let old = kept
-            .into_iter()
-            .filter(|(_, record)| record.as_ref().is_some_and(is_old))
-            .map(|(scope, _)| (scope, None));
-        let old: Vec<_> = old.collect();
-        if !old.is_empty()
-            && let Err(error) = queue.keep_counts(old).await
-        {
-            tracing::error!(%error, "old counts can't be deleted");
+    /// Has a page of what stands on disk looked through, if it is time, and what of it is too old deleted. What memory holds is not
+    /// among that: it is as [`Self::tidy`] says.
+    fn sweep(&self, queue: &Queue, sweep: &mut Sweep, now: Timestamp) {
+        if now < sweep.at {
+            return;
         }
+        let page = queue
+            .counts(sweep.after.as_ref(), AT_ONCE)
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "counts can't be read");
+                Vec::new()
+            });
+        let more = page.len() == AT_ONCE;
+        (sweep.at, sweep.after) = match page.last().filter(|_| more) {
+            Some((last, _)) => (now + NEXT_PAGE, Some(last.clone())),
+            None => (now + SWEEPS_EVERY, None),
+        };
+        let is_old = |record: &CountsRecord| record.at + FORGOTTEN < now;
+        let old = page.into_iter().filter_map(|(scope, record)| {
+            let is_old = record.as_ref().is_some_and(is_old);
+            is_old.then_some(scope)
+        });
+        self.0.gone.lock().extend(old);
     }
 }
 
@@ -299,6 +326,49 @@ mod tests {
         }
         makes.join().unwrap();
         writes.join().unwrap();
+    }
+
+    /// What memory had no room for was over long before the next start, and stood on disk till then.
+    #[tokio::test(start_paused = true)]
+    async fn counts_that_are_over_are_forgotten_while_the_relay_runs() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let settings = crate::delivery::shard::test_settings("");
+        let limits = ScopeLimits {
+            messages_per_hour: Some(10),
+            ..ScopeLimits::default()
+        };
+        let scope = |number: usize| Scope {
+            tenant: Some(format!("{number:05}").into()),
+            ..Scope::default()
+        };
+        let record = |at| CountsRecord {
+            at,
+            minute: None,
+            hour: None,
+            day: None,
+        };
+        let hour = Duration::from_secs(3_600);
+        let old = record(NOW - 24 * hour);
+        let mut kept: Vec<_> = (0..2 * AT_ONCE + 10)
+            .map(|number| (scope(number), Some(old.clone())))
+            .collect();
+        let (young, held) = (kept.len() - 3, 7);
+        kept[young].1 = Some(record(NOW));
+        queue.keep_counts(kept.clone()).await.unwrap();
+        let ledger = Ledger::default();
+        // Idle: its record is as old as the others, but whoever holds it may use it at any time.
+        let _held = ledger.budget(&scope(held), (&limits, &settings.delivery.streams), &queue, NOW);
+        ledger.0.wanting.lock().clear();
+
+        let all = || queue.counts(None, usize::MAX).unwrap();
+        let keeping = ledger.keep(&queue, Clock::anchored(NOW), |_, _| {});
+        tokio::pin!(keeping);
+        let mut pass = async |time| {
+            assert!(tokio::time::timeout(time, &mut keeping).await.is_err());
+            all().into_iter().map(|(scope, _)| scope).collect::<Vec<_>>()
+        };
+        assert_eq!(pass(hour / 2).await.len(), kept.len(), "not one is over");
+        assert_eq!(pass(2 * hour).await, [scope(held), scope(young)]);
     }
 
     /// Mail to a scope that nobody has used for its span comes just as its counts are deleted.

@@ -274,7 +274,7 @@ async fn budgets_of_what_is_over_are_forgotten() {
     fleet.shards.clear();
     ledger.tidy(fleet.now);
     assert_eq!(ledger.used(fleet.now).len(), 5, "an hour is not over");
-    assert_eq!(fleet.queue.counts().unwrap().len(), 5);
+    assert_eq!(fleet.queue.counts(None, 9).unwrap().len(), 5);
     let later = fleet.now + 2 * 3_600 * SECOND;
     ledger.tidy(later);
     assert_eq!(ledger.used(later), []);
@@ -284,7 +284,7 @@ async fn budgets_of_what_is_over_are_forgotten() {
             .await
             .is_err()
     );
-    assert_eq!(fleet.queue.counts().unwrap(), []);
+    assert_eq!(fleet.queue.counts(None, 9).unwrap(), []);
 }
 
 const TWO_SOURCES: &str = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n[[source]]\nname = \"s2\"\naddresses = [\"192.0.2.2\"]\n\
