@@ -1,6 +1,6 @@
 //! All budgets, found by their scope; shared by all shards.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ pub struct Ledger(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     budgets: Mutex<HashMap<Scope, Arc<Mutex<Budget>>>>,
-    /// Whose counts on disk are over.
-    gone: Mutex<Vec<Scope>>,
+    /// Whose counts on disk are over, until they are deleted. Its lock is taken while that of the budgets is held.
+    gone: Mutex<BTreeSet<Scope>>,
     /// Whose counts are to be written; each is here once.
     wanting: Mutex<VecDeque<Scope>>,
     wanted: Notify,
@@ -86,7 +86,13 @@ impl Ledger {
             drop(budget);
             return known.clone();
         }
-        let counted = match queue.counts_of(scope) {
+        // One that is over may say on disk that it is not, since more stands there than was used.
+        let is_over = self.0.gone.lock().remove(scope);
+        let kept = match is_over {
+            true => Ok(None),
+            false => queue.counts_of(scope),
+        };
+        let counted = match kept {
             Ok(None) => Counted::Nothing,
             Ok(Some(record)) => Counted::Known(record),
             Err(error) => {
@@ -115,7 +121,7 @@ impl Ledger {
     pub fn tidy(&self, now: Timestamp) {
         let mut all = self.0.budgets.lock();
         let too_many = all.len() > MOST;
-        let mut gone = Vec::new();
+        let mut gone = self.0.gone.lock();
         all.retain(|scope, budget| {
             if Arc::strong_count(budget) > 1 {
                 return true;
@@ -127,9 +133,7 @@ impl Ledger {
             }
             !(too_many && budget.is_on_disk())
         });
-        drop(all);
         if !gone.is_empty() {
-            self.0.gone.lock().append(&mut gone);
             self.0.wanted.notify_one();
         }
     }
@@ -168,9 +172,9 @@ impl Ledger {
                 if wanted.is_empty() && gone.is_empty() {
                     break;
                 }
-                // One that fails is deleted by a later sweep.
-                match queue.keep_counts(in_order(gone, &wanted)).await {
+                match queue.keep_counts(in_order(&gone, &wanted)).await {
                     Ok(()) => {
+                        self.deleted(&gone);
                         for (shard, scope) in self.kept(&wanted, clock.now()) {
                             tell(shard, scope);
                         }
@@ -187,11 +191,17 @@ impl Ledger {
         }
     }
 
-    /// Whose counts are to be deleted. Who has come back meanwhile goes on with them.
-    fn gone(&self) -> Vec<Scope> {
-        let mut gone = std::mem::take(&mut *self.0.gone.lock());
-        gone.retain(|scope| self.find(scope).is_none());
-        gone
+    /// Whose counts are to be deleted, up to as many as go into one write. Who has come back meanwhile has them written anew.
+    pub fn gone(&self) -> Vec<Scope> {
+        self.0.gone.lock().iter().take(AT_ONCE).cloned().collect()
+    }
+
+    /// They are.
+    pub fn deleted(&self, gone: &[Scope]) {
+        let mut all = self.0.gone.lock();
+        for scope in gone {
+            all.remove(scope);
+        }
     }
 
     /// What is to be written, of some budgets; of none only where there is none.
@@ -244,7 +254,8 @@ impl Ledger {
     /// Has a page of what stands on disk looked through, if it is time, and what of it is too old deleted. What memory holds is not
     /// among that: it is as [`Self::tidy`] says.
     fn sweep(&self, queue: &Queue, sweep: &mut Sweep, now: Timestamp) {
-        if now < sweep.at {
+        // Where nothing can be deleted there is no use in finding more of it.
+        if now < sweep.at || !self.0.gone.lock().is_empty() {
             return;
         }
         let page = queue
@@ -263,13 +274,16 @@ impl Ledger {
             let is_old = record.as_ref().is_some_and(is_old);
             is_old.then_some(scope)
         });
+        // Whoever has come back is not among them: what it counts is of this page, or is written after it by this same task.
+        let all = self.0.budgets.lock();
+        let old = old.filter(|scope| !all.contains_key(scope));
         self.0.gone.lock().extend(old);
     }
 }
 
 /// What is to be written of both. One that is gone may have come since, and is among those that are wanted then: the last holds.
-fn in_order(gone: Vec<Scope>, wanted: &[Wanted]) -> Vec<(Scope, Option<CountsRecord>)> {
-    let gone = gone.into_iter().map(|scope| (scope, None));
+pub fn in_order(gone: &[Scope], wanted: &[Wanted]) -> Vec<(Scope, Option<CountsRecord>)> {
+    let gone = gone.iter().map(|scope| (scope.clone(), None));
     let kept = |wanted: &Wanted| (wanted.scope.clone(), Some(wanted.keep.record.clone()));
     gone.chain(wanted.iter().map(kept)).collect()
 }
@@ -326,6 +340,54 @@ mod tests {
         }
         makes.join().unwrap();
         writes.join().unwrap();
+    }
+
+    /// A message that did not go was counted on disk, with one ahead; its scope comes back before that is deleted.
+    #[tokio::test]
+    async fn counts_that_are_over_hold_nobody_up_until_they_are_deleted() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let settings = crate::delivery::shard::test_settings("");
+        let limits = ScopeLimits {
+            messages_per_hour: Some(2),
+            ..ScopeLimits::default()
+        };
+        let scope = Scope {
+            tenant: Some("t".into()),
+            ..Scope::default()
+        };
+        let ledger = Ledger::default();
+        let write = async || {
+            let (gone, wanted) = (ledger.gone(), ledger.wanted(NOW));
+            queue.keep_counts(in_order(&gone, &wanted)).await.unwrap();
+            ledger.deleted(&gone);
+            ledger.kept(&wanted, NOW);
+        };
+        let budget = || ledger.budget(&scope, (&limits, &settings.delivery.streams), &queue, NOW);
+        let asked = Asked {
+            stream: "bulk",
+            bytes: 0,
+        };
+        let refused = budget();
+        write().await;
+        assert_eq!(refused.lock().message(0, &asked, NOW), Grant::Granted);
+        ledger.hear(&scope, &mut refused.lock());
+        write().await;
+        refused.lock().refund("bulk", 0, NOW);
+        drop(refused);
+        ledger.tidy(NOW);
+        assert_eq!(ledger.used(NOW), []);
+
+        let back = budget();
+        for _ in 0..2 {
+            write().await;
+            assert_eq!(back.lock().message(0, &asked, NOW), Grant::Granted);
+            ledger.hear(&scope, &mut back.lock());
+        }
+        write().await;
+        assert_ne!(back.lock().message(0, &asked, NOW), Grant::Granted);
+        let record = queue.counts_of(&scope).unwrap();
+        let hour = record.expect("it is not deleted after it is written").hour;
+        assert!(hour.unwrap().parts.iter().sum::<u64>() >= 2);
     }
 
     /// What memory had no room for was over long before the next start, and stood on disk till then.
@@ -392,7 +454,7 @@ mod tests {
         };
         drop(budget(NOW));
         let wanted = ledger.wanted(NOW);
-        queue.keep_counts(in_order(Vec::new(), &wanted)).await.unwrap();
+        queue.keep_counts(in_order(&[], &wanted)).await.unwrap();
         ledger.kept(&wanted, NOW);
         drop(wanted);
 
@@ -402,7 +464,7 @@ mod tests {
         assert_eq!(gone, std::slice::from_ref(&scope));
         let budget = budget(later);
         let wanted = ledger.wanted(later);
-        queue.keep_counts(in_order(gone, &wanted)).await.unwrap();
+        queue.keep_counts(in_order(&gone, &wanted)).await.unwrap();
         ledger.kept(&wanted, later);
         assert_eq!(budget.lock().message(0, &asked, later), Grant::Granted);
         let record = queue

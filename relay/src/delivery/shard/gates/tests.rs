@@ -434,3 +434,28 @@ async fn what_was_begun_before_a_limit_came_gives_nothing_of_it_back() {
         assert!(fleet.count(every) >= 50, "{key}: {}", fleet.count(every));
     }
 }
+
+/// Nothing has gone: no attempt is held against the hour, whenever its budget leaves memory and comes back.
+#[tokio::test]
+async fn a_connection_that_is_refused_takes_nothing_of_an_hour() {
+    for limit in [
+        "[[limit]]\nsite = \"*\"\nmessages_per_hour = 2\n",
+        "[[limit]]\ntenant = \"*\"\nmessages_per_hour = 1\n",
+    ] {
+        for second in [0, 13, 26] {
+            let mut fleet = Fleet::new(1, limit);
+            let mut refusals = 3;
+            fleet.peer = Some(Box::new(move |_, _| {
+                if refusals == 0 {
+                    return Answer::Takes(SECOND / 10);
+                }
+                refusals -= 1;
+                Answer::Refuses("421 4.3.2 not now")
+            }));
+            fleet.run(second * SECOND).await;
+            fleet.accept(1, "t", "bulk", "a.test", 10).await;
+            fleet.run(3_600 * SECOND).await;
+            assert_eq!(fleet.count(every), 1, "begun at second {second}: {limit}");
+        }
+    }
+}
