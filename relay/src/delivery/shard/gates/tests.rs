@@ -4,6 +4,7 @@ use mail_core::{MessageId, Timestamp};
 use queue::{QueueId, UnitKey};
 
 use crate::delivery::exchange::Waits;
+use crate::delivery::lane::ConnectionId;
 use crate::delivery::shard::fleet::{Answer, Fleet, START, Sent};
 use crate::delivery::shard::{Active, Settled};
 
@@ -458,4 +459,39 @@ async fn a_connection_that_is_refused_takes_nothing_of_an_hour() {
             assert_eq!(fleet.count(every), 1, "begun at second {second}: {limit}");
         }
     }
+}
+
+/// Its lane went while its outcome was being recorded, and another lane has the slot.
+#[tokio::test]
+async fn what_is_on_the_wire_of_a_lane_that_has_gone_is_counted_in_no_other() {
+    let before = "[[limit]]\nsite = \"*\"\nconnections = 100\n";
+    let mut fleet = Fleet::new(1, before);
+    fleet.takes = 3_600 * SECOND;
+    fleet.accept(1, "t", "bulk", "a.test", 5_000).await;
+    fleet.run(2 * SECOND).await;
+    let (&(_, connection), _) = fleet.open.first_key_value().unwrap();
+    let (id, now) = (QueueId(1), fleet.now);
+    let shard = &mut fleet.shards[0];
+    let (gone, _) = shard.lanes.iter().next().unwrap();
+    assert_eq!(shard.active[&id].agenda.claims(), 1);
+    shard.leave_lanes(id);
+    shard.connection_closed(gone, ConnectionId(connection), now);
+    assert!(!shard.lanes.contains(gone));
+    fleet.accept(1, "t", "bulk", "b.test", 10).await;
+    fleet.run(2 * SECOND).await;
+    assert_eq!(&*fleet.shards[0].lanes[gone].key.site, "mx.b.test");
+    // The other queue goes elsewhere by now.
+    fleet.hosts.insert("a.test".into(), vec!["mx.c.test".into()]);
+    fleet.accept(1, "t", "bulk", "a.test", 10).await;
+    fleet.run(2 * SECOND).await;
+    assert_eq!(fleet.count(every), 3);
+    fleet.renew(&format!("{before}bytes_in_flight = \"1 MiB\"\n"));
+    let ledger = fleet.shards[0].place.ledger();
+    let used = ledger.used(fleet.now).into_iter();
+    let used: Vec<_> = used
+        .filter(|(scope, _)| scope.site.as_deref() == Some("mx.b.test"))
+        .map(|(_, used)| used.bytes)
+        .collect();
+    assert_eq!(used.len(), 1);
+    assert!(used[0] < 5_000, "{used:?}");
 }
