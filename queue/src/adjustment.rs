@@ -15,7 +15,8 @@ use crate::store::Family;
 use crate::{CommitError, Queue, ReadError, keys};
 
 /// Adjustments at once, some 500 octets each. Where there is one more, the least important falls out: first those whose time is over,
-/// then slower lanes, then suspensions by replies, and what operators have set last; of each kind the one that changed longest ago.
+/// then slower lanes, then suspensions by replies, and what operators have set last; of each kind the one that changed longest ago, and of
+/// several such the one whose key comes first.
 pub const MAX_ADJUSTMENTS: usize = 10_000;
 
 /// Octets of a cause that are kept.
@@ -143,7 +144,41 @@ pub struct Refused {
     pub wait_millis: u64,
 }
 
+/// What says how much an adjustment matters.
+#[derive(Clone, Copy)]
+pub(crate) struct Stands {
+    pub(crate) changed: Timestamp,
+    until: Option<Timestamp>,
+    is_operators: bool,
+}
+
+impl Stands {
+    pub(crate) fn of(record: &AdjustmentRecord) -> Self {
+        Self {
+            changed: record.changed,
+            until: record.until,
+            is_operators: record.is_operators(),
+        }
+    }
+
+    pub(crate) fn importance(&self, kind: AdjustmentKind, now: Timestamp) -> (u8, Timestamp) {
+        let rank = match kind {
+            _ if self.until.is_some_and(|until| until <= now) => 0,
+            AdjustmentKind::Learned => 1,
+            AdjustmentKind::Suspended if !self.is_operators => 2,
+            AdjustmentKind::Suspended | AdjustmentKind::Limited => 3,
+        };
+        (rank, self.changed)
+    }
+}
+
 impl AdjustmentRecord {
+    /// What falls out first where there are too many: the least, and of several the one of the least key. Whoever else keeps them
+    /// as the store does drops the same, if it goes by the moment at which the one that is too many was changed.
+    pub fn importance(&self, now: Timestamp) -> (u8, Timestamp) {
+        Stands::of(self).importance(self.key.kind, now)
+    }
+
     /// Whether it still stands.
     pub fn holds(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| until > now)

@@ -49,12 +49,14 @@ impl Scope {
         let mut part = || {
             Some(parts.next()?).map(|name| Some(Arc::from(name)).filter(|name: &Arc<str>| !name.is_empty()))
         };
-        Some(Self {
+        let scope = Self {
             site: part()?,
             provider: part()?,
             tenant: part()?,
             source: part()?,
-        })
+        };
+        // A page goes on after a scope's key: no other key may read as the same scope.
+        parts.next().is_none().then_some(scope)
     }
 }
 
@@ -69,18 +71,24 @@ impl Queue {
         read(&*self.store, Family::Count, &scope.key())
     }
 
-    /// All counts; `None` where a record is damaged.
-    pub fn counts(&self) -> Result<Vec<(Scope, Option<CountsRecord>)>, ReadError> {
-        let mut all = Vec::new();
+    /// Counts in the order of their keys, after those of `after`, up to `limit`; `None` where a record is damaged.
+    pub fn counts(
+        &self,
+        after: Option<&Scope>,
+        limit: usize,
+    ) -> Result<Vec<(Scope, Option<CountsRecord>)>, ReadError> {
+        // The next key there can be.
+        let from = after.map_or_else(Vec::new, |after| [&after.key()[..], &[0]].concat());
+        let mut page = Vec::new();
         self.store
-            .scan(Family::Count, &[], &[u8::MAX], &mut |key, value| {
+            .scan(Family::Count, &from, &[u8::MAX], &mut |key, value| {
                 match Scope::from_key(key) {
-                    Some(scope) => all.push((scope, decode(value).ok())),
+                    Some(scope) => page.push((scope, decode(value).ok())),
                     None => tracing::error!("counts of nothing that can be read"),
                 }
-                true
+                page.len() < limit
             })?;
-        Ok(all)
+        Ok(page)
     }
 }
 
@@ -96,8 +104,9 @@ mod tests {
             tenant: Some("shop".into()),
             source: None,
         };
-        assert_eq!(Scope::from_key(&scope.key()), Some(scope));
+        assert_eq!(Scope::from_key(&scope.key()), Some(scope.clone()));
         assert_eq!(Scope::from_key(&Scope::default().key()), Some(Scope::default()));
         assert_eq!(Scope::from_key(b"a\0b"), None);
+        assert_eq!(Scope::from_key(&[&scope.key()[..], b"\0"].concat()), None);
     }
 }

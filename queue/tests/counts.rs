@@ -8,7 +8,7 @@
 mod common;
 
 use common::{START, block_on, hex, load};
-use queue::store::{Family, MemoryStore};
+use queue::store::{Batch, Family, MemoryStore, Store};
 use queue::{Counts, CountsRecord, Queue, Scope};
 
 /// Key and value of [`kept`], as each version has them; the first knew nothing of minutes.
@@ -59,8 +59,43 @@ fn every_version_reads() {
         let store = MemoryStore::new();
         load(&store, fixture);
         let queue = Queue::in_memory(store).unwrap();
-        assert_eq!(queue.counts().unwrap(), kept(minute));
+        assert_eq!(queue.counts(None, 9).unwrap(), kept(minute));
     }
+}
+
+#[test]
+fn pages_hold_each_scope_once() {
+    let store = MemoryStore::new();
+    let queue = Queue::in_memory(store.clone()).unwrap();
+    let [(_, record), _] = kept(None).try_into().unwrap();
+    let of_tenant = |name: &str| Scope {
+        tenant: Some(name.into()),
+        ..Scope::default()
+    };
+    let scopes = ["a", "b", "ba", "c", "d"].map(of_tenant);
+    let all = scopes.clone().map(|scope| (scope, record.clone()));
+    block_on(queue.keep_counts(all.to_vec())).unwrap();
+    // A page goes on past keys that name nothing, and what is damaged is on it.
+    let mut damage = Batch::default();
+    damage.put(Family::Count, b"\0\0b\0\0", &b"too long a key"[..]);
+    damage.put(Family::Count, b"\0\0bb", &b"too short a key"[..]);
+    damage.put(Family::Count, b"\0\0c\0", &b"no record"[..]);
+    store.write(&damage, true).unwrap();
+
+    let (mut found, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = queue.counts(found.last().map(|(scope, _)| scope), 2).unwrap();
+        pages += 1;
+        assert!(page.len() <= 2, "{page:?}");
+        let is_last = page.len() < 2;
+        found.extend(page);
+        if is_last {
+            break;
+        }
+    }
+    let mut expected = all.to_vec();
+    expected[3].1 = None;
+    assert_eq!((found, pages), (expected, 3));
 }
 
 #[test]

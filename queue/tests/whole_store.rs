@@ -284,7 +284,7 @@ fn holds_all(queue: &Queue) {
     let adjustments = queue.adjustments(None, 9).unwrap();
     assert_eq!(adjustments.len(), 1);
     assert_eq!(adjustments[0].1, adjustment());
-    assert_eq!(queue.counts().unwrap(), counts());
+    assert_eq!(queue.counts(None, 9).unwrap(), counts());
     let late = queue.delayed(START + SECOND * 60, None, 9, |_| true).unwrap().0;
     assert!(late.len() > 3, "{late:?}");
     let kinds: Vec<_> = queue.history(numbered(1)).unwrap().into_iter().collect();

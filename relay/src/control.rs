@@ -177,15 +177,13 @@ impl Control for QueueControl {
     }
 
     async fn limits(&self) -> Result<LimitList, ControlError> {
-        let kept = self.read(|queue| queue.counts()).await?;
         let settings = self.settings.as_ref().map(|settings| settings());
-        let delivery = settings.as_ref().map(|settings| &settings.delivery);
-        Ok(limits::list(
-            self.doors.ledger(),
-            kept,
-            delivery,
-            self.clock.now(),
-        ))
+        let (ledger, now) = (self.doors.ledger().clone(), self.clock.now());
+        self.read(move |queue| {
+            let delivery = settings.as_ref().map(|settings| &settings.delivery);
+            limits::list(&ledger, queue, delivery, now)
+        })
+        .await
     }
 
     async fn holds(&self) -> Result<HoldList, ControlError> {

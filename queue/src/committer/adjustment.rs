@@ -5,42 +5,13 @@ use std::collections::BTreeMap;
 use mail_core::Timestamp;
 
 use super::{Committer, Group};
-use crate::adjustment::{AdjustmentKey, AdjustmentKind, AdjustmentRecord, MAX_ADJUSTMENTS};
+use crate::adjustment::{AdjustmentKey, AdjustmentRecord, MAX_ADJUSTMENTS, Stands};
 use crate::keys;
 use crate::records::{Event, EventKind, decode};
 use crate::store::Family;
 
 /// What is known of the adjustments that are in the store, some 300 octets each.
 pub(super) type Standing = BTreeMap<AdjustmentKey, Stands>;
-
-/// Of one of them.
-#[derive(Clone, Copy)]
-pub(super) struct Stands {
-    changed: Timestamp,
-    until: Option<Timestamp>,
-    is_operators: bool,
-}
-
-impl Stands {
-    fn of(record: &AdjustmentRecord) -> Self {
-        Self {
-            changed: record.changed,
-            until: record.until,
-            is_operators: record.is_operators(),
-        }
-    }
-
-    /// The least falls out first.
-    fn importance(&self, kind: AdjustmentKind, now: Timestamp) -> (u8, Timestamp) {
-        let rank = match kind {
-            _ if self.until.is_some_and(|until| until <= now) => 0,
-            AdjustmentKind::Learned => 1,
-            AdjustmentKind::Suspended if !self.is_operators => 2,
-            AdjustmentKind::Suspended | AdjustmentKind::Limited => 3,
-        };
-        (rank, self.changed)
-    }
-}
 
 impl Committer {
     pub(super) fn adjust(&mut self, group: &mut Group, record: &AdjustmentRecord) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use admin_api::limits::{LimitList, LimitUse, Use, Warming};
 use mail_core::{Domain, Timestamp};
-use queue::{CountsRecord, Scope};
+use queue::{CountsRecord, Queue, ReadError, Scope};
 
 use crate::config::limits::ScopeLimits;
 use crate::config::settings::DeliverySettings;
@@ -14,20 +14,36 @@ use crate::delivery::limits::ledger::Ledger;
 /// Limits shown.
 const MOST: usize = 10_000;
 
-/// `kept`: what is on disk, of what is in use and of what was used before.
+/// Counts read from disk at once.
+const PAGE: usize = 1_000;
+
+/// Of what is in use, and of what was used before and stands on disk.
 pub(super) fn list(
     ledger: &Ledger,
-    kept: Vec<(Scope, Option<CountsRecord>)>,
+    queue: &Queue,
     delivery: Option<&DeliverySettings>,
     now: Timestamp,
-) -> LimitList {
+) -> Result<LimitList, ReadError> {
     let mut all: BTreeMap<_, _> = ledger.used(now).into_iter().collect();
     if let Some(delivery) = delivery {
-        for (scope, counts) in kept {
-            if !all.contains_key(&scope)
-                && let Some(used) = used_before(&scope, counts, delivery, now)
-            {
-                all.insert(scope, used);
+        let mut after = None;
+        loop {
+            let page = queue.counts(after.as_ref(), PAGE)?;
+            after = page.last().map(|(scope, _)| scope.clone());
+            let is_last = page.len() < PAGE;
+            for (scope, counts) in page {
+                if !all.contains_key(&scope)
+                    && let Some(used) = used_before(&scope, counts, delivery, now)
+                {
+                    all.insert(scope, used);
+                }
+            }
+            // One more than are shown tells that there are more.
+            while all.len() > MOST + 1 {
+                all.pop_last();
+            }
+            if is_last {
+                break;
             }
         }
     }
@@ -44,11 +60,11 @@ pub(super) fn list(
             messages_per_day: warm_up.volume(now)?,
         })
     });
-    LimitList {
+    Ok(LimitList {
         limits: limits.map(|(scope, used)| limit(scope, &used)).collect(),
         more,
         warming: warming.collect(),
-    }
+    })
 }
 
 /// What would be counted on from, if mail of a scope that is limited still came up now; `None` where that is nothing.
@@ -208,9 +224,8 @@ mod tests {
             .collect();
         assert_eq!(warming, [("new", 3, 20, 200), ("later", 0, 9, 0)]);
         // A day later nothing of it counts.
-        let kept = queue.counts().unwrap();
         let later = now + Duration::from_secs(2 * 86_400);
-        let list = super::list(&Ledger::default(), kept, Some(&settings.delivery), later);
-        assert_eq!(list.limits, []);
+        let list = super::list(&Ledger::default(), &queue, Some(&settings.delivery), later);
+        assert_eq!(list.unwrap().limits, []);
     }
 }

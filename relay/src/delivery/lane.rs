@@ -278,6 +278,8 @@ pub struct Rest {
 pub struct Lane {
     /// What tells it apart.
     pub key: LaneKey,
+    /// The how manyth it is of its shard: its slot is given again when it has gone, this is not.
+    pub number: u64,
     /// How its mail goes out.
     pub plan: Rc<Plan>,
     /// Who runs its hosts. It is a matter of the site alone, so it is found once.
@@ -341,6 +343,7 @@ impl Lane {
     pub fn new(key: LaneKey, plan: Plan, rule: &Rule, rest: Option<Rest>, now: Timestamp) -> Self {
         Self {
             provider: None,
+            number: 0,
             key,
             plan: Rc::new(plan),
             limiter: Limiter::new(rule.limits.messages_per_second, now),

@@ -316,6 +316,8 @@ pub struct Shard {
     /// Queues that left memory because they are suspended, [`MAX_RESTING`] at the most.
     parked: BTreeSet<QueueId>,
     pub(super) lanes: Slab<Lane>,
+    /// Lanes made so far.
+    made_lanes: u64,
     lane_of: LaneIndex,
     gates: Slab<Gate>,
     gate_of: HashMap<Rc<Scope>, GateId>,
@@ -394,6 +396,7 @@ impl Shard {
             held_back: FxHashMap::default(),
             held_scopes: BTreeMap::new(),
             lanes: Slab::new(),
+            made_lanes: 0,
             lane_of: LaneIndex::default(),
             gates: Slab::new(),
             gate_of: HashMap::new(),

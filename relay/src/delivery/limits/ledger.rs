@@ -1,6 +1,6 @@
 //! All budgets, found by their scope; shared by all shards.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use mail_core::Timestamp;
 use parking_lot::Mutex;
 use queue::{CommitError, CountsRecord, Queue, Scope};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout_at};
 
 use super::budget::{Budget, Counted, Keep, Used};
 use crate::config::limits::ScopeLimits;
 use crate::config::streams::Streams;
 use crate::world::Clock;
 
-/// Budgets whose counts go into one write.
+/// Budgets whose counts go into one write, or are read at once to be looked through.
 const AT_ONCE: usize = 1_000;
 
 /// Budgets in memory beside those in use, some 2 KiB each.
@@ -30,6 +30,12 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Counts older than this count no more: longer than a day, and the part of it that is counted too much.
 const FORGOTTEN: Duration = Duration::from_secs(25 * 3_600);
 
+/// All that stands on disk is looked through this often for such counts, memory holds them or not.
+const SWEEPS_EVERY: Duration = Duration::from_secs(3_600);
+
+/// Between two pages of that: it is read on a shard's thread.
+const NEXT_PAGE: Duration = Duration::from_millis(100);
+
 /// Cloning shares it.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger(Arc<Shared>);
@@ -37,8 +43,8 @@ pub struct Ledger(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     budgets: Mutex<HashMap<Scope, Arc<Mutex<Budget>>>>,
-    /// Whose counts on disk are over.
-    gone: Mutex<Vec<Scope>>,
+    /// Whose counts on disk are over, until they are deleted. Its lock is taken while that of the budgets is held.
+    gone: Mutex<BTreeSet<Scope>>,
     /// Whose counts are to be written; each is here once.
     wanting: Mutex<VecDeque<Scope>>,
     wanted: Notify,
@@ -52,6 +58,15 @@ pub struct Wanted {
     budget: Arc<Mutex<Budget>>,
     /// What.
     pub keep: Keep,
+}
+
+/// How far what stands on disk is looked through.
+#[derive(Debug)]
+struct Sweep {
+    /// When the next page is.
+    at: Timestamp,
+    /// What it comes after.
+    after: Option<Scope>,
 }
 
 impl Ledger {
@@ -71,7 +86,13 @@ impl Ledger {
             drop(budget);
             return known.clone();
         }
-        let counted = match queue.counts_of(scope) {
+        // One that is over may say on disk that it is not, since more stands there than was used.
+        let is_over = self.0.gone.lock().remove(scope);
+        let kept = match is_over {
+            true => Ok(None),
+            false => queue.counts_of(scope),
+        };
+        let counted = match kept {
             Ok(None) => Counted::Nothing,
             Ok(Some(record)) => Counted::Known(record),
             Err(error) => {
@@ -100,7 +121,7 @@ impl Ledger {
     pub fn tidy(&self, now: Timestamp) {
         let mut all = self.0.budgets.lock();
         let too_many = all.len() > MOST;
-        let mut gone = Vec::new();
+        let mut gone = self.0.gone.lock();
         all.retain(|scope, budget| {
             if Arc::strong_count(budget) > 1 {
                 return true;
@@ -112,9 +133,7 @@ impl Ledger {
             }
             !(too_many && budget.is_on_disk())
         });
-        drop(all);
         if !gone.is_empty() {
-            self.0.gone.lock().append(&mut gone);
             self.0.wanted.notify_one();
         }
     }
@@ -139,18 +158,23 @@ impl Ledger {
     /// Keeps what windows have counted on disk, for as long as it is polled: one of it for all shards. `tell`: this shard may go on
     /// at this scope.
     pub async fn keep(&self, queue: &Queue, clock: Clock, tell: impl Fn(usize, Scope)) {
-        self.forget_old(queue, clock.now()).await;
+        let mut sweep = Sweep {
+            at: clock.now(),
+            after: None,
+        };
         loop {
-            self.0.wanted.notified().await;
+            // Either is a reason to look.
+            let _ = timeout_at(clock.instant(sweep.at), self.0.wanted.notified()).await;
             loop {
+                self.sweep(queue, &mut sweep, clock.now());
                 let gone = self.gone();
                 let wanted = self.wanted(clock.now());
                 if wanted.is_empty() && gone.is_empty() {
                     break;
                 }
-                // One that fails is deleted at the next start.
-                match queue.keep_counts(in_order(gone, &wanted)).await {
+                match queue.keep_counts(in_order(&gone, &wanted)).await {
                     Ok(()) => {
+                        self.deleted(&gone);
                         for (shard, scope) in self.kept(&wanted, clock.now()) {
                             tell(shard, scope);
                         }
@@ -167,11 +191,17 @@ impl Ledger {
         }
     }
 
-    /// Whose counts are to be deleted. Who has come back meanwhile goes on with them.
-    fn gone(&self) -> Vec<Scope> {
-        let mut gone = std::mem::take(&mut *self.0.gone.lock());
-        gone.retain(|scope| self.find(scope).is_none());
-        gone
+    /// Whose counts are to be deleted, up to as many as go into one write. Who has come back meanwhile has them written anew.
+    pub fn gone(&self) -> Vec<Scope> {
+        self.0.gone.lock().iter().take(AT_ONCE).cloned().collect()
+    }
+
+    /// They are.
+    pub fn deleted(&self, gone: &[Scope]) {
+        let mut all = self.0.gone.lock();
+        for scope in gone {
+            all.remove(scope);
+        }
     }
 
     /// What is to be written, of some budgets; of none only where there is none.
@@ -221,28 +251,39 @@ impl Ledger {
         Ok(())
     }
 
-    async fn forget_old(&self, queue: &Queue, now: Timestamp) {
-        let kept = queue.counts().unwrap_or_else(|error| {
-            tracing::error!(%error, "counts can't be read");
-            Vec::new()
-        });
-        let is_old = |record: &queue::CountsRecord| record.at + FORGOTTEN < now;
-        let old = kept
-            .into_iter()
-            .filter(|(_, record)| record.as_ref().is_some_and(is_old))
-            .map(|(scope, _)| (scope, None));
-        let old: Vec<_> = old.collect();
-        if !old.is_empty()
-            && let Err(error) = queue.keep_counts(old).await
-        {
-            tracing::error!(%error, "old counts can't be deleted");
+    /// Has a page of what stands on disk looked through, if it is time, and what of it is too old deleted. What memory holds is not
+    /// among that: it is as [`Self::tidy`] says.
+    fn sweep(&self, queue: &Queue, sweep: &mut Sweep, now: Timestamp) {
+        // Where nothing can be deleted there is no use in finding more of it.
+        if now < sweep.at || !self.0.gone.lock().is_empty() {
+            return;
         }
+        let page = queue
+            .counts(sweep.after.as_ref(), AT_ONCE)
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "counts can't be read");
+                Vec::new()
+            });
+        let more = page.len() == AT_ONCE;
+        (sweep.at, sweep.after) = match page.last().filter(|_| more) {
+            Some((last, _)) => (now + NEXT_PAGE, Some(last.clone())),
+            None => (now + SWEEPS_EVERY, None),
+        };
+        let is_old = |record: &CountsRecord| record.at + FORGOTTEN < now;
+        let old = page.into_iter().filter_map(|(scope, record)| {
+            let is_old = record.as_ref().is_some_and(is_old);
+            is_old.then_some(scope)
+        });
+        // Whoever has come back is not among them: what it counts is of this page, or is written after it by this same task.
+        let all = self.0.budgets.lock();
+        let old = old.filter(|scope| !all.contains_key(scope));
+        self.0.gone.lock().extend(old);
     }
 }
 
 /// What is to be written of both. One that is gone may have come since, and is among those that are wanted then: the last holds.
-fn in_order(gone: Vec<Scope>, wanted: &[Wanted]) -> Vec<(Scope, Option<CountsRecord>)> {
-    let gone = gone.into_iter().map(|scope| (scope, None));
+pub fn in_order(gone: &[Scope], wanted: &[Wanted]) -> Vec<(Scope, Option<CountsRecord>)> {
+    let gone = gone.iter().map(|scope| (scope.clone(), None));
     let kept = |wanted: &Wanted| (wanted.scope.clone(), Some(wanted.keep.record.clone()));
     gone.chain(wanted.iter().map(kept)).collect()
 }
@@ -301,6 +342,97 @@ mod tests {
         writes.join().unwrap();
     }
 
+    /// A message that did not go was counted on disk, with one ahead; its scope comes back before that is deleted.
+    #[tokio::test]
+    async fn counts_that_are_over_hold_nobody_up_until_they_are_deleted() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let settings = crate::delivery::shard::test_settings("");
+        let limits = ScopeLimits {
+            messages_per_hour: Some(2),
+            ..ScopeLimits::default()
+        };
+        let scope = Scope {
+            tenant: Some("t".into()),
+            ..Scope::default()
+        };
+        let ledger = Ledger::default();
+        let write = async || {
+            let (gone, wanted) = (ledger.gone(), ledger.wanted(NOW));
+            queue.keep_counts(in_order(&gone, &wanted)).await.unwrap();
+            ledger.deleted(&gone);
+            ledger.kept(&wanted, NOW);
+        };
+        let budget = || ledger.budget(&scope, (&limits, &settings.delivery.streams), &queue, NOW);
+        let asked = Asked {
+            stream: "bulk",
+            bytes: 0,
+        };
+        let refused = budget();
+        write().await;
+        assert_eq!(refused.lock().message(0, &asked, NOW), Grant::Granted);
+        ledger.hear(&scope, &mut refused.lock());
+        write().await;
+        refused.lock().refund("bulk", 0, NOW);
+        drop(refused);
+        ledger.tidy(NOW);
+        assert_eq!(ledger.used(NOW), []);
+
+        let back = budget();
+        for _ in 0..2 {
+            write().await;
+            assert_eq!(back.lock().message(0, &asked, NOW), Grant::Granted);
+            ledger.hear(&scope, &mut back.lock());
+        }
+        write().await;
+        assert_ne!(back.lock().message(0, &asked, NOW), Grant::Granted);
+        let record = queue.counts_of(&scope).unwrap();
+        let hour = record.expect("it is not deleted after it is written").hour;
+        assert!(hour.unwrap().parts.iter().sum::<u64>() >= 2);
+    }
+
+    /// What memory had no room for was over long before the next start, and stood on disk till then.
+    #[tokio::test(start_paused = true)]
+    async fn counts_that_are_over_are_forgotten_while_the_relay_runs() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let settings = crate::delivery::shard::test_settings("");
+        let limits = ScopeLimits {
+            messages_per_hour: Some(10),
+            ..ScopeLimits::default()
+        };
+        let scope = |number: usize| Scope {
+            tenant: Some(format!("{number:05}").into()),
+            ..Scope::default()
+        };
+        let record = |at| CountsRecord {
+            at,
+            minute: None,
+            hour: None,
+            day: None,
+        };
+        let hour = Duration::from_secs(3_600);
+        let old = record(NOW - 24 * hour);
+        let mut kept: Vec<_> = (0..2 * AT_ONCE + 10)
+            .map(|number| (scope(number), Some(old.clone())))
+            .collect();
+        let (young, held) = (kept.len() - 3, 7);
+        kept[young].1 = Some(record(NOW));
+        queue.keep_counts(kept.clone()).await.unwrap();
+        let ledger = Ledger::default();
+        // Idle: its record is as old as the others, but whoever holds it may use it at any time.
+        let _held = ledger.budget(&scope(held), (&limits, &settings.delivery.streams), &queue, NOW);
+        ledger.0.wanting.lock().clear();
+
+        let all = || queue.counts(None, usize::MAX).unwrap();
+        let keeping = ledger.keep(&queue, Clock::anchored(NOW), |_, _| {});
+        tokio::pin!(keeping);
+        let mut pass = async |time| {
+            assert!(tokio::time::timeout(time, &mut keeping).await.is_err());
+            all().into_iter().map(|(scope, _)| scope).collect::<Vec<_>>()
+        };
+        assert_eq!(pass(hour / 2).await.len(), kept.len(), "not one is over");
+        assert_eq!(pass(2 * hour).await, [scope(held), scope(young)]);
+    }
+
     /// Mail to a scope that nobody has used for its span comes just as its counts are deleted.
     #[tokio::test]
     async fn counts_that_are_deleted_and_made_anew_in_one_write_stay() {
@@ -322,7 +454,7 @@ mod tests {
         };
         drop(budget(NOW));
         let wanted = ledger.wanted(NOW);
-        queue.keep_counts(in_order(Vec::new(), &wanted)).await.unwrap();
+        queue.keep_counts(in_order(&[], &wanted)).await.unwrap();
         ledger.kept(&wanted, NOW);
         drop(wanted);
 
@@ -332,7 +464,7 @@ mod tests {
         assert_eq!(gone, std::slice::from_ref(&scope));
         let budget = budget(later);
         let wanted = ledger.wanted(later);
-        queue.keep_counts(in_order(gone, &wanted)).await.unwrap();
+        queue.keep_counts(in_order(&gone, &wanted)).await.unwrap();
         ledger.kept(&wanted, later);
         assert_eq!(budget.lock().message(0, &asked, later), Grant::Granted);
         let record = queue

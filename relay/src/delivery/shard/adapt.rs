@@ -151,16 +151,11 @@ impl Adjustments {
         all.filter(is_over).map(|record| record.key.clone()).collect()
     }
 
-    fn first_to_end(&self) -> Option<AdjustmentKey> {
+    /// The one that the store drops for one more that was changed at this moment.
+    fn least(&self, now: Timestamp) -> Option<AdjustmentKey> {
         let all = self.by_site.values().flat_map(BTreeMap::values);
-        let end = |record: &&Arc<AdjustmentRecord>| {
-            (
-                record.is_operators(),
-                record.until.unwrap_or(Timestamp::MAX),
-                record.key.clone(),
-            )
-        };
-        all.min_by_key(end).map(|record| record.key.clone())
+        let least = all.min_by_key(|record| (record.importance(now), &record.key));
+        least.map(|record| record.key.clone())
     }
 }
 
@@ -293,10 +288,9 @@ impl Shard {
     pub(super) fn adjusted(&mut self, record: &Arc<AdjustmentRecord>, now: Timestamp) {
         if self.adjustments.count >= MAX_ADJUSTMENTS
             && self.adjustments.get(&record.key).is_none()
-            && let Some(least) = self.adjustments.first_to_end()
+            && let Some(least) = self.adjustments.least(record.changed)
         {
-            self.adjustments.remove(&least);
-            self.refresh_lanes(&least.scope, now);
+            self.adjustment_ended(&least, "too many others", now);
         }
         let before = self.adjustments.get(&record.key).cloned();
         self.adjustments.insert(record.clone());

@@ -16,6 +16,7 @@ use crate::config::Settings;
 use crate::delivery::adapt::{Others, lesson};
 use crate::delivery::exchange::{self, Accepted, Word};
 use crate::delivery::lane::ConnectionId;
+use crate::delivery::limits::ledger::in_order;
 use crate::delivery::route::Route;
 use crate::routing::Routing;
 use crate::world::{DnsError, MxAnswer, MxHost, Random};
@@ -293,12 +294,10 @@ impl Fleet {
     /// Has what windows counted written, as the ledger does by itself.
     async fn keep(&mut self) {
         let ledger = self.shards[0].place.ledger().clone();
-        let wanted = ledger.wanted(self.now);
-        if !wanted.is_empty() {
-            let counts = wanted
-                .iter()
-                .map(|wanted| (wanted.scope.clone(), Some(wanted.keep.record.clone())));
-            self.queue.keep_counts(counts.collect()).await.unwrap();
+        let (gone, wanted) = (ledger.gone(), ledger.wanted(self.now));
+        if !gone.is_empty() || !wanted.is_empty() {
+            self.queue.keep_counts(in_order(&gone, &wanted)).await.unwrap();
+            ledger.deleted(&gone);
             for (shard, scope) in ledger.kept(&wanted, self.now) {
                 self.word(shard, Word::Room(scope));
             }

@@ -14,10 +14,11 @@ use std::time::Duration;
 use mail_core::Timestamp;
 use parking_lot::Mutex;
 use queue::{QueueId, QueueName, Scope, UnitKey};
+use slab::Slab;
 
 use crate::delivery::agenda::{Place, place};
 use crate::delivery::exchange::{Waits, Word};
-use crate::delivery::lane::ConnectionId;
+use crate::delivery::lane::{ConnectionId, Lane};
 use crate::delivery::limits::Grant;
 use crate::delivery::limits::budget::{Asked, Budget, Claim, RESERVED};
 use crate::delivery::turn::Turn;
@@ -75,16 +76,29 @@ pub(super) struct Gate {
 pub(super) struct OnWire {
     place: Place,
     /// Where it goes.
-    pub(super) lane: LaneId,
+    lane: LaneRef,
     /// It counts as one of its stream in its lane.
     is_counted: bool,
     taken: Option<Taken>,
 }
 
-impl OnWire {
-    /// Its lane is gone.
-    pub(super) fn uncount(&mut self) {
-        self.is_counted = false;
+/// A lane that may have gone by now, whatever is in its slot.
+#[derive(Clone, Copy)]
+struct LaneRef {
+    slot: LaneId,
+    number: u64,
+}
+
+impl LaneRef {
+    fn to(slot: LaneId, lanes: &Slab<Lane>) -> Self {
+        let number = lanes.get(slot).map_or(0, |lane| lane.number);
+        Self { slot, number }
+    }
+
+    /// Its slot, if it is there still.
+    fn find(self, lanes: &Slab<Lane>) -> Option<LaneId> {
+        let lane = lanes.get(self.slot)?;
+        (lane.number == self.number).then_some(self.slot)
     }
 }
 
@@ -96,7 +110,7 @@ impl Active {
     }
 
     /// The same, noted now where it was not.
-    fn note_on_wire(&mut self, place: Place, lane: LaneId) -> &mut OnWire {
+    fn note_on_wire(&mut self, place: Place, lane: LaneRef) -> &mut OnWire {
         let at = self.find_on_wire(place).unwrap_or_else(|at| {
             let fresh = OnWire {
                 place,
@@ -407,7 +421,7 @@ impl Shard {
             self.gates[share.gate].used_by += 1;
         }
         if is_counted || taken.is_some() || active.stands.len() > 1 {
-            let out = active.note_on_wire(place(&unit), lane);
+            let out = active.note_on_wire(place(&unit), LaneRef::to(lane, &self.lanes));
             (out.is_counted, out.taken) = (is_counted, taken);
         }
     }
@@ -436,7 +450,8 @@ impl Shard {
         };
         let stream = &active.name.stream;
         if out.is_counted
-            && let Some(at) = self.lanes.get_mut(out.lane)
+            && let Some(lane) = out.lane.find(&self.lanes)
+            && let Some(at) = self.lanes.get_mut(lane)
             && let Some(count) = at.busy.get_mut(stream)
         {
             *count -= 1;

@@ -13,7 +13,6 @@ use crate::delivery::lane::{Lane, LaneKey, Rest};
 use crate::delivery::route::Route;
 use crate::world::{DnsError, log_time};
 
-use super::gates::OnWire;
 use super::{
     Direction, Effect, LONGEST_REST, LaneId, MAX_LOOKUPS, SITE_DOUBT, SITE_TTL, Shard, Stand, Standing,
     Timer, not_configured,
@@ -318,6 +317,8 @@ impl Shard {
         let rest = self.rest(&HoldScope::Lane(key.scope()), now);
         let mut lane = Lane::new(key.clone(), plan, &rule, rest, now);
         lane.provider = provider;
+        self.made_lanes += 1;
+        lane.number = self.made_lanes;
         let lane = self.lanes.insert(lane);
         self.lane_of.insert(key, lane);
         self.find_limits_of_family(lane, now);
@@ -428,11 +429,6 @@ impl Shard {
             self.leave_gate(lane);
             self.save_pace(lane);
             let gone = self.lanes.remove(lane);
-            // A number is given again: what went through it is counted in no other lane.
-            if !gone.busy.is_empty() {
-                let out = self.active.values_mut().flat_map(|active| &mut active.on_wire);
-                out.filter(|out| out.lane == lane).for_each(OnWire::uncount);
-            }
             let of_tenants = gone.tenant_gates.into_iter().map(|(_, gates)| gates);
             self.forget_gates(of_tenants.chain([gone.gates]));
             self.lane_of.remove(&gone.key);

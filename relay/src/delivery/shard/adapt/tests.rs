@@ -2,8 +2,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use mail_core::Timestamp;
 use queue::store::MemoryStore;
-use queue::{AdjustmentKind, AdjustmentRecord, Queue};
+use queue::{AdjustmentKind, AdjustmentRecord, MAX_ADJUSTMENTS, Queue};
 
 use super::super::fleet::{Answer, Fleet, START, Sent};
 use super::super::operator::tests::{adjustment, shard};
@@ -207,4 +208,43 @@ async fn a_suspension_that_the_committer_had_no_room_for_is_written_later() {
     assert!(queue.adjustments(None, 9).unwrap().is_empty());
     shard.look_after_adjustments(START + SECOND);
     assert_eq!(queue.adjustments(None, 9).unwrap().len(), 1);
+}
+
+/// What is kept says after a restart what held before it.
+#[tokio::test]
+async fn of_too_many_suspensions_memory_and_store_drop_the_same() {
+    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    let mut shard = shard(&queue);
+    let of = |number: usize, changed: Timestamp, until: Duration| {
+        let mut record = adjustment(Some(changed + until), changed);
+        record.by = match number.is_multiple_of(2) {
+            true => queue::BY_REPLY.to_owned(),
+            false => "uid 7".to_owned(),
+        };
+        record.key.scope.site = Some(format!("mx{number:05}.test").into());
+        record
+    };
+    // Those that came first end last; some come at the same moment, and one is over by the time there are too many.
+    for number in 0..MAX_ADJUSTMENTS {
+        let secs = u32::try_from(number / 3).unwrap();
+        let until = match number {
+            5_001 => MINUTE,
+            _ => 10 * 3_600 * SECOND - 2 * secs * SECOND,
+        };
+        shard.suspend(of(number, START + secs * SECOND, until), START);
+    }
+    let now = START + 4_000 * SECOND;
+    for number in 0..9 {
+        shard.suspend(of(MAX_ADJUSTMENTS + number, now, MINUTE), now);
+    }
+    let stored = queue.adjustments(None, usize::MAX).unwrap().into_iter();
+    let stored: Vec<_> = stored.map(|(_, record)| record.key).collect();
+    assert_eq!(stored.len(), MAX_ADJUSTMENTS);
+    let only_stored: Vec<_> = stored
+        .iter()
+        .filter(|key| shard.adjustments.get(key).is_none())
+        .map(|key| key.to_string())
+        .collect();
+    assert_eq!(only_stored, Vec::<String>::new());
+    assert_eq!(shard.adjustments.count, MAX_ADJUSTMENTS);
 }

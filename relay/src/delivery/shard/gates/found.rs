@@ -7,7 +7,7 @@ use mail_core::Timestamp;
 use parking_lot::Mutex;
 use queue::{QueueId, Scope, UnitKey};
 
-use super::{Gate, GateId, Share, Taken};
+use super::{Gate, GateId, LaneRef, Share, Taken};
 use crate::config::limits::{OfLanes, SiteLimits, Together};
 use crate::config::warm_up::day;
 use crate::delivery::agenda::place;
@@ -108,7 +108,10 @@ impl Shard {
                 }
                 let active = self.active.get(&id);
                 let known = active.and_then(|active| active.known_on_wire(place(&unit)));
-                let lane = known.map_or(usual, |out| out.lane);
+                let lane = known.map_or(Some(usual), |out| out.lane.find(&self.lanes));
+                let Some(lane) = lane else {
+                    continue;
+                };
                 let Some(of_lane) = self.lanes.get(lane).map(|lane| lane.gates.clone()) else {
                     continue;
                 };
@@ -161,6 +164,7 @@ impl Shard {
         if !taken.shares.is_empty()
             && let Some(active) = self.active.get_mut(&unit.queue)
         {
+            let lane = LaneRef::to(lane, &self.lanes);
             active.note_on_wire(place(&unit), lane).taken = Some(taken);
         }
     }

@@ -4,6 +4,7 @@ use mail_core::{MessageId, Timestamp};
 use queue::{QueueId, UnitKey};
 
 use crate::delivery::exchange::Waits;
+use crate::delivery::lane::ConnectionId;
 use crate::delivery::shard::fleet::{Answer, Fleet, START, Sent};
 use crate::delivery::shard::{Active, Settled};
 
@@ -274,7 +275,7 @@ async fn budgets_of_what_is_over_are_forgotten() {
     fleet.shards.clear();
     ledger.tidy(fleet.now);
     assert_eq!(ledger.used(fleet.now).len(), 5, "an hour is not over");
-    assert_eq!(fleet.queue.counts().unwrap().len(), 5);
+    assert_eq!(fleet.queue.counts(None, 9).unwrap().len(), 5);
     let later = fleet.now + 2 * 3_600 * SECOND;
     ledger.tidy(later);
     assert_eq!(ledger.used(later), []);
@@ -284,7 +285,7 @@ async fn budgets_of_what_is_over_are_forgotten() {
             .await
             .is_err()
     );
-    assert_eq!(fleet.queue.counts().unwrap(), []);
+    assert_eq!(fleet.queue.counts(None, 9).unwrap(), []);
 }
 
 const TWO_SOURCES: &str = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n[[source]]\nname = \"s2\"\naddresses = [\"192.0.2.2\"]\n\
@@ -433,4 +434,64 @@ async fn what_was_begun_before_a_limit_came_gives_nothing_of_it_back() {
         );
         assert!(fleet.count(every) >= 50, "{key}: {}", fleet.count(every));
     }
+}
+
+/// Nothing has gone: no attempt is held against the hour, whenever its budget leaves memory and comes back.
+#[tokio::test]
+async fn a_connection_that_is_refused_takes_nothing_of_an_hour() {
+    for limit in [
+        "[[limit]]\nsite = \"*\"\nmessages_per_hour = 2\n",
+        "[[limit]]\ntenant = \"*\"\nmessages_per_hour = 1\n",
+    ] {
+        for second in [0, 13, 26] {
+            let mut fleet = Fleet::new(1, limit);
+            let mut refusals = 3;
+            fleet.peer = Some(Box::new(move |_, _| {
+                if refusals == 0 {
+                    return Answer::Takes(SECOND / 10);
+                }
+                refusals -= 1;
+                Answer::Refuses("421 4.3.2 not now")
+            }));
+            fleet.run(second * SECOND).await;
+            fleet.accept(1, "t", "bulk", "a.test", 10).await;
+            fleet.run(3_600 * SECOND).await;
+            assert_eq!(fleet.count(every), 1, "begun at second {second}: {limit}");
+        }
+    }
+}
+
+/// Its lane went while its outcome was being recorded, and another lane has the slot.
+#[tokio::test]
+async fn what_is_on_the_wire_of_a_lane_that_has_gone_is_counted_in_no_other() {
+    let before = "[[limit]]\nsite = \"*\"\nconnections = 100\n";
+    let mut fleet = Fleet::new(1, before);
+    fleet.takes = 3_600 * SECOND;
+    fleet.accept(1, "t", "bulk", "a.test", 5_000).await;
+    fleet.run(2 * SECOND).await;
+    let (&(_, connection), _) = fleet.open.first_key_value().unwrap();
+    let (id, now) = (QueueId(1), fleet.now);
+    let shard = &mut fleet.shards[0];
+    let (gone, _) = shard.lanes.iter().next().unwrap();
+    assert_eq!(shard.active[&id].agenda.claims(), 1);
+    shard.leave_lanes(id);
+    shard.connection_closed(gone, ConnectionId(connection), now);
+    assert!(!shard.lanes.contains(gone));
+    fleet.accept(1, "t", "bulk", "b.test", 10).await;
+    fleet.run(2 * SECOND).await;
+    assert_eq!(&*fleet.shards[0].lanes[gone].key.site, "mx.b.test");
+    // The other queue goes elsewhere by now.
+    fleet.hosts.insert("a.test".into(), vec!["mx.c.test".into()]);
+    fleet.accept(1, "t", "bulk", "a.test", 10).await;
+    fleet.run(2 * SECOND).await;
+    assert_eq!(fleet.count(every), 3);
+    fleet.renew(&format!("{before}bytes_in_flight = \"1 MiB\"\n"));
+    let ledger = fleet.shards[0].place.ledger();
+    let used = ledger.used(fleet.now).into_iter();
+    let used: Vec<_> = used
+        .filter(|(scope, _)| scope.site.as_deref() == Some("mx.b.test"))
+        .map(|(_, used)| used.bytes)
+        .collect();
+    assert_eq!(used.len(), 1);
+    assert!(used[0] < 5_000, "{used:?}");
 }
