@@ -1,6 +1,5 @@
 //! The way to the committer: bounded, withdrawable while one waits, and shut as long as the store fails.
 
-mod gather;
 pub(crate) mod mend;
 pub(crate) mod space;
 mod sync;
@@ -39,6 +38,10 @@ const WAITING: usize = 4_096;
 
 /// Octets of bodies that wait for the committer.
 const WAITING_BYTES: usize = 256 << 20;
+
+/// A group ends at so many requests, or so many octets of bodies.
+const GROUP: usize = 512;
+const GROUP_BYTES: usize = 8 << 20;
 
 /// How often the mark is set and free space asked for.
 const KEEPER_EVERY: Duration = Duration::from_secs(1);
@@ -569,6 +572,32 @@ impl Drop for TellPanic<'_> {
     }
 }
 
+/// What a request adds to a group in bodies, those of reports too.
+fn body_bytes(request: &Request) -> usize {
+    match request {
+        Request::Accept { message, .. } => message.body.len(),
+        Request::Settle { settle, .. } => settle.reports.iter().map(|report| report.body.len()).sum(),
+        Request::Chunk { octets, .. } => octets.len(),
+        Request::Rest { .. }
+        | Request::Hold { .. }
+        | Request::Lift { .. }
+        | Request::Forget { .. }
+        | Request::Present(_)
+        | Request::Adjust { .. }
+        | Request::EndAdjustment { .. }
+        | Request::Suspend { .. }
+        | Request::Resume { .. }
+        | Request::Count { .. }
+        | Request::Retry { .. }
+        | Request::SetAside { .. }
+        | Request::Import { .. }
+        | Request::Damaged(_)
+        | Request::Mend { .. }
+        | Request::Abandon(_)
+        | Request::Nudge => 0,
+    }
+}
+
 /// The committer's thread: takes what waits as one group, writes it, has it synced, and so on until all senders are gone. After a
 /// failure it takes nothing more until the store is back.
 fn run(
@@ -578,7 +607,25 @@ fn run(
     syncer: &Syncer,
     shared: &Shared,
 ) -> Result<(), Stopped> {
-    while let Some(mut group) = gather::group(&mut waiting, shared, gather::LINGER) {
+    while let Some(first) = waiting.blocking_recv() {
+        let mut group = Vec::with_capacity(GROUP);
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(entry) = next {
+            if entry
+                .ticket
+                .as_ref()
+                .is_none_or(|ticket| ticket.claim(Ticket::TAKEN))
+            {
+                bytes += body_bytes(&entry.request);
+                group.extend(mend::unless_void(entry.request, shared));
+            }
+            next = if group.len() < GROUP && bytes < GROUP_BYTES {
+                waiting.try_recv().ok()
+            } else {
+                None
+            };
+        }
         // Of whatever wrote them, nothing is on its way any more.
         group.extend(shared.take_abandoned());
         if sabotage::is_on("ack-before-commit") {
