@@ -108,9 +108,13 @@ pub struct SetAdjustment {
     /// Messages a second, at the most, of each lane; not with `suspend`.
     #[serde(default)]
     pub messages_per_second: Option<f64>,
-    /// When it ends by itself; unless given, once it is ended.
+    /// When it ends by itself; without it and `for_seconds`, once it is ended.
     #[serde(default)]
     pub until: Option<Time>,
+    /// So many seconds from now, by the relay's own clock; not with `until`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 315_360_000)]
+    pub for_seconds: Option<u64>,
     /// Why; up to 500 octets.
     pub reason: String,
 }

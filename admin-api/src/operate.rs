@@ -38,9 +38,13 @@ pub struct Selector {
 pub struct Suspend {
     /// Which queues, those too that come to be later.
     pub selector: Selector,
-    /// When they go on by themselves; unless given, once they are resumed.
+    /// When they go on by themselves; without it and `for_seconds`, once they are resumed.
     #[serde(default)]
     pub until: Option<Time>,
+    /// So many seconds from now, by the relay's own clock; not with `until`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 315_360_000)]
+    pub for_seconds: Option<u64>,
     /// Why; up to 500 octets.
     pub reason: String,
 }

@@ -163,7 +163,9 @@ impl Control for Made {
         Ok(Suspension {
             selector: suspend.selector,
             since: Time(Timestamp(0)),
-            until: suspend.until,
+            until: suspend
+                .for_seconds
+                .map(|seconds| Time(Timestamp(seconds * 1_000))),
             reason: suspend.reason,
             by: by.0.to_string(),
         })
@@ -255,10 +257,12 @@ async fn changes_are_posted_and_know_who_asks() {
     let suspend = Suspend {
         selector: selector.clone(),
         until: None,
+        for_seconds: Some(7_200),
         reason: "maintenance".into(),
     };
     let done = client.suspend(&suspend).await.unwrap();
     assert_eq!((&done.selector, &done.by), (&selector, &me));
+    assert_eq!(done.until, Some(Time(Timestamp(7_200_000))));
     let mut octets = Vec::new();
     client.raw(KNOWN, &mut octets).await.unwrap();
     assert_eq!(octets, me.as_bytes());
@@ -285,6 +289,15 @@ async fn changes_are_posted_and_know_who_asks() {
         ),
         (
             format!("POST /v1/delete HTTP/1.1\r\n{close}Content-Type: application/json\r\n\r\n{{}}"),
+            "422",
+        ),
+        // A length below zero is none.
+        (
+            format!(
+                "POST /v1/suspensions HTTP/1.1\r\n{}Content-Type: application/json\r\n\r\n{}",
+                close.replace("Length: 2", "Length: 55"),
+                "{\"selector\":{\"all\":true},\"for_seconds\":-1,\"reason\":\"x\"}"
+            ),
             "422",
         ),
         (format!("GET /v1/delete HTTP/1.1\r\n{close}\r\n{{}}"), "405"),

@@ -312,6 +312,38 @@ mod tests {
         }
     }
 
+    /// A look at what is due goes through each of its files that flushes have left. No compaction runs here, so that what is told
+    /// does not depend on when one would be done.
+    #[test]
+    fn what_is_due_is_merged_at_two_files_and_all_else_at_four() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(folder.path(), false).unwrap();
+        let told = |family, of: &str| {
+            let family = store.family(family).unwrap();
+            store.db.property_int_value_cf(family, of).unwrap().unwrap()
+        };
+        for family in Family::ALL {
+            let merged_at = if family == Family::Due { 2 } else { 4 };
+            for count in 1..=4 {
+                let mut batch = Batch::default();
+                batch.put(family, b"key", vec![count; 100]);
+                store.write(&batch, true).unwrap();
+                store.db.flush_cf(store.family(family).unwrap()).unwrap();
+                assert_eq!(
+                    told(family, "rocksdb.num-files-at-level0"),
+                    u64::from(count),
+                    "{family:?}"
+                );
+                let waiting = told(family, "rocksdb.estimate-pending-compaction-bytes");
+                assert_eq!(
+                    waiting > 0,
+                    count >= merged_at,
+                    "{family:?}: {count} files, {waiting} octets to merge"
+                );
+            }
+        }
+    }
+
     #[test]
     fn only_a_held_lock_is_called_one() {
         let told = |error| explain(Path::new("/q"), error);

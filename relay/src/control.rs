@@ -442,6 +442,7 @@ fn hold(scope: &HoldScope, record: HoldRecord) -> Hold {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use admin_api::adjust::Scope;
     use admin_api::{RecipientState, RecipientView};
     use bytes::Bytes;
     use mail_core::{BodyType, DsnOptions, Mailbox, Recipient, ReversePath};
@@ -527,6 +528,63 @@ pub(crate) mod tests {
                         .into(),
                 })
                 .collect(),
+        }
+    }
+
+    /// Ours stands at 2023, and whoever asks has another one.
+    #[tokio::test]
+    async fn what_an_operator_sets_for_a_while_ends_by_the_relays_own_clock() {
+        let (_, control) = control();
+        let suspend = |until, for_seconds| Suspend {
+            selector: Selector {
+                all: true,
+                ..Selector::default()
+            },
+            until,
+            for_seconds,
+            reason: "a test".into(),
+        };
+        let adjust = |until, for_seconds| SetAdjustment {
+            scope: Scope {
+                site: Some("mx.a.test".into()),
+                ..Scope::default()
+            },
+            suspend: true,
+            until,
+            for_seconds,
+            reason: "a test".into(),
+            ..SetAdjustment::default()
+        };
+        let by = || Caller("uid 7".into());
+        let two_hours = Duration::from_secs(7_200);
+        let moment = Some(Time(START + two_hours));
+        for (until, for_seconds) in [(None, Some(7_200)), (moment, None), (None, None)] {
+            let set = control.suspend(suspend(until, for_seconds), by()).await.unwrap();
+            let adjusted = control.adjust(adjust(until, for_seconds), by()).await.unwrap();
+            for (since, end) in [(set.since, set.until), (adjusted.since, adjusted.until)] {
+                let expected = for_seconds.map(|_| Time(since.0 + two_hours)).or(until);
+                assert_eq!(end, expected);
+                assert!((START..START + two_hours).contains(&since.0), "{since}");
+            }
+        }
+        for (until, for_seconds, part) in [
+            (moment, Some(7_200), "not both"),
+            (None, Some(0), "for_seconds is 1 to 315360000"),
+            (None, Some(315_360_001), "for_seconds is 1 to 315360000"),
+            (None, Some(u64::MAX), "for_seconds is 1 to 315360000"),
+            (Some(Time(START)), None, "past"),
+        ] {
+            let set = control
+                .suspend(suspend(until, for_seconds), by())
+                .await
+                .map(|_| ());
+            let adjusted = control.adjust(adjust(until, for_seconds), by()).await.map(|_| ());
+            for done in [set, adjusted] {
+                let Err(ControlError::Wrong(text)) = done else {
+                    panic!("{until:?}, {for_seconds:?}: {done:?}");
+                };
+                assert!(text.contains(part), "{text}");
+            }
         }
     }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+
 use super::program::{Program, Start};
 use super::runs::{self, Values, program};
 use super::{Common, Mark, Told, median};
@@ -21,8 +23,9 @@ const DUE: u64 = 1_000;
 /// Units deleted at a queue's head; messages deleted by an operator.
 const TOMBSTONES: f64 = 1_000_000.0;
 const DELETED: f64 = 1_000_000.0;
-/// Octets of WAL that a killed store is left with: a little below where RocksDB begins another one.
-const WAL: u64 = 90 << 20;
+/// Octets of WAL that a killed store is left with. RocksDB flushes 128 MiB of memtables before its WALs are 192 MiB, their cap: of messages of
+/// 1 KiB they are some 150 MiB when the second half of the memtables is full and the first is not flushed yet. This is a little below.
+const WAL: f64 = 140.0 * MIB;
 /// Messages that pass through a relay before its memory is looked at: more than memtables hold, which fill up with a backlog or without.
 const PASS: u64 = 200_000;
 const MIB: f64 = 1_048_576.0;
@@ -146,7 +149,26 @@ impl Bench<'_> {
     }
 
     /// Makes a store of so many messages.
-    fn fill(&self, name: &str, messages: u64, more: &[(&str, u64)], killed: bool) -> anyhow::Result<PathBuf> {
+    fn fill(&self, name: &str, messages: u64, more: &[(&str, u64)]) -> anyhow::Result<PathBuf> {
+        Ok(self.fill_and_end(name, messages, more, false)?.0)
+    }
+
+    /// The same with a WAL of messages that have left, killed before that is flushed; the octets of the WAL too.
+    fn fill_and_kill(&self, name: &str, messages: u64) -> anyhow::Result<(PathBuf, f64)> {
+        let wal = (WAL * self.common.scale.min(1.0)).max(MIB) as u64;
+        let (store, values) =
+            self.fill_and_end(name, messages, &[("domains", DOMAINS), ("wal", wal)], true)?;
+        let wal = values.get("wal_bytes").copied();
+        Ok((store, wal.context("no wal_bytes of a killed store")?))
+    }
+
+    fn fill_and_end(
+        &self,
+        name: &str,
+        messages: u64,
+        more: &[(&str, u64)],
+        killed: bool,
+    ) -> anyhow::Result<(PathBuf, Values)> {
         let store = self.path(name);
         let mut arguments = vec!["fill".to_owned(), store.display().to_string()];
         let all = [("messages", messages)];
@@ -156,8 +178,8 @@ impl Bench<'_> {
         if killed {
             arguments.push("--abort".to_owned());
         }
-        self.run(&arguments, killed)?;
-        Ok(store)
+        let values = self.run(&arguments, killed)?;
+        Ok((store, values))
     }
 
     fn probe(&self, store: &Path) -> anyhow::Result<Values> {
@@ -175,17 +197,16 @@ impl Bench<'_> {
         if !self.wants("backlog") {
             return Ok(());
         }
-        let wal = [("domains", DOMAINS), ("wal", WAL)];
         let clean = [("domains", DOMAINS)];
         let many = self.scaled(MANY);
-        let few = self.fill("few", FEW, &wal, true)?;
+        let (few, _) = self.fill_and_kill("few", FEW)?;
         // Large first: what is short of disk is told at once. The killed store is the clean one with a WAL behind it.
-        let big = self.fill("many", many, &clean, false)?;
+        let big = self.fill("many", many, &clean)?;
         // What a shard asks for is a page, so that there is one in each queue of the store that is compared, all in one WAL.
         let paged = [("domains", DOMAINS), ("bytes", 64)];
         let (empty, pages, full) = (
-            self.probe(&self.fill("empty", DOMAINS, &clean, false)?)?,
-            self.probe(&self.fill("pages", DOMAINS * PAGE, &paged, false)?)?,
+            self.probe(&self.fill("empty", DOMAINS, &clean)?)?,
+            self.probe(&self.fill("pages", DOMAINS * PAGE, &paged)?)?,
             self.probe(&big)?,
         );
         let of = |values: &Values, name: &str| values.get(name).copied().unwrap_or(f64::NAN);
@@ -237,10 +258,10 @@ impl Bench<'_> {
             "MiB",
         )?;
         // The same store, with a WAL as long as that of the small one.
-        self.fill("many", 1, &wal, true)?;
+        let (_, wal) = self.fill_and_kill("many", 1)?;
         let after_kill = starts(&big)?;
         told.figure(
-            "backlog: first delivery after kill -9",
+            &format!("backlog: first delivery after kill -9, WAL {:.0} MiB", wal / MIB),
             after_kill,
             Mark::AtMost(2.0),
             "s",
@@ -262,10 +283,10 @@ impl Bench<'_> {
             return Ok(());
         }
         let queues = self.scaled(QUEUES);
-        let few = self.fill("base", DUE, &[("domains", DUE)], false)?;
+        let few = self.fill("base", DUE, &[("domains", DUE)])?;
         let base = program.start(&few, DUE)?.resident_after(DUE)?;
         fs::remove_dir_all(&few)?;
-        let many = self.fill("queues", queues, &[("domains", queues), ("due", DUE)], false)?;
+        let many = self.fill("queues", queues, &[("domains", queues), ("due", DUE)])?;
         let resident = program.start(&many, DUE)?.resident_after(DUE)?;
         fs::remove_dir_all(&many)?;
         let more = (resident as f64 - base as f64) / MIB;
@@ -285,7 +306,7 @@ impl Bench<'_> {
         // Each on a store of its own: to remove a table that another store shares frees nothing, and takes no time.
         for _ in 0..self.common.runs {
             let shape = [("domains", DOMAINS), ("due", 0)];
-            let store = self.fill("deletion", self.scaled(DELETED), &shape, false)?;
+            let store = self.fill("deletion", self.scaled(DELETED), &shape)?;
             waits.push(program.start(&store, DOMAINS)?.accepts_while_deleting()?);
             fs::remove_dir_all(&store)?;
         }

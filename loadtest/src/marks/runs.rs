@@ -1,10 +1,12 @@
 //! What groups of marks share: what a bench binary says, and scenarios that are played for their figures.
 
 use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::{Common, Mark, median};
@@ -28,7 +30,7 @@ pub(super) fn program(named: Option<&Path>, name: &str) -> anyhow::Result<PathBu
     Ok(program)
 }
 
-/// What a bench binary says. One that is meant to end as if it were killed may do so.
+/// What a bench binary says. One that is meant to end as if it were killed aborts.
 pub(super) fn figures(binary: &Path, arguments: &[String], killed: bool) -> anyhow::Result<Values> {
     #[derive(Deserialize)]
     struct Value {
@@ -39,7 +41,13 @@ pub(super) fn figures(binary: &Path, arguments: &[String], killed: bool) -> anyh
         .args(arguments)
         .output()
         .with_context(|| binary.display().to_string())?;
-    if output.status.success() == killed {
+    // One that fails otherwise has not left what it was to leave.
+    let as_meant = if killed {
+        output.status.signal() == Some(Signal::ABORT.as_raw())
+    } else {
+        output.status.success()
+    };
+    if !as_meant {
         bail!(
             "{arguments:?} ended with {}: {}",
             output.status,
@@ -158,6 +166,22 @@ fn ensure_sound(report: &Report) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::scenario::Name;
+
+    #[test]
+    fn a_bench_that_failed_was_not_killed() {
+        let ends = |script: &str, killed| {
+            let said = r#"{"name": "a", "value": 1}"#;
+            let arguments = ["-c".to_owned(), format!("echo '{said}'; {script}")];
+            figures(Path::new("/bin/sh"), &arguments, killed)
+        };
+        for (script, killed) in [("exit 0", false), ("kill -ABRT $$", true)] {
+            let values = ends(script, killed).unwrap();
+            assert_eq!(values.get("a"), Some(&1.0), "{script}");
+        }
+        for (script, killed) in [("exit 101", true), ("exit 0", true), ("kill -ABRT $$", false)] {
+            assert!(ends(script, killed).is_err(), "{script}, {killed}");
+        }
+    }
 
     #[test]
     fn a_run_in_which_mail_was_refused_has_no_figures() {

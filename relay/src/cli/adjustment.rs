@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use admin_api::Time;
 use admin_api::adjust::{Adjustment, AdjustmentKind, AdjustmentsQuery, EndAdjustment, Scope, SetAdjustment};
 use clap::{Subcommand, ValueEnum};
-use mail_core::Timestamp;
 
-use super::Failure;
 use super::output::{columns, named, print, print_json};
 use super::queue::{Api, block_on};
-use crate::world::Clock;
+use super::{Failure, operate};
 
 /// Adjustments asked for at a time.
 const PAGE: usize = 500;
@@ -52,7 +49,7 @@ pub(super) enum AdjustmentCommand {
         #[arg(long, value_name = "NUMBER")]
         rate: Option<f64>,
         /// For how long, such as 30m or 2h; unless given, until ended.
-        #[arg(long = "for", value_name = "TIME", value_parser = crate::config::parse_duration)]
+        #[arg(long = "for", value_name = "TIME", value_parser = super::send::span)]
         span: Option<Duration>,
         /// Why: shown to whoever asks, and in reports on mail that expires meanwhile.
         #[arg(long)]
@@ -143,13 +140,13 @@ pub(super) fn run(command: AdjustmentCommand) -> Result<(), Failure> {
             json,
             api,
         } => {
-            let now = Clock::system().now();
             let set = SetAdjustment {
                 scope: scope.scope(),
                 suspend,
                 connections,
                 messages_per_second: rate,
-                until: span.map(|span| Time(Timestamp(now.0) + span)),
+                until: None,
+                for_seconds: span.map(operate::seconds),
                 reason,
             };
             let adjustment = block_on(api.client()?.adjust(&set))??;
@@ -267,6 +264,9 @@ fn words(adjustment: &Adjustment) -> String {
 
 #[cfg(test)]
 mod tests {
+    use admin_api::Time;
+    use mail_core::Timestamp;
+
     use super::*;
 
     #[test]

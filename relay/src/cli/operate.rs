@@ -8,12 +8,11 @@ use admin_api::operate::{
     Delete, Deletion, MessagesQuery, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
     WaitingMessage, Waits, WaitsFor,
 };
-use mail_core::{MessageId, Timestamp};
+use mail_core::MessageId;
 
 use super::output::{columns, print, print_json, size};
 use super::queue::{Api, block_on, time};
 use super::{Failure, queue};
-use crate::world::Clock;
 
 /// Messages asked for at a time.
 const PAGE: usize = 100;
@@ -82,12 +81,7 @@ pub(super) fn suspend(
     json: bool,
     api: &Api,
 ) -> Result<(), Failure> {
-    let now = Clock::system().now();
-    let suspend = Suspend {
-        selector: which.selector()?,
-        until: span.map(|span| Time(Timestamp(now.0) + span)),
-        reason,
-    };
+    let suspend = suspension_of(which, span, reason)?;
     let suspension = block_on(api.client()?.suspend(&suspend))??;
     if json {
         return Ok(print_json(&suspension)?);
@@ -96,6 +90,20 @@ pub(super) fn suspend(
         .until
         .map_or("until it is resumed".into(), |until| format!("until {until}"));
     Ok(print(&format!("suspended {until}\n"))?)
+}
+
+fn suspension_of(which: &Which, span: Option<Duration>, reason: String) -> Result<Suspend, Failure> {
+    Ok(Suspend {
+        selector: which.selector()?,
+        until: None,
+        for_seconds: span.map(seconds),
+        reason,
+    })
+}
+
+/// A length as the API takes it, rounded up. The relay counts from its own now: its clock may differ from ours.
+pub(super) fn seconds(span: Duration) -> u64 {
+    span.as_secs() + u64::from(span.subsec_nanos() > 0)
 }
 
 pub(super) fn resume(which: &Which, json: bool, api: &Api) -> Result<(), Failure> {
@@ -447,4 +455,50 @@ fn words(selector: &Selector) -> String {
         return "everything".into();
     }
     words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::queue::QueueCommand;
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn parsed(span: &str) -> Result<Command, clap::Error> {
+        let words = [
+            "postrider",
+            "queue",
+            "suspend",
+            "--all",
+            "--reason",
+            "a test",
+            "--for",
+            span,
+        ];
+        Cli::try_parse_from(words).map(|cli| cli.command)
+    }
+
+    /// The relay's clock may differ from the command's.
+    #[test]
+    fn how_long_a_suspension_lasts_is_sent_and_no_moment() {
+        for (span, expected) in [("2h", 7_200), ("1s", 1), ("1m1ms", 61)] {
+            let Ok(Command::Queue(QueueCommand::Suspend {
+                which,
+                span: Some(span),
+                reason,
+                ..
+            })) = parsed(span)
+            else {
+                panic!("{span}");
+            };
+            let Ok(sent) = suspension_of(&which, Some(span), reason) else {
+                panic!("{span:?}");
+            };
+            assert_eq!((sent.until, sent.for_seconds), (None, Some(expected)), "{span:?}");
+        }
+        for wrong in ["0s", "999ms", "-2h", "2"] {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -59,7 +59,7 @@ pub(super) enum QueueCommand {
         #[command(flatten)]
         which: Which,
         /// For how long, such as 30m or 2h; unless given, until resumed.
-        #[arg(long = "for", value_name = "TIME", value_parser = crate::config::parse_duration)]
+        #[arg(long = "for", value_name = "TIME", value_parser = super::send::span)]
         span: Option<std::time::Duration>,
         /// Why: shown to whoever asks, and in reports on mail that expires meanwhile.
         #[arg(long)]

@@ -83,7 +83,7 @@ pub(super) struct Send {
 }
 
 /// HOLDFOR counts seconds, and from one on (RFC 4865 §3).
-fn span(text: &str) -> Result<Duration, String> {
+pub(super) fn span(text: &str) -> Result<Duration, String> {
     let span = parse_duration(text)?;
     if span < Duration::from_secs(1) {
         return Err("a second is the least".into());

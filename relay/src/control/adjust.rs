@@ -12,7 +12,7 @@ use queue::{AdjustmentKey, AdjustmentKind as Kind, AdjustmentRecord, MAX_ADJUSTM
 use crate::config::egress::DEFAULT_SOURCE;
 
 use super::QueueControl;
-use super::operate::{alone, reason, store};
+use super::operate::{alone, end, reason, store};
 
 /// Adjustments in a page, unless said.
 const PAGE: usize = 100;
@@ -45,14 +45,12 @@ impl QueueControl {
         let (key, now) = (key(&set)?, self.clock.now());
         self.check_names(&key.scope)?;
         let cause = reason(&set.reason)?.to_owned();
-        if set.until.is_some_and(|until| until.0 <= now) {
-            return Err(ControlError::Wrong("until is past already".into()));
-        }
+        let until = end(set.until, set.for_seconds, now)?;
         let _one = alone(&self.suspending).await?;
         let record = AdjustmentRecord {
             since: now,
             changed: now,
-            until: set.until.map(|until| until.0),
+            until,
             connections: set.connections,
             rate: set.messages_per_second,
             refused: None,

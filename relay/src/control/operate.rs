@@ -37,6 +37,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Recipients after which a page of messages ends, though it could hold more messages.
 const NAMED: usize = if cfg!(test) { 5 } else { 20_000 };
 
+/// Seconds that something is set to last at the most: ten years, of 365 days.
+const MAX_SECONDS: u64 = 10 * 365 * 86_400;
+
 /// Octets of a reason.
 const MAX_REASON: usize = 500;
 
@@ -162,6 +165,28 @@ pub(super) fn reason(text: &str) -> Result<&str, ControlError> {
     Ok(text)
 }
 
+/// When what an operator sets ends by itself. A length is counted by our own clock: that of whoever asks may be another one, and ours
+/// may have been wrong since the start.
+pub(super) fn end(
+    until: Option<Time>,
+    for_seconds: Option<u64>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, ControlError> {
+    let wrong = |text: String| Err(ControlError::Wrong(text));
+    match (until, for_seconds) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => wrong("give until or for_seconds, not both".into()),
+        (Some(Time(until)), None) if until <= now => wrong("until is past already".into()),
+        (Some(Time(until)), None) => Ok(Some(until)),
+        (None, Some(seconds)) if (1..=MAX_SECONDS).contains(&seconds) => {
+            Ok(Some(now + Duration::from_secs(seconds)))
+        }
+        (None, Some(_)) => wrong(format!(
+            "for_seconds is 1 to {MAX_SECONDS}, ten years; what has no end is set without it"
+        )),
+    }
+}
+
 impl QueueControl {
     /// Says of each recipient in the queue what it waits for. `units` are those of its message.
     pub(super) async fn explain(&self, recipients: &mut [RecipientView], units: Vec<UnitKey>) {
@@ -221,9 +246,7 @@ impl QueueControl {
         };
         let now = self.clock.now();
         let reason = reason(&suspend.reason)?;
-        if suspend.until.is_some_and(|until| until.0 <= now) {
-            return Err(ControlError::Wrong("until is past already".into()));
-        }
+        let until = end(suspend.until, suspend.for_seconds, now)?;
         let _one = alone(&self.suspending).await?;
         // Those whose time is over make room.
         let stored = self.read(|queue| queue.suspensions(MAX_SUSPENSIONS)).await?;
@@ -242,7 +265,7 @@ impl QueueControl {
         let record = SuspensionRecord {
             selector,
             since: now,
-            until: suspend.until.map(|until| until.0),
+            until,
             reason: reason.to_owned(),
             by: by.0.to_string(),
         };

@@ -88,6 +88,7 @@ impl Operator {
         let suspend = Suspend {
             selector: selector.clone(),
             until: span.map(|span| Time(now + span)),
+            for_seconds: None,
             reason: "chance".into(),
         };
         self.world

@@ -41,6 +41,16 @@ fn no_mail_waits_for_the_days_that_a_clock_was_ahead() {
     }
 }
 
+/// By less than a suspended queue sleeps, but by more than any mail waits: ten minutes.
+#[test]
+fn no_mail_waits_for_the_hour_that_a_clock_was_ahead() {
+    for what in ["a reply", "a dead host", "the DNS"] {
+        let (world, queue) = put_right(what, 60 * MINUTE, async |_| sleep(MINUTE).await);
+        assert_eq!(world.taken.borrow().len(), 2, "{what}: tried at once");
+        assert!(is_empty(&queue), "{what}");
+    }
+}
+
 /// What is past its deadline after a start is left an hour to be tried in, and does not hammer at its host in it.
 #[test]
 fn what_is_overdue_is_tried_by_the_schedule_and_then_returned() {

@@ -44,6 +44,7 @@ impl Running {
         let suspend = Suspend {
             selector,
             until: until.map(Time),
+            for_seconds: None,
             reason: "a test".into(),
         };
         self.control.suspend(suspend, me()).await.unwrap();

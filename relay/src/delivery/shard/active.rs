@@ -165,12 +165,17 @@ impl Shard {
         })
     }
 
-    /// How much later than now a queue may be to wake: the longest wait of all, or longer than any park.
-    pub(super) fn longest_sleep(&self) -> Duration {
+    /// The longest wait that a schedule sets, of all streams.
+    pub(super) fn longest_wait(&self) -> Duration {
         let streams = self.settings.streams.all().iter().map(|stream| &stream.retry);
         let all = streams.chain([&self.settings.retry]);
         let longest = all.map(|retry| crate::delivery::backoff(retry).longest()).max();
-        longest.unwrap_or_default().max(2 * operator::LONGEST_PARK)
+        longest.unwrap_or_default()
+    }
+
+    /// How much later than now a queue may be to wake: the longest wait of all, or longer than any park.
+    pub(super) fn longest_sleep(&self) -> Duration {
+        self.longest_wait().max(2 * operator::LONGEST_PARK)
     }
 
     /// Reads on in the due index where the window runs low.

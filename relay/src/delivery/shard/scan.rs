@@ -30,6 +30,8 @@ pub(super) struct Scans {
     catalogue: Progress<(Timestamp, QueueId)>,
     /// Through its far end.
     far: Progress<(Timestamp, QueueId)>,
+    /// All of that was gone through since the start.
+    far_known: bool,
     deadlines: Progress<DeadlineKey>,
     notices: Progress<DeadlineKey>,
     late: Progress<DeadlineKey>,
@@ -156,8 +158,17 @@ impl Shard {
     /// Wakes queues that are to wake later than any of them should: the clock was ahead when that was written, and has been put
     /// right before the start. Most of the time there are none but those whose mail is held, which go back to sleep, and this is one
     /// seek in a while.
+    ///
+    /// The first time all are woken that sleep longer than the schedule allows. Suspended queues may be among them, which are parked
+    /// for an hour whatever the schedule is: they are looked at once more and go back to sleep. Later on they are left alone, since
+    /// the clock moves at starts only.
     fn wake_far_queues(&mut self, now: Timestamp) {
-        let far = (now + self.longest_sleep(), QueueId(u64::MAX));
+        let longest = if self.scans.far_known {
+            self.longest_sleep()
+        } else {
+            self.longest_wait()
+        };
+        let far = (now + longest, QueueId(u64::MAX));
         let last = self.scans.far.whole;
         let after = self.scans.far.begin_every(FAR_EVERY, now);
         if !self.scans.far.behind && self.scans.far.whole == last {
@@ -174,7 +185,10 @@ impl Shard {
         }
         match page.last() {
             Some(&last) if page.len() == SCAN_PAGE => self.scans.far.stopped(Some(last)),
-            _ => self.scans.far.reached(far),
+            _ => {
+                self.scans.far.reached(far);
+                self.scans.far_known = true;
+            }
         }
     }
 
@@ -348,7 +362,7 @@ pub(super) mod tests {
     use queue::store::MemoryStore;
     use queue::{End, Fate, Queue, Selector, Settle, SuspensionRecord};
 
-    use super::super::operator::tests::{adjustment, shard};
+    use super::super::operator::tests::{adjustment, shard, shard_of};
     use super::*;
     use crate::control::tests::{accept_held, accept_one};
     use crate::delivery::shard::fleet::{Answer, Fleet};
@@ -403,6 +417,29 @@ pub(super) mod tests {
             costs.push(minute(&mut shard, &store, START + SECOND * 60));
         }
         assert_eq!(costs[0], costs[1], "as for a tenth of them");
+    }
+
+    /// They sleep for an hour, where no mail waits for more than ten minutes.
+    #[tokio::test]
+    async fn suspended_queues_are_no_mail_of_a_clock_that_was_ahead() {
+        let store = MemoryStore::counting();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        fill(&queue, 40, |number| format!("d{number}.test")).await;
+        queue.suspend(suspended()).await.unwrap();
+        let text = "[delivery.retry]\ncap = \"10m\"\n";
+        minute(&mut shard_of(&queue, text), &store, START);
+        // Parked by the one before.
+        let mut shard = shard_of(&queue, text);
+        let costs = [0, 660, 1_260].map(|seconds| {
+            store.compact();
+            minute(&mut shard, &store, START + SECOND * (60 + seconds))
+        });
+        assert_eq!(shard.load().1, 0, "they go back to sleep");
+        assert!(
+            costs[0] > costs[1] + 40,
+            "each is looked at after a start: {costs:?}"
+        );
+        assert_eq!(costs[1], costs[2], "and left alone then: {costs:?}");
     }
 
     #[tokio::test]

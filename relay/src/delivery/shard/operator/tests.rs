@@ -39,7 +39,12 @@ pub(crate) fn settings(more: &str) -> Arc<crate::config::Settings> {
 }
 
 pub(crate) fn shard(queue: &Queue) -> Shard {
-    let settings = settings("");
+    shard_of(queue, "")
+}
+
+/// The same by a configuration.
+pub(crate) fn shard_of(queue: &Queue, text: &str) -> Shard {
+    let settings = settings(text);
     let routing = Arc::new(Routing::open(settings.clone(), queue).unwrap());
     let delivery = Arc::new(settings.delivery.clone());
     Shard::new(
