@@ -239,9 +239,16 @@ fn fill(folder: &Path, shape: &Shape, messages: u64, wal: u64, abort: bool) {
         queue.hold_flushes();
     }
     let mut next = 1 << 40;
+    let mut before = 0;
     while wal > 0 && wal_bytes(folder) < wal {
         pass(&queue, shape, next..next + 512, 64);
         next += 512;
+        let now = wal_bytes(folder);
+        assert!(
+            now >= before,
+            "the WAL went, though flushes are held: {before} octets, then {now}"
+        );
+        before = now;
     }
     say("wal_bytes", wal_bytes(folder) as f64);
     if abort {

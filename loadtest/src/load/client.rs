@@ -14,7 +14,7 @@ use base64::Engine as _;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
@@ -29,8 +29,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Failed connections in a row after which a session gives up.
 const TRIES: u32 = 200;
 
-/// Sessions of a closed loop that wait for their greeting at once. Who finds a listener's queue full (OpenSMTPD's takes 5) and is answered by a
-/// SYN cookie has, on Linux, a connection that the listener never hears of, and waits for ever.
+/// Sessions of a closed loop that wait for their first greeting at once: all begin in the same moment. Who finds a listener's queue full
+/// (OpenSMTPD's takes 5) and is answered by a SYN cookie has, on Linux, a connection that the listener never hears of, and waits for ever.
 const GREETED_AT_ONCE: usize = 4;
 
 /// How often a session that waits for a message's moment looks whether it is still wanted.
@@ -313,10 +313,15 @@ impl Load {
     /// Connects as often as it takes. What it has a ticket for it sends, or records as not answered.
     async fn session(self: Arc<Self>) -> anyhow::Result<()> {
         let mut tries = 0;
+        let mut turn = match self.pace.beat {
+            Beat::AsAnswered => self.greetings.acquire().await.ok(),
+            // A message that has its moment does not wait for other sessions.
+            Beat::Rate(_) | Beat::Bursts { .. } => None,
+        };
         while let Some(ticket) = self.ticket() {
             let mut ticket = Some(ticket);
             loop {
-                match self.visit(&mut ticket).await {
+                match self.visit(&mut ticket, &mut turn).await {
                     Ok(()) => tries = 0,
                     Err(Trouble::Wrong(error)) => {
                         self.unanswered(ticket);
@@ -368,7 +373,12 @@ impl Load {
         Ok(true)
     }
 
-    async fn visit(&self, ticket: &mut Option<(u32, Duration)>) -> Result<(), Trouble> {
+    /// A connection, from its begin to its end; its `turn` to be greeted is over with the greeting.
+    async fn visit(
+        &self,
+        ticket: &mut Option<(u32, Duration)>,
+        turn: &mut Option<SemaphorePermit<'_>>,
+    ) -> Result<(), Trouble> {
         let Target {
             address,
             tls,
@@ -376,11 +386,6 @@ impl Load {
             name,
             ..
         } = &self.target;
-        let turn = match self.pace.beat {
-            Beat::AsAnswered => self.greetings.acquire().await.ok(),
-            // A message that has its moment does not wait for other sessions.
-            Beat::Rate(_) | Beat::Bursts { .. } => None,
-        };
         let stream = timeout(PATIENCE, TcpStream::connect(address))
             .await
             .map_err(io::Error::from)??;
@@ -393,13 +398,13 @@ impl Load {
             Tls::Off => {
                 let mut peer = Peer::new(stream);
                 expect(peer.reply().await?, 220)?;
-                drop(turn);
+                drop(turn.take());
                 self.transactions(peer, ticket).await
             }
             Tls::Starttls => {
                 let mut peer = Peer::new(stream);
                 expect(peer.reply().await?, 220)?;
-                drop(turn);
+                drop(turn.take());
                 expect(peer.say("EHLO load.test").await?, 250)?;
                 expect(peer.say("STARTTLS").await?, 220)?;
                 let peer = Peer::new(handshake(peer.into_inner()).await?);
@@ -408,7 +413,7 @@ impl Load {
             Tls::Implicit => {
                 let mut peer = Peer::new(handshake(stream).await?);
                 expect(peer.reply().await?, 220)?;
-                drop(turn);
+                drop(turn.take());
                 self.transactions(peer, ticket).await
             }
         }

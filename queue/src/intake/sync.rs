@@ -114,8 +114,8 @@ pub(super) fn run(disk: &Disk, handed: &Receiver<Option<Written>>, wake: &WeakSe
 }
 
 impl Disk {
-    /// Syncs what is written, unless the sync of a group before, having begun late, has covered this one: every fifth where the machine is
-    /// busy.
+    /// Syncs what is written, unless the sync of a group before, having begun late, has covered this one: at half load a fifth of those of the
+    /// thread beside the committer.
     fn cover(&self, group: Option<u64>) -> Result<(), CommitError> {
         if group.is_some_and(|group| group <= self.covered.load(Ordering::Acquire)) {
             return Ok(());

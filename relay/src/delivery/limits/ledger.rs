@@ -236,14 +236,17 @@ impl Ledger {
         told
     }
 
-    /// Nothing goes out any more: has what was used on disk, in place of what is ahead of use.
+    /// Nothing goes out any more: has what was used on disk, in place of what is ahead of use, and nothing that is over.
     pub async fn settle(&self, queue: &Queue, now: Timestamp) -> Result<(), CommitError> {
         let used: Vec<_> = {
             let all = self.0.budgets.lock();
             let used = |(scope, budget): (&Scope, &Arc<Mutex<Budget>>)| {
                 Some((scope.clone(), Some(budget.lock().used_up(now)?)))
             };
-            all.iter().filter_map(used).collect()
+            // Whoever has come back has its own written after it.
+            let gone = self.0.gone.lock();
+            let deleted = gone.iter().map(|scope| (scope.clone(), None));
+            deleted.chain(all.iter().filter_map(used)).collect()
         };
         for some in used.chunks(AT_ONCE) {
             queue.keep_counts(some.to_vec()).await?;
@@ -431,6 +434,27 @@ mod tests {
         };
         assert_eq!(pass(hour / 2).await.len(), kept.len(), "not one is over");
         assert_eq!(pass(2 * hour).await, [scope(held), scope(young)]);
+    }
+
+    /// The next life would read what counts ahead of use, and keep the first mail waiting for it.
+    #[tokio::test]
+    async fn counts_that_are_over_at_a_stop_are_deleted_with_it() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let record = CountsRecord {
+            at: NOW,
+            minute: None,
+            hour: None,
+            day: None,
+        };
+        let scope = Scope::default();
+        queue
+            .keep_counts(vec![(scope.clone(), Some(record))])
+            .await
+            .unwrap();
+        let ledger = Ledger::default();
+        ledger.0.gone.lock().insert(scope.clone());
+        ledger.settle(&queue, NOW).await.unwrap();
+        assert_eq!(queue.counts_of(&scope).unwrap(), None);
     }
 
     /// Mail to a scope that nobody has used for its span comes just as its counts are deleted.

@@ -325,12 +325,10 @@ impl Shard {
             let lane = self.lanes.get(stand.lane);
             stand.at == Standing::Out && lane.is_some_and(|lane| whoever.covers(&lane.scope()))
         };
-        let mut waiting = self.active_in_order();
-        waiting.retain(|id| {
-            self.active
-                .get(id)
-                .is_some_and(|active| active.stands.iter().any(waits))
-        });
+        let active = self.active.iter();
+        let waiting = active.filter(|(_, active)| active.stands.iter().any(waits));
+        let mut waiting: Vec<_> = waiting.map(|(&id, _)| id).collect();
+        waiting.sort_unstable();
         for id in waiting {
             self.set_queue_timer(id, now);
         }

@@ -30,8 +30,10 @@ pub(super) struct Scans {
     catalogue: Progress<(Timestamp, QueueId)>,
     /// Through its far end.
     far: Progress<(Timestamp, QueueId)>,
-    /// All of that was gone through since the start.
+    /// All of that was gone through once.
     far_known: bool,
+    /// There was no room for a queue that was found there since its beginning.
+    far_refused: bool,
     deadlines: Progress<DeadlineKey>,
     notices: Progress<DeadlineKey>,
     late: Progress<DeadlineKey>,
@@ -95,7 +97,10 @@ impl<K: Copy> Progress<K> {
 impl Scans {
     /// The next ones begin at the beginning.
     pub(super) fn forget(&mut self) {
-        *self = Self::default();
+        *self = Self {
+            far_known: self.far_known,
+            ..Self::default()
+        };
     }
 }
 
@@ -159,18 +164,22 @@ impl Shard {
     /// right before the start. Most of the time there are none but those whose mail is held, which go back to sleep, and this is one
     /// seek in a while.
     ///
-    /// The first time all are woken that sleep longer than the schedule allows. Suspended queues may be among them, which are parked
-    /// for an hour whatever the schedule is: they are looked at once more and go back to sleep. Later on they are left alone, since
-    /// the clock moves at starts only.
+    /// The first time all are woken that sleep longer than the schedule allows, but for suspended ones, which are parked for an hour whatever
+    /// the schedule is: those are read, and left. Later on they are not even that, since the clock moves at starts only.
     fn wake_far_queues(&mut self, now: Timestamp) {
-        let longest = if self.scans.far_known {
-            self.longest_sleep()
-        } else {
-            self.longest_wait()
+        let is_first = !self.scans.far_known;
+        let longest = match is_first {
+            true => self.longest_wait(),
+            false => self.longest_sleep(),
+        };
+        // However many suspended queues there are to go through, the first time comes to its end.
+        let every = match is_first && self.scans.far.behind {
+            true => Duration::MAX,
+            false => FAR_EVERY,
         };
         let far = (now + longest, QueueId(u64::MAX));
         let last = self.scans.far.whole;
-        let after = self.scans.far.begin_every(FAR_EVERY, now);
+        let after = self.scans.far.begin_every(every, now);
         if !self.scans.far.behind && self.scans.far.whole == last {
             return;
         }
@@ -178,18 +187,39 @@ impl Shard {
         let Some(page) = self.read(now, |queue| queue.waking(after, Timestamp::MAX, SCAN_PAGE)) else {
             return;
         };
-        for &(_, id) in &page {
-            if self.is_mine(id) && self.activate(id, now) {
-                self.look_at(id, now);
+        for &(wake, id) in &page {
+            if !self.is_mine(id) || is_first && self.is_parked_until(id, wake, now) {
+                continue;
             }
+            if self.activate(id, now) {
+                self.look_at(id, now);
+            } else {
+                self.scans.far_refused |= !self.has_memory();
+            }
+        }
+        if self.scans.far.whole.is_none() {
+            // A read failed: all begins anew.
+            return;
         }
         match page.last() {
             Some(&last) if page.len() == SCAN_PAGE => self.scans.far.stopped(Some(last)),
             _ => {
                 self.scans.far.reached(far);
-                self.scans.far_known = true;
+                self.scans.far_known |= !std::mem::take(&mut self.scans.far_refused);
             }
         }
+    }
+
+    /// Whether a queue that is not in memory is suspended, and for as long as it sleeps.
+    fn is_parked_until(&mut self, id: QueueId, wake: Timestamp, now: Timestamp) -> bool {
+        if self.suspended.is_empty() || self.active.contains_key(&id) {
+            return false;
+        }
+        let info = self.read(now, |queue| queue.info(id)).flatten();
+        info.is_some_and(|info| {
+            let suspension = self.suspension(id, &info.name, now);
+            suspension.is_some_and(|record| record.until.is_none_or(|until| wake <= until))
+        })
     }
 
     /// Ends as many units that are overdue as there is room for. The next scan goes on where this one ended, so that units
@@ -440,6 +470,19 @@ pub(super) mod tests {
             "each is looked at after a start: {costs:?}"
         );
         assert_eq!(costs[1], costs[2], "and left alone then: {costs:?}");
+    }
+
+    #[tokio::test]
+    async fn what_finds_no_room_at_the_far_end_is_looked_for_again() {
+        for (others, known) in [(60, false), (10, true)] {
+            let store = MemoryStore::counting();
+            let queue = Queue::in_memory(store.clone()).unwrap();
+            fill(&queue, others, |number| format!("d{number}.test")).await;
+            accept_held(&queue, 250, "far.test", START + SECOND * 3_000).await;
+            let mut shard = shard_of(&queue, "[delivery.retry]\ncap = \"10m\"\n");
+            minute(&mut shard, &store, START);
+            assert_eq!(shard.scans.far_known, known, "beside {others} queues");
+        }
     }
 
     #[tokio::test]
