@@ -26,7 +26,7 @@ use crate::report::svg::number;
 use crate::report::{Page, Section, Verdict, facts};
 use client::{Beat, Load, Pace, Target, Tls, Transfer};
 use letters::{Letters, Sizes, Spread};
-use record::{MAX_MESSAGES, Quantiles, Sent, Zero};
+use record::{MAX_MESSAGES, OTHERS, Quantiles, Sent, Zero};
 use sink::{Behaviour, Manner, Rule, Sink, Span};
 
 /// How often a progress bar and a sink's figures are drawn.
@@ -387,6 +387,8 @@ struct Taken {
     /// Messages whose seal can't be read, or that never had one.
     unsealed: u64,
     damaged: usize,
+    /// Messages that came to a mailbox that they were not sent to.
+    astray: usize,
     /// Messages that came to a recipient a second time.
     duplicates: usize,
     /// Numbers below the highest of their load that have not arrived: lost, or never accepted, refused here, or on their way still.
@@ -425,9 +427,42 @@ impl Taken {
             refused: read(&counts.refused),
             unsealed: read(&counts.unsealed),
             damaged: arrivals.iter().filter(|arrival| !arrival.intact).count(),
+            astray: arrivals
+                .iter()
+                .filter(|arrival| arrival.recipients & OTHERS != 0)
+                .count(),
             duplicates,
             missing,
         }
+    }
+}
+
+impl std::fmt::Display for Taken {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            arrived,
+            octets,
+            connections,
+            turned_away,
+            handshakes,
+            deferred,
+            refused,
+            unsealed,
+            damaged,
+            astray,
+            duplicates,
+            missing,
+        } = self;
+        writeln!(
+            to,
+            "{arrived} messages arrived, {octets} octets, over {connections} connections, {handshakes} of them under TLS, \
+             {turned_away} turned away"
+        )?;
+        writeln!(to, "{deferred} recipients put off, {refused} refused")?;
+        write!(
+            to,
+            "{damaged} damaged, {astray} astray, {duplicates} duplicates, {unsealed} without a seal, {missing} missing"
+        )
     }
 }
 
@@ -436,6 +471,7 @@ impl Taken {
     fn found(&self) -> Vec<String> {
         let faults = [
             (self.damaged as u64, "arrived otherwise than sent"),
+            (self.astray as u64, "came to a mailbox that they were not sent to"),
             (self.duplicates as u64, "came to a recipient again"),
             (
                 self.unsealed,
@@ -494,7 +530,7 @@ pub(crate) fn sink(options: &SinkOptions) -> anyhow::Result<bool> {
     if options.json {
         println!("{}", serde_json::to_string(&taken)?);
     } else {
-        println!("{taken:#?}");
+        println!("{taken}");
     }
     let found = taken.found();
     for finding in &found {
@@ -580,6 +616,44 @@ mod tests {
             (taken.arrived, taken.missing, taken.duplicates),
             (180, 0, 0),
             "{taken:?}"
+        );
+    }
+
+    /// One session does a third of the rate: the last message stands behind all others, whenever its own transaction begins.
+    #[test]
+    fn what_is_kept_waiting_counts_from_its_own_moment() {
+        let zero = Zero::now();
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let delay = Duration::from_millis(3);
+        let manner = Manner {
+            usual: Behaviour {
+                delay: Span::just(delay),
+                ..Behaviour::default()
+            },
+            ..Manner::default()
+        };
+        let sink = Sink::start(manner, &spread, 1, zero).unwrap();
+        let letters = Arc::new(Letters::new(9, "a@sender.test", "1KiB".parse().unwrap(), spread));
+        let pace = Pace {
+            sessions: 1,
+            beat: Beat::Rate(1_000.0),
+            messages: 60,
+            time: None,
+            per_session: 60,
+        };
+        let target = Target::plain((sink::address(0), sink.port).into()).unwrap();
+        let load = Load::new(letters, target, pace, zero, 0);
+        drive(&load, None, || Ok(())).unwrap();
+        let sent = load.sent.all();
+        let longest = sent
+            .iter()
+            .map(|sent| sent.answered - sent.begun)
+            .sum::<Duration>()
+            - Duration::from_millis(59);
+        let told = Summary::of(&load, &sent).transaction_ms.max;
+        assert!(
+            longest >= delay * 40 && told >= longest.as_secs_f64() * 1e3 * 0.99,
+            "{told} ms of {longest:?}"
         );
     }
 

@@ -189,6 +189,8 @@ pub(crate) struct Balance {
     pub(crate) in_doubt: u64,
     /// Arrived without having been accepted, though answered so.
     pub(crate) invented: u64,
+    /// Came to a mailbox that they were not sent to.
+    pub(crate) astray: u64,
     /// The most messages to the same domain that arrived before one although they were begun after it had been accepted.
     pub(crate) overtaken: u64,
     /// The same by domain, of those that were judged.
@@ -218,6 +220,12 @@ impl Balance {
             if !arrival.intact {
                 balance.damaged += 1;
                 found.push(format!("message {number} is damaged"));
+            }
+            if arrival.recipients & OTHERS != 0 {
+                balance.astray += 1;
+                found.push(format!(
+                    "message {number} came to a mailbox that it was not sent to"
+                ));
             }
             match by_number.get_mut(&number) {
                 Some((sent, copies)) => {
@@ -283,9 +291,15 @@ impl Balance {
         self.order = order;
     }
 
-    /// Whether nothing is lost, damaged, invented or there twice.
+    /// Whether nothing is lost, damaged, invented, astray or there twice.
     pub(crate) fn holds(&self) -> bool {
-        self.lost == 0 && self.damaged == 0 && self.duplicates == 0 && self.invented == 0
+        [
+            self.lost,
+            self.damaged,
+            self.duplicates,
+            self.invented,
+            self.astray,
+        ] == [0; 5]
     }
 
     pub(crate) fn words(&self) -> String {
@@ -297,6 +311,7 @@ impl Balance {
             duplicates,
             in_doubt,
             invented,
+            astray,
             overtaken,
             ..
         } = self;
@@ -306,7 +321,7 @@ impl Balance {
         };
         format!(
             "{accepted} accepted, {arrived} arrived, {lost} lost, {damaged} damaged, {duplicates} duplicates{in_doubt}, \
-             {invented} invented, {overtaken} overtaken at the most"
+             {invented} invented, {astray} astray, {overtaken} overtaken at the most"
         )
     }
 }
@@ -419,6 +434,23 @@ mod tests {
             (balance.accepted, balance.arrived, balance.overtaken),
             (10, 10, 0)
         );
+    }
+
+    #[test]
+    fn who_got_what_another_was_sent_is_found() {
+        let sent = [sent(0, 1, 250)];
+        for (recipients, astray) in [(1, 0), (OTHERS, 1), (1 | OTHERS, 1)] {
+            let arrivals = [Arrival {
+                recipients,
+                ..arrival(0, 2)
+            }];
+            let balance = Balance::of(1, &sent, &arrivals, &[]);
+            assert_eq!(
+                (balance.astray, balance.holds()),
+                (astray, astray == 0),
+                "{balance:?}"
+            );
+        }
     }
 
     #[test]

@@ -44,6 +44,7 @@ enum Group {
 
 /// Options of `loadtest marks relay`.
 #[derive(Args)]
+#[command(mut_arg("runs", |runs| runs.default_value("5")))]
 #[command(after_help = "Examples:\n  \
     loadtest marks relay --folder /somewhere/on/the/disk --report marks.html\n  \
     loadtest marks relay --scale 0.1 --runs 1 --only otp")]

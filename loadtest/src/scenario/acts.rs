@@ -445,9 +445,11 @@ impl Plan {
             super::Name::Crowded => manner.usual = delay(self.crowded_takes()),
             super::Name::Soak => {
                 let (half, last) = (self.domains / 2, self.domains - 1);
+                // Of a smoke run's few messages one of a hundred runs would find none put off.
+                let defer = if self.smoke { 0.2 } else { 0.05 };
                 manner
                     .script
-                    .push(format!("{half}-{last}:delay=5-500,defer=0.05").parse()?);
+                    .push(format!("{half}-{last}:delay=5-500,defer={defer}").parse()?);
             }
             _ => {}
         }

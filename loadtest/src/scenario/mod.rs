@@ -419,12 +419,19 @@ impl Report {
         }
     }
 
-    fn verdict(&self) -> &'static str {
-        match (self.holds(), self.balance.in_doubt) {
-            (false, _) => "IT DOES NOT HOLD",
-            (true, 0) => "nothing lost, damaged or doubled, and in order",
-            (true, _) => "nothing lost or damaged, doubled by a kill alone, and in order",
-        }
+    fn verdict(&self) -> String {
+        let kept = match (self.holds(), self.balance.in_doubt) {
+            (false, _) => return "IT DOES NOT HOLD".to_owned(),
+            (true, 0) => "nothing lost, damaged, doubled or astray",
+            (true, _) => "nothing lost, damaged or astray, doubled by a kill alone",
+        };
+        // Where a peer turns connections away at any moment, there is no order to judge.
+        let order = if self.balance.order.is_empty() {
+            ""
+        } else {
+            ", and in order"
+        };
+        format!("{kept}{order}")
     }
 
     fn print(&self) {
@@ -483,11 +490,12 @@ impl Report {
             ("lost", balance.lost),
             ("damaged", balance.damaged),
             ("duplicates", balance.duplicates),
+            ("astray", balance.astray),
             ("overtaken at the most", balance.overtaken),
         ];
         Section {
             title: self.scenario.to_string(),
-            about: format!("{} {}.", self.scenario.about(), capital(self.verdict())),
+            about: format!("{} {}.", self.scenario.about(), capital(&self.verdict())),
             verdict: Verdict::of(self.holds()),
             figures: own
                 .chain(counts.map(|(name, count)| (name.to_owned(), number(count as f64))))

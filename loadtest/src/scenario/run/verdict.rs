@@ -205,9 +205,11 @@ mod tests {
         Balance::of(RUN, &sent, &arrivals, &[])
     }
 
+    /// But for `crowded`, whose order nobody judges.
     #[test]
     fn mail_that_comes_in_reverse_is_found_in_every_scenario() {
-        for (name, smoke) in Name::EACH.iter().flat_map(|name| [(*name, true), (*name, false)]) {
+        let judged = Name::EACH.iter().filter(|name| **name != Name::Crowded);
+        for (name, smoke) in judged.flat_map(|name| [(*name, true), (*name, false)]) {
             let mut plan = Plan::smoke_or_whole(name, smoke).unwrap();
             // As much is enough, and quick.
             plan.messages = plan.messages.min(60_000);
