@@ -225,6 +225,15 @@ impl Bench<'_> {
             "",
         )?;
 
+        // A page is what the relay asks for; of one unit alone each sorted run of tables that is looked into shows.
+        let one = of(&empty, "next_due_microseconds") / of(&full, "next_due_microseconds");
+        told.figure(
+            "backlog: one next due / that of an empty store",
+            one,
+            Mark::AtLeast(0.7),
+            "",
+        )?;
+
         let starts = |store: &Path| -> anyhow::Result<f64> {
             let mut seconds = Vec::new();
             for _ in 0..self.common.runs {

@@ -229,6 +229,8 @@ fn what_is_suspended_expires_all_the_same() {
         "{}",
         expired.reply
     );
+    let late = expired.at.since(START + 60 * MINUTE);
+    assert!(late < Duration::from_secs(5), "{late:?} after its deadline");
     assert!(is_empty(&queue), "and its sender was told");
 }
 
