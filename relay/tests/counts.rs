@@ -64,6 +64,8 @@ struct Run {
     name: &'static str,
     body_bytes: usize,
     signed: bool,
+    /// Transferred by BDAT (RFC 3030), not DATA.
+    chunked: bool,
 }
 
 #[test]
@@ -76,15 +78,23 @@ fn a_message_costs_no_more_than_its_marks() {
         .flatten_event(true);
     let filter = logging::filter(logging::USUAL).unwrap();
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(filter).with(log)).unwrap();
-    let run = |name, body_bytes, signed| Run {
+    let run = |name, body_bytes| Run {
         name,
         body_bytes,
-        signed,
+        signed: false,
+        chunked: false,
     };
     let runs = [
-        run("10KiB", 10 << 10, false),
-        run("100KiB", 100 << 10, false),
-        run("10KiB-ed25519", 10 << 10, true),
+        run("10KiB", 10 << 10),
+        run("100KiB", 100 << 10),
+        Run {
+            signed: true,
+            ..run("10KiB-ed25519", 10 << 10)
+        },
+        Run {
+            chunked: true,
+            ..run("100KiB-bdat", 100 << 10)
+        },
     ];
     let marks: BTreeMap<String, BTreeMap<String, u64>> = toml::from_str(MARKS).unwrap();
     let (mut table, mut risen) = (String::new(), String::new());
@@ -117,6 +127,24 @@ fn a_message_costs_no_more_than_its_marks() {
         risen.is_empty(),
         "a message costs more than it did (relay/tests/counts/marks.toml says what to do):\n{risen}"
     );
+}
+
+/// What the marks of copies rest on: one more is one more.
+#[test]
+fn a_copy_of_a_body_is_counted() {
+    let body = message(10 << 10);
+    std::thread::spawn(move || {
+        allocator::body_bytes(10 << 10);
+        allocator::count();
+        let before = asked();
+        let copies = [body.to_vec(), body[..100].to_vec(), uncounted(|| body.to_vec())];
+        let after = asked();
+        drop(copies);
+        assert_eq!(after.of_body_size - before.of_body_size, 1);
+        assert_eq!(after.times - before.times, 2);
+    })
+    .join()
+    .unwrap();
 }
 
 fn measure(run: Run) -> Counts {
@@ -215,11 +243,20 @@ async fn drive(run: Run, address: SocketAddr, store: &CountingStore, taken: &Not
         let (before, told) = (asked(), store.told());
         let last = number + 1 == WARM_UP + COUNTED;
         allocator::note_sites(print_sites && last);
-        let commands = b"MAIL FROM:<a@from.test>\r\nRCPT TO:<b@to.test>\r\nDATA\r\n";
-        client.0.write_all(commands).await.unwrap();
-        client.replies(3).await;
-        client.0.write_all(&message).await.unwrap();
-        client.replies(1).await;
+        let envelope = "MAIL FROM:<a@from.test>\r\nRCPT TO:<b@to.test>\r\n";
+        if run.chunked {
+            let text = &message[..message.len() - b".\r\n".len()];
+            let commands = format!("{envelope}BDAT {} LAST\r\n", text.len());
+            client.0.write_all(commands.as_bytes()).await.unwrap();
+            client.0.write_all(text).await.unwrap();
+            client.replies(3).await;
+        } else {
+            let commands = format!("{envelope}DATA\r\n");
+            client.0.write_all(commands.as_bytes()).await.unwrap();
+            client.replies(3).await;
+            client.0.write_all(&message).await.unwrap();
+            client.replies(1).await;
+        }
         timeout(PATIENCE, taken.notified()).await.unwrap();
         timeout(PATIENCE, store.synced(told.syncs + 2)).await.unwrap();
         // What follows the settle.

@@ -652,9 +652,14 @@ fn what_is_put_off_again_and_again_expires_with_a_report() {
             kinds(&queue)
         );
         let events = queue.events(0, 99).unwrap();
-        let mut expired = events.iter().filter(|(_, event)| event.kind == EventKind::Expired);
+        let mut expired = events
+            .iter()
+            .filter(|(_, event)| event.kind == EventKind::Expired);
         let late = expired.next().unwrap().1.at.since(START + 60 * MINUTE);
-        assert!(late < Duration::from_secs(5), "{host:?}: {late:?} after its deadline");
+        assert!(
+            late < Duration::from_secs(5),
+            "{host:?}: {late:?} after its deadline"
+        );
         assert_eq!(reports(&world), 1, "{host:?}");
         assert!(is_empty(&queue), "{host:?}");
         let tries = world
