@@ -29,7 +29,9 @@ use crate::upload;
 use crate::usage::{Amount, Reserved, Usage};
 use crate::{CommitError, ReadError};
 
-use queues::{CachedQueue, DELETIONS_BEFORE_SEEK, added_due, first_due, lower_wake, sleep_if_nothing_waits};
+use queues::{
+    CachedQueue, DELETIONS_BEFORE_SEEK, NO_MESSAGE, added_due, first_due, lower_wake, sleep_if_nothing_waits,
+};
 use request::{Answer, is_synced};
 pub(crate) use request::{Failed, Reply, Request, Written};
 
@@ -369,7 +371,7 @@ impl Committer {
             let queue = self.queue_mut(group, unit.queue)?;
             queue.record.count += 1;
             queue.record.bytes += bytes;
-            queue.record.low_water = queue.record.low_water.min(unit.due);
+            queue.waits(unit);
             lower_wake(group, queue, unit.queue, unit.due);
         }
         if units.len() > 1 {
@@ -450,12 +452,9 @@ impl Committer {
             if queue.deletions >= DELETIONS_BEFORE_SEEK {
                 queue.deletions = 0;
                 // Keys of this group are not in the store yet; the mark may not pass them.
-                let first = first_due(&*self.store, id, queue.record.low_water)?;
-                queue.record.low_water = first
-                    .into_iter()
-                    .chain(added_due(&group.batch, id))
-                    .min()
-                    .unwrap_or(Timestamp::MAX);
+                let first = first_due(&*self.store, id, queue.mark())?;
+                let first = first.into_iter().chain(added_due(&group.batch, id)).min();
+                queue.set_mark(first.unwrap_or((Timestamp::MAX, NO_MESSAGE)));
             }
             group
                 .batch

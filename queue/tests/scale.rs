@@ -153,6 +153,38 @@ fn the_next_due_is_found_past_what_has_gone_after_a_restart_too() {
     });
 }
 
+/// A client names one time for a million messages, or an operator has all of them tried: the first that is left is sought past those of its
+/// own moment too. Without, the committer passed all that had gone, again and again, and who waited for it did too.
+#[test]
+fn ends_of_units_due_at_one_moment_cost_as_much_as_of_others() {
+    let costs = [false, true].map(|at_once| {
+        block_on(async {
+            let store = MemoryStore::counting();
+            let queue = Queue::in_memory(store.clone()).unwrap();
+            let mut units: Vec<UnitKey> = Vec::new();
+            for number in 0..6_000 {
+                let mut message = (*message(number, &["ok.test"], b"x")).clone();
+                if at_once {
+                    message.units[0].due = common::START + std::time::Duration::from_secs(60);
+                }
+                units.extend(queue.accept(std::sync::Arc::new(message)).await.unwrap().units);
+            }
+            store.reads();
+            for unit in &units[..5_500] {
+                settle(&queue, end(*unit, Fate::Delivered)).await.unwrap();
+            }
+            let reads = store.reads();
+            let (page, _) = queue.due(units[5_500].queue, FIRST, 1).unwrap();
+            assert_eq!(page, [units[5_500]]);
+            reads
+        })
+    });
+    assert!(
+        costs[1] <= costs[0] + costs[0] / 20,
+        "{costs:?} keys were read or passed"
+    );
+}
+
 #[test]
 fn a_note_that_changes_nothing_writes_nothing() {
     block_on(async {

@@ -175,7 +175,7 @@ impl Committer {
         group.batch.put_record(Family::Due, &keys::due(moved), due);
         let queue = self.queue_mut(group, moved.queue)?;
         queue.record.aside = queue.record.aside.saturating_sub(1);
-        queue.record.low_water = queue.record.low_water.min(moved.due);
+        queue.waits(moved);
         lower_wake(group, queue, moved.queue, moved.due);
         Ok(())
     }

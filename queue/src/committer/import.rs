@@ -106,7 +106,7 @@ impl Committer {
             queue.record.bytes += bytes;
             queue.record.aside += u64::from(aside);
             if !aside {
-                queue.record.low_water = queue.record.low_water.min(unit.due);
+                queue.waits(&key);
                 lower_wake(group, queue, key.queue, unit.due);
             }
         }

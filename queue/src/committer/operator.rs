@@ -96,7 +96,7 @@ impl Committer {
             group.gone.remove(&moved);
             let queue = self.queue_mut(group, unit.queue)?;
             queue.deletions += 1;
-            queue.record.low_water = queue.record.low_water.min(due);
+            queue.waits(&moved);
             lower_wake(group, queue, unit.queue, due);
         }
         self.journal(group, &event);

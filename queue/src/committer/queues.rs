@@ -16,12 +16,44 @@ use crate::store::{Batch, Family, Store};
 /// Deletions at a queue's head after which its low-water mark is moved on. Finding the new one passes as many tombstones.
 pub(super) const DELETIONS_BEFORE_SEEK: u32 = 1_024;
 
+/// Before all messages.
+pub(super) const NO_MESSAGE: MessageId = MessageId::from_bytes([0; 16]);
+
 pub(super) struct CachedQueue {
     pub(super) record: QueueRecord,
+    /// Of those due at the low-water mark's moment none is before this one. A million may be due in one: a client's own time, a retry of all.
+    first: MessageId,
     /// Units and octets that the totals count for it.
     pub(super) counted: (u64, u64),
     pub(super) deletions: u32,
     pub(super) touched: bool,
+}
+
+impl CachedQueue {
+    /// As the store has it.
+    fn new(record: QueueRecord, counted: (u64, u64), deletions: u32) -> Self {
+        Self {
+            record,
+            first: NO_MESSAGE,
+            counted,
+            deletions,
+            touched: false,
+        }
+    }
+
+    /// Before all that waits in it.
+    pub(super) fn mark(&self) -> (Timestamp, MessageId) {
+        (self.record.low_water, self.first)
+    }
+
+    pub(super) fn set_mark(&mut self, mark: (Timestamp, MessageId)) {
+        (self.record.low_water, self.first) = mark;
+    }
+
+    /// A unit waits in it from now on.
+    pub(super) fn waits(&mut self, unit: &UnitKey) {
+        self.set_mark(self.mark().min((unit.due, unit.id)));
+    }
 }
 
 impl Committer {
@@ -35,9 +67,9 @@ impl Committer {
         // What this group does to the queue is not in the store yet. What it adds has lowered the key already; what it takes
         // away makes the first due time told here too early: a lower bound still, but none to be moved up to.
         let may_raise = !self.touched.contains(&id);
-        let record = &self.cached(group, id)?.record;
-        let (low_water, wake) = (record.low_water, record.wake);
-        let (Some(first), Some(wake)) = (first_due(&*self.store, id, low_water)?, wake) else {
+        let queue = self.cached(group, id)?;
+        let (mark, wake) = (queue.mark(), queue.record.wake);
+        let (Some((first, _)), Some(wake)) = (first_due(&*self.store, id, mark)?, wake) else {
             return Ok(());
         };
         let to = first.max(until.unwrap_or(first));
@@ -93,15 +125,9 @@ impl Committer {
                     wake: None,
                     aside: 0,
                 };
-                self.queues.insert(
-                    id,
-                    CachedQueue {
-                        record,
-                        counted: (0, 0),
-                        deletions: 0,
-                        touched: true,
-                    },
-                );
+                let mut queue = CachedQueue::new(record, (0, 0), 0);
+                queue.touched = true;
+                self.queues.insert(id, queue);
                 self.touched.push(id);
                 id
             }
@@ -147,29 +173,26 @@ impl Committer {
                     }
                     Err(error) => return Err(error),
                 };
-                entry.insert(CachedQueue {
-                    counted: (record.count, record.bytes),
-                    record,
-                    // As if some had gone before: the mark moves on by and by, though queues are forgotten and read again.
-                    deletions: (self.counters.group % u64::from(DELETIONS_BEFORE_SEEK)) as u32,
-                    touched: false,
-                })
+                let counted = (record.count, record.bytes);
+                // As if some had gone before: the mark moves on by and by, though queues are forgotten and read again.
+                let deletions = (self.counters.group % u64::from(DELETIONS_BEFORE_SEEK)) as u32;
+                entry.insert(CachedQueue::new(record, counted, deletions))
             }
         };
         Ok((queue, &mut self.touched))
     }
 }
 
-/// When the first unit of a queue is due.
+/// When the first unit of a queue from the mark on is due, and whose it is.
 pub(super) fn first_due(
     store: &dyn Store,
     queue: QueueId,
-    low_water: Timestamp,
-) -> Result<Option<Timestamp>, ReadError> {
+    (due, id): (Timestamp, MessageId),
+) -> Result<Option<(Timestamp, MessageId)>, ReadError> {
     let from = keys::due(&UnitKey {
         queue,
-        due: low_water,
-        id: MessageId::from_bytes([0; 16]),
+        due,
+        id,
         unit: 0,
     });
     let mut first = None;
@@ -177,18 +200,18 @@ pub(super) fn first_due(
         first = keys::parse_due(key);
         false
     })?;
-    Ok(first.map(|unit| unit.due))
+    Ok(first.map(|unit| (unit.due, unit.id)))
 }
 
-/// When the first of the units that a batch adds to a queue is due.
-pub(super) fn added_due(batch: &Batch, queue: QueueId) -> Option<Timestamp> {
+/// When the first of the units that a batch adds to a queue is due, and whose it is.
+pub(super) fn added_due(batch: &Batch, queue: QueueId) -> Option<(Timestamp, MessageId)> {
     let added = batch
         .writes()
         .filter(|write| write.family == Family::Due && write.value.is_some());
     added
         .filter_map(|write| keys::parse_due(write.key))
         .filter(|unit| unit.queue == queue)
-        .map(|unit| unit.due)
+        .map(|unit| (unit.due, unit.id))
         .min()
 }
 

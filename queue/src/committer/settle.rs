@@ -68,7 +68,7 @@ impl Committer {
                     group.gone.remove(&moved);
                     let queue = self.queue_mut(group, unit.queue)?;
                     queue.deletions += 1;
-                    queue.record.low_water = queue.record.low_water.min(again.due);
+                    queue.waits(&moved);
                     lower_wake(group, queue, unit.queue, again.due);
                 }
                 Some(moved)
