@@ -328,6 +328,8 @@ impl Load {
                         return Err(error);
                     }
                     Err(Trouble::Broken(error)) => {
+                        // Who is not greeted keeps nobody else from it.
+                        turn = None;
                         self.broken.fetch_add(1, Ordering::Relaxed);
                         tries += 1;
                         if tries >= TRIES || self.stop.load(Ordering::Relaxed) {
@@ -353,6 +355,8 @@ impl Load {
         if let Some((number, meant)) = ticket.filter(|(_, meant)| *meant <= now) {
             self.sent.push(Sent {
                 number,
+                domain: 0,
+                recipients: 0,
                 code: 0,
                 meant,
                 begun: meant,
@@ -457,6 +461,8 @@ impl Load {
             }
             let mut sent = Sent {
                 number,
+                domain: 0,
+                recipients: 0,
                 code: 0,
                 meant,
                 begun: self.zero.elapsed(),
@@ -484,6 +490,9 @@ impl Load {
         transfer: Transfer,
     ) -> Result<(), Trouble> {
         let letter = self.letters.letter(sent.number);
+        sent.domain = letter.domain;
+        // A hundred at the most.
+        sent.recipients = letter.recipients.len() as u8;
         let mail = format!("MAIL FROM:<{}>\r\n", self.letters.sender());
         let rcpts: Vec<String> = letter
             .recipients

@@ -161,6 +161,8 @@ pub(crate) fn first_mailbox(number: u32) -> u32 {
 
 /// One of them.
 pub(crate) struct Letter {
+    /// The number of its recipients' domain.
+    pub(crate) domain: u32,
     pub(crate) recipients: Vec<String>,
     /// The header section, its blank line included.
     header: String,
@@ -218,13 +220,14 @@ impl Letters {
             SmallRng::seed_from_u64(self.run ^ u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let domain = self.spread.draw(&mut rng);
         let size = self.sizes.draw(&mut rng);
-        let domain = self.spread.name(domain);
+        let name = self.spread.name(domain);
         let first = first_mailbox(number);
-        let recipients = (0..self.recipients).map(|other| format!("u{}@{domain}", first + other));
-        self.to(number, recipients.collect(), size, rng.random_range(0..GROUPS))
+        let recipients = (0..self.recipients).map(|other| format!("u{}@{name}", first + other));
+        let to = (domain as u32, recipients.collect());
+        self.to(number, to, size, rng.random_range(0..GROUPS))
     }
 
-    fn to(&self, number: u32, recipients: Vec<String>, size: usize, first: usize) -> Letter {
+    fn to(&self, number: u32, (domain, recipients): (u32, Vec<String>), size: usize, first: usize) -> Letter {
         let Self { run, sender, .. } = self;
         let recipient = recipients.first().map_or("", String::as_str);
         let rest = format!(
@@ -239,6 +242,7 @@ impl Letters {
             crc = crc32c::crc32c_append(crc, piece);
         }
         Letter {
+            domain,
             header: format!("{SEAL}: {said} {crc:08x}\r\n{rest}"),
             recipients,
             first,

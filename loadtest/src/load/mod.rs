@@ -387,7 +387,7 @@ struct Taken {
     /// Messages whose seal can't be read, or that never had one.
     unsealed: u64,
     damaged: usize,
-    /// Messages that came to a mailbox that they were not sent to.
+    /// Messages that came to a mailbox that can be none of theirs. How many they have only the load knows.
     astray: usize,
     /// Messages that came to a recipient a second time.
     duplicates: usize,
@@ -471,7 +471,7 @@ impl Taken {
     fn found(&self) -> Vec<String> {
         let faults = [
             (self.damaged as u64, "arrived otherwise than sent"),
-            (self.astray as u64, "came to a mailbox that they were not sent to"),
+            (self.astray as u64, "came to a mailbox that can be none of theirs"),
             (self.duplicates as u64, "came to a recipient again"),
             (
                 self.unsealed,

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// The most messages of a load, and of what a sink remembers: 72 octets each there, 64 here.
+/// The most messages of a load, and of what a sink remembers: 64 octets each there, 80 here.
 pub(crate) const MAX_MESSAGES: u32 = 20_000_000;
 /// The longest time told apart from longer ones, in nanoseconds.
 const LONGEST: u64 = 6 * 3_600 * 1_000_000_000;
@@ -22,6 +22,9 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sent {
     pub(crate) number: u32,
+    /// The domain of its recipients, and how many they are; 0: it was not begun.
+    pub(crate) domain: u32,
+    pub(crate) recipients: u8,
     /// The reply to its end, or the first one that refused it; 0: the connection broke.
     pub(crate) code: u16,
     /// When it was meant to be begun, when it was, when its data had been written, when it was answered; since the run's zero.
@@ -221,14 +224,17 @@ impl Balance {
                 balance.damaged += 1;
                 found.push(format!("message {number} is damaged"));
             }
-            if arrival.recipients & OTHERS != 0 {
-                balance.astray += 1;
-                found.push(format!(
-                    "message {number} came to a mailbox that it was not sent to"
-                ));
-            }
             match by_number.get_mut(&number) {
                 Some((sent, copies)) => {
+                    // The first of its recipients is bit 0; none of them is `OTHERS`.
+                    let elsewhere =
+                        arrival.domain != sent.domain || arrival.recipients >> sent.recipients != 0;
+                    if sent.recipients > 0 && elsewhere {
+                        balance.astray += 1;
+                        found.push(format!(
+                            "message {number} came to a mailbox that it was not sent to"
+                        ));
+                    }
                     *copies += 1;
                     let before = match kills {
                         [] => None,
@@ -403,6 +409,8 @@ mod tests {
     fn sent(number: u32, begun: u64, code: u16) -> Sent {
         Sent {
             number,
+            domain: 0,
+            recipients: 1,
             code,
             meant: ms(begun),
             begun: ms(begun),
@@ -438,9 +446,19 @@ mod tests {
 
     #[test]
     fn who_got_what_another_was_sent_is_found() {
-        let sent = [sent(0, 1, 250)];
-        for (recipients, astray) in [(1, 0), (OTHERS, 1), (1 | OTHERS, 1)] {
+        let sent = [Sent {
+            recipients: 2,
+            ..sent(0, 1, 250)
+        }];
+        for (domain, recipients, astray) in [
+            (0, 1, 0),
+            (0, 0b11, 0),
+            (0, 0b100, 1),
+            (0, 1 | OTHERS, 1),
+            (1, 1, 1),
+        ] {
             let arrivals = [Arrival {
+                domain,
                 recipients,
                 ..arrival(0, 2)
             }];

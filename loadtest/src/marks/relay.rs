@@ -66,6 +66,21 @@ pub(super) fn measure(options: &RelayOptions, told: &mut Told) -> anyhow::Result
     Ok(())
 }
 
+/// Figures of the same runs; where one of those was not sound, that they have none.
+fn tell<const N: usize>(
+    told: &mut Told,
+    figures: &[(&str, Mark)],
+    measured: anyhow::Result<[f64; N]>,
+) -> anyhow::Result<()> {
+    for (at, (name, mark)) in figures.iter().enumerate() {
+        match &measured {
+            Ok(measured) => told.figure(name, measured[at], *mark, "")?,
+            Err(why) => told.missing(name, &format!("{why:#}"))?,
+        }
+    }
+    Ok(())
+}
+
 /// Measures some of the figures, and tells them.
 type Part<'a> = fn(&Bench<'a>, &mut Told) -> anyhow::Result<()>;
 
@@ -142,17 +157,16 @@ impl Bench<'_> {
             let part = if size == "100KiB" { 0.2 } else { 1.0 };
             let own = Plan::of(Name::Relay, self.runs.scaled(OWN * part), size)?;
             let other = Plan::of(Name::Relay, self.runs.scaled(PEERS * part), size)?;
-            let [measured_cpu, measured_rate] = self.runs.medians(|| {
+            let measured = self.runs.medians(|| {
                 let (own, other) = (self.runs.own(&own)?, self.runs.play(&other, Some(postfix))?);
                 Ok([
                     own.cpu_seconds_per_1000 / other.cpu_seconds_per_1000,
                     own.per_second / other.per_second,
                 ])
-            })?;
-            told.figure(&cpu_name, measured_cpu, Mark::AtMost(cpu), "")?;
-            if let Some(rate) = rate {
-                told.figure(&rate_name, measured_rate, Mark::AtLeast(rate), "")?;
-            }
+            });
+            let mut figures = vec![(&*cpu_name, Mark::AtMost(cpu))];
+            figures.extend(rate.map(|rate| (&*rate_name, Mark::AtLeast(rate))));
+            tell(told, &figures, measured)?;
         }
         for (wanted, scenario, full, name, mark) in [
             (
@@ -187,10 +201,7 @@ impl Bench<'_> {
                 let other = self.runs.play(&other, Some(postfix))?;
                 Ok([self.runs.own(&own)?.cpu_seconds_per_1000 / other.cpu_seconds_per_1000])
             });
-            match measured {
-                Ok([cpu]) => told.figure(name, cpu, Mark::AtMost(mark), "")?,
-                Err(why) => told.missing(name, &format!("{why:#}"))?,
-            }
+            tell(told, &[(name, Mark::AtMost(mark))], measured)?;
         }
         Ok(())
     }
@@ -203,45 +214,33 @@ impl Bench<'_> {
                 name: Name::RelayDkimEd25519,
                 ..relay.clone()
             };
-            let [cpu] = self.runs.medians(|| {
+            let measured = self.runs.medians(|| {
                 let (plain, signed) = (self.runs.own(&relay)?, self.runs.own(&signed)?);
                 Ok([signed.cpu_seconds_per_1000 / plain.cpu_seconds_per_1000])
-            })?;
-            told.figure(
-                "relay-dkim-ed25519: CPU / own relay's",
-                cpu,
-                Mark::AtMost(1.3),
-                "",
-            )?;
+            });
+            let figure = ("relay-dkim-ed25519: CPU / own relay's", Mark::AtMost(1.3));
+            tell(told, &[figure], measured)?;
         }
         if self.runs.wants("relay-tls") {
             let tls = Plan {
                 name: Name::RelayTls,
                 ..relay.clone()
             };
-            let [cpu] = self.runs.medians(|| {
+            let measured = self.runs.medians(|| {
                 let (plain, tls) = (self.runs.own(&relay)?, self.runs.own(&tls)?);
                 Ok([tls.cpu_seconds_per_1000 / plain.cpu_seconds_per_1000])
-            })?;
-            told.figure(
-                "relay-tls: CPU / own relay's in clear",
-                cpu,
-                Mark::AtMost(1.5),
-                "",
-            )?;
+            });
+            let figure = ("relay-tls: CPU / own relay's in clear", Mark::AtMost(1.5));
+            tell(told, &[figure], measured)?;
         }
         if self.runs.wants("thousand-domains") {
             let many = Plan::of(Name::ThousandDomains, self.runs.scaled(OWN), SIZE)?;
-            let [rate] = self.runs.medians(|| {
+            let measured = self.runs.medians(|| {
                 let (one, many) = (self.runs.own(&relay)?, self.runs.own(&many)?);
                 Ok([many.per_second / one.per_second])
-            })?;
-            told.figure(
-                "thousand-domains: messages a second / one's",
-                rate,
-                Mark::AtLeast(0.8),
-                "",
-            )?;
+            });
+            let figure = ("thousand-domains: messages a second / one's", Mark::AtLeast(0.8));
+            tell(told, &[figure], measured)?;
         }
         Ok(())
     }

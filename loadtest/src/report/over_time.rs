@@ -258,6 +258,8 @@ mod tests {
         let sent: Vec<Sent> = (0..1_000)
             .map(|number| Sent {
                 number,
+                domain: 0,
+                recipients: 1,
                 code: 250,
                 meant: ms(u64::from(number) * 10),
                 begun: ms(u64::from(number) * 10),

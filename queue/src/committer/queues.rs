@@ -220,7 +220,7 @@ pub(super) fn sleep_if_nothing_waits(group: &mut Group, queue: &mut CachedQueue,
     if queue.record.count > queue.record.aside {
         return;
     }
-    queue.record.low_water = Timestamp::MAX;
+    queue.set_mark((Timestamp::MAX, NO_MESSAGE));
     queue.deletions = 0;
     if let Some(wake) = queue.record.wake.take() {
         group.batch.delete(Family::Queues, &keys::catalogue(wake, id));

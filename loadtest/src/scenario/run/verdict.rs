@@ -183,6 +183,8 @@ mod tests {
         let sent: Vec<_> = (0..plan.messages)
             .map(|number| Sent {
                 number,
+                domain: number % plan.domains as u32,
+                recipients: 1,
                 code: 250,
                 meant: ms(number),
                 begun: ms(number),

@@ -243,10 +243,10 @@ impl Ledger {
             let used = |(scope, budget): (&Scope, &Arc<Mutex<Budget>>)| {
                 Some((scope.clone(), Some(budget.lock().used_up(now)?)))
             };
-            // Whoever has come back has its own written after it.
+            // None of them is in memory. What counts comes first: a stop does not wait for ever.
             let gone = self.0.gone.lock();
             let deleted = gone.iter().map(|scope| (scope.clone(), None));
-            deleted.chain(all.iter().filter_map(used)).collect()
+            all.iter().filter_map(used).chain(deleted).collect()
         };
         for some in used.chunks(AT_ONCE) {
             queue.keep_counts(some.to_vec()).await?;

@@ -193,9 +193,8 @@ impl Shard {
             }
             if self.activate(id, now) {
                 self.look_at(id, now);
-            } else {
-                self.scans.far_refused |= !self.has_memory();
             }
+            self.scans.far_refused |= !self.active.contains_key(&id) && !self.has_memory();
         }
         if self.scans.far.whole.is_none() {
             // A read failed: all begins anew.
