@@ -16,8 +16,12 @@ use super::group;
 
 /// Ticks of a CPU second in /proc: fixed on x86-64 and aarch64, whatever the kernel's own.
 const TICKS: f64 = 100.0;
-/// How often memory is looked at: 5 to 10 ms each for a relay of 200 MiB, of the looker, but on the same processors.
+/// How often memory is looked at: 5 to 10 ms each for a relay of 200 MiB, of the looker, but on the same processors. Of a short run
+/// the peak may go unseen.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_AT_FIRST: Duration = Duration::from_millis(200);
+/// For so long at first.
+const FIRST: Duration = Duration::from_secs(5);
 /// A day's.
 const MAX_SAMPLES: usize = 172_800;
 
@@ -129,6 +133,7 @@ impl Memory {
         let samples = Arc::<Mutex<Vec<Sample>>>::default();
         let (root, over) = (Arc::new(AtomicU32::new(root)), Arc::<AtomicBool>::default());
         let (kept, of, end) = (Arc::clone(&samples), Arc::clone(&root), Arc::clone(&over));
+        let begun = Zero::now();
         let thread = std::thread::Builder::new().name("memory".into()).spawn(move || {
             while !end.load(Ordering::Relaxed) {
                 if let Some(sample) = sample(of.load(Ordering::Relaxed), zero) {
@@ -138,7 +143,8 @@ impl Memory {
                         kept.push(sample);
                     }
                 }
-                std::thread::sleep(LOOK_EVERY);
+                let is_first = begun.elapsed() < FIRST;
+                std::thread::sleep(if is_first { LOOK_AT_FIRST } else { LOOK_EVERY });
             }
         })?;
         Ok(Self {
