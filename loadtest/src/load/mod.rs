@@ -619,12 +619,9 @@ mod tests {
         );
     }
 
-    /// One session does a third of the rate: the last message stands behind all others, whenever its own transaction begins.
-    #[test]
-    fn what_is_kept_waiting_counts_from_its_own_moment() {
-        let zero = Zero::now();
+    /// Of one domain, which takes so long for each message.
+    fn slow_sink(delay: Duration, zero: Zero) -> (Sink, Spread) {
         let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
-        let delay = Duration::from_millis(3);
         let manner = Manner {
             usual: Behaviour {
                 delay: Span::just(delay),
@@ -633,6 +630,15 @@ mod tests {
             ..Manner::default()
         };
         let sink = Sink::start(manner, &spread, 1, zero).unwrap();
+        (sink, spread)
+    }
+
+    /// One session does a third of the rate: the last message stands behind all others, whenever its own transaction begins.
+    #[test]
+    fn what_is_kept_waiting_counts_from_its_own_moment() {
+        let zero = Zero::now();
+        let delay = Duration::from_millis(3);
+        let (sink, spread) = slow_sink(delay, zero);
         let letters = Arc::new(Letters::new(9, "a@sender.test", "1KiB".parse().unwrap(), spread));
         let pace = Pace {
             sessions: 1,
@@ -661,16 +667,8 @@ mod tests {
     #[test]
     fn a_sinks_own_time_begins_at_the_last_octet() {
         let zero = Zero::now();
-        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
         let delay = Duration::from_millis(20);
-        let manner = Manner {
-            usual: Behaviour {
-                delay: Span::just(delay),
-                ..Behaviour::default()
-            },
-            ..Manner::default()
-        };
-        let sink = Sink::start(manner, &spread, 1, zero).unwrap();
+        let (sink, spread) = slow_sink(delay, zero);
         let letters = Letters::new(9, "a@sender.test", "1KiB".parse().unwrap(), spread);
         let letter = letters.letter(0);
         let text: Vec<u8> = letters.data(&letter).flatten().copied().collect();

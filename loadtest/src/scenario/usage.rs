@@ -20,7 +20,7 @@ const TICKS: f64 = 100.0;
 /// the peak may go unseen.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_AT_FIRST: Duration = Duration::from_millis(200);
-/// For so long at first.
+/// For so long after the run's zero.
 const FIRST: Duration = Duration::from_secs(5);
 /// A day's.
 const MAX_SAMPLES: usize = 172_800;
@@ -133,7 +133,6 @@ impl Memory {
         let samples = Arc::<Mutex<Vec<Sample>>>::default();
         let (root, over) = (Arc::new(AtomicU32::new(root)), Arc::<AtomicBool>::default());
         let (kept, of, end) = (Arc::clone(&samples), Arc::clone(&root), Arc::clone(&over));
-        let begun = Zero::now();
         let thread = std::thread::Builder::new().name("memory".into()).spawn(move || {
             while !end.load(Ordering::Relaxed) {
                 if let Some(sample) = sample(of.load(Ordering::Relaxed), zero) {
@@ -143,7 +142,7 @@ impl Memory {
                         kept.push(sample);
                     }
                 }
-                let is_first = begun.elapsed() < FIRST;
+                let is_first = zero.elapsed() < FIRST;
                 std::thread::sleep(if is_first { LOOK_AT_FIRST } else { LOOK_EVERY });
             }
         })?;
