@@ -16,7 +16,7 @@ use anyhow::ensure;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::report::{Row, Verdict};
+use crate::report::{Row, Verdict, facts};
 
 /// Options of `loadtest marks`.
 #[derive(Args)]
@@ -231,7 +231,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
         common.scale > 0.0 && common.runs > 0,
         "a scale and a number of runs are more than 0"
     );
-    let mut told = Told::new(common.json);
+    // The load before is not of the measuring.
+    let (mut told, facts) = (Told::new(common.json), facts());
     match &options.group {
         Group::Queue(common) => queue::measure(common, &mut told)?,
         Group::Relay(options) => relay::measure(options, &mut told)?,
@@ -239,7 +240,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     }
     common.ensure_measured(&told)?;
     if let Group::Relay(options) = &options.group {
-        relay::write(options, &mut told)?;
+        relay::write(options, facts, &mut told)?;
     }
     Ok(told.all_hold)
 }

@@ -9,7 +9,7 @@ use super::runs::{OTP, Runs, otp_figures};
 use super::{Mark, RelayOptions, Told};
 use crate::load::client::Beat;
 use crate::load::more_descriptors;
-use crate::report::{Page, Table, facts};
+use crate::report::{Facts, Page, Table};
 use crate::scenario::apart::{self, Tools};
 use crate::scenario::{Name, Plan};
 
@@ -85,10 +85,10 @@ fn tell<const N: usize>(
 type Part<'a> = fn(&Bench<'a>, &mut Told) -> anyhow::Result<()>;
 
 /// The report, where one is wanted.
-pub(super) fn write(options: &RelayOptions, told: &mut Told) -> anyhow::Result<()> {
+pub(super) fn write(options: &RelayOptions, facts: Facts, told: &mut Told) -> anyhow::Result<()> {
     let page = Page {
         title: "Postrider: the relay's marks".to_owned(),
-        facts: facts(),
+        facts,
         tables: vec![Table {
             head: vec!["figure", "measured", "mark"],
             rows: std::mem::take(&mut told.rows),

@@ -18,7 +18,7 @@ use svg::{Chart, STYLE, escape};
 pub(crate) struct Page {
     pub(crate) title: String,
     /// What holds for all of it: the machine, the command.
-    pub(crate) facts: Vec<(&'static str, String)>,
+    pub(crate) facts: Facts,
     pub(crate) tables: Vec<Table>,
     pub(crate) sections: Vec<Section>,
 }
@@ -198,8 +198,11 @@ impl Section {
     }
 }
 
+/// Name and value of each.
+pub(crate) type Facts = Vec<(&'static str, String)>;
+
 /// What holds for every measurement here: when, where, by which command, and how busy the machine was before.
-pub(crate) fn facts() -> Vec<(&'static str, String)> {
+pub(crate) fn facts() -> Facts {
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
     let line = |file: &str, name: &str| {
         let text = read(file);

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::trace::Calls;
 use super::{Name, PATIENCE, Plan, Report, check_rate, plan, run};
 use crate::report::bars::Bars;
-use crate::report::{self, Page, Plot, Section, Table, Verdict, facts};
+use crate::report::{self, Facts, Page, Plot, Section, Table, Verdict, facts};
 use crate::signals;
 
 /// Messages of the run that tells whether each is synced: a session of its own, one after the other.
@@ -131,6 +131,8 @@ struct Turns<T> {
 pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
     crate::load::more_descriptors()?;
     signals::note()?;
+    // The load before is not of the measuring.
+    let facts = facts();
     ensure!((1..=100).contains(&options.runs), "from 1 to 100 runs");
     for name in &options.names {
         check_rate(*name, &options.play)?;
@@ -150,7 +152,7 @@ pub(crate) fn compare(options: &CompareOptions) -> anyhow::Result<bool> {
         }
         all.push(rows);
     }
-    page(&all, options).write(options.report.as_deref(), options.plots.as_deref())?;
+    page(&all, facts, options).write(options.report.as_deref(), options.plots.as_deref())?;
     Ok(all.iter().flatten().all(|row| row.holds))
 }
 
@@ -383,7 +385,7 @@ fn notes<'a>(mut rows: impl Iterator<Item = &'a Row>, options: &CompareOptions) 
 }
 
 /// All scenarios' rows as a table, and each scenario's bars.
-fn page(all: &[Vec<Row>], options: &CompareOptions) -> Page {
+fn page(all: &[Vec<Row>], facts: Facts, options: &CompareOptions) -> Page {
     let beside = all.iter().filter_map(|rows| Some((rows.first()?, rows)));
     let table_row = |own: &Row, row: &Row| report::Row {
         cells: std::iter::once(format!("{}: {}", row.scenario, row.marked()))
@@ -422,7 +424,7 @@ fn page(all: &[Vec<Row>], options: &CompareOptions) -> Page {
     };
     Page {
         title: "Postrider beside other relays".to_owned(),
-        facts: facts(),
+        facts,
         tables: vec![Table {
             head: std::iter::once("relay")
                 .chain(COLUMNS.map(|(head, _)| head))
@@ -483,7 +485,7 @@ mod tests {
             holds: syncs,
         };
         let rows = vec![row("postrider", 9_000.0, true), row("peer", 450.0, false)];
-        let page = page(&[rows], &cli.options);
+        let page = page(&[rows], facts(), &cli.options);
         let [table] = &page.tables[..] else {
             panic!("one table")
         };
