@@ -8,7 +8,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use mail_core::{MessageId, Timestamp};
 use queue::QueueId;
 
-const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::LEAST, 0);
 const QUEUES: u64 = 1_000;
 const MESSAGES: u64 = 20_000;
 

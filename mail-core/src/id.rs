@@ -20,6 +20,9 @@ pub struct MessageId([u8; 16]);
 pub struct BadMessageId;
 
 impl MessageId {
+    /// Before all that are given: where looking through them begins.
+    pub const LEAST: Self = Self([0; 16]);
+
     /// An id for a message that came in at `now`. `random` must differ between messages of one millisecond.
     pub fn new(now: Timestamp, random: &[u8; 10]) -> Self {
         Self(

@@ -153,7 +153,7 @@ impl Queue {
     fn units_in(&self, from: &[u8], to: &[u8], limit: usize) -> Result<(Vec<SetAside>, bool), ReadError> {
         let mut found = Vec::new();
         let mut more = false;
-        self.store.scan(Family::Aside, from, to, &mut |key, value| {
+        self.store.scan_past(Family::Aside, from, to, &mut |key, value| {
             if found.len() == limit {
                 more = true;
                 return false;
@@ -180,9 +180,9 @@ impl Queue {
     }
 
     /// Of a unit whose own record in `aside` does not verify, by its envelope and state.
-    fn made_up(&self, id: MessageId, unit: u16, what: &'static str) -> Result<Option<SetAside>, ReadError> {
+    fn made_up(&self, id: MessageId, unit: u16, what: &str) -> Result<Option<SetAside>, ReadError> {
         let key = keys::aside(id, unit);
-        let damage = ReadError::damaged("aside", &key, what);
+        let damage = ReadError::damaged("aside", &key, what.to_owned());
         let found = self.envelope(id).and_then(|envelope| {
             let state = self.state(id, unit)?;
             let of = envelope
@@ -225,7 +225,7 @@ impl Queue {
             [&keys::aside_record(family, key)[..], &[0]].concat()
         });
         let mut found = Vec::new();
-        self.store.scan(
+        self.store.scan_past(
             Family::Aside,
             &from,
             &keys::aside_records_end(),
@@ -261,7 +261,7 @@ impl Queue {
     pub fn aside(&self, unit: &UnitKey) -> Result<Option<AsideRecord>, ReadError> {
         match read::<AsideRecord>(&*self.store, Family::Aside, &keys::aside(unit.id, unit.unit)) {
             Err(ReadError::Damaged { what, .. }) => {
-                Ok(self.made_up(unit.id, unit.unit, what)?.map(|found| found.record))
+                Ok(self.made_up(unit.id, unit.unit, &what)?.map(|found| found.record))
             }
             other => other,
         }

@@ -13,7 +13,7 @@ mod settle;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use mail_core::{MessageId, Timestamp};
+use mail_core::MessageId;
 
 use crate::aside::DamageCounts;
 use crate::index;
@@ -30,7 +30,8 @@ use crate::usage::{Amount, Reserved, Usage};
 use crate::{CommitError, ReadError};
 
 use queues::{
-    CachedQueue, DELETIONS_BEFORE_SEEK, NO_MESSAGE, added_due, first_due, lower_wake, sleep_if_nothing_waits,
+    CachedQueue, DELETIONS_BEFORE_SEEK, NOTHING_WAITS, added_due, first_due, lower_wake,
+    sleep_if_nothing_waits,
 };
 use request::{Answer, is_synced};
 pub(crate) use request::{Failed, Reply, Request, Written};
@@ -451,10 +452,18 @@ impl Committer {
             queue.touched = false;
             if queue.deletions >= DELETIONS_BEFORE_SEEK {
                 queue.deletions = 0;
-                // Keys of this group are not in the store yet; the mark may not pass them.
-                let first = first_due(&*self.store, id, queue.mark())?;
-                let first = first.into_iter().chain(added_due(&group.batch, id)).min();
-                queue.set_mark(first.unwrap_or((Timestamp::MAX, NO_MESSAGE)));
+                match first_due(&*self.store, id, queue.record.low_water) {
+                    // Keys of this group are not in the store yet; the mark may not pass them.
+                    Ok(first) => {
+                        let first = first.into_iter().chain(added_due(&group.batch, id)).min();
+                        queue.record.low_water = first.unwrap_or(NOTHING_WAITS);
+                    }
+                    // What lies there may read again, in another store: the mark stays before it.
+                    Err(damage @ ReadError::Damaged { .. }) => {
+                        tracing::error!(queue = %id, error = %damage, "a queue's low-water mark stays where it is");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             group
                 .batch
@@ -504,10 +513,14 @@ impl Committer {
             return Ok(open);
         }
         let key = keys::open_units(id);
-        let damage = match self.store.get(Family::State, &key)?.as_deref().map(unseal) {
-            Some(Ok(octets)) => return Ok(u16::from_be_bytes(octets)),
-            Some(Err(damaged)) => ReadError::damaged("state", &key, damaged.0),
-            None => ReadError::damaged("state", &key, "absent"),
+        let damage = match get(&*self.store, Family::State, &key) {
+            Ok(Some(octets)) => match unseal(&octets) {
+                Ok(octets) => return Ok(u16::from_be_bytes(octets)),
+                Err(damaged) => ReadError::damaged("state", &key, damaged.0),
+            },
+            Ok(None) => ReadError::damaged("state", &key, "absent"),
+            Err(damage @ ReadError::Damaged { .. }) => damage,
+            Err(error) => return Err(error),
         };
         self.damage.met(&damage);
         let open = anew::open_units(&*self.store, &group.gone, id, damage)?;
@@ -542,9 +555,15 @@ pub(crate) fn chunk_sums(message: &NewMessage) -> Vec<u32> {
         .collect()
 }
 
+/// A key's value; it is named where it does not read.
+pub(crate) fn get(store: &dyn Store, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+    let found = store.get(family, key);
+    found.map_err(|error| ReadError::unreadable(family.name(), key, error))
+}
+
 /// Reads and checks a record.
 pub(crate) fn read<T: Record>(store: &dyn Store, family: Family, key: &[u8]) -> Result<Option<T>, ReadError> {
-    let Some(octets) = store.get(family, key)? else {
+    let Some(octets) = get(store, family, key)? else {
         return Ok(None);
     };
     decode(&octets)

@@ -81,7 +81,7 @@ impl Queue {
         let from = after.map_or_else(Vec::new, |after| [&after.key()[..], &[0]].concat());
         let mut page = Vec::new();
         self.store
-            .scan(Family::Count, &from, &[u8::MAX], &mut |key, value| {
+            .scan_past(Family::Count, &from, &[u8::MAX], &mut |key, value| {
                 match Scope::from_key(key) {
                     Some(scope) => page.push((scope, decode(value).ok())),
                     None => tracing::error!("counts of nothing that can be read"),

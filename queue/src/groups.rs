@@ -63,17 +63,20 @@ impl Queue {
     fn groups_and_last(&self) -> Result<(Vec<(RouteGroup, String)>, u16), ReadError> {
         let (mut groups, mut last) = (Vec::new(), 0);
         let (from, to) = (keys::route_group(RouteGroup(0)), keys::route_groups_end());
-        self.store.scan(Family::Queues, &from, &to, &mut |key, value| {
-            let Some(group) = keys::parse_route_group(key) else {
-                return true;
-            };
-            last = last.max(group.0);
-            match decode::<GroupRecord>(value) {
-                Ok(record) => groups.push((group, record.name)),
-                Err(error) => tracing::error!(group = group.0, %error, "a route group's name can't be read"),
-            }
-            true
-        })?;
+        self.store
+            .scan_past(Family::Queues, &from, &to, &mut |key, value| {
+                let Some(group) = keys::parse_route_group(key) else {
+                    return true;
+                };
+                last = last.max(group.0);
+                match decode::<GroupRecord>(value) {
+                    Ok(record) => groups.push((group, record.name)),
+                    Err(error) => {
+                        tracing::error!(group = group.0, %error, "a route group's name can't be read")
+                    }
+                }
+                true
+            })?;
         Ok((groups, last))
     }
 }
@@ -92,7 +95,7 @@ mod tests {
         let first = queue.route_groups(&["a", "b", "a"]).unwrap();
         assert_eq!(first, [RouteGroup(1), RouteGroup(2), RouteGroup(1)]);
         // After a restart and a power cut, and though "a" was left out for a while.
-        let again = Queue::in_memory(store.cut_power()).unwrap();
+        let again = Queue::in_memory(store.cut_power(0)).unwrap();
         assert_eq!(again.route_groups(&["c"]).unwrap(), [RouteGroup(3)]);
         assert_eq!(
             again.route_groups(&["b", "a"]).unwrap(),

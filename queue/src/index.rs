@@ -200,7 +200,7 @@ impl Queue {
         );
         let to = keys::index(by, name, QueueId(u64::MAX));
         let mut ids = Vec::new();
-        self.store.scan(Family::Queues, &from, &to, &mut |key, _| {
+        self.store.scan_past(Family::Queues, &from, &to, &mut |key, _| {
             ids.extend(keys::parse_index(key));
             ids.len() < limit
         })?;
@@ -217,7 +217,7 @@ impl Queue {
 /// See [`Queue::totals`]. Those that do not verify are left out until the next start, which counts them anew.
 pub(crate) fn totals(store: &dyn Store) -> Result<Vec<Totals>, ReadError> {
     let mut totals = Vec::new();
-    store.scan(
+    store.scan_past(
         Family::Queues,
         &[keys::TOTALS],
         &[keys::TOTALS + 1],

@@ -530,15 +530,27 @@ impl Shared {
 
     fn works_again(&self) {
         self.reopened.fetch_add(1, Ordering::AcqRel);
-        *self.status.write() = Status::Healthy;
+        // It may have failed for want of space, and the keeper looks in a while only.
+        *self.status.write() = match self.is_full() {
+            true => Status::Full {
+                free: self.space.0.load(Ordering::Relaxed),
+            },
+            false => Status::Healthy,
+        };
         self.failing.store(false, Ordering::Release);
+    }
+
+    /// By the keeper's last look.
+    fn is_full(&self) -> bool {
+        let (free, min_free) = &self.space;
+        free.load(Ordering::Relaxed) < min_free.load(Ordering::Relaxed) && !sabotage::is_on("no-watermark")
     }
 
     fn look_at_space(&self, space: &Space) {
         let (free, min_free) = (space.look(), space.min_free);
-        let is_full = free < min_free && !sabotage::is_on("no-watermark");
         self.space.0.store(free, Ordering::Relaxed);
         self.space.1.store(min_free, Ordering::Relaxed);
+        let is_full = self.is_full();
         let mut status = self.status.write();
         match (&*status, is_full) {
             (Status::Healthy, true) => {
@@ -679,12 +691,15 @@ pub(crate) mod tests {
 
     type OnWrite = dyn Fn(&MemoryStore, &Batch, bool) -> Result<(), StoreError> + Send + Sync;
     type OnSync = dyn Fn(&MemoryStore) -> Result<(), StoreError> + Send + Sync;
+    type OnGet = dyn Fn(Family) -> Result<(), StoreError> + Send + Sync;
 
     /// The model, with a test's own way of writing and syncing.
     pub(super) struct Hooked {
         pub(super) store: MemoryStore,
         pub(super) write: Box<OnWrite>,
         pub(super) sync: Box<OnSync>,
+        /// Before a value is read.
+        pub(super) get: Box<OnGet>,
     }
 
     impl Store for Hooked {
@@ -697,6 +712,7 @@ pub(crate) mod tests {
         }
 
         fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            (self.get)(family)?;
             self.store.get(family, key)
         }
 
@@ -760,6 +776,7 @@ pub(crate) mod tests {
                 store.write(batch, sync)
             }),
             sync: Box::new(MemoryStore::sync),
+            get: Box::new(|_| Ok(())),
         };
         let (queue, _) = threaded(behind, mend::tests::NoHealing);
         (queue, store, entered, let_go)

@@ -41,7 +41,7 @@ impl Queue {
     pub fn journal(&self) -> Result<Extent, ReadError> {
         let next = read_counters(&*self.store)?.next_event;
         let mut first = next;
-        self.store.scan(
+        self.store.scan_past(
             Family::Event,
             &keys::event(0),
             &keys::event(next),

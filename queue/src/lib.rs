@@ -34,6 +34,7 @@ mod unsynced;
 mod upload;
 mod usage;
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,7 +79,7 @@ use rocks::RocksStore;
 use store::{Batch, Family, MemoryStore, Store, StoreError, Written};
 
 /// The layout this program writes, and the newest it reads.
-pub const FORMAT_VERSION: u16 = 3;
+pub const FORMAT_VERSION: u16 = 4;
 
 /// Bounds of a queue.
 #[derive(Clone, Debug)]
@@ -183,8 +184,8 @@ impl OpenError {
 pub enum ReadError {
     /// The disk, or RocksDB, failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A record does not verify. It is never used.
+    Store(StoreError),
+    /// A record does not verify, to us or to RocksDB. It is never used.
     #[error("damaged record in {family}, key {key}: {what}")]
     Damaged {
         /// Which family.
@@ -192,24 +193,39 @@ pub enum ReadError {
         /// Its key, hexadecimal.
         key: String,
         /// What is wrong with it.
-        what: &'static str,
+        what: Cow<'static, str>,
     },
+}
+
+/// What RocksDB finds damaged is so for whoever reads it, and no failure of the store: others go on.
+impl From<StoreError> for ReadError {
+    fn from(error: StoreError) -> Self {
+        match error.is_corruption() {
+            true => Self::unreadable("some family", &[], error),
+            false => Self::Store(error),
+        }
+    }
 }
 
 impl ReadError {
     /// Whether what was asked for is damaged, and would be the next time too.
     pub fn is_damage(&self) -> bool {
-        match self {
-            Self::Damaged { .. } => true,
-            Self::Store(error) => error.is_corruption(),
-        }
+        matches!(self, Self::Damaged { .. })
     }
 
-    pub(crate) fn damaged(family: &'static str, key: &[u8], what: &'static str) -> Self {
+    pub(crate) fn damaged(family: &'static str, key: &[u8], what: impl Into<Cow<'static, str>>) -> Self {
         Self::Damaged {
             family,
             key: key.iter().map(|octet| format!("{octet:02x}")).collect(),
-            what,
+            what: what.into(),
+        }
+    }
+
+    /// Of a key that was asked for.
+    pub(crate) fn unreadable(family: &'static str, key: &[u8], error: StoreError) -> Self {
+        match error.is_corruption() {
+            true => Self::damaged(family, key, error.0),
+            false => Self::Store(error),
         }
     }
 }

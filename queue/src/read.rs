@@ -45,7 +45,7 @@ pub struct DeadlineKey([u8; 32]);
 impl DeadlineKey {
     /// Behind all units whose time was up before `at`, less a second, and before those of later.
     pub fn before(at: Timestamp) -> Self {
-        Self(keys::deadline(at, QueueId(0), MessageId::from_bytes([0; 16])))
+        Self(keys::deadline(at, QueueId(0), MessageId::LEAST))
     }
 
     /// The same among those whose time the client named.
@@ -74,7 +74,7 @@ impl Queue {
             None => keys::catalogue(Timestamp(0), QueueId(0)),
         };
         let mut page = Vec::new();
-        self.store.scan(
+        self.store.scan_past(
             Family::Queues,
             &from,
             &keys::catalogue(until, QueueId(u64::MAX)),
@@ -119,7 +119,7 @@ impl Queue {
         parse: impl Fn(&[u8]) -> Option<K>,
     ) -> Result<Vec<(K, R)>, ReadError> {
         let (mut page, mut damaged) = (Vec::new(), Vec::new());
-        self.store.scan(family, from, to, &mut |key, value| {
+        self.store.scan_past(family, from, to, &mut |key, value| {
             let damage = match (parse(key), decode(value)) {
                 (Some(name), Ok(record)) => {
                     page.push((name, record));
@@ -152,25 +152,23 @@ impl Queue {
     pub fn due(
         &self,
         queue: QueueId,
-        (due, id, unit): (Timestamp, MessageId, u16),
+        place: (Timestamp, MessageId, u16),
         limit: usize,
     ) -> Result<(Vec<UnitKey>, bool), ReadError> {
-        let low_water = self.info(queue)?.map_or(Timestamp(0), |record| record.low_water);
-        let from = if due < low_water {
-            keys::due(&UnitKey {
-                queue,
-                due: low_water,
-                id: MessageId::from_bytes([0; 16]),
-                unit: 0,
-            })
-        } else {
-            keys::due(&UnitKey { queue, due, id, unit })
+        let (due, id, unit) = match self.info(queue) {
+            Ok(Some(QueueRecord {
+                low_water: (due, id), ..
+            })) => place.max((due, id, 0)),
+            // Its record is made anew; meanwhile all that was deleted is passed.
+            Ok(None) | Err(ReadError::Damaged { .. }) => place,
+            Err(error) => return Err(error),
         };
+        let from = keys::due(&UnitKey { queue, due, id, unit });
         let unsynced = self.intake.unsynced();
         let mut page = Vec::new();
         let mut more = false;
         self.store
-            .scan(Family::Due, &from, &keys::due_end(queue), &mut |key, _| {
+            .scan_past(Family::Due, &from, &keys::due_end(queue), &mut |key, _| {
                 if page.len() == limit {
                     more = true;
                     return false;
@@ -252,7 +250,7 @@ impl Queue {
         // Seconds are rounded up in the key: a bucket is over when its second has begun.
         let mut to = (now.seconds() + 1).to_be_bytes();
         to[0] |= from.first().copied().unwrap_or_default() & keys::NAMED;
-        self.store.scan(family, &from, &to, &mut |key, value| {
+        self.store.scan_past(family, &from, &to, &mut |key, value| {
             let unit = unseal(value).ok().map(u16::from_be_bytes);
             if let (Some((queue, id)), Ok(key)) = (keys::parse_deadline(key), key.try_into())
                 && wanted(queue)
@@ -305,7 +303,7 @@ impl Queue {
         let mut found = None;
         let from = queue.0.to_be_bytes();
         self.store
-            .scan(Family::Due, &from, &keys::due_end(queue), &mut |key, _| {
+            .scan_past(Family::Due, &from, &keys::due_end(queue), &mut |key, _| {
                 found = keys::parse_due(key).filter(|unit| unit.id == id);
                 found.is_none()
             })?;
@@ -319,10 +317,11 @@ impl Queue {
         let mut found = None;
         // Above all ids, which are of 16 octets.
         let end = [0xff; 17];
-        self.store.scan(Family::Envelope, &from, &end, &mut |key, _| {
-            found = key.try_into().ok().map(MessageId::from_bytes);
-            found.is_none()
-        })?;
+        self.store
+            .scan_past(Family::Envelope, &from, &end, &mut |key, _| {
+                found = key.try_into().ok().map(MessageId::from_bytes);
+                found.is_none()
+            })?;
         Ok(found)
     }
 

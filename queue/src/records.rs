@@ -247,8 +247,9 @@ pub struct QueueRecord {
     pub count: u64,
     /// Their octets, each unit counting its message's whole size.
     pub bytes: u64,
-    /// No unit is due before: reading begins here, past whatever was deleted.
-    pub low_water: Timestamp,
+    /// No unit is before, by its due time and its message: reading begins here, past whatever was deleted. Of a million due in one moment
+    /// (a client's own time, a retry of all) the moment alone would not tell.
+    pub low_water: (Timestamp, MessageId),
     /// Its key in the catalogue; a lower bound of when it has something to do. Absent where nothing in it waits for a time.
     pub wake: Option<Timestamp>,
     /// Of its units those that are set aside.

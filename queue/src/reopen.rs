@@ -13,7 +13,7 @@ use crate::committer::Committer;
 use crate::corruption::Corruption;
 use crate::intake::mend::Heal;
 use crate::rocks::RocksStore;
-use crate::store::{Batch, Family, KeyValue, Store, StoreError, Written};
+use crate::store::{Batch, Each, Family, KeyValue, Store, StoreError, Written};
 use crate::{OpenError, prepare, sweep};
 
 /// Octets written to see whether the disk takes any.
@@ -67,6 +67,11 @@ impl Store for ReopenStore {
         each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError> {
         self.with(|store| store.scan(family, from, to, each))
+    }
+
+    fn scan_past(&self, family: Family, from: &[u8], to: &[u8], each: Each<'_>) -> Result<(), StoreError> {
+        let met = |error: &StoreError| self.corruption.note(error);
+        self.with(|store| store.scan_past(family, from, to, each, &met))
     }
 
     fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {

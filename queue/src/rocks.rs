@@ -1,16 +1,18 @@
 //! The store on RocksDB.
 
+mod behind;
 pub(crate) mod closed;
 
 use std::path::Path;
 
+use behind::{reads_again, run};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType,
     DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
     statistics::{StatsLevel, Ticker},
 };
 
-use crate::store::{Batch, Family, KeyValue, Store, StoreError, Written};
+use crate::store::{Batch, Each, Family, KeyValue, Store, StoreError, Written};
 
 /// Memtables of all families together. It bounds the WAL, and so the restart; mail that leaves before it is full is
 /// dropped at the flush and never reaches a table.
@@ -93,6 +95,39 @@ impl RocksStore {
             .cf_handle(family.name())
             .ok_or_else(|| StoreError(format!("no column family {}", family.name())))
     }
+}
+
+impl RocksStore {
+    /// As [`Store::scan`], and goes on behind what is damaged; `met` hears of it.
+    pub(crate) fn scan_past(
+        &self,
+        of: Family,
+        from: &[u8],
+        to: &[u8],
+        each: Each<'_>,
+        met: &dyn Fn(&StoreError),
+    ) -> Result<(), StoreError> {
+        let family = self.family(of)?;
+        let mut from = from.to_vec();
+        while *from < *to {
+            let (at, error) = match run((&self.db, family), below(to), &from, each) {
+                Ok(_) => return Ok(()),
+                Err(early) => early,
+            };
+            if !error.is_corruption() {
+                return Err(error);
+            }
+            met(&error);
+            from = reads_again((&self.db, family), &|| below(to), &at, to);
+        }
+        Ok(())
+    }
+}
+
+fn below(to: &[u8]) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(to);
+    options
 }
 
 fn explain(folder: &Path, error: &str) -> String {
@@ -227,10 +262,8 @@ impl Store for RocksStore {
         if from >= to {
             return Ok(());
         }
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(to);
         let mode = IteratorMode::From(from, Direction::Forward);
-        for entry in self.db.iterator_cf_opt(self.family(family)?, options, mode) {
+        for entry in self.db.iterator_cf_opt(self.family(family)?, below(to), mode) {
             let (key, value) = entry.map_err(failed)?;
             if !each(&key, &value) {
                 break;

@@ -257,11 +257,19 @@ impl Batch {
         self.octets.len() + self.shared
     }
 
+    /// Octets of keys and values that lie in its own buffer: those that were copied there.
+    pub fn copied(&self) -> usize {
+        self.octets.len()
+    }
+
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty() && self.ranges.is_empty()
     }
 }
+
+/// Is handed a key and its value, and says whether it wants more.
+pub type Each<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> bool;
 
 /// An ordered map in families. Keys order by their octets.
 pub trait Store: Send + Sync + 'static {
@@ -276,13 +284,13 @@ pub trait Store: Send + Sync + 'static {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Hands keys of `from..to` to `each` in order, from one moment's view, until it says false or they end.
-    fn scan(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), StoreError>;
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], each: Each<'_>) -> Result<(), StoreError>;
+
+    /// The same, and goes on behind what is damaged: for whoever serves what reads, and has nobody wait for what doesn't. It is noted as
+    /// any other damage.
+    fn scan_past(&self, family: Family, from: &[u8], to: &[u8], each: Each<'_>) -> Result<(), StoreError> {
+        self.scan(family, from, to, each)
+    }
 
     /// Gives back the space of keys of `from..to`, all of which have been removed, as far as that costs nothing.
     fn reclaim(&self, _family: Family, _from: &[u8], _to: &[u8]) -> Result<(), StoreError> {
@@ -329,6 +337,8 @@ pub type KeyValue = (Vec<u8>, Vec<u8>);
 
 type Contents = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
 
+type Undo = ((Family, Vec<u8>), Option<Vec<u8>>);
+
 /// The model: a map in memory that remembers what was synced, so that a power cut can be played.
 #[derive(Clone, Default)]
 pub struct MemoryStore {
@@ -338,8 +348,8 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct Shared {
     now: Contents,
-    /// Keys written since the last sync, with what they held then.
-    unsynced: BTreeMap<(Family, Vec<u8>), Option<Vec<u8>>>,
+    /// Of each batch since the last sync, the keys it wrote, with what they held before.
+    unsynced: Vec<Vec<Undo>>,
     failing: bool,
     syncs_failing: bool,
     counted: Option<Counted>,
@@ -413,11 +423,18 @@ impl MemoryStore {
         }
     }
 
-    /// What a power cut leaves: all that was synced, nothing else.
-    pub fn cut_power(&self) -> Self {
+    /// Batches written since the last sync.
+    pub fn unsynced(&self) -> usize {
+        self.shared.lock().unsynced.len()
+    }
+
+    /// What a power cut leaves: all that was synced, and the first `kept` of the batches after it. The disk may have had them written already;
+    /// a log that is read up to its first gap leaves none out between two that it has.
+    pub fn cut_power(&self, kept: usize) -> Self {
         let shared = self.shared.lock();
         let mut left = shared.now.clone();
-        for (key, before) in &shared.unsynced {
+        let lost = shared.unsynced.get(kept..).unwrap_or_default();
+        for (key, before) in lost.iter().flatten().rev() {
             match before {
                 Some(value) => left.insert(key.clone(), value.clone()),
                 None => left.remove(key),
@@ -464,6 +481,7 @@ impl Store for MemoryStore {
         if shared.failing {
             return Err(StoreError("the disk is set to fail".into()));
         }
+        let mut undo = Vec::with_capacity(batch.len());
         for range in batch.ranges() {
             let within = (range.family, range.from.clone())..(range.family, range.to.clone());
             let keys: Vec<_> = match range.from < range.to {
@@ -472,7 +490,7 @@ impl Store for MemoryStore {
             };
             for key in keys {
                 let before = shared.now.remove(&key);
-                shared.unsynced.entry(key).or_insert(before);
+                undo.push((key, before));
             }
         }
         for write in batch.writes() {
@@ -488,8 +506,9 @@ impl Store for MemoryStore {
                     None => {}
                 }
             }
-            shared.unsynced.entry(key).or_insert(before);
+            undo.push((key, before));
         }
+        shared.unsynced.push(undo);
         let fails = sync && shared.syncs_failing;
         if let Some(recorded) = &mut shared.recorded {
             recorded.push(Recorded {

@@ -158,7 +158,7 @@ fn told(queue: &Queue) -> BTreeSet<String> {
         for unit in queue.due(id, FIRST, 999).unwrap().0 {
             ids.insert(unit.id);
             let wake = record.wake.unwrap();
-            assert!(wake <= unit.due && record.low_water <= unit.due);
+            assert!(wake <= unit.due && record.low_water <= (unit.due, unit.id));
         }
     }
     ids.extend(

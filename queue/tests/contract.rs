@@ -132,10 +132,24 @@ fn a_power_cut_takes_what_was_not_synced_and_nothing_else() {
     batch.delete_range(Family::Due, b"k", b"l");
     store.write(&batch, false).unwrap();
     assert_eq!(store.get(Family::Due, b"kept").unwrap(), None);
-    let left = store.cut_power();
+    let left = store.cut_power(0);
     assert_eq!(left.get(Family::Due, b"kept").unwrap(), Some(b"1".to_vec()));
     assert_eq!(left.get(Family::Due, b"changed").unwrap(), Some(b"1".to_vec()));
     assert_eq!(left.get(Family::Due, b"new").unwrap(), None);
+    // Of two that were not synced, the first was written already.
+    let mut next = Batch::default();
+    next.put(Family::Due, b"changed", b"4".to_vec());
+    store.write(&next, false).unwrap();
+    assert_eq!(store.unsynced(), 2);
+    let left = store.cut_power(1);
+    assert_eq!(left.get(Family::Due, b"kept").unwrap(), None);
+    assert_eq!(left.get(Family::Due, b"changed").unwrap(), Some(b"2".to_vec()));
+    assert_eq!(left.get(Family::Due, b"new").unwrap(), Some(b"3".to_vec()));
+    store.sync().unwrap();
+    assert_eq!(
+        (store.unsynced(), store.cut_power(0).contents()),
+        (0, store.contents())
+    );
 }
 
 #[derive(Clone, Debug)]

@@ -7,12 +7,15 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{FIRST, START, block_on, end, message, settle};
-use queue::{Closed, CommitError, Fate, OpenError, Options, Queue, Status};
+use common::{FIRST, START, block_on, defer, end, message, settle};
+use mail_core::Timestamp;
+use queue::store::Family;
+use queue::{Aside, Closed, CommitError, Fate, OpenError, Options, Queue, Status};
 
 const MESSAGES: u64 = 40;
 
@@ -122,4 +125,156 @@ fn a_store_that_does_not_open_for_its_damage_is_told_with_what_to_do() {
     let closed = Closed::open(folder.path(), true).unwrap();
     let exported = closed.export(Vec::new(), ([1; 16], "1.0", START), &mut |_| {});
     assert_eq!(exported.unwrap().counts.messages, 0);
+}
+
+/// Messages of [`many`]: half of them wait in one queue, put off once, and each other in one of its own.
+const MANY: u64 = 400;
+
+/// A closed queue whose tables have several blocks in each of these families.
+fn many() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+    block_on(async {
+        for number in 0..MANY {
+            let own = number % 2 == 1;
+            let domain = if own {
+                format!("d{number}.test")
+            } else {
+                "d.test".to_owned()
+            };
+            let units = queue
+                .accept(message(number, &[&domain], b"hello"))
+                .await
+                .unwrap()
+                .units;
+            if !own {
+                let due = START + Duration::from_secs(60 + number);
+                settle(&queue, defer(units[0], due)).await.unwrap();
+            }
+        }
+    });
+    queue.close();
+    drop(queue);
+    // Recovery makes tables of the log.
+    Queue::open(folder.path(), &OPTIONS).unwrap().close();
+    folder
+}
+
+/// Flips a bit in a block of the family's only table, at so many percent of it.
+fn flip_block(folder: &Path, family: Family, percent: usize) {
+    // A table says whose it is: the end of `rocksdb.column.family.name`, and the name.
+    let name = format!("name{}", family.name()).into_bytes();
+    let is_its = |path: &PathBuf| {
+        let octets = fs::read(path).unwrap();
+        octets.windows(name.len()).any(|found| found == name)
+    };
+    let tables: Vec<_> = files(folder, "sst").into_iter().filter(is_its).collect();
+    let [table] = &tables[..] else {
+        panic!("{family:?}: {tables:?}")
+    };
+    flip(table, fs::metadata(table).unwrap().len() as usize * percent / 100);
+}
+
+/// One bad block of a table, whatever is in it: what does not read is set aside, or ends when its time is up, and all else is served;
+/// nobody waits for it, and the store is never taken for one that fails.
+#[test]
+fn a_bad_block_of_any_family_keeps_nobody_else() {
+    let whole = many();
+    for family in [
+        Family::Envelope,
+        Family::State,
+        Family::Due,
+        Family::Deadline,
+        Family::Queues,
+    ] {
+        let mut found = 0;
+        for percent in [8, 60] {
+            let folder = common::copy(whole.path());
+            flip_block(folder.path(), family, percent);
+            let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+            let met = block_on(serve(&queue));
+            match queue.status() {
+                // Nobody has read there: it is behind the records.
+                Status::Healthy => assert_eq!(met.delivered, MANY, "{family:?}"),
+                Status::Corrupt(why) => {
+                    assert!(why.contains("block checksum mismatch"), "{family:?}: {why}");
+                    found += 1;
+                }
+                other => panic!("{family:?}, at {percent} %: {other:?}, {met:?}"),
+            }
+            let Met {
+                delivered,
+                aside,
+                expired,
+            } = met;
+            assert_eq!(
+                delivered + aside + expired,
+                MANY,
+                "{family:?}, at {percent} %: {met:?}"
+            );
+            // A block holds some tens of records.
+            assert!(delivered > MANY / 2, "{family:?}, at {percent} %: {met:?}");
+            queue.close();
+        }
+        assert!(found > 0, "{family:?}");
+    }
+}
+
+/// How many messages ended how.
+#[derive(Clone, Copy, Debug, Default)]
+struct Met {
+    delivered: u64,
+    aside: u64,
+    expired: u64,
+}
+
+/// Goes through all queues as a relay and its operator do: what is due is delivered, or set aside where it does not read; what is left ends when its
+/// time is up.
+async fn serve(queue: &Queue) -> Met {
+    let mut met = Met::default();
+    let woken = queue.waking(None, Timestamp::MAX, 9_999).unwrap();
+    let mut known: BTreeSet<_> = woken.into_iter().map(|(_, id)| id).collect();
+    // Those whose place in the catalogue does not read are found by an operator who has them retried.
+    known.extend(queue.queues(None, 9_999).unwrap().into_iter().map(|(id, _)| id));
+    for id in known {
+        for unit in queue.due(id, FIRST, 9_999).unwrap().0 {
+            let read = queue.message(unit.id).and_then(|message| {
+                let message = message.unwrap();
+                assert!(message.units.iter().any(|found| found.key == unit));
+                queue.state(unit.id, unit.unit)?;
+                queue.body(unit.id, &message.envelope)
+            });
+            let is_aside = match read {
+                Ok(_) => settle(queue, end(unit, Fate::Delivered)).await.map(|_| false),
+                Err(error) => {
+                    assert!(error.is_damage(), "{error}");
+                    queue
+                        .set_aside(unit, Aside::damaged(&error, START))
+                        .await
+                        .map(|()| true)
+                }
+            };
+            match is_aside {
+                Ok(true) => met.aside += 1,
+                Ok(false) => met.delivered += 1,
+                // Its queue's record does not read, nor can it be made anew: it is left until its time is up.
+                Err(CommitError::Damaged(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    let mut after = None;
+    loop {
+        let (units, next) = queue.expired(Timestamp::MAX, after, 50, |_| true).unwrap();
+        for unit in units {
+            if queue.aside(&unit).unwrap().is_none() {
+                settle(queue, end(unit, Fate::Expired)).await.unwrap();
+                met.expired += 1;
+            }
+        }
+        after = next;
+        if after.is_none() {
+            return met;
+        }
+    }
 }

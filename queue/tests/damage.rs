@@ -229,7 +229,7 @@ fn a_flipped_bit_in_an_index_is_mended() {
         counts(&queue);
         assert_eq!(counts(&queue), whole, "{family:?}");
         let info = queue.info(units[0].queue).unwrap().unwrap();
-        assert!(info.wake.unwrap() <= units[2].due && info.low_water <= units[2].due);
+        assert!(info.wake.unwrap() <= units[2].due && info.low_water <= (units[2].due, units[2].id));
         let again = block_on(accept(&queue, 3, &["ok.test"])).units;
         assert_eq!(again[0].queue, units[0].queue, "{family:?}");
         let woken = queue.waking(None, Timestamp::MAX, 9).unwrap();

@@ -165,7 +165,7 @@ fn a_report_is_kept_by_the_batch_of_the_end_it_tells() {
             queue.settle(bounce.clone()).await,
             Err(CommitError::Failing(_))
         ));
-        let after = Queue::in_memory(store.cut_power()).unwrap();
+        let after = Queue::in_memory(store.cut_power(0)).unwrap();
         assert!(after.message(unit.id).unwrap().is_some());
         assert!(after.message(report.id).unwrap().is_none());
         let settled = settle(&after, bounce).await.unwrap();
@@ -323,7 +323,7 @@ fn a_damaged_record_is_never_served() {
                 _ => Err(ReadError::Damaged {
                     family: "due",
                     key: String::new(),
-                    what: "",
+                    what: "".into(),
                 }),
             };
             assert!(matches!(read, Err(ReadError::Damaged { .. })), "{family:?}");
@@ -397,7 +397,7 @@ fn a_hold_is_kept_and_lifted() {
             cause: "SERVFAIL".into(),
         };
         queue.hold(scope.clone(), record.clone());
-        let reopened = Queue::in_memory(store.cut_power()).unwrap();
+        let reopened = Queue::in_memory(store.cut_power(0)).unwrap();
         assert_eq!(reopened.held(&scope).unwrap(), Some(record.clone()));
         let lane = HoldScope::Lane("mx.dead.test".into());
         reopened.hold(lane.clone(), record.clone());

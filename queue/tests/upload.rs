@@ -168,10 +168,10 @@ fn a_power_cut_between_chunks_leaves_nothing_and_after_the_accept_everything() {
         queue.accept(message(1, &["ok.test"], b"hello")).await.unwrap();
         let upload = begun(&queue, 2, 3).await;
         // Chunks cost no sync.
-        let cut = store.cut_power();
+        let cut = store.cut_power(0);
         assert_eq!((held(&cut, Family::Body), held(&cut, Family::Upload)), (1, 0));
         queue.accept(large(2, upload.finish())).await.unwrap();
-        let cut = Queue::in_memory(store.cut_power()).unwrap();
+        let cut = Queue::in_memory(store.cut_power(0)).unwrap();
         assert_whole(&cut, id(2), 3);
     });
 }
@@ -184,7 +184,7 @@ fn another_accept_in_between_syncs_the_chunks_that_came_before() {
         let upload = begun(&queue, 1, 2).await;
         queue.accept(message(2, &["ok.test"], b"hello")).await.unwrap();
         std::mem::forget(upload);
-        let cut = store.cut_power();
+        let cut = store.cut_power(0);
         assert_eq!((held(&cut, Family::Body), held(&cut, Family::Upload)), (3, 1));
         let swept = cut.clone();
         Queue::in_memory(swept.clone()).unwrap();
@@ -223,9 +223,9 @@ fn a_wrong_chunk_is_never_served() {
         assert_eq!(read(1).unwrap(), chunk(1));
         assert!(matches!(
             read(2),
-            Err(ReadError::Damaged { what: "checksum", .. })
+            Err(ReadError::Damaged { what, .. }) if what == "checksum"
         ));
-        assert!(matches!(read(3), Err(ReadError::Damaged { what: "absent", .. })));
+        assert!(matches!(read(3), Err(ReadError::Damaged { what, .. }) if what == "absent"));
         assert!(queue.body(id(1), &envelope).is_err());
     });
 }

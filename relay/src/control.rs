@@ -43,7 +43,7 @@ const READS: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Before all of a queue's units.
-const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::LEAST, 0);
 
 /// How long the shards may take to say what a unit waits for. It is left out then.
 const WHY_PATIENCE: Duration = Duration::from_secs(1);

@@ -21,6 +21,7 @@ use dkim_signer::sign::{DomainKey, Signer};
 use dkim_signer::{Algorithm, PrivateKey, key::generate};
 use mail_core::Domain;
 use queue::Queue;
+use queue::store::{Batch, Family};
 use relay::config;
 use relay::delivery::client_tls::ClientTls;
 use relay::delivery::courier::{self, Parts};
@@ -55,6 +56,16 @@ const COUNTED: usize = 60;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const MARKS: &str = include_str!("counts/marks.toml");
+
+/// Of these the most of any message counts, of others the median: now and then something is looked up anew, or grows.
+const EACH: [&str; 6] = [
+    "batch-octets",
+    "batches",
+    "body-sized-allocations",
+    "copied-octets",
+    "keys-written",
+    "syncs",
+];
 
 /// One message's counts, by their names in the marks.
 type Counts = BTreeMap<&'static str, u64>;
@@ -95,6 +106,7 @@ fn a_message_costs_no_more_than_its_marks() {
             chunked: true,
             ..run("100KiB-bdat", 100 << 10)
         },
+        run("400KiB", 400 << 10),
     ];
     let marks: BTreeMap<String, BTreeMap<String, u64>> = toml::from_str(MARKS).unwrap();
     let (mut table, mut risen) = (String::new(), String::new());
@@ -142,6 +154,16 @@ fn a_copy_of_a_body_is_counted() {
         drop(copies);
         assert_eq!(after.of_body_size - before.of_body_size, 1);
         assert_eq!(after.times - before.times, 2);
+        // So is one by growing, and one into a batch, which has had its room for long.
+        let mut grown = body.clone();
+        let before = asked();
+        grown.reserve_exact(1);
+        assert_eq!(asked().moved - before.moved, body.len() as u64);
+        let mut batch = Batch::default();
+        batch.put(Family::Body, b"key", body.clone());
+        let shared = batch.copied();
+        batch.put_copy(Family::Body, b"key", &body);
+        assert_eq!((shared, batch.copied() - shared), (3, body.len() + 3));
     })
     .join()
     .unwrap();
@@ -269,9 +291,11 @@ async fn drive(run: Run, address: SocketAddr, store: &CountingStore, taken: &Not
                 ("allocations", after.times - before.times),
                 ("allocated-octets", after.octets - before.octets),
                 ("body-sized-allocations", after.of_body_size - before.of_body_size),
+                ("moved-octets", after.moved - before.moved),
                 ("batches", now.batches - told.batches),
                 ("syncs", now.syncs - told.syncs),
                 ("batch-octets", now.octets - told.octets),
+                ("copied-octets", now.copied - told.copied),
                 ("keys-written", now.writes - told.writes),
                 ("store-reads", now.reads - told.reads),
             ]));
@@ -280,13 +304,18 @@ async fn drive(run: Run, address: SocketAddr, store: &CountingStore, taken: &Not
     for site in allocator::sites() {
         println!("{site}");
     }
-    let median = |what| {
+    let told = |what| {
         let mut counts: Vec<u64> = all.iter().map(|counts| counts[what]).collect();
         counts.sort_unstable();
-        counts[counts.len() / 2]
+        let at = if EACH.contains(&what) {
+            counts.len() - 1
+        } else {
+            counts.len() / 2
+        };
+        counts[at]
     };
     let names = all[0].keys().copied();
-    names.map(|what| (what, median(what))).collect()
+    names.map(|what| (what, told(what))).collect()
 }
 
 /// With the final dot.

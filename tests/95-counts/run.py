@@ -77,7 +77,7 @@ class SystemCalls(lib.RelayTest):
             os.kill(traced, signal.SIGTERM)
         self.assertEqual(relay.child.wait(lib.PATIENCE), 0, relay.logged())
         messages = calls(trace)
-        self.assertGreater(len(messages), COUNTED // 2, "messages in the trace")
+        self.assertGreater(len(messages), COUNTED - 5, "messages in the trace")
         names = sorted({name for message in messages for name in message})
         median = {name: statistics.median_high(message[name] for message in messages) for name in names}
         found = {name: count for name, count in median.items() if count}
@@ -85,6 +85,9 @@ class SystemCalls(lib.RelayTest):
         print(json.dumps(found, indent=2))
         with open(MARKS, encoding="utf-8") as file:
             marks = json.load(file)
+        # A sync more for some of them would not move the median.
+        syncs = sum(message["fdatasync"] + message["fsync"] for message in messages)
+        self.assertLessEqual(syncs, marks["calls"]["fdatasync"] * len(messages) + 2, "syncs of all messages together")
         self.assertEqual(risen(found, marks), [], f"a message makes more system calls than it did ({MARKS} says what to do)")
 
     def send(self, relay):

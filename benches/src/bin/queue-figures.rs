@@ -11,7 +11,7 @@ use mail_core::{MessageId, Timestamp};
 use queue::{Queue, QueueId};
 
 /// Before all of a queue's units.
-const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::LEAST, 0);
 
 /// Units that a shard reads of a queue at a time.
 const PAGE: usize = 128;

@@ -248,9 +248,7 @@ impl<W: Write> Export<'_, W> {
         let there = match there {
             Ok(envelope) => envelope.is_some(),
             // Told of already, if it was gone past.
-            Err(ReadError::Damaged {
-                what: "unreadable", ..
-            }) => false,
+            Err(ReadError::Damaged { what, .. }) if what == "unreadable" => false,
             Err(ReadError::Damaged { .. }) => true,
             Err(error) => return Err(error.into()),
         };

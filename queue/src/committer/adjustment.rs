@@ -70,7 +70,7 @@ impl Committer {
         }
         let mut standing = Standing::new();
         let (from, to) = ([keys::ADJUSTMENT], [keys::ADJUSTMENT + 1]);
-        let read = self.store.scan(Family::Hold, &from, &to, &mut |_, value| {
+        let read = self.store.scan_past(Family::Hold, &from, &to, &mut |_, value| {
             // What is damaged is set aside by whoever lists it.
             if let Ok(record) = decode::<AdjustmentRecord>(value) {
                 standing.insert(record.key.clone(), Stands::of(&record));

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use mail_core::{MessageId, Timestamp};
+use mail_core::MessageId;
 
+use super::queues::NOTHING_WAITS;
 use super::{Committer, Group, read};
 use crate::ReadError;
 use crate::keys;
@@ -24,12 +25,13 @@ impl Committer {
         self.damage.met(&damage);
         let mut found = None;
         let (from, to) = (keys::record(QueueId(0)), keys::record(QueueId(u64::MAX)));
-        self.store.scan(Family::Queues, &from, &to, &mut |key, value| {
-            if decode::<QueueRecord>(value).is_ok_and(|record| record.name == *name) {
-                found = keys::number(&key[1..]).map(QueueId);
-            }
-            found.is_none()
-        })?;
+        self.store
+            .scan_past(Family::Queues, &from, &to, &mut |key, value| {
+                if decode::<QueueRecord>(value).is_ok_and(|record| record.name == *name) {
+                    found = keys::number(&key[1..]).map(QueueId);
+                }
+                found.is_none()
+            })?;
         tracing::error!(error = %damage, queue = found.map(|id| id.0), "a queue's entry in the directory is made anew");
         if let Some(id) = found {
             group.batch.put_sealed(Family::Queues, key, &id.0.to_be_bytes());
@@ -47,7 +49,7 @@ pub(super) fn queue(
     damage: ReadError,
 ) -> Result<QueueRecord, ReadError> {
     let mut name = None;
-    store.scan(Family::Queues, b"d", b"e", &mut |key, value| {
+    store.scan_past(Family::Queues, b"d", b"e", &mut |key, value| {
         if unseal(value).is_ok_and(|number| u64::from_be_bytes(number) == id.0) {
             name = keys::parse_directory(key);
         }
@@ -58,20 +60,20 @@ pub(super) fn queue(
         name,
         count: 0,
         bytes: 0,
-        low_water: Timestamp::MAX,
+        low_water: NOTHING_WAITS,
         wake: None,
         aside: 0,
     };
     let from = id.0.to_be_bytes();
-    store.scan(Family::Due, &from, &keys::due_end(id), &mut |key, value| {
+    store.scan_past(Family::Due, &from, &keys::due_end(id), &mut |key, value| {
         record.count += 1;
         record.bytes += decode::<DueRecord>(value).map_or(0, |due| due.bytes);
-        if let (Timestamp::MAX, Some(first)) = (record.low_water, keys::parse_due(key)) {
-            record.low_water = first.due;
+        if let (NOTHING_WAITS, Some(first)) = (record.low_water, keys::parse_due(key)) {
+            record.low_water = (first.due, first.id);
         }
         true
     })?;
-    store.scan(Family::Aside, b"u", &keys::aside_end(), &mut |_, value| {
+    store.scan_past(Family::Aside, b"u", &keys::aside_end(), &mut |_, value| {
         if let Some(aside) = decode::<AsideRecord>(value)
             .ok()
             .filter(|aside| aside.queue == id)
@@ -82,15 +84,16 @@ pub(super) fn queue(
         }
         true
     })?;
-    store.scan(Family::Queues, b"c", b"d", &mut |key, _| {
+    store.scan_past(Family::Queues, b"c", b"d", &mut |key, _| {
         if keys::parse_catalogue(key).is_some_and(|(_, of)| of == id) {
             batch.delete(Family::Queues, key);
         }
         true
     })?;
-    if record.low_water < Timestamp::MAX {
-        record.wake = Some(record.low_water);
-        batch.put_copy(Family::Queues, &keys::catalogue(record.low_water, id), &[]);
+    if record.low_water < NOTHING_WAITS {
+        let (wake, _) = record.low_water;
+        record.wake = Some(wake);
+        batch.put_copy(Family::Queues, &keys::catalogue(wake, id), &[]);
     }
     tracing::error!(error = %damage, queue = %id, count = record.count, "a queue's record is made anew");
     Ok(record)

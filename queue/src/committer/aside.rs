@@ -1,6 +1,6 @@
 //! What is set aside: units that can't be worked on, and records that do not verify.
 
-use super::{Committer, Group, lower_wake, read, sleep_if_nothing_waits};
+use super::{Committer, Group, get, lower_wake, read, sleep_if_nothing_waits};
 use crate::ReadError;
 use crate::aside::{Aside, Met};
 use crate::keys;
@@ -68,16 +68,24 @@ impl Committer {
                 tried,
             }),
             Ok(None) | Err(ReadError::Damaged { .. }) => {
-                let open = self.store.get(Family::State, &keys::open_units(unit.id))?;
+                // Where nothing tells, others may need the body.
+                let alone = match get(&*self.store, Family::State, &keys::open_units(unit.id)) {
+                    Ok(open) => open.is_none(),
+                    Err(ReadError::Damaged { .. }) => false,
+                    Err(error) => return Err(error),
+                };
                 let (from, to) = (keys::body(unit.id, 0), keys::body(unit.id, u32::MAX));
-                let last = self.store.last(Family::Body, &from, &to)?;
+                let last = match self.store.last(Family::Body, &from, &to) {
+                    Err(error) if error.is_corruption() => None,
+                    last => last?,
+                };
                 Ok(DueRecord {
                     expires_at: unit.id.created(),
                     bytes: 0,
                     chunks: last
                         .and_then(|(key, _)| keys::parse_body(&key))
                         .map_or(0, |(_, number)| number + 1),
-                    alone: open.is_none(),
+                    alone,
                     tried,
                 })
             }

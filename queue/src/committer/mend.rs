@@ -21,6 +21,7 @@ impl Failed {
             error,
             unanswered: Vec::new(),
             kept: Vec::new(),
+            unread: Vec::new(),
             refused: Vec::new(),
         }
     }
@@ -30,6 +31,9 @@ impl Failed {
         for answer in answers {
             match answer {
                 Answer::Settled(reply, Ok(_), settle) => self.kept.push(Request::Settle { settle, reply }),
+                Answer::Settled(reply, Err(CommitError::Failing(_)), settle) => {
+                    self.unread.push(Request::Settle { settle, reply });
+                }
                 other => {
                     self.unanswered.extend(other.messages());
                     self.refused.push(other);
@@ -83,13 +87,32 @@ impl Failed {
         }
     }
 
+    /// All that is to be recorded.
+    pub(crate) fn take_kept(&mut self) -> Vec<Request> {
+        let mut kept = std::mem::take(&mut self.kept);
+        kept.append(&mut self.unread);
+        kept
+    }
+
+    /// What those come by is still not read after the store was opened anew: it is no failure of the store's, and others need not wait.
+    pub(crate) fn tell_unread(&mut self) {
+        answer(
+            self.unread.drain(..),
+            &CommitError::Damaged(self.error.to_string()),
+        );
+    }
+
     /// The store will not be brought back: whoever waits for it learns so.
     pub(crate) fn give_up(mut self) {
         self.tell();
-        for request in self.kept {
-            if let Request::Settle { reply, .. } = request {
-                let _ = reply.send(Err(self.error.clone()));
-            }
+        answer(self.take_kept().into_iter(), &self.error);
+    }
+}
+
+fn answer(settles: impl Iterator<Item = Request>, error: &CommitError) {
+    for request in settles {
+        if let Request::Settle { reply, .. } = request {
+            let _ = reply.send(Err(error.clone()));
         }
     }
 }
@@ -124,6 +147,7 @@ impl Committer {
         if let Some(next) = next {
             failed.unanswered.extend(next.unanswered);
             failed.kept.extend(next.kept);
+            failed.unread.extend(next.unread);
             failed.refused.extend(next.refused);
         }
         Box::new(failed)
@@ -228,9 +252,10 @@ impl Committer {
                     unwritten.push(Request::Settle { settle, reply })
                 }
                 Err(error) => {
-                    unwritten.push(Request::Settle { settle, reply });
                     unwritten.extend(kept);
-                    return Err(failed(error, unwritten));
+                    let mut failed = failed(error, unwritten);
+                    failed.unread.push(Request::Settle { settle, reply });
+                    return Err(failed);
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 
 use mail_core::{MessageId, Timestamp};
 
-use super::{Committer, Group, anew, read};
+use super::{Committer, Group, anew, get, read};
 use crate::ReadError;
 use crate::index;
 use crate::keys;
@@ -16,13 +16,11 @@ use crate::store::{Batch, Family, Store};
 /// Deletions at a queue's head after which its low-water mark is moved on. Finding the new one passes as many tombstones.
 pub(super) const DELETIONS_BEFORE_SEEK: u32 = 1_024;
 
-/// Before all messages.
-pub(super) const NO_MESSAGE: MessageId = MessageId::from_bytes([0; 16]);
+/// The low-water mark of a queue in which nothing waits.
+pub(super) const NOTHING_WAITS: (Timestamp, MessageId) = (Timestamp::MAX, MessageId::LEAST);
 
 pub(super) struct CachedQueue {
     pub(super) record: QueueRecord,
-    /// Of those due at the low-water mark's moment none is before this one. A million may be due in one: a client's own time, a retry of all.
-    first: MessageId,
     /// Units and octets that the totals count for it.
     pub(super) counted: (u64, u64),
     pub(super) deletions: u32,
@@ -34,25 +32,15 @@ impl CachedQueue {
     fn new(record: QueueRecord, counted: (u64, u64), deletions: u32) -> Self {
         Self {
             record,
-            first: NO_MESSAGE,
             counted,
             deletions,
             touched: false,
         }
     }
 
-    /// Before all that waits in it.
-    pub(super) fn mark(&self) -> (Timestamp, MessageId) {
-        (self.record.low_water, self.first)
-    }
-
-    pub(super) fn set_mark(&mut self, mark: (Timestamp, MessageId)) {
-        (self.record.low_water, self.first) = mark;
-    }
-
     /// A unit waits in it from now on.
     pub(super) fn waits(&mut self, unit: &UnitKey) {
-        self.set_mark(self.mark().min((unit.due, unit.id)));
+        self.record.low_water = self.record.low_water.min((unit.due, unit.id));
     }
 }
 
@@ -68,7 +56,7 @@ impl Committer {
         // away makes the first due time told here too early: a lower bound still, but none to be moved up to.
         let may_raise = !self.touched.contains(&id);
         let queue = self.cached(group, id)?;
-        let (mark, wake) = (queue.mark(), queue.record.wake);
+        let (mark, wake) = (queue.record.low_water, queue.record.wake);
         let (Some((first, _)), Some(wake)) = (first_due(&*self.store, id, mark)?, wake) else {
             return Ok(());
         };
@@ -103,7 +91,7 @@ impl Committer {
             return Ok(id);
         }
         let key = keys::directory(&name);
-        let id = match self.store.get(Family::Queues, &key)? {
+        let id = match get(&*self.store, Family::Queues, &key)? {
             Some(octets) => match unseal(&octets) {
                 Ok(number) => Some(QueueId(u64::from_be_bytes(number))),
                 Err(_) => self.mend_directory(group, &name, &key)?,
@@ -121,7 +109,7 @@ impl Committer {
                     name: name.clone(),
                     count: 0,
                     bytes: 0,
-                    low_water: Timestamp::MAX,
+                    low_water: NOTHING_WAITS,
                     wake: None,
                     aside: 0,
                 };
@@ -220,7 +208,7 @@ pub(super) fn sleep_if_nothing_waits(group: &mut Group, queue: &mut CachedQueue,
     if queue.record.count > queue.record.aside {
         return;
     }
-    queue.set_mark((Timestamp::MAX, NO_MESSAGE));
+    queue.record.low_water = NOTHING_WAITS;
     queue.deletions = 0;
     if let Some(wake) = queue.record.wake.take() {
         group.batch.delete(Family::Queues, &keys::catalogue(wake, id));

@@ -179,6 +179,8 @@ pub(crate) struct Failed {
     pub(crate) unanswered: Vec<MessageId>,
     /// What became of units. Peers have been told so; it is to be written as soon as that is possible.
     pub(crate) kept: Vec<Request>,
+    /// The same, of those whose own records could not be read: each ended its group.
+    pub(crate) unread: Vec<Request>,
     /// Who waits to be told, by [`Failed::tell`].
     pub(super) refused: Vec<Answer>,
 }

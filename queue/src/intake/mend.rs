@@ -23,6 +23,9 @@ const POLL: Duration = Duration::from_millis(20);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
+/// How often the store is opened anew for an outcome whose own records do not read.
+const RECORDED_AT_MOST: u32 = 3;
+
 /// Brings back a store that failed.
 pub(crate) trait Heal: Send {
     /// Opens the store anew, if it can be written to; it may not hold less than group `synced`. Messages that nobody was told
@@ -64,6 +67,7 @@ pub(super) fn mend(
     shared: &Shared,
 ) -> bool {
     let mut failed = failed;
+    let mut recorded = 0;
     loop {
         // First of all: who is refused may look at once.
         shared.fails(&failed.error);
@@ -74,7 +78,7 @@ pub(super) fn mend(
         };
         // They are out of the store, or will never be told of.
         shared.unsynced.clear();
-        let kept = std::mem::take(&mut failed.kept);
+        let kept = failed.take_kept();
         let (count, error) = (kept.len(), failed.error.clone());
         match record(committer, kept) {
             Ok(()) => {
@@ -87,7 +91,13 @@ pub(super) fn mend(
                 shared.works_again();
                 return true;
             }
-            Err(again) => failed = again,
+            Err(again) => {
+                failed = again;
+                recorded += 1;
+                if recorded >= RECORDED_AT_MOST {
+                    failed.tell_unread();
+                }
+            }
         }
     }
 }

@@ -204,10 +204,14 @@ struct QueueV1 {
 }
 
 impl Record for QueueRecord {
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn read_old(version: u8, payload: &[u8]) -> Option<postcard::Result<Self>> {
-        (version == 1).then(|| postcard::from_bytes(payload).map(|old: QueueV1| old.into()))
+        match version {
+            1 => Some(postcard::from_bytes(payload).map(|old: QueueV1| old.into())),
+            2 => Some(postcard::from_bytes(payload).map(|old: QueueV2| old.into())),
+            _ => None,
+        }
     }
 }
 
@@ -217,9 +221,33 @@ impl From<QueueV1> for QueueRecord {
             name: old.name,
             count: old.count,
             bytes: old.bytes,
-            low_water: old.low_water,
+            low_water: (old.low_water, MessageId::LEAST),
             wake: old.wake,
             aside: 0,
+        }
+    }
+}
+
+/// Version 2 knew the moment of the low-water mark alone.
+#[derive(Deserialize)]
+struct QueueV2 {
+    name: QueueName,
+    count: u64,
+    bytes: u64,
+    low_water: Timestamp,
+    wake: Option<Timestamp>,
+    aside: u64,
+}
+
+impl From<QueueV2> for QueueRecord {
+    fn from(old: QueueV2) -> Self {
+        Self {
+            name: old.name,
+            count: old.count,
+            bytes: old.bytes,
+            low_water: (old.low_water, MessageId::LEAST),
+            wake: old.wake,
+            aside: old.aside,
         }
     }
 }

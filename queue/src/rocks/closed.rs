@@ -5,16 +5,12 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions,
-};
+use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, IteratorMode, Options, ReadOptions};
 use rustix::fs::{FlockOperation, fcntl_lock};
 
+use super::behind::{reads_again, reads_at, run};
 use super::{explain, failed};
 use crate::store::{Batch, Family, KeyValue, Store, StoreError};
-
-/// Octets of keys when they are reckoned with; what is longer is cut.
-const WIDTH: usize = 48;
 
 /// Behind every key.
 pub(crate) const END: &[u8] = &[u8::MAX; 64];
@@ -92,7 +88,8 @@ impl ClosedStore {
         let Some((db, family)) = self.family(of) else {
             return false;
         };
-        !reads_at(db, family, &[], END) && *reads_again(db, family, &[], END) == *END
+        !reads_at((db, family), reading(END, true), &[])
+            && *reads_again((db, family), &|| reading(END, true), &[], END) == *END
     }
 
     /// Why it did not open as it is, if it did not: what reads then was put together from its tables.
@@ -123,28 +120,6 @@ impl ClosedStore {
             None => self.db.as_ref()?,
         };
         Some((db, db.cf_handle(family.name())?))
-    }
-
-    /// Hands on what reads. Where it ends early: the key to go on from, and why.
-    fn run(
-        (db, family): (&DB, &ColumnFamily),
-        (from, to): (&[u8], &[u8]),
-        verify: bool,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<bool, (Vec<u8>, StoreError)> {
-        let mut next = from.to_vec();
-        let mode = IteratorMode::From(from, Direction::Forward);
-        for entry in db.iterator_cf_opt(family, reading(to, verify), mode) {
-            let (key, value) = entry.map_err(|error| (next.clone(), failed(error)))?;
-            if !each(&key, &value) {
-                return Ok(false);
-            }
-            // The least key greater than this one.
-            next.clear();
-            next.extend_from_slice(&key);
-            next.push(0);
-        }
-        Ok(true)
     }
 }
 
@@ -184,12 +159,12 @@ impl Store for ClosedStore {
         };
         let mut from = from.to_vec();
         while *from < *to {
-            let (at, error) = match Self::run((db, family), (&from, to), true, each) {
+            let (at, error) = match run((db, family), reading(to, true), &from, each) {
                 Ok(_) => return Ok(()),
                 Err((_, error)) if !self.lenient => return Err(error),
                 Err(early) => early,
             };
-            let again = reads_again(db, family, &at, to);
+            let again = reads_again((db, family), &|| reading(to, true), &at, to);
             self.skipped.lock().push(Skipped {
                 family: of,
                 from: at.clone(),
@@ -197,7 +172,7 @@ impl Store for ClosedStore {
                 error: error.0,
             });
             // Perhaps a bit of it flipped: each record tells for itself.
-            if let Ok(false) = Self::run((db, family), (&at, &again), false, each) {
+            if let Ok(false) = run((db, family), reading(&again, false), &at, each) {
                 return Ok(());
             }
             from = again;
@@ -273,42 +248,6 @@ fn open(folder: &Path, lenient: bool) -> Result<DB, StoreError> {
     DB::open_cf_descriptors_read_only(&options, folder, families, false).map_err(told)
 }
 
-/// Whether an iterator can be put there.
-fn reads_at(db: &DB, family: &ColumnFamily, from: &[u8], to: &[u8]) -> bool {
-    let mode = IteratorMode::From(from, Direction::Forward);
-    let first = db.iterator_cf_opt(family, reading(to, true), mode).next();
-    !matches!(first, Some(Err(_)))
-}
-
-/// The first key behind `from`, where nothing reads, at which it does again, or `to`. Keys are gone through as the numbers
-/// they are, in steps twice as long each time, and then back by halves.
-fn reads_again(db: &DB, family: &ColumnFamily, from: &[u8], to: &[u8]) -> Vec<u8> {
-    let (mut bad, end) = (number(from), number(to));
-    let mut good = end;
-    for bit in 0..8 * WIDTH {
-        let Some(next) = plus(&bad, bit).filter(|next| *next < end) else {
-            break;
-        };
-        if reads_at(db, family, &next, to) {
-            good = next;
-            break;
-        }
-        bad = next;
-    }
-    loop {
-        let middle = between(&bad, &good);
-        if middle == bad {
-            break;
-        }
-        if reads_at(db, family, &middle, to) {
-            good = middle;
-        } else {
-            bad = middle;
-        }
-    }
-    if good == end { to.to_vec() } else { good.to_vec() }
-}
-
 /// Takes a share of the lock that RocksDB has while it is open for writing: none is to be had then, and none for writing while
 /// this one is held. `None` where there is no such file, as in a copy, or where the disk knows no locks.
 fn lock(folder: &Path) -> Result<Option<File>, StoreError> {
@@ -332,59 +271,4 @@ fn reading(to: &[u8], verify: bool) -> ReadOptions {
     options.fill_cache(false);
     options.set_readahead_size(READ_AHEAD);
     options
-}
-
-/// A key as a number of [`WIDTH`] octets.
-fn number(key: &[u8]) -> [u8; WIDTH] {
-    let mut number = [0; WIDTH];
-    let length = key.len().min(WIDTH);
-    number[..length].copy_from_slice(&key[..length]);
-    number
-}
-
-/// Two to the `bit` more, if that is still a number.
-fn plus(number: &[u8; WIDTH], bit: usize) -> Option<[u8; WIDTH]> {
-    let mut sum = *number;
-    let mut carry = 1u16 << (bit % 8);
-    for octet in sum[..WIDTH - bit / 8].iter_mut().rev() {
-        carry += u16::from(*octet);
-        *octet = carry as u8;
-        carry >>= 8;
-        if carry == 0 {
-            return Some(sum);
-        }
-    }
-    None
-}
-
-/// Half-way, rounded down.
-fn between(low: &[u8; WIDTH], high: &[u8; WIDTH]) -> [u8; WIDTH] {
-    let mut sum = [0u8; WIDTH];
-    let mut carry = 0u16;
-    for at in (0..WIDTH).rev() {
-        carry += u16::from(low[at]) + u16::from(high[at]);
-        sum[at] = carry as u8;
-        carry >>= 8;
-    }
-    for octet in &mut sum {
-        let bits = (carry << 8) | u16::from(*octet);
-        *octet = (bits >> 1) as u8;
-        carry = bits & 1;
-    }
-    sum
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_reckoned_with_as_numbers() {
-        assert_eq!(plus(&number(&[1, 255]), 8 * (WIDTH - 2)), Some(number(&[2])));
-        assert_eq!(plus(&number(&[255]), 8 * (WIDTH - 1)), None);
-        assert_eq!(between(&number(&[1]), &number(&[2])), number(&[1, 128]));
-        assert_eq!(between(&number(&[255]), &[255; WIDTH])[0], 255);
-        let one_apart = (number(&[]), plus(&number(&[]), 0).unwrap());
-        assert_eq!(between(&one_apart.0, &one_apart.1), one_apart.0);
-    }
 }

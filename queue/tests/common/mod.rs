@@ -97,7 +97,7 @@ pub async fn settle(queue: &Queue, settle: Settle) -> Result<Settled, queue::Com
 }
 
 /// The first place there is.
-pub const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+pub const FIRST: (Timestamp, MessageId, u16) = (Timestamp(0), MessageId::LEAST, 0);
 
 /// The only runtime a test needs.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {

@@ -507,7 +507,7 @@ pub(super) fn walk(
             if record.count == 0 {
                 continue;
             }
-            let mut begin = (from, MessageId::from_bytes([0; 16]), 0);
+            let mut begin = (from, MessageId::LEAST, 0);
             match after {
                 Some(after) if after.queue == id => {
                     begin = begin.max((after.due, after.id, after.unit.saturating_add(1)));

@@ -39,7 +39,7 @@ enum Frontier {
     Before(Place),
 }
 
-const FIRST: Place = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+const FIRST: Place = (Timestamp(0), MessageId::LEAST, 0);
 
 /// Where a unit stands in its queue.
 pub fn place(unit: &UnitKey) -> Place {
@@ -223,11 +223,7 @@ fn after((due, id, unit): Place) -> Place {
         Some(unit) => (due, id, unit),
         None => match u128::from_be_bytes(*id.as_bytes()).checked_add(1) {
             Some(id) => (due, MessageId::from_bytes(id.to_be_bytes()), 0),
-            None => (
-                Timestamp(due.0.saturating_add(1)),
-                MessageId::from_bytes([0; 16]),
-                0,
-            ),
+            None => (Timestamp(due.0.saturating_add(1)), MessageId::LEAST, 0),
         },
     }
 }

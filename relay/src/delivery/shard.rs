@@ -307,6 +307,8 @@ pub struct Shard {
     held_scopes: BTreeMap<HoldScope, Held>,
     /// What operators have suspended, [`queue::MAX_SUSPENSIONS`] at the most.
     suspended: Arc<[SuspensionRecord]>,
+    /// How often the store had been brought back when they were read.
+    reopened: u64,
     /// What replies have taught, and operators have set: all of it that is wider than a lane's pace.
     adjustments: adapt::Adjustments,
     /// Replies of which it takes several.
@@ -361,20 +363,13 @@ impl Shard {
         random: Random,
         now: Timestamp,
     ) -> Self {
-        let suspended = queue.suspensions(queue::MAX_SUSPENSIONS).unwrap_or_else(|error| {
-            tracing::error!(%error, "suspensions can't be read: everything is suspended");
-            vec![SuspensionRecord {
-                selector: queue::Selector::default(),
-                since: now,
-                until: None,
-                reason: "the suspensions could not be read".into(),
-                by: "the relay".into(),
-            }]
-        });
+        let reopened = queue.reopened();
+        let suspended = operator::stored_suspensions(&queue, now);
         let adjustments = adapt::Adjustments::read(&queue, now);
         let grace = Grace::begin(&queue, now);
         Self {
-            suspended: suspended.into(),
+            suspended,
+            reopened,
             adjustments,
             tally: Tally::default(),
             trials: HashMap::new(),
@@ -447,7 +442,12 @@ impl Shard {
     pub fn is_quiet(&self) -> bool {
         self.connections == 0
             && self.endings == 0
-            && self.active.values().all(|active| active.agenda.claims() == 0)
+            && self
+                .active
+                .values()
+                .map(|active| active.agenda.claims())
+                .sum::<usize>()
+                <= self.unknown.len()
     }
 
     /// Connections open now, and queues in memory.

@@ -16,13 +16,15 @@ pub struct Asked {
     pub octets: u64,
     /// Those of at least [`body_bytes`] octets.
     pub of_body_size: u64,
+    /// Octets that were there when something grew: they are moved, as far as the system's allocator has no room behind them.
+    pub moved: u64,
 }
 
 thread_local! {
     // Without destructors and without a first use that allocates: the allocator itself reads them.
     static COUNTING: Cell<bool> = const { Cell::new(false) };
     static BODY: Cell<usize> = const { Cell::new(usize::MAX) };
-    static ASKED: Cell<Asked> = const { Cell::new(Asked { times: 0, octets: 0, of_body_size: 0 }) };
+    static ASKED: Cell<Asked> = const { Cell::new(Asked { times: 0, octets: 0, of_body_size: 0, moved: 0 }) };
     static SITES: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -119,6 +121,14 @@ fn note(octets: usize) {
     }
 }
 
+fn note_move(octets: usize) {
+    if COUNTING.get() {
+        let mut asked = ASKED.get();
+        asked.moved += octets as u64;
+        ASKED.set(asked);
+    }
+}
+
 struct Counting;
 
 #[global_allocator]
@@ -146,6 +156,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size);
+        note_move(layout.size());
         // SAFETY: `pointer` came from this allocator, hence from `System`, with `layout`: the caller promises it.
         unsafe { System.realloc(pointer, layout, size) }
     }

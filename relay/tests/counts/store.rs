@@ -17,6 +17,8 @@ pub struct Told {
     pub syncs: u64,
     /// Octets of keys and values.
     pub octets: u64,
+    /// Of them those that were copied into the batch.
+    pub copied: u64,
     /// Keys set or removed.
     pub writes: u64,
     /// Values asked for, and scans begun.
@@ -28,6 +30,7 @@ struct Counts {
     batches: AtomicU64,
     syncs: AtomicU64,
     octets: AtomicU64,
+    copied: AtomicU64,
     writes: AtomicU64,
     reads: AtomicU64,
     synced: Notify,
@@ -57,6 +60,7 @@ impl CountingStore {
             batches: of(&counts.batches),
             syncs: of(&counts.syncs),
             octets: of(&counts.octets),
+            copied: of(&counts.copied),
             writes: of(&counts.writes),
             reads: of(&counts.reads),
         }
@@ -76,6 +80,7 @@ impl Store for CountingStore {
         let add = |count: &AtomicU64, more: usize| count.fetch_add(more as u64, Ordering::Relaxed);
         add(&self.counts.batches, 1);
         add(&self.counts.octets, batch.size());
+        add(&self.counts.copied, batch.copied());
         add(&self.counts.writes, batch.len());
         add(&self.counts.syncs, usize::from(sync));
         self.counts.synced.notify_one();

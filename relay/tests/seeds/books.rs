@@ -11,7 +11,7 @@ use queue::store::{Batch, Family, MemoryStore};
 use queue::{EnvelopeRecord, Event, EventKind, QueueId, UnitKey, keys};
 use tokio::time::Instant;
 
-use super::MINUTE;
+use super::{MINUTE, signed};
 
 /// A recipient of a message.
 type Party = (MessageId, String);
@@ -36,6 +36,8 @@ pub struct Books {
     acknowledged: Vec<Party>,
     /// By recipient; of reports, which may be many to one, by recipient and octets.
     taken: BTreeMap<String, Vec<Instant>>,
+    /// What hosts took of clients' messages: each is to bear a signature that verifies.
+    pub signed: Vec<Bytes>,
     /// Who has had anything.
     pub reached: BTreeSet<String>,
     in_doubt: BTreeMap<String, usize>,
@@ -81,6 +83,7 @@ impl Books {
             letters: BTreeMap::new(),
             acknowledged: Vec::new(),
             taken: BTreeMap::new(),
+            signed: Vec::new(),
             reached: BTreeSet::new(),
             in_doubt: BTreeMap::new(),
             kept: Kept {
@@ -168,8 +171,10 @@ impl Books {
         self.crashes.push((from, Instant::now()));
         self.store = store;
         if power {
-            self.fleeting.clear();
             self.kept = self.read();
+            // What the disk had written before it lost power is there for good.
+            let survives = |party: &Party| self.kept.ended.contains(party);
+            self.lasting.extend(self.fleeting.drain(..).filter(survives));
             for party in &self.acknowledged.clone() {
                 if !self.kept.open.contains(party) && !self.kept.ended.contains(party) {
                     self.wrong(format!("{} was acknowledged and lost with the power", party.1));
@@ -214,12 +219,17 @@ impl Books {
                 "{recipient} was taken {times} times, of {most} that can be told why"
             ));
         }
-        if let Some(letter) = self.letters.get(recipient)
-            && letter.octets != octets
+        let Some(letter) = self.letters.get(recipient) else {
+            return;
+        };
+        if octets
+            .strip_suffix(&letter.octets[..])
+            .is_none_or(|field| !signed::is_one_field(field))
         {
             let got = String::from_utf8_lossy(octets).into_owned();
             self.wrong(format!("{recipient} was sent other octets: {got:?}"));
         }
+        self.signed.push(Bytes::copy_from_slice(octets));
     }
 
     fn take_in(&mut self, batch: &Batch) -> String {

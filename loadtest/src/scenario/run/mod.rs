@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::runtime::Runtime;
 
+use super::group::Group;
 use super::peer::{Part, Peer};
 use super::trace::Tracer;
 use super::usage::{Memory, Usage};
@@ -67,6 +68,14 @@ impl Subject {
             Self::Postrider(relay) => relay.tail(),
             Self::Peer(peer) => peer.tail(),
         }
+    }
+
+    /// A peer has its own.
+    fn group(&self) -> anyhow::Result<Option<Group>> {
+        Ok(match self {
+            Self::Postrider(_) => Group::around(self.pid()?).ok(),
+            Self::Peer(_) => None,
+        })
     }
 
     /// For what only postrider does.
@@ -178,6 +187,9 @@ pub(super) struct Stage<'a> {
     pub(super) zero: Zero,
     pub(super) sink: Sink,
     pub(super) subject: Subject,
+    /// Around this relay, that its time is told as a peer's is: by microseconds, and not by the hundredths of seconds of /proc. None where
+    /// there is no such group.
+    group: Option<Group>,
     pub(super) memory: Memory,
     pub(super) target: Target,
     /// Into the stream `bulk`.
@@ -300,6 +312,7 @@ impl<'a> Stage<'a> {
                 Subject::Peer(runtime.block_on(Peer::start(peer, folder, &part))?)
             }
         };
+        let group = subject.group()?;
         let mut target = Target::plain(doors.usual)?;
         if plan.name == Name::RelayTls {
             target.tls = Tls::Starttls;
@@ -314,6 +327,7 @@ impl<'a> Stage<'a> {
             sink,
             memory: Memory::watch(subject.pid()?, zero)?,
             subject,
+            group,
             target,
             bulk: Target::plain(doors.bulk)?,
             sent: Vec::new(),
@@ -568,6 +582,8 @@ impl<'a> Stage<'a> {
         let relay = self.subject.postrider()?;
         self.runtime.block_on(relay.start())?;
         let took = begun.elapsed();
+        drop(self.group.take());
+        self.group = self.subject.group()?;
         self.memory.follow(self.subject.pid()?);
         self.event("greets");
         Ok(took)

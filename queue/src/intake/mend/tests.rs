@@ -26,6 +26,8 @@ const WORKS: u8 = 0;
 const REFUSES: u8 = 1;
 /// All is written, and an error told: as when the sync fails.
 const LIES: u8 = 2;
+/// What is due can't be read.
+const UNREAD: u8 = 3;
 
 /// Brings it back once it is let.
 pub(in crate::intake) struct Healing {
@@ -56,6 +58,8 @@ struct World {
     queue: Queue,
     store: MemoryStore,
     mood: Arc<AtomicU8>,
+    /// What is due can't be read, however often the store is opened anew.
+    unread: Arc<AtomicBool>,
     may: Arc<AtomicBool>,
     _folder: tempfile::TempDir,
 }
@@ -63,7 +67,9 @@ struct World {
 fn world() -> World {
     let store = MemoryStore::new();
     let (mood, may) = (Arc::new(AtomicU8::new(WORKS)), Arc::new(AtomicBool::new(false)));
+    let unread = Arc::new(AtomicBool::new(false));
     let (of_write, of_sync) = (mood.clone(), mood.clone());
+    let (of_get, stays) = (mood.clone(), unread.clone());
     let failed = || Err(StoreError("Input/output error".into()));
     let moody = Hooked {
         store: store.clone(),
@@ -72,11 +78,23 @@ fn world() -> World {
             if mood != REFUSES {
                 store.write(batch, sync)?;
             }
-            if mood == WORKS { Ok(()) } else { failed() }
+            if mood == WORKS || mood == UNREAD {
+                Ok(())
+            } else {
+                failed()
+            }
         }),
         sync: Box::new(move |store| match of_sync.load(Ordering::SeqCst) {
-            WORKS => store.sync(),
+            WORKS | UNREAD => store.sync(),
             _ => failed(),
+        }),
+        get: Box::new(move |family| {
+            let is_unread = of_get.load(Ordering::SeqCst) == UNREAD || stays.load(Ordering::SeqCst);
+            if family == Family::Due && is_unread {
+                failed()
+            } else {
+                Ok(())
+            }
         }),
     };
     let heal = Healing {
@@ -89,6 +107,7 @@ fn world() -> World {
         queue,
         store,
         mood,
+        unread,
         may,
         _folder: folder,
     }
@@ -169,6 +188,35 @@ async fn what_peers_were_told_is_recorded_once_the_store_is_back() {
         assert_eq!(world.queue.reopened(), 1);
         world.queue.close();
     }
+}
+
+/// The record's own reads fail, before anything is written. Its peer was told all the same.
+#[tokio::test]
+async fn what_a_peer_was_told_is_recorded_though_the_first_read_for_it_failed() {
+    let world = world();
+    let unit = world.accept(1).await.units[0];
+    world.mood.store(UNREAD, Ordering::SeqCst);
+    let settled = world.queue.settle(delivered(unit)).await.unwrap();
+    world.healed();
+    assert_eq!(settled.await.unwrap().unit, None);
+    assert!(!world.is_kept(1));
+    world.queue.close();
+}
+
+/// One place of the disk that never reads again does not keep the store away from all others.
+#[tokio::test]
+async fn an_outcome_whose_records_never_read_is_told_as_damaged_and_others_go_on() {
+    let world = world();
+    let unit = world.accept(1).await.units[0];
+    world.unread.store(true, Ordering::SeqCst);
+    world.may.store(true, Ordering::SeqCst);
+    let settled = world.queue.settle(delivered(unit)).await.unwrap();
+    let told = settled.await;
+    assert!(matches!(told, Err(CommitError::Damaged(_))), "{told:?}");
+    world.healed();
+    assert!(world.is_kept(1));
+    world.accept(2).await;
+    world.queue.close();
 }
 
 #[tokio::test]

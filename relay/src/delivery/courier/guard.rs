@@ -81,9 +81,11 @@ impl<N: Net> Courier<N> {
             true => "the relay panicked while it was being sent; it may have been delivered".to_owned(),
             false => format!("the relay panicked over it {times} times"),
         };
-        let settled = self
-            .set_aside(unit, Aside::parked(why, self.parts.clock.now()))
-            .await;
+        let aside = Aside::parked(why, self.parts.clock.now());
+        if !on_wire {
+            return self.set_unsent_aside(unit, aside).await;
+        }
+        let settled = self.set_aside(unit, aside).await;
         self.tell(Event::Settled(unit, settled));
     }
 }

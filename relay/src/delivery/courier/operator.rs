@@ -1,5 +1,6 @@
 //! What operators order of single units. The shard holds their claims.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use mail_core::EnhancedCode;
@@ -18,7 +19,7 @@ use super::{Courier, Event, load};
 
 impl<N: Net> Courier<N> {
     /// Carries an order out, and tells the shard and whoever gave it.
-    pub(super) async fn order(&self, order: &Order) {
+    pub(super) async fn order(self: &Rc<Self>, order: &Order) {
         let (unit, now) = (order.unit, self.parts.clock.now());
         let (settled, done) = match &order.what {
             &Ordered::Retry { ref by, due } => match self.parts.queue.state(unit.id, unit.unit) {
@@ -62,8 +63,12 @@ impl<N: Net> Courier<N> {
                 }
             },
         };
-        self.tell(Event::Settled(unit, settled));
         order.tell(done);
+        match (settled, &order.what) {
+            // Nothing is sent for it.
+            (Settled::Unknown, &Ordered::Retry { due, .. }) => self.as_stored(unit, Some(due)),
+            (settled, _) => self.tell(Event::Settled(unit, settled)),
+        }
     }
 
     /// Ends a unit, and has its sender told if the client didn't ask for silence.

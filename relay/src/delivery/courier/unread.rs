@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mail_core::{EnhancedCode, Mailbox};
+use mail_core::{EnhancedCode, Mailbox, Timestamp};
 use queue::{Aside, CommitError, EnvelopeRecord, ReadError, StateRecord, UnitKey, Waiting};
 use tokio::task::spawn_local;
 use tokio::time::sleep;
@@ -41,7 +41,7 @@ impl<N: Net> Courier<N> {
         let settled = match (damage, error) {
             (Some(damage), _) => {
                 let aside = Aside::damaged(&damage, self.parts.clock.now());
-                self.set_aside(unit, aside).await
+                return self.set_unsent_aside(unit, aside).await;
             }
             (None, PrepareError::Gone) => Settled::Gone,
             (None, PrepareError::Stopping) => Settled::Untouched,
@@ -58,6 +58,46 @@ impl<N: Net> Courier<N> {
             sleep(STORE_AGAIN).await;
             courier.tell(Event::Settled(unit, Settled::Untouched));
         }));
+    }
+
+    /// Sets a claimed unit aside of which nothing was sent, and tells the shard.
+    pub(super) async fn set_unsent_aside(self: &Rc<Self>, unit: UnitKey, aside: Aside) {
+        match self.set_aside(unit, aside).await {
+            Settled::Unknown => self.as_stored(unit, None),
+            settled => self.tell(Event::Settled(unit, settled)),
+        }
+    }
+
+    /// Nothing was sent, and nobody knows whether what was asked of the store is on disk, which moves the unit to `moved` or ends it: the
+    /// claim is kept until the store is back, and goes then by what that holds.
+    pub(super) fn as_stored(self: &Rc<Self>, unit: UnitKey, moved: Option<Timestamp>) {
+        let courier = self.clone();
+        drop(spawn_local(async move {
+            loop {
+                sleep(STORE_AGAIN).await;
+                match courier.stored(&unit, moved) {
+                    Ok(Some(settled)) => return courier.tell(Event::Settled(unit, settled)),
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(id = %unit.id, %error, "where a unit stands can't be read"),
+                }
+            }
+        }));
+    }
+
+    /// `None` while the store fails.
+    fn stored(&self, unit: &UnitKey, moved: Option<Timestamp>) -> Result<Option<Settled>, ReadError> {
+        let queue = &self.parts.queue;
+        if queue.is_failing() {
+            return Ok(None);
+        }
+        if queue.is_due(unit)? {
+            return Ok(Some(Settled::Untouched));
+        }
+        let moved = moved.filter(|due| *due != unit.due);
+        Ok(Some(match moved {
+            Some(due) if queue.is_due(&UnitKey { due, ..*unit })? => Settled::Due(due),
+            _ => Settled::Gone,
+        }))
     }
 
     /// Sets a claimed unit aside, and says so. What to tell the shard of the claim.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::Timestamp;
-use queue::{HoldScope, QueueId, QueueName, SuspensionRecord, UnitKey};
+use queue::{HoldScope, Queue, QueueId, QueueName, SuspensionRecord, UnitKey};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::delivery::adapt::Held;
@@ -19,7 +19,32 @@ use super::{Active, Effect, LaneId, MAX_RESTING, Rests, Shard};
 /// the suspension wakes it; a crash in between may not.
 pub(super) const LONGEST_PARK: Duration = Duration::from_secs(3_600);
 
+/// Those on disk.
+pub(super) fn stored_suspensions(queue: &Queue, now: Timestamp) -> Arc<[SuspensionRecord]> {
+    let stored = queue.suspensions(queue::MAX_SUSPENSIONS).unwrap_or_else(|error| {
+        tracing::error!(%error, "suspensions can't be read: everything is suspended");
+        vec![SuspensionRecord {
+            selector: queue::Selector::default(),
+            since: now,
+            until: None,
+            reason: "the suspensions could not be read".into(),
+            by: "the relay".into(),
+        }]
+    });
+    stored.into()
+}
+
 impl Shard {
+    /// Of an order that came to the store as it failed, nobody could tell whoever gave it whether it is kept: once the store is back, what that
+    /// holds counts here too, and not only after the next start.
+    pub(super) fn suspended_as_stored(&mut self, now: Timestamp) {
+        let reopened = self.queue.reopened();
+        if std::mem::replace(&mut self.reopened, reopened) != reopened {
+            let all = stored_suspensions(&self.queue, now);
+            self.suspensions(all, now);
+        }
+    }
+
     /// Takes in all suspensions there are now. What they no longer hold is looked at; what they hold leaves its turn at
     /// once. What is on the wire finishes.
     pub(super) fn suspensions(&mut self, all: Arc<[SuspensionRecord]>, now: Timestamp) {

@@ -121,6 +121,7 @@ impl Shard {
         if self.queue.is_failing() {
             return;
         }
+        self.suspended_as_stored(now);
         if self.place.is_first() {
             self.grace.note(&self.queue, now);
         }
@@ -558,9 +559,7 @@ pub(super) mod tests {
             let active: Vec<_> = shard.active.keys().copied().collect();
             for id in active {
                 seen.insert(id);
-                let (units, _) = queue
-                    .due(id, (Timestamp(0), MessageId::from_bytes([0; 16]), 0), 9)
-                    .unwrap();
+                let (units, _) = queue.due(id, (Timestamp(0), MessageId::LEAST, 0), 9).unwrap();
                 for unit in units {
                     queue.settle(expired(unit)).await.unwrap().await.unwrap();
                 }
@@ -588,7 +587,7 @@ pub(super) mod tests {
             let queues = fleet.queue.queues(None, 9).unwrap();
             assert_eq!(queues.len(), 8);
             for (id, _) in queues {
-                let from = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+                let from = (Timestamp(0), MessageId::LEAST, 0);
                 let unit = fleet.queue.due(id, from, 1).unwrap().0[0];
                 let home = &mut fleet.shards[usize::try_from(id.0 % 2).unwrap()];
                 assert!(!home.lent.contains_key(&id) && !home.active.contains_key(&id));

@@ -328,11 +328,7 @@ async fn operators_are_told_that_mail_goes_by_its_fallback() {
     }
     fleet.run(20 * MINUTE).await;
     let (id, _) = fleet.queue.queues(None, 9).unwrap()[0];
-    let first = (
-        mail_core::Timestamp(0),
-        mail_core::MessageId::from_bytes([0; 16]),
-        0,
-    );
+    let first = (mail_core::Timestamp(0), mail_core::MessageId::LEAST, 0);
     let unit = fleet.queue.due(id, first, 1).unwrap().0[0];
     let (say, mut said) = tokio::sync::mpsc::unbounded_channel();
     let now = fleet.now;

@@ -180,7 +180,7 @@ async fn each_of_many_queues_is_told_what_holds_it() {
     let first = |(id, _): &(QueueId, _)| {
         let (first, _) = fleet
             .queue
-            .due(*id, (Timestamp(0), MessageId::from_bytes([0; 16]), 0), 1)
+            .due(*id, (Timestamp(0), MessageId::LEAST, 0), 1)
             .unwrap();
         first.first().copied()
     };

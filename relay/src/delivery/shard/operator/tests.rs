@@ -163,7 +163,7 @@ pub(in crate::delivery::shard) fn adjustment(until: Option<Timestamp>, now: Time
 /// What queues wait for, by their numbers.
 fn waits(fleet: &mut Fleet) -> Vec<Option<Waits>> {
     let first = |id| {
-        let from = (Timestamp(0), MessageId::from_bytes([0; 16]), 0);
+        let from = (Timestamp(0), MessageId::LEAST, 0);
         fleet.queue.due(id, from, 1).unwrap().0.first().copied()
     };
     let queues = fleet.queue.queues(None, 99).unwrap().into_iter();
