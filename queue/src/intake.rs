@@ -24,6 +24,7 @@ use crate::aside::DamageCounts;
 use crate::committer::{Committer, Failed, Reply, Request, chunk_sums};
 use crate::corruption::Corruption;
 use crate::mark::Mark;
+use crate::memory::within_memory;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::sabotage;
 use crate::store::Store;
@@ -32,16 +33,17 @@ use crate::upload::{Abandoned, Leftover};
 use crate::usage::{Amount, Limit, Reserved, Usage};
 use crate::{CommitError, OpenError, Options};
 
-/// Requests that wait for the committer, some 300 octets each beside their bodies. Full means that the disk is the slow part:
-/// accepts wait up to `commit_patience` and are withdrawn, settles wait.
+/// Requests that wait for the committer. Full means that the disk is the slow part: accepts wait up to `commit_patience` and are
+/// withdrawn, settles wait.
 const WAITING: usize = 4_096;
 
-/// Octets of bodies that wait for the committer.
-const WAITING_BYTES: usize = 256 << 20;
+/// What may wait of mail to be taken in, by its weight. Ends have a quarter as much beside it, so that what a peer was told does not
+/// stand behind mail that waits for room. Less where memory is limited.
+const WAITING_BYTES: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
-/// A group ends at so many requests, or so many octets of bodies.
+/// A group ends at so many requests, or so many octets.
 const GROUP: usize = 512;
-const GROUP_BYTES: usize = 8 << 20;
+const GROUP_BYTES: usize = if cfg!(test) { 256 << 10 } else { 8 << 20 };
 
 /// How often the mark is set and free space asked for.
 const KEEPER_EVERY: Duration = Duration::from_secs(1);
@@ -71,7 +73,31 @@ pub(crate) struct Intake {
     corruption: Arc<Corruption>,
     usage: Arc<Usage>,
     patience: Duration,
-    bytes: Arc<Semaphore>,
+    coming: Room,
+    ends: Room,
+}
+
+/// Octets that may wait.
+struct Room {
+    free: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Room {
+    fn new(most: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(most)),
+            most,
+        }
+    }
+
+    /// Room for a request, which has all of it where it is larger. Waits until there is: the committer takes what is in the intake,
+    /// and gives its room back, whatever else waits.
+    async fn take(&self, request: &Request) -> Result<OwnedSemaphorePermit, CommitError> {
+        let weight = u32::try_from(request.weight().min(self.most)).unwrap_or(u32::MAX);
+        let taken = self.free.clone().acquire_many_owned(weight).await;
+        taken.map_err(|_| stopped())
+    }
 }
 
 enum Way {
@@ -100,7 +126,7 @@ struct Shared {
     stopped: Condvar,
 }
 
-/// A request in the intake, its share of [`WAITING_BYTES`], and whether it is still wanted.
+/// A request in the intake, its room there, and whether it is still wanted.
 struct Entry {
     request: Request,
     room: Option<OwnedSemaphorePermit>,
@@ -108,7 +134,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// What nobody takes back, and that has no body.
+    /// What nobody takes back, and that is small, or alone.
     fn of(request: Request) -> Self {
         Self {
             request,
@@ -168,34 +194,31 @@ impl Intake {
         let shared = Arc::new(Shared::new(committer.group()));
         shared.look_at_space(&space);
         let (requests, waiting) = mpsc::channel(WAITING);
+        let waiting_bytes = within_memory(WAITING_BYTES);
         let (syncer, handed, disk) = sync::way(store, shared.clone());
         let wake = requests.downgrade();
-        let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
-        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        let spawn = |name: &'static str, body: Box<dyn FnOnce() + Send>| {
+            let body = move || {
+                let _ends = EndOnPanic(name);
+                body();
+            };
             let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
             spawned.map_err(|cause| OpenError::Io {
                 path: format!("thread {name}"),
                 cause,
             })
         };
-        let (of_committer, of_sync, of_keeper) = (shared.clone(), shared.clone(), shared.clone());
+        let (of_committer, of_keeper) = (shared.clone(), shared.clone());
         let threads = vec![
             spawn(
                 "committer",
                 Box::new(move || {
-                    let _told = TellPanic(&of_committer);
                     if run(committer, waiting, heal, &syncer, &of_committer).is_err() {
                         of_committer.fails(&CommitError::Failing("nothing is synced any more".into()));
                     }
                 }),
             )?,
-            spawn(
-                "sync",
-                Box::new(move || {
-                    let _told = TellPanic(&of_sync);
-                    sync::run(&disk, &handed, &wake);
-                }),
-            )?,
+            spawn("sync", Box::new(move || sync::run(&disk, &handed, &wake)))?,
             spawn("mark", Box::new(move || keep(mark, &space, &of_keeper)))?,
         ];
         Ok(Self {
@@ -210,7 +233,8 @@ impl Intake {
                 true => Duration::MAX,
                 false => options.commit_patience,
             },
-            bytes,
+            coming: Room::new(waiting_bytes),
+            ends: Room::new(waiting_bytes / 4),
         })
     }
 
@@ -223,7 +247,8 @@ impl Intake {
             corruption: Arc::default(),
             usage,
             patience: Duration::MAX,
-            bytes: Arc::new(Semaphore::new(WAITING_BYTES)),
+            coming: Room::new(WAITING_BYTES),
+            ends: Room::new(WAITING_BYTES / 4),
         })
     }
 
@@ -235,7 +260,6 @@ impl Intake {
             return Err(CommitError::OtherUpload);
         }
         self.takes_mail()?;
-        let bytes = message.body.len();
         let reserved = self.reserve(&message)?;
         let chunks = chunk_sums(&message);
         let (reply, answer) = oneshot::channel();
@@ -249,7 +273,7 @@ impl Intake {
         if sabotage::is_on("ack-before-commit") {
             return self.accept_unkept(request).await;
         }
-        self.enter(request, bytes, answer).await
+        self.enter(request, answer).await
     }
 
     /// Writes a chunk of a message to come. Answered once it is in the store, synced or not.
@@ -260,7 +284,6 @@ impl Intake {
         octets: Bytes,
     ) -> Result<(), CommitError> {
         self.takes_mail()?;
-        let bytes = octets.len();
         let (reply, answer) = oneshot::channel();
         let request = Request::Chunk {
             of,
@@ -268,7 +291,7 @@ impl Intake {
             octets,
             reply,
         };
-        self.enter(request, bytes, answer).await
+        self.enter(request, answer).await
     }
 
     /// Has an upload deleted, at once or with the next group.
@@ -317,23 +340,19 @@ impl Intake {
         }
     }
 
-    /// Hands a request with so many octets of a body to the committer and waits for its answer; takes it back when it has not
-    /// come into a group within `commit_patience`.
+    /// Hands a request to the committer and waits for its answer; takes it back when it has not come into a group within
+    /// `commit_patience`.
     async fn enter<T>(
         &self,
         request: Request,
-        bytes: usize,
         mut answer: oneshot::Receiver<Result<T, CommitError>>,
     ) -> Result<T, CommitError> {
         let ticket = Arc::new(Ticket::default());
         let entered = async {
-            // The number fits, see WAITING_BYTES.
-            let bytes = u32::try_from(bytes.min(WAITING_BYTES)).unwrap_or(u32::MAX);
-            let room = self.bytes.clone().acquire_many_owned(bytes).await;
-            let room = Some(room.map_err(|_| stopped())?);
+            let room = self.coming.take(&request).await?;
             self.send(Entry {
                 request,
-                room,
+                room: Some(room),
                 ticket: Some(ticket.clone()),
             })
             .await?;
@@ -374,7 +393,13 @@ impl Intake {
             settle: Box::new(settle),
             reply,
         };
-        self.send(Entry::of(request)).await?;
+        let room = self.ends.take(&request).await?;
+        self.send(Entry {
+            request,
+            room: Some(room),
+            ticket: None,
+        })
+        .await?;
         Ok(Pending(answer))
     }
 
@@ -488,9 +513,8 @@ impl Intake {
             *requests.lock() = None;
             let threads = std::mem::take(&mut *threads.lock());
             for (number, thread) in threads.into_iter().enumerate() {
-                if thread.join().is_err() {
-                    tracing::error!("a thread of the queue panicked");
-                }
+                // It does not outlive a panic, see `EndOnPanic`.
+                let _ = thread.join();
                 if number == 1 {
                     // The committer and its syncs are through: the keeper sets the last mark.
                     *self.shared.stop.lock() = true;
@@ -571,42 +595,19 @@ impl Shared {
     }
 }
 
-/// Says that nothing is taken any more when one of the two that write panics: readiness must not stay green over a dead writer.
-struct TellPanic<'a>(&'a Shared);
+/// Ends the process when one of the queue's threads panics. Without it nothing would be written, synced or marked any more, and nobody would
+/// bring it back; all that was acknowledged is on disk, and whoever watches the process starts it anew.
+struct EndOnPanic(&'static str);
 
-impl Drop for TellPanic<'_> {
+impl Drop for EndOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let name = std::thread::current().name().unwrap_or_default().to_owned();
-            self.0
-                .fails(&CommitError::Failing(format!("the thread {name} panicked")));
+            tracing::error!(
+                thread = self.0,
+                "a thread of the queue panicked: the relay ends, to be started anew"
+            );
+            std::process::abort();
         }
-    }
-}
-
-/// What a request adds to a group in bodies, those of reports too.
-fn body_bytes(request: &Request) -> usize {
-    match request {
-        Request::Accept { message, .. } => message.body.len(),
-        Request::Settle { settle, .. } => settle.reports.iter().map(|report| report.body.len()).sum(),
-        Request::Chunk { octets, .. } => octets.len(),
-        Request::Rest { .. }
-        | Request::Hold { .. }
-        | Request::Lift { .. }
-        | Request::Forget { .. }
-        | Request::Present(_)
-        | Request::Adjust { .. }
-        | Request::EndAdjustment { .. }
-        | Request::Suspend { .. }
-        | Request::Resume { .. }
-        | Request::Count { .. }
-        | Request::Retry { .. }
-        | Request::SetAside { .. }
-        | Request::Import { .. }
-        | Request::Damaged(_)
-        | Request::Mend { .. }
-        | Request::Abandon(_)
-        | Request::Nudge => 0,
     }
 }
 
@@ -629,7 +630,7 @@ fn run(
                 .as_ref()
                 .is_none_or(|ticket| ticket.claim(Ticket::TAKEN))
             {
-                bytes += body_bytes(&entry.request);
+                bytes += entry.request.weight();
                 group.extend(mend::unless_void(entry.request, shared));
             }
             next = if group.len() < GROUP && bytes < GROUP_BYTES {
@@ -733,6 +734,10 @@ pub(crate) mod tests {
 
     /// A queue whose committer is a thread. Its mark is in the folder.
     pub(super) fn threaded(store: Hooked, heal: impl Heal + 'static) -> (Queue, tempfile::TempDir) {
+        threaded_in(store, heal, Space::new(Box::new(|| u64::MAX), 0, None))
+    }
+
+    fn threaded_in(store: Hooked, heal: impl Heal + 'static, space: Space) -> (Queue, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let mark = Mark::open(&folder.path().join("mark"), [7; 16]).unwrap();
         let options = Options {
@@ -740,7 +745,6 @@ pub(crate) mod tests {
             commit_patience: PATIENCE,
             limits: crate::Limits::NONE,
         };
-        let space = Space::new(Box::new(|| u64::MAX), 0, None);
         let store: Arc<dyn Store> = Arc::new(store);
         let intake = Intake::threaded(
             store.clone(),
@@ -848,18 +852,177 @@ pub(crate) mod tests {
         queue.close();
     }
 
+    /// With hardly a body, and so many octets of recipients.
+    pub(crate) fn message_to_many(number: u8, octets: usize) -> Arc<NewMessage> {
+        let mut message = NewMessage::clone(&message(number));
+        let mailbox: mail_core::Mailbox = format!("{}@ok.test", "x".repeat(56)).parse().unwrap();
+        // In the envelope, and in the journal.
+        message.units[0].recipients = vec![mail_core::Recipient::new(mailbox); octets / (2 * 64)];
+        Arc::new(message)
+    }
+
+    /// A queue whose writes wait until they are let go, and the octets that each of them had.
+    fn held() -> (Queue, Arc<Mutex<Vec<usize>>>, gate::Sender<()>) {
+        let (let_go, go) = gate::channel::<()>();
+        let (go, sizes) = (Mutex::new(go), Arc::<Mutex<Vec<usize>>>::default());
+        let seen = sizes.clone();
+        let store = Hooked {
+            store: MemoryStore::new(),
+            write: Box::new(move |store, batch, sync| {
+                seen.lock().push(batch.size());
+                // None is held any more once nobody can let it go.
+                let _ = go.lock().recv();
+                store.write(batch, sync)
+            }),
+            sync: Box::new(MemoryStore::sync),
+        };
+        let (queue, _) = threaded(store, mend::tests::NoHealing);
+        (queue, sizes, let_go)
+    }
+
     #[tokio::test]
-    async fn a_committer_that_panics_is_no_healthy_queue() {
-        let (queue, _, _entered, let_go) = gated();
+    async fn a_group_is_bounded_in_all_its_octets() {
+        let (queue, sizes, let_go) = held();
+        let each = GROUP_BYTES / 4;
+        let mut all: Vec<_> = (0..12)
+            .map(|number| Box::pin(queue.accept(message_to_many(number, each))))
+            .collect();
+        for accepting in &mut all {
+            assert!(poll_once(accepting).await.is_none());
+        }
         drop(let_go);
-        assert!(matches!(
-            queue.accept(message(1)).await,
-            Err(CommitError::Failing(_))
-        ));
+        for accepting in all {
+            accepting.await.unwrap();
+        }
         queue.close();
-        assert_eq!(
-            queue.status(),
-            Status::Failing(CommitError::Failing("the thread committer panicked".into()).to_string())
+        let sizes = sizes.lock();
+        let largest = *sizes.iter().max().unwrap();
+        assert!(largest < GROUP_BYTES + 2 * each, "{sizes:?}");
+        assert!(
+            largest > GROUP_BYTES / 2,
+            "{sizes:?}: and no smaller than it may be"
         );
+    }
+
+    #[tokio::test]
+    async fn so_is_what_waits_and_ends_do_not_wait_for_mail() {
+        let (queue, sizes, let_go) = held();
+        let Way::Thread { requests, .. } = &queue.intake.way else {
+            panic!("it is threaded");
+        };
+        let sender = requests.lock().clone().unwrap();
+        let mut first = Box::pin(queue.accept(message(0)));
+        assert!(poll_once(&mut first).await.is_none());
+        while sizes.lock().is_empty() {
+            // The committer is about to write it.
+            std::thread::yield_now();
+        }
+        let mut others: Vec<_> = (1..9)
+            .map(|number| Box::pin(queue.accept(message_to_many(number, WAITING_BYTES / 4))))
+            .collect();
+        for accepting in &mut others {
+            assert!(poll_once(accepting).await.is_none());
+        }
+        assert_eq!(WAITING - sender.capacity(), 3, "there is no room for a fourth");
+        let settle = |number| {
+            let mut settle = mend::tests::delivered(crate::UnitKey {
+                queue: crate::QueueId(1),
+                due: Timestamp(1),
+                id: MessageId::from_bytes([number; 16]),
+                unit: 0,
+            });
+            settle.reports = vec![message_to_many(number + 100, WAITING_BYTES / 12)];
+            settle
+        };
+        let mut ends: Vec<_> = (1..4)
+            .map(|number| Box::pin(queue.settle(settle(number))))
+            .collect();
+        let mut recorded = Vec::new();
+        for end in &mut ends {
+            recorded.extend(poll_once(end).await);
+        }
+        assert_eq!(recorded.len(), 2, "of these a quarter as much may wait");
+        assert_eq!(WAITING - sender.capacity(), 5);
+        drop((sender, let_go));
+        recorded.push(ends.remove(2).await);
+        for end in recorded {
+            end.unwrap().await.unwrap();
+        }
+        first.await.unwrap();
+        for accepting in others {
+            accepting.await.unwrap();
+        }
+        queue.close();
+    }
+
+    /// In a process of its own, since it ends that.
+    #[test]
+    fn a_thread_that_panics_ends_the_process() {
+        if let Ok(thread) = std::env::var(PANICS) {
+            return panics_in(&thread);
+        }
+        for thread in ["committer", "sync", "mark"] {
+            let ended = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "intake::tests::a_thread_that_panics_ends_the_process"])
+                .env(PANICS, thread)
+                .output()
+                .unwrap();
+            let signal = std::os::unix::process::ExitStatusExt::signal(&ended.status);
+            // SIGABRT.
+            assert_eq!(signal, Some(6), "{thread}: {ended:?}");
+        }
+    }
+
+    const PANICS: &str = "POSTRIDER_TEST_PANICS";
+
+    fn panics_in(thread: &str) {
+        let mine = |which: &'static str| {
+            let is_meant = thread == which;
+            move || {
+                let here = std::thread::current().name() == Some(which);
+                assert!(!is_meant || !here, "a mistake, made for the test");
+            }
+        };
+        let (in_write, in_sync, in_look) = (mine("committer"), mine("sync"), mine("mark"));
+        let (let_go, go) = gate::channel::<()>();
+        let go = Mutex::new(go);
+        let store = Hooked {
+            store: MemoryStore::new(),
+            write: Box::new(move |store, batch, sync| {
+                // Once the second waits, which has this one's sync done by the other thread.
+                let _ = go.lock().recv();
+                in_write();
+                store.write(batch, sync)
+            }),
+            sync: Box::new(move |store| {
+                in_sync();
+                store.sync()
+            }),
+        };
+        let free = move || {
+            in_look();
+            u64::MAX
+        };
+        let space = Space::new(Box::new(free), 0, None);
+        let (queue, _folder) = threaded_in(store, mend::tests::NoHealing, space);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut both = [1, 2].map(|number| Box::pin(queue.accept(message(number))));
+            for accepting in &mut both {
+                assert!(poll_once(accepting).await.is_none());
+            }
+            drop(let_go);
+            for accepting in both {
+                let _ = accepting.await;
+            }
+        });
+        // It may still be unwinding, or not have looked yet.
+        for _ in 0..1_000 {
+            queue.intake.shared.stopped.notify_all();
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
     }
 }

@@ -352,6 +352,8 @@ struct Shared {
     unsynced: Vec<Vec<Undo>>,
     failing: bool,
     syncs_failing: bool,
+    /// So many reads are still to fail.
+    failing_reads: u64,
     counted: Option<Counted>,
     recorded: Option<Vec<Recorded>>,
 }
@@ -374,6 +376,14 @@ struct Counted {
 }
 
 impl Shared {
+    fn read_fails(&mut self) -> Result<(), StoreError> {
+        if self.failing_reads == 0 {
+            return Ok(());
+        }
+        self.failing_reads -= 1;
+        Err(StoreError("a read is set to fail".into()))
+    }
+
     fn count(&mut self, reads: u64) {
         if let Some(counted) = &mut self.counted {
             counted.reads += reads;
@@ -399,6 +409,11 @@ impl MemoryStore {
         let store = Self::default();
         store.shared.lock().recorded = Some(Vec::new());
         store
+    }
+
+    /// From here on it keeps every batch that is written, too.
+    pub fn record(&self) {
+        self.shared.lock().recorded = Some(Vec::new());
     }
 
     /// The batches written since the last call, in order; of one whose sync failed too, which is there all the same.
@@ -457,6 +472,11 @@ impl MemoryStore {
     /// From here on every sync fails, or none does. What was written is there, until a power cut takes it away.
     pub fn set_syncs_failing(&self, failing: bool) {
         self.shared.lock().syncs_failing = failing;
+    }
+
+    /// The next so many reads fail.
+    pub fn fail_reads(&self, count: u64) {
+        self.shared.lock().failing_reads = count;
     }
 
     /// Everything, for comparisons.
@@ -539,6 +559,7 @@ impl Store for MemoryStore {
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let mut shared = self.shared.lock();
+        shared.read_fails()?;
         shared.count(1);
         Ok(shared.now.get(&(family, key.to_vec())).cloned())
     }
@@ -554,6 +575,7 @@ impl Store for MemoryStore {
             return Ok(());
         }
         let mut shared = self.shared.lock();
+        shared.read_fails()?;
         let (mut reads, mut end) = (0, to.to_vec());
         for ((_, key), value) in shared.now.range((family, from.to_vec())..(family, to.to_vec())) {
             reads += 1;
@@ -572,7 +594,8 @@ impl Store for MemoryStore {
         if from >= to {
             return Ok(None);
         }
-        let shared = self.shared.lock();
+        let mut shared = self.shared.lock();
+        shared.read_fails()?;
         let found = shared
             .now
             .range((family, from.to_vec())..(family, to.to_vec()))

@@ -244,6 +244,20 @@ class Faulty(Disk):
         self.assertEqual(self.metric("postrider_store_reopened_total"), len(failures))
         self.assertEqual(relay.stop(), 0)
 
+    def test_a_retry_asked_for_while_it_fails_keeps_nothing_back(self):
+        """Nothing of it was sent: once the store is back its mail goes as it would have gone."""
+        self.replace('first = "2s"\ncap = "4s"', 'first = "15s"\ncap = "20s"')
+        self.start()
+        self.submit("waits@greylist.test")
+        wait_for(lambda: self.told("queue", "list", "--domain", "greylist.test")["queues"][0]["next_due"], "it is put off")
+        self.order("fail sync EIO of .log")
+        wait_for(lambda: self.refused("lost@ok.test")[0] != 250, "it fails")
+        code, _, err = self.command("queue", "retry", "--domain", "greylist.test")
+        self.assertEqual(code, 1, err)
+        self.order("heal")
+        wait_for(lambda: self.readiness()[0] == 200, "ready by itself")
+        self.lab.arrived("waits@greylist.test")
+
     def test_names_are_synced_by_each_start(self):
         """Whoever made the store's folder may have been killed before its name was synced."""
         self.assertEqual(self.start().stop(), 0)
