@@ -6,6 +6,7 @@ mod classes;
 mod limits;
 pub mod manage;
 mod operate;
+mod suspend;
 mod view;
 
 use std::sync::Arc;
@@ -418,7 +419,7 @@ fn summary(
             .held(&scope)?
             .filter(|record| record.until > now)
             .map(|record| hold(&scope, record)),
-        suspension: suspension.cloned().map(operate::suspension),
+        suspension: suspension.cloned().map(suspend::suspension),
         waits: None,
     };
     Ok((summary, first))

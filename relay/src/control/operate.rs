@@ -1,22 +1,21 @@
-//! What operators change: suspensions, retries, deletions; and the messages that wait, page by page.
+//! What operators change: retries, deletions; and the messages that wait, page by page.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::operate::{
-    Delete, Deletion, MessageList, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
-    SuspensionList, WaitingMessage, Waits, WaitsFor,
+    Delete, Deletion, MessageList, Preview, Progress, Retry, Selector, WaitingMessage, Waits, WaitsFor,
 };
 use admin_api::{Caller, ControlError, QueueSummary, RecipientState, RecipientView, Time};
 use aws_lc_rs::digest;
 use mail_core::{Mailbox, MessageId, Timestamp};
-use queue::{MAX_SUSPENSIONS, Queue, QueueId, ReadError, SuspensionRecord, UnitKey};
+use queue::{Queue, QueueId, ReadError, UnitKey};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::view::{Told, recipients_in_queue};
 use super::{LOOKED_AT, PATIENCE, QueueControl, WHY_PATIENCE};
-use crate::delivery::exchange::{self, Done, Doors, Ordered};
+use crate::delivery::exchange::{self, Done, Ordered};
 
 /// Units ordered at once, so that deliveries' own ends have room beside them.
 const AT_ONCE: usize = 128;
@@ -29,7 +28,7 @@ const DELETED_AT_ONCE: usize = 32;
 const PER_ANSWER: usize = 1_000;
 
 /// Queue records read at a time.
-const QUEUES: usize = 1_000;
+pub(super) const QUEUES: usize = 1_000;
 
 /// An answer comes after this long, done or not.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -116,26 +115,6 @@ pub(super) fn queue_selector(selector: &Selector) -> Result<queue::Selector, Con
     })
 }
 
-/// Of suspensions that hold now, as operators see them.
-pub(super) fn suspension(record: SuspensionRecord) -> Suspension {
-    let selector = record.selector;
-    Suspension {
-        selector: Selector {
-            all: selector == queue::Selector::default(),
-            tenant: selector.tenant.map(|tenant| tenant.to_string()),
-            stream: selector.stream.map(|stream| stream.to_string()),
-            domain: selector.domain.map(|domain| domain.to_string()),
-            queue: selector.queue.map(|queue| queue.0),
-            message: None,
-            set_aside: false,
-        },
-        since: Time(record.since),
-        until: record.until.map(Time),
-        reason: record.reason,
-        by: record.by,
-    }
-}
-
 fn waits(why: exchange::Why) -> Waits {
     let (what, until, cause) = match why.waits {
         exchange::Waits::Underway => (WaitsFor::Underway, None, None),
@@ -217,90 +196,6 @@ impl QueueControl {
     pub(super) async fn why(&self, unit: UnitKey) -> Option<Waits> {
         let why = tokio::time::timeout(WHY_PATIENCE, self.doors.why(unit)).await;
         why.ok().flatten().map(waits)
-    }
-
-    pub(super) async fn suspensions_now(&self) -> Result<Vec<SuspensionRecord>, ControlError> {
-        let now = self.clock.now();
-        self.read(move |queue| {
-            let mut all = queue.suspensions(MAX_SUSPENSIONS)?;
-            all.retain(|record| record.until.is_none_or(|until| until > now));
-            Ok(all)
-        })
-        .await
-    }
-
-    pub(super) async fn list_suspensions(&self) -> Result<SuspensionList, ControlError> {
-        let all = self.suspensions_now().await?;
-        Ok(SuspensionList {
-            suspensions: all.into_iter().map(suspension).collect(),
-        })
-    }
-
-    pub(super) async fn set_suspension(
-        &self,
-        suspend: Suspend,
-        by: Caller,
-    ) -> Result<Suspension, ControlError> {
-        let Target::Queues(selector) = Target::new(&suspend.selector)? else {
-            return Err(ControlError::Wrong("queues are suspended, not messages".into()));
-        };
-        let now = self.clock.now();
-        let reason = reason(&suspend.reason)?;
-        let until = end(suspend.until, suspend.for_seconds, now)?;
-        let _one = alone(&self.suspending).await?;
-        // Those whose time is over make room.
-        let stored = self.read(|queue| queue.suspensions(MAX_SUSPENSIONS)).await?;
-        for over in stored
-            .iter()
-            .filter(|record| record.until.is_some_and(|until| until <= now))
-        {
-            let resumed = self.queue.resume(over.selector.clone(), "its end", now).await;
-            resumed.map_err(store)?;
-        }
-        let left = self.suspensions_now().await?;
-        if left.len() >= MAX_SUSPENSIONS && !left.iter().any(|record| record.selector == selector) {
-            let text = format!("there are {MAX_SUSPENSIONS} suspensions already");
-            return Err(ControlError::Conflict(text));
-        }
-        let record = SuspensionRecord {
-            selector,
-            since: now,
-            until,
-            reason: reason.to_owned(),
-            by: by.0.to_string(),
-        };
-        self.queue.suspend(record.clone()).await.map_err(store)?;
-        self.tell_suspensions().await?;
-        let until = record.until.map(|until| Time(until).to_string());
-        tracing::warn!(selector = %record.selector, by = %by.0, reason, until, "suspended");
-        Ok(suspension(record))
-    }
-
-    pub(super) async fn end_suspension(&self, resume: Resume, by: Caller) -> Result<(), ControlError> {
-        let Target::Queues(selector) = Target::new(&resume.selector)? else {
-            return Err(ControlError::Wrong("queues are resumed, not messages".into()));
-        };
-        let _one = alone(&self.suspending).await?;
-        let known = self.suspensions_now().await?;
-        if !known.iter().any(|record| record.selector == selector) {
-            let text = format!("{selector} is not suspended; name it as it was suspended");
-            return Err(ControlError::Absent(text));
-        }
-        let now = self.clock.now();
-        self.queue
-            .resume(selector.clone(), &by.0, now)
-            .await
-            .map_err(store)?;
-        self.tell_suspensions().await?;
-        tracing::info!(%selector, by = %by.0, "resumed");
-        tokio::spawn(wake_all(self.reader.clone(), self.doors.clone(), selector, now));
-        Ok(())
-    }
-
-    async fn tell_suspensions(&self) -> Result<(), ControlError> {
-        let all = self.suspensions_now().await?;
-        self.doors.suspensions(&all.into());
-        Ok(())
     }
 
     pub(super) async fn retry_now(&self, retry: Retry, by: Caller) -> Result<Progress, ControlError> {
@@ -419,35 +314,6 @@ impl QueueControl {
                 progress.next = after.as_ref().map(cursor_text);
                 return Ok(progress);
             }
-        }
-    }
-}
-
-/// Wakes the queues that were suspended, page by page: the shards know of the last ones they came by alone. Those that a
-/// failure leaves out wake by themselves, an hour after they were last looked at.
-async fn wake_all(reader: super::Reader, doors: Doors, selector: queue::Selector, now: Timestamp) {
-    let selector = Arc::new(selector);
-    let mut after = None;
-    loop {
-        let of = selector.clone();
-        let page = match reader
-            .read(move |queue| queue.queues_of(&of, after, QUEUES))
-            .await
-        {
-            Ok(page) => page,
-            Err(error) => return tracing::warn!(%selector, %error, "not all resumed queues were woken"),
-        };
-        // One that is awake, or has nothing due yet, stays as it is.
-        let sleeps = |wake: Option<Timestamp>| wake.is_some_and(|wake| wake > now);
-        for (id, _) in page.queues.iter().filter(|(_, record)| sleeps(record.wake)) {
-            if let Err(error) = reader.queue.wake(*id, now).await {
-                return tracing::warn!(%selector, %error, "not all resumed queues were woken");
-            }
-            doors.wake(*id);
-        }
-        after = page.next;
-        if after.is_none() {
-            return;
         }
     }
 }
