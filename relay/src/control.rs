@@ -6,6 +6,7 @@ mod classes;
 mod limits;
 pub mod manage;
 mod operate;
+pub(crate) mod scan;
 mod suspend;
 mod view;
 
@@ -243,15 +244,23 @@ impl Control for QueueControl {
             stream: query.stream,
             domain: query.domain,
             queue: query.queue,
+            sender: query.sender,
+            recipient: query.recipient,
+            tag: query.tag,
+            older_than_seconds: query.older_than_seconds,
             ..Selector::default()
         };
         selector.all = selector == Selector::default();
         let target = operate::Target::new(&selector)?;
         let after = operate::cursor(query.after.as_deref())?;
         let limit = query.limit.unwrap_or(PAGE);
-        let mut list = self
-            .read(move |queue| operate::messages(queue, &target, after, limit))
-            .await?;
+        let mut list = match target {
+            operate::Target::Scan(..) => self.found(target, after, limit).await?,
+            _ => {
+                self.read(move |queue| operate::messages(queue, &target, after, limit))
+                    .await?
+            }
+        };
         let shaping = self.shaping();
         for message in &mut list.messages {
             classes::recipients(&mut message.recipients, &shaping);
@@ -455,7 +464,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::delivery::exchange;
 
-    const START: Timestamp = Timestamp(1_700_000_000_000);
+    pub(crate) const START: Timestamp = Timestamp(1_700_000_000_000);
 
     /// Two recipients at each of the domains.
     pub(crate) async fn accept(queue: &Queue, number: u8, domains: &[&str]) -> Accepted {
@@ -499,7 +508,7 @@ pub(crate) mod tests {
         queue.accept(Arc::new(message(id, domains, body))).await.unwrap()
     }
 
-    fn message(id: MessageId, domains: &[&str], body: Bytes) -> NewMessage {
+    pub(crate) fn message(id: MessageId, domains: &[&str], body: Bytes) -> NewMessage {
         NewMessage {
             id,
             received_at: START,

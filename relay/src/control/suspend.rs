@@ -34,9 +34,7 @@ impl QueueControl {
         suspend: Suspend,
         by: Caller,
     ) -> Result<Suspension, ControlError> {
-        let Target::Queues(selector) = Target::new(&suspend.selector)? else {
-            return Err(ControlError::Wrong("queues are suspended, not messages".into()));
-        };
+        let selector = queues_alone(&suspend.selector, "suspended")?;
         let now = self.clock.now();
         let reason = reason(&suspend.reason)?;
         let until = end(suspend.until, suspend.for_seconds, now)?;
@@ -70,9 +68,7 @@ impl QueueControl {
     }
 
     pub(super) async fn end_suspension(&self, resume: Resume, by: Caller) -> Result<(), ControlError> {
-        let Target::Queues(selector) = Target::new(&resume.selector)? else {
-            return Err(ControlError::Wrong("queues are resumed, not messages".into()));
-        };
+        let selector = queues_alone(&resume.selector, "resumed")?;
         let _one = alone(&self.suspending).await?;
         let known = self.suspensions_now().await?;
         if !known.iter().any(|record| record.selector == selector) {
@@ -97,6 +93,16 @@ impl QueueControl {
     }
 }
 
+fn queues_alone(selector: &Selector, done: &str) -> Result<queue::Selector, ControlError> {
+    match Target::new(selector)? {
+        // `@` and a domain is no scan, but still tells of messages.
+        Target::Queues(queues) if selector.recipient.is_none() => Ok(queues),
+        Target::Queues(_) | Target::Scan(..) | Target::Message(_) | Target::SetAside(_) => {
+            Err(ControlError::Wrong(format!("queues are {done}, not messages")))
+        }
+    }
+}
+
 /// Of suspensions that hold now, as operators see them.
 pub(super) fn suspension(record: SuspensionRecord) -> Suspension {
     let selector = record.selector;
@@ -107,8 +113,7 @@ pub(super) fn suspension(record: SuspensionRecord) -> Suspension {
             stream: selector.stream.map(|stream| stream.to_string()),
             domain: selector.domain.map(|domain| domain.to_string()),
             queue: selector.queue.map(|queue| queue.0),
-            message: None,
-            set_aside: false,
+            ..Selector::default()
         },
         since: Time(record.since),
         until: record.until.map(Time),
