@@ -11,9 +11,10 @@ use mail_core::MessageId;
 use serde::Serialize;
 
 use super::damaged::{self, DamagedCommand};
-use super::operate::{self, Mail, Names, Which};
+use super::operate;
 use super::output::{columns, plain, print, print_json, size};
 use super::store::{self, StoreFolder};
+use super::which::{Mail, Names, Which};
 use super::{ConfigFile, Failure};
 use crate::delivery::client_tls::ClientTls;
 
