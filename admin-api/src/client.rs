@@ -189,6 +189,13 @@ impl Client {
             ("stream", query.stream.clone()),
             ("domain", query.domain.clone()),
             ("queue", query.queue.map(|queue| queue.to_string())),
+            ("sender", query.sender.clone()),
+            ("recipient", query.recipient.clone()),
+            ("tag", query.tag.clone()),
+            (
+                "older_than_seconds",
+                query.older_than_seconds.map(|seconds| seconds.to_string()),
+            ),
             ("after", query.after.clone()),
         ] {
             if let Some(value) = value {

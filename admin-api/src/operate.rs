@@ -21,6 +21,20 @@ pub struct Selector {
     /// In the queue of this number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<u64>,
+    /// With this reverse-path: an address, `@` and a domain for all of that domain, `<>` for the null path. A scan; not for suspensions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
+    /// With this recipient waiting: an address, its local part as it was written, or `@` and a domain, which is the same as `domain`. A
+    /// message is not deleted if others wait in it. A scan of the domain's queues; not for suspensions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<String>,
+    /// With this tag of its sender's. A scan; not for suspensions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Accepted so many seconds before the first page was asked for, or longer, by the time in its id. A scan; not for suspensions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 315_360_000)]
+    pub older_than_seconds: Option<u64>,
     /// This message alone. Not for suspensions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -139,13 +153,13 @@ pub struct Delete {
     /// [`Preview::token`] for the same selector. Without it nothing is deleted: the answer is a preview.
     #[serde(default)]
     pub token: Option<String>,
-    /// [`Progress::next`] of the answer before.
+    /// [`Preview::next`], or [`Progress::next`], of the answer before.
     #[serde(default)]
     pub after: Option<String>,
 }
 
-/// What would be deleted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// What would be deleted. By a scan it comes in pages, to be added up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Preview {
     /// Queues that are meant, empty ones left out.
     pub queues: u64,
@@ -153,8 +167,17 @@ pub struct Preview {
     pub messages: u64,
     /// Their octets.
     pub bytes: u64,
-    /// To be given to go through with it.
-    pub token: String,
+    /// Messages that would stay: others wait in them beside the recipient that is meant.
+    #[serde(default)]
+    pub shared: u64,
+    /// Messages that a scan has gone through for this page.
+    #[serde(default)]
+    pub looked: u64,
+    /// To be given as `after` for the next page; none: this is the last.
+    #[serde(default)]
+    pub next: Option<String>,
+    /// To be given to go through with it, in place of `next`; with the last page alone. What came in since the first page stays.
+    pub token: Option<String>,
 }
 
 /// How far an order has come.
@@ -166,6 +189,12 @@ pub struct Progress {
     pub busy: u64,
     /// Left alone: the store failed, or a record is damaged. The log tells which.
     pub failed: u64,
+    /// Left alone by a deletion: others wait in them beside the recipient that is meant.
+    #[serde(default)]
+    pub shared: u64,
+    /// Messages gone through for this answer.
+    #[serde(default)]
+    pub looked: u64,
     /// To be given as `after` to go on; none: all of it was gone through.
     pub next: Option<String>,
 }
@@ -193,6 +222,15 @@ pub struct MessagesQuery {
     pub domain: Option<String>,
     /// In the queue of this number.
     pub queue: Option<u64>,
+    /// With this reverse-path: see the selector's `sender`. A scan, whose pages may be short, or empty, and have a `next` all the same.
+    pub sender: Option<String>,
+    /// With this recipient waiting: see the selector's `recipient`. A scan.
+    pub recipient: Option<String>,
+    /// With this tag. A scan.
+    pub tag: Option<String>,
+    /// Accepted so many seconds ago or longer. A scan.
+    #[param(minimum = 1, maximum = 315_360_000)]
+    pub older_than_seconds: Option<u64>,
     /// [`MessageList::next`] of the page before.
     pub after: Option<String>,
     /// At most so many; 100 unless said.
@@ -204,6 +242,9 @@ pub struct MessagesQuery {
 pub struct MessageList {
     /// By queue, then by due time.
     pub messages: Vec<WaitingMessage>,
+    /// Messages gone through for this page.
+    #[serde(default)]
+    pub looked: u64,
     /// To be given as `after`; none where there are no more.
     pub next: Option<String>,
 }

@@ -285,9 +285,18 @@ fn answers_are_as_described() {
         queues: 1,
         messages: 2,
         bytes: 3,
-        token: "t".into(),
+        shared: 4,
+        looked: 5,
+        next: None,
+        token: Some("t".into()),
     };
-    conforms("Deletion", &Deletion::Preview(preview));
+    conforms("Deletion", &Deletion::Preview(preview.clone()));
+    let first = Preview {
+        next: Some("0:1.2.x.3".into()),
+        token: None,
+        ..preview
+    };
+    conforms("Deletion", &Deletion::Preview(first));
     conforms("Deletion", &Deletion::Progress(Progress::default()));
     // A check that lets everything pass would prove nothing.
     let api = api();

@@ -102,7 +102,13 @@ impl Control for Made {
 
     async fn messages(&self, query: MessagesQuery) -> Result<MessageList, ControlError> {
         Ok(MessageList {
-            next: query.tenant,
+            next: query.tenant.or_else(|| {
+                let (sender, recipient, tag) = (query.sender?, query.recipient?, query.tag?);
+                Some(format!(
+                    "{sender} {recipient} {tag} {}",
+                    query.older_than_seconds?
+                ))
+            }),
             ..MessageList::default()
         })
     }
@@ -187,7 +193,10 @@ impl Control for Made {
             queues: 1,
             messages: 2,
             bytes: 3,
-            token: "t".into(),
+            shared: 4,
+            looked: 5,
+            next: None,
+            token: Some("t".into()),
         }))
     }
 }
@@ -276,6 +285,20 @@ async fn changes_are_posted_and_know_who_asks() {
         ..MessagesQuery::default()
     };
     assert_eq!(client.messages(&query).await.unwrap().next, selector.tenant);
+    // All of it arrives as it was given.
+    let query = MessagesQuery {
+        sender: Some("<>".into()),
+        recipient: Some("\"a b\"+&=@example.com".into()),
+        tag: Some("June & July".into()),
+        older_than_seconds: Some(7_200),
+        ..MessagesQuery::default()
+    };
+    let told = client.messages(&query).await.unwrap().next;
+    let expected = r#"<> "a b"+&=@example.com June & July 7200"#;
+    assert_eq!(told.as_deref(), Some(expected));
+    let wrong = "GET /v1/messages?older_than_seconds=-1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let answer = raw(&path, wrong.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     let Err(ClientError::Refused(problem)) = client.resume(&Resume { selector }).await else {
         panic!("there is nothing to resume");
     };

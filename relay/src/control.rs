@@ -6,6 +6,8 @@ mod classes;
 mod limits;
 pub mod manage;
 mod operate;
+pub(crate) mod scan;
+mod suspend;
 mod view;
 
 use std::sync::Arc;
@@ -243,15 +245,23 @@ impl Control for QueueControl {
             stream: query.stream,
             domain: query.domain,
             queue: query.queue,
+            sender: query.sender,
+            recipient: query.recipient,
+            tag: query.tag,
+            older_than_seconds: query.older_than_seconds,
             ..Selector::default()
         };
         selector.all = selector == Selector::default();
         let target = operate::Target::new(&selector)?;
         let after = operate::cursor(query.after.as_deref())?;
         let limit = query.limit.unwrap_or(PAGE);
-        let mut list = self
-            .read(move |queue| operate::messages(queue, &target, after, limit))
-            .await?;
+        let mut list = match target {
+            operate::Target::Scan(..) => self.found(target, after, limit).await?,
+            _ => {
+                self.read(move |queue| operate::messages(queue, &target, after, limit))
+                    .await?
+            }
+        };
         let shaping = self.shaping();
         for message in &mut list.messages {
             classes::recipients(&mut message.recipients, &shaping);
@@ -419,7 +429,7 @@ fn summary(
             .held(&scope)?
             .filter(|record| record.until > now)
             .map(|record| hold(&scope, record)),
-        suspension: suspension.cloned().map(operate::suspension),
+        suspension: suspension.cloned().map(suspend::suspension),
         waits: None,
     };
     Ok((summary, first))
@@ -455,7 +465,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::delivery::exchange;
 
-    const START: Timestamp = Timestamp(1_700_000_000_000);
+    pub(crate) const START: Timestamp = Timestamp(1_700_000_000_000);
 
     /// Two recipients at each of the domains.
     pub(crate) async fn accept(queue: &Queue, number: u8, domains: &[&str]) -> Accepted {
@@ -514,7 +524,7 @@ pub(crate) mod tests {
         queue.accept(Arc::new(message(id, domains, body))).await.unwrap()
     }
 
-    fn message(id: MessageId, domains: &[&str], body: Bytes) -> NewMessage {
+    pub(crate) fn message(id: MessageId, domains: &[&str], body: Bytes) -> NewMessage {
         NewMessage {
             id,
             received_at: START,

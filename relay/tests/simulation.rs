@@ -59,6 +59,8 @@ mod operator;
 mod poison;
 #[path = "simulation/resets.rs"]
 mod resets;
+#[path = "simulation/scan.rs"]
+mod scan;
 #[path = "simulation/streams.rs"]
 mod streams;
 

@@ -3,7 +3,7 @@
 import json
 import smtplib
 
-from lib import RelayTest, get, main, wait_for
+from lib import RelayTest, get, main, message, queue_id, wait_for
 
 
 class Queues(RelayTest):
@@ -100,6 +100,66 @@ class Queues(RelayTest):
         self.assertEqual(self.command("queue", "delete")[0], 2, "all of it is deleted by --all alone")
         self.told("queue", "delete", "--all", "--yes")
         self.assertEqual(self.command("message", "raw", sent[0])[0], 1)
+        self.assertEqual(relay.stop(), 0)
+
+    def test_mail_is_found_by_sender_recipient_and_age(self):
+        relay = self.start()
+        self.told("queue", "suspend", "--all", "--reason", "a test")
+        other = f"other@{self.lab.sender.split('@')[1]}"
+        sent = {}
+        for sender, recipients in (
+            (self.lab.sender, ["one@ok.test"]),
+            (self.lab.sender, ["one@ok.test", "two@ok.test"]),
+            (other, ["two@ok.test"]),
+            (other, ["one@second.test"]),
+        ):
+            with smtplib.SMTP("127.0.0.1", self.port, timeout=30) as client:
+                client.ehlo()
+                client.mail(sender)
+                for recipient in recipients:
+                    client.rcpt(recipient)
+                ident = queue_id(client.data(message(sender, recipients[0])))
+                sent[ident] = (sender, recipients)
+
+        def found(*which):
+            listed = self.told("message", "list", *which)
+            self.assertIsNone(listed["next"])
+            return sorted(each["id"] for each in listed["messages"])
+
+        def meant(sender=None, recipient=None):
+            return sorted(
+                ident
+                for ident, (by, to) in sent.items()
+                if (sender is None or by == sender) and (recipient is None or recipient in to)
+            )
+
+        domain = self.lab.sender.split("@")[1].upper()
+        self.assertEqual(found("--sender", other), meant(other))
+        self.assertEqual(found("--sender", f"@{domain}"), meant())
+        self.assertEqual(found("--sender", "<>"), [])
+        self.assertEqual(found("--recipient", "one@OK.test"), meant(None, "one@ok.test"))
+        self.assertEqual(found("--recipient", "one@ok.test", "--sender", other), [])
+        self.assertEqual(found("--recipient", "@second.test"), meant(None, "one@second.test"))
+        self.assertEqual((found("--older-than", "1h"), found("--tag", "june")), ([], []))
+        for wrong in (["--sender", ""], ["--recipient", "<>"], ["--older-than", "0s"], ["--sender", "<>", "--all"]):
+            code, out, err = self.command("queue", "delete", *wrong, "--yes")
+            self.assertEqual((code, out), (2, ""), wrong)
+            self.assertNotEqual(err, "")
+        # What another waits for too is left alone.
+        which = ["queue", "delete", "--recipient", "one@ok.test"]
+        preview = self.told(*which)
+        self.assertEqual((preview["messages"], preview["shared"], preview["queues"]), (1, 1, 1))
+        self.assertIn("1 message for which others wait too", self.command(*which)[1])
+        self.assertEqual(self.told("queue", "retry", "--sender", other)["failed"], 0)
+        done = self.told(*which, "--yes")
+        self.assertEqual((done["done"], done["shared"]), (1, 1))
+        states = {ident: self.state(ident) for ident in sent}
+        self.assertEqual(sorted(states.values()), ["deleted", "queued", "queued", "queued"])
+        self.assertEqual(self.told("queue", "delete", "--sender", other, "--yes")["done"], 2)
+        self.told("queue", "resume", "--all")
+        self.lab.arrived("two@ok.test")
+        self.lab.arrived("one@ok.test")
+        self.assertEqual(self.lab.mailbox("one@second.test"), [])
         self.assertEqual(relay.stop(), 0)
 
     def configure(self, old, new):

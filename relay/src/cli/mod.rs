@@ -13,6 +13,7 @@ mod queue;
 mod run;
 mod send;
 mod store;
+mod which;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -12,60 +12,11 @@ use mail_core::MessageId;
 
 use super::output::{columns, print, print_json, size};
 use super::queue::{Api, block_on, time};
+use super::which::{Mail, Which};
 use super::{Failure, queue};
 
 /// Messages asked for at a time.
 const PAGE: usize = 100;
-
-/// Which mail. All that is given has to hold.
-#[derive(clap::Args)]
-pub(super) struct Names {
-    /// Of this tenant.
-    #[arg(long)]
-    pub(super) tenant: Option<String>,
-    /// Of this stream.
-    #[arg(long)]
-    pub(super) stream: Option<String>,
-    /// To this destination domain.
-    #[arg(long)]
-    pub(super) domain: Option<String>,
-}
-
-/// The same, or one queue, or everything.
-#[derive(clap::Args)]
-pub(super) struct Which {
-    #[command(flatten)]
-    names: Names,
-    /// The queue of this number, as `queue list` shows it.
-    #[arg(long, value_name = "NUMBER")]
-    queue: Option<u64>,
-    /// Everything.
-    #[arg(long)]
-    all: bool,
-}
-
-impl Which {
-    fn selector(&self) -> Result<Selector, Failure> {
-        let selector = Selector {
-            tenant: self.names.tenant.clone(),
-            stream: self.names.stream.clone(),
-            domain: self.names.domain.clone(),
-            queue: self.queue,
-            message: None,
-            set_aside: false,
-            all: self.all,
-        };
-        let without_all = Selector {
-            all: false,
-            ..selector.clone()
-        };
-        if self.all == (without_all == Selector::default()) {
-            return Ok(selector);
-        }
-        let text = "say which: --tenant, --stream, --domain or --queue, or else --all";
-        Err(Failure::Usage(text.into()))
-    }
-}
 
 fn one(id: MessageId) -> Selector {
     Selector {
@@ -117,7 +68,7 @@ pub(super) fn resume(which: &Which, json: bool, api: &Api) -> Result<(), Failure
     Ok(print("resumed\n")?)
 }
 
-pub(super) fn retry_queues(which: &Which, json: bool, api: &Api) -> Result<(), Failure> {
+pub(super) fn retry_mail(which: &Mail, json: bool, api: &Api) -> Result<(), Failure> {
     retry(which.selector()?, json, api)
 }
 
@@ -143,7 +94,7 @@ fn aside(id: MessageId) -> Selector {
 
 fn retry_each(selectors: Vec<Selector>, json: bool, api: &Api) -> Result<(), Failure> {
     let client = api.client()?;
-    let mut all = Progress::default();
+    let (mut all, mut far) = (Progress::default(), Far::default());
     for selector in selectors {
         let mut retry = Retry {
             selector,
@@ -151,6 +102,7 @@ fn retry_each(selectors: Vec<Selector>, json: bool, api: &Api) -> Result<(), Fai
         };
         loop {
             let progress = block_on(client.retry(&retry))??;
+            far.went(progress.looked);
             retry.after = add(&mut all, progress);
             if retry.after.is_none() {
                 break;
@@ -175,13 +127,7 @@ pub(super) struct Tell {
     tell: Option<String>,
 }
 
-pub(super) fn delete_queues(
-    which: &Which,
-    yes: bool,
-    tell: Tell,
-    json: bool,
-    api: &Api,
-) -> Result<(), Failure> {
+pub(super) fn delete_mail(which: &Mail, yes: bool, tell: Tell, json: bool, api: &Api) -> Result<(), Failure> {
     delete(which.selector()?, yes, tell, json, api)
 }
 
@@ -203,9 +149,7 @@ fn delete(selector: Selector, yes: bool, tell: Tell, json: bool, api: &Api) -> R
         token: None,
         after: None,
     };
-    let Deletion::Preview(preview) = block_on(client.delete(&delete))?? else {
-        return Err(anyhow::anyhow!("the relay deleted without being told to").into());
-    };
+    let preview = preview(&client, &mut delete)?;
     if !yes {
         if json {
             return Ok(print_json(&preview)?);
@@ -220,10 +164,55 @@ fn delete(selector: Selector, yes: bool, tell: Tell, json: bool, api: &Api) -> R
             "{text}\nNothing is deleted yet, and {told}: add --yes to delete.\n"
         ))?);
     }
-    delete.token = Some(preview.token);
+    delete.token = preview.token;
     let mut all = Progress::default();
     delete_previewed(&client, delete, &mut all)?;
     deleted(&all, json)
+}
+
+/// What would be deleted: all pages of it.
+fn preview(client: &Client, delete: &mut Delete) -> Result<Preview, Failure> {
+    let (mut all, mut far) = (Preview::default(), Far::default());
+    loop {
+        let Deletion::Preview(page) = block_on(client.delete(delete))?? else {
+            return Err(anyhow::anyhow!("the relay deleted without being told to").into());
+        };
+        far.went(page.looked);
+        all.queues += page.queues;
+        all.messages += page.messages;
+        all.bytes += page.bytes;
+        all.shared += page.shared;
+        all.looked += page.looked;
+        all.token = page.token;
+        delete.after = page.next;
+        if delete.after.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
+/// Tells whoever waits how far a long way has come.
+#[derive(Default)]
+struct Far {
+    looked: u64,
+}
+
+impl Far {
+    fn went(&mut self, looked: u64) {
+        if let Some(text) = self.next(looked) {
+            eprintln!("{text}");
+        }
+    }
+
+    /// A line for each [`Far::STEP`], of a page that takes it there.
+    fn next(&mut self, looked: u64) -> Option<String> {
+        let before = self.looked / Self::STEP;
+        self.looked += looked;
+        let is_far = self.looked / Self::STEP > before;
+        is_far.then(|| format!("{} messages looked at so far", self.looked))
+    }
+
+    const STEP: u64 = 100_000;
 }
 
 /// Where they are set aside. No sender is told.
@@ -237,18 +226,20 @@ pub(super) fn delete_aside(ids: &[MessageId], json: bool, api: &Api) -> Result<(
             token: None,
             after: None,
         };
-        if let Deletion::Preview(preview) = block_on(client.delete(&delete))?? {
-            delete.token = Some(preview.token);
-        }
+        delete.token = preview(&client, &mut delete)?.token;
         delete_previewed(&client, delete, &mut all)?;
     }
     deleted(&all, json)
 }
 
 fn delete_previewed(client: &Client, mut delete: Delete, all: &mut Progress) -> Result<(), Failure> {
+    let mut far = Far::default();
     loop {
         match block_on(client.delete(&delete))?? {
-            Deletion::Progress(progress) => delete.after = add(all, progress),
+            Deletion::Progress(progress) => {
+                far.went(progress.looked);
+                delete.after = add(all, progress);
+            }
             Deletion::Preview(_) => {
                 return Err(anyhow::anyhow!("the relay did not take its own token").into());
             }
@@ -269,12 +260,22 @@ fn deleted(all: &Progress, json: bool) -> Result<(), Failure> {
 }
 
 fn would_delete(preview: &Preview) -> String {
-    format!(
+    let text = format!(
         "{} in {}, {}",
         counted(preview.messages, "message"),
         counted(preview.queues, "queue"),
         size(preview.bytes)
-    )
+    );
+    text + &stays(preview.shared)
+}
+
+/// Of those left alone because others wait in them too.
+fn stays(shared: u64) -> String {
+    if shared == 0 {
+        return String::new();
+    }
+    let others = "for which others wait too: `message list` with the same options shows them, `message delete` ends one for all";
+    format!("; left alone: {} {others}", counted(shared, "message"))
 }
 
 fn counted(number: u64, what: &str) -> String {
@@ -285,6 +286,8 @@ fn add(all: &mut Progress, more: Progress) -> Option<String> {
     all.done += more.done;
     all.busy += more.busy;
     all.failed += more.failed;
+    all.shared += more.shared;
+    all.looked += more.looked;
     more.next
 }
 
@@ -296,7 +299,7 @@ fn left_alone(all: &Progress) -> String {
     if all.failed > 0 {
         text.push_str(&format!("; {} failed, see the log", all.failed));
     }
-    text
+    text + &stays(all.shared)
 }
 
 fn outcome(all: &Progress) -> Result<(), Failure> {
@@ -306,20 +309,26 @@ fn outcome(all: &Progress) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn list(which: &Which, limit: usize, json: bool, api: &Api) -> Result<(), Failure> {
+pub(super) fn list(which: &Mail, limit: usize, json: bool, api: &Api) -> Result<(), Failure> {
     let client = api.client()?;
+    let named = which.named();
     let mut query = MessagesQuery {
-        tenant: which.names.tenant.clone(),
-        stream: which.names.stream.clone(),
-        domain: which.names.domain.clone(),
-        queue: which.queue,
+        tenant: named.tenant,
+        stream: named.stream,
+        domain: named.domain,
+        queue: named.queue,
+        sender: named.sender,
+        recipient: named.recipient,
+        tag: named.tag,
+        older_than_seconds: named.older_than_seconds,
         ..MessagesQuery::default()
     };
-    let mut messages = Vec::new();
+    let (mut messages, mut far) = (Vec::new(), Far::default());
     let next = loop {
         query.limit = Some(PAGE.min(limit - messages.len()));
         let page = block_on(client.messages(&query))??;
         messages.extend(page.messages);
+        far.went(page.looked);
         query.after = page.next;
         if query.after.is_none() || messages.len() >= limit {
             break query.after;
@@ -500,5 +509,16 @@ mod tests {
         for wrong in ["0s", "999ms", "-2h", "2"] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_long_way_is_told_of_now_and_then() {
+        let mut far = Far::default();
+        let told: Vec<_> = (0..25).filter_map(|_| far.next(10_000)).collect();
+        let expected = [
+            "100000 messages looked at so far",
+            "200000 messages looked at so far",
+        ];
+        assert_eq!(told, expected);
     }
 }

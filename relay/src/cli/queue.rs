@@ -11,9 +11,10 @@ use mail_core::MessageId;
 use serde::Serialize;
 
 use super::damaged::{self, DamagedCommand};
-use super::operate::{self, Names, Which};
+use super::operate;
 use super::output::{columns, plain, print, print_json, size};
 use super::store::{self, StoreFolder};
+use super::which::{Mail, Names, Which};
 use super::{ConfigFile, Failure};
 use crate::delivery::client_tls::ClientTls;
 
@@ -83,7 +84,7 @@ pub(super) enum QueueCommand {
     /// Try mail at once, whatever its destination rests for.
     Retry {
         #[command(flatten)]
-        which: Which,
+        which: Mail,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -108,9 +109,11 @@ pub(super) enum QueueCommand {
         api: Api,
     },
     /// Delete mail that waits. Shows how much it is, and deletes with --yes alone. No sender is told, unless --tell.
+    #[command(after_help = "By --recipient a message stays that others wait for too.\n\n\
+        Example:\n  postrider queue delete --sender @shop.example --older-than 2h")]
     Delete {
         #[command(flatten)]
-        which: Which,
+        which: Mail,
         /// Delete it.
         #[arg(long)]
         yes: bool,
@@ -186,10 +189,11 @@ pub(super) enum MessageCommand {
         #[command(flatten)]
         api: Api,
     },
-    /// List messages that wait, by queue and due time. With --tenant, --stream, --domain or --queue those alone.
+    /// List messages that wait, by queue and due time: all of them, or those for which all that is given holds.
+    #[command(after_help = "Example:\n  postrider message list --recipient someone@example.com")]
     List {
         #[command(flatten)]
-        which: Which,
+        which: Mail,
         /// At most so many.
         #[arg(long, default_value_t = 1_000)]
         limit: usize,
@@ -307,7 +311,7 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
             api,
         } => return operate::suspend(&which, span, reason, json, &api),
         QueueCommand::Resume { which, json, api } => return operate::resume(&which, json, &api),
-        QueueCommand::Retry { which, json, api } => return operate::retry_queues(&which, json, &api),
+        QueueCommand::Retry { which, json, api } => return operate::retry_mail(&which, json, &api),
         QueueCommand::Damaged {
             command,
             limit,
@@ -333,7 +337,7 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
             tell,
             json,
             api,
-        } => return operate::delete_queues(&which, yes, tell, json, &api),
+        } => return operate::delete_mail(&which, yes, tell, json, &api),
     };
     let client = api.client()?;
     let listing = block_on(async {

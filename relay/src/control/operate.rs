@@ -1,22 +1,23 @@
-//! What operators change: suspensions, retries, deletions; and the messages that wait, page by page.
+//! What operators change: retries, deletions; and the messages that wait, page by page.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::operate::{
-    Delete, Deletion, MessageList, Preview, Progress, Resume, Retry, Selector, Suspend, Suspension,
-    SuspensionList, WaitingMessage, Waits, WaitsFor,
+    Delete, Deletion, MessageList, Preview, Progress, Retry, Selector, WaitingMessage, Waits, WaitsFor,
 };
 use admin_api::{Caller, ControlError, QueueSummary, RecipientState, RecipientView, Time};
 use aws_lc_rs::digest;
 use mail_core::{Mailbox, MessageId, Timestamp};
-use queue::{MAX_SUSPENSIONS, Queue, QueueId, ReadError, SuspensionRecord, UnitKey};
+use queue::{Queue, QueueId, ReadError, UnitKey};
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
 
+use super::scan::{self, Place, Scan, pick};
 use super::view::{Told, recipients_in_queue};
 use super::{LOOKED_AT, PATIENCE, QueueControl, WHY_PATIENCE};
-use crate::delivery::exchange::{self, Done, Doors, Ordered};
+use crate::delivery::exchange::{self, Done, Ordered};
 
 /// Units ordered at once, so that deliveries' own ends have room beside them.
 const AT_ONCE: usize = 128;
@@ -29,16 +30,16 @@ const DELETED_AT_ONCE: usize = 32;
 const PER_ANSWER: usize = 1_000;
 
 /// Queue records read at a time.
-const QUEUES: usize = 1_000;
+pub(super) const QUEUES: usize = 1_000;
 
 /// An answer comes after this long, done or not.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Recipients after which a page of messages ends, though it could hold more messages.
-const NAMED: usize = if cfg!(test) { 5 } else { 20_000 };
+pub(super) const NAMED: usize = if cfg!(test) { 5 } else { 20_000 };
 
 /// Seconds that something is set to last at the most: ten years, of 365 days.
-const MAX_SECONDS: u64 = 10 * 365 * 86_400;
+pub(super) const MAX_SECONDS: u64 = 10 * 365 * 86_400;
 
 /// Octets of a reason.
 const MAX_REASON: usize = 500;
@@ -46,6 +47,8 @@ const MAX_REASON: usize = 500;
 /// Which mail is meant, as proven.
 pub(super) enum Target {
     Queues(queue::Selector),
+    /// What is looked for in these.
+    Scan(queue::Selector, Scan),
     Message(MessageId),
     /// Those of its units that are set aside.
     SetAside(MessageId),
@@ -55,16 +58,18 @@ pub(super) enum Target {
 #[derive(Default)]
 pub(super) struct Walked {
     /// Queues come to, in order.
-    queues: Vec<QueueId>,
-    units: Vec<UnitKey>,
+    pub queues: Vec<QueueId>,
+    pub units: Vec<UnitKey>,
     /// To go on after.
-    next: Option<UnitKey>,
+    pub next: Option<UnitKey>,
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Queues(selector) => selector.fmt(f),
+            Self::Scan(queues, scan) if *queues == queue::Selector::default() => scan.fmt(f),
+            Self::Scan(queues, scan) => write!(f, "{queues}, {scan}"),
             Self::Message(id) => write!(f, "message {id}"),
             Self::SetAside(id) => write!(f, "message {id}, where it is set aside"),
         }
@@ -74,8 +79,9 @@ impl fmt::Display for Target {
 impl Target {
     pub(super) fn new(selector: &Selector) -> Result<Self, ControlError> {
         let wrong = |text: String| ControlError::Wrong(text);
-        let queues = queue_selector(selector)?;
-        let any = queues != queue::Selector::default();
+        let mut queues = queue_selector(selector)?;
+        let scan = Scan::new(selector, &mut queues)?;
+        let any = queues != queue::Selector::default() || scan.is_some();
         match &selector.message {
             Some(_) if any || selector.all => Err(wrong("a message is named alone".into())),
             Some(id) => {
@@ -90,9 +96,12 @@ impl Target {
             }
             None if selector.set_aside => Err(wrong("name the message that is set aside".into())),
             None if any == selector.all => Err(wrong(
-                "name a tenant, a stream, a domain or a queue, or else say all".into(),
+                "name a tenant, a stream, a domain, a queue, a sender, a recipient, a tag or an age, or else say all".into(),
             )),
-            None => Ok(Self::Queues(queues)),
+            None => Ok(match scan {
+                Some(scan) => Self::Scan(queues, scan),
+                None => Self::Queues(queues),
+            }),
         }
     }
 }
@@ -103,7 +112,10 @@ pub(super) fn queue_selector(selector: &Selector) -> Result<queue::Selector, Con
             .map_err(|error| ControlError::Wrong(format!("{text:?} is no domain: {error}")))
     };
     let domain = selector.domain.as_ref().map(domain).transpose()?;
-    for name in [&selector.tenant, &selector.stream].into_iter().flatten() {
+    for name in [&selector.tenant, &selector.stream, &selector.tag]
+        .into_iter()
+        .flatten()
+    {
         if name.is_empty() || name.contains('\0') {
             return Err(ControlError::Wrong("a name is empty, or holds NUL".into()));
         }
@@ -114,26 +126,6 @@ pub(super) fn queue_selector(selector: &Selector) -> Result<queue::Selector, Con
         domain,
         queue: selector.queue.map(QueueId),
     })
-}
-
-/// Of suspensions that hold now, as operators see them.
-pub(super) fn suspension(record: SuspensionRecord) -> Suspension {
-    let selector = record.selector;
-    Suspension {
-        selector: Selector {
-            all: selector == queue::Selector::default(),
-            tenant: selector.tenant.map(|tenant| tenant.to_string()),
-            stream: selector.stream.map(|stream| stream.to_string()),
-            domain: selector.domain.map(|domain| domain.to_string()),
-            queue: selector.queue.map(|queue| queue.0),
-            message: None,
-            set_aside: false,
-        },
-        since: Time(record.since),
-        until: record.until.map(Time),
-        reason: record.reason,
-        by: record.by,
-    }
 }
 
 fn waits(why: exchange::Why) -> Waits {
@@ -219,111 +211,19 @@ impl QueueControl {
         why.ok().flatten().map(waits)
     }
 
-    pub(super) async fn suspensions_now(&self) -> Result<Vec<SuspensionRecord>, ControlError> {
-        let now = self.clock.now();
-        self.read(move |queue| {
-            let mut all = queue.suspensions(MAX_SUSPENSIONS)?;
-            all.retain(|record| record.until.is_none_or(|until| until > now));
-            Ok(all)
-        })
-        .await
-    }
-
-    pub(super) async fn list_suspensions(&self) -> Result<SuspensionList, ControlError> {
-        let all = self.suspensions_now().await?;
-        Ok(SuspensionList {
-            suspensions: all.into_iter().map(suspension).collect(),
-        })
-    }
-
-    pub(super) async fn set_suspension(
-        &self,
-        suspend: Suspend,
-        by: Caller,
-    ) -> Result<Suspension, ControlError> {
-        let Target::Queues(selector) = Target::new(&suspend.selector)? else {
-            return Err(ControlError::Wrong("queues are suspended, not messages".into()));
-        };
-        let now = self.clock.now();
-        let reason = reason(&suspend.reason)?;
-        let until = end(suspend.until, suspend.for_seconds, now)?;
-        let _one = alone(&self.suspending).await?;
-        // Those whose time is over make room.
-        let stored = self.read(|queue| queue.suspensions(MAX_SUSPENSIONS)).await?;
-        for over in stored
-            .iter()
-            .filter(|record| record.until.is_some_and(|until| until <= now))
-        {
-            let resumed = self.queue.resume(over.selector.clone(), "its end", now).await;
-            resumed.map_err(store)?;
-        }
-        let left = self.suspensions_now().await?;
-        if left.len() >= MAX_SUSPENSIONS && !left.iter().any(|record| record.selector == selector) {
-            let text = format!("there are {MAX_SUSPENSIONS} suspensions already");
-            return Err(ControlError::Conflict(text));
-        }
-        let record = SuspensionRecord {
-            selector,
-            since: now,
-            until,
-            reason: reason.to_owned(),
-            by: by.0.to_string(),
-        };
-        self.queue.suspend(record.clone()).await.map_err(store)?;
-        self.tell_suspensions().await?;
-        let until = record.until.map(|until| Time(until).to_string());
-        tracing::warn!(selector = %record.selector, by = %by.0, reason, until, "suspended");
-        Ok(suspension(record))
-    }
-
-    pub(super) async fn end_suspension(&self, resume: Resume, by: Caller) -> Result<(), ControlError> {
-        let Target::Queues(selector) = Target::new(&resume.selector)? else {
-            return Err(ControlError::Wrong("queues are resumed, not messages".into()));
-        };
-        let _one = alone(&self.suspending).await?;
-        let known = self.suspensions_now().await?;
-        if !known.iter().any(|record| record.selector == selector) {
-            let text = format!("{selector} is not suspended; name it as it was suspended");
-            return Err(ControlError::Absent(text));
-        }
-        let now = self.clock.now();
-        self.queue
-            .resume(selector.clone(), &by.0, now)
-            .await
-            .map_err(store)?;
-        self.tell_suspensions().await?;
-        tracing::info!(%selector, by = %by.0, "resumed");
-        tokio::spawn(wake_all(self.reader.clone(), self.doors.clone(), selector, now));
-        Ok(())
-    }
-
-    async fn tell_suspensions(&self) -> Result<(), ControlError> {
-        let all = self.suspensions_now().await?;
-        self.doors.suspensions(&all.into());
-        Ok(())
-    }
-
     pub(super) async fn retry_now(&self, retry: Retry, by: Caller) -> Result<Progress, ControlError> {
         let target = Target::new(&retry.selector)?;
         // All pages are of the moment of the first.
-        let begun = retry.after.as_deref().map(|after| {
-            let (begun, after) = after.split_once(':')?;
-            Some((Timestamp(begun.parse().ok()?), after))
-        });
-        let (due, after) = match begun {
-            None => {
-                tracing::info!(selector = %target, by = %by.0, "retrying");
-                (self.clock.now(), None)
-            }
-            Some(Some((begun, after))) if begun <= self.clock.now() => (begun, cursor(Some(after))?),
-            Some(_) => return Err(bad_cursor()),
-        };
+        let place = Place::new(retry.after.as_deref(), self.clock.now())?;
+        let due = place.begun;
+        if place.after.is_none() {
+            tracing::info!(selector = %target, by = %by.0, "retrying");
+        }
         // What is due already needs no moving, and what was moved is not come by again.
         let from = due + Duration::from_millis(1);
-        let which = |_| true;
         let what = Ordered::Retry { by: by.0, due };
-        let mut progress = self.go_through(target, after, from, which, &what).await?;
-        progress.next = progress.next.map(|next| format!("{}:{next}", due.0));
+        let (mut progress, place) = self.go_through(target, place, from, |_| true, &what).await?;
+        progress.next = place.text();
         Ok(progress)
     }
 
@@ -332,14 +232,14 @@ impl QueueControl {
         let tell = delete.tell.as_deref().map(reason).transpose()?.map(Arc::from);
         let now = self.clock.now();
         let Some(given) = delete.token else {
-            let token = self.token(&delete.selector, now);
-            let (queues, messages, bytes) = self.read(move |queue| count(queue, &target)).await?;
-            return Ok(Deletion::Preview(Preview {
-                queues,
-                messages,
-                bytes,
-                token,
-            }));
+            let preview = match target {
+                Target::Scan(..) => {
+                    self.preview_page(&delete.selector, target, delete.after.as_deref())
+                        .await
+                }
+                _ => self.preview(&delete.selector, target).await,
+            };
+            return preview.map(Deletion::Preview);
         };
         let shown = given.split('-').next();
         let shown = shown.and_then(|shown| u64::from_str_radix(shown, 16).ok().map(Timestamp));
@@ -351,24 +251,33 @@ impl QueueControl {
         if after.is_none() {
             tracing::warn!(selector = %target, by = %by.0, told = delete.tell.is_some(), "deleting");
         }
-        // Mail that came in since was not shown. Ids of the future come from before the clock was set back.
-        let was_there = move |unit: UnitKey| {
-            let created = unit.id.created();
-            created <= shown || created > now
-        };
-        self.go_through(
-            target,
+        // What a scan looks for is as it was previewed, whatever has grown old since.
+        let place = Place {
             after,
-            Timestamp(0),
-            was_there,
-            &Ordered::Delete { by: by.0, tell },
-        )
-        .await
-        .map(Deletion::Progress)
+            ..Place::first(shown)
+        };
+        let which = move |unit| was_there(unit, shown, now);
+        let what = Ordered::Delete { by: by.0, tell };
+        let (mut progress, place) = self.go_through(target, place, Timestamp(0), which, &what).await?;
+        progress.next = place.after.as_ref().map(cursor_text);
+        Ok(Deletion::Progress(progress))
+    }
+
+    /// What a deletion would delete, where an index tells.
+    async fn preview(&self, selector: &Selector, target: Target) -> Result<Preview, ControlError> {
+        let token = Some(self.token(selector, self.clock.now()));
+        let (queues, messages, bytes) = self.read(move |queue| count(queue, &target)).await?;
+        Ok(Preview {
+            queues,
+            messages,
+            bytes,
+            token,
+            ..Preview::default()
+        })
     }
 
     /// Only who has seen the preview of a selector knows it, while this process lives. It tells when that was.
-    fn token(&self, selector: &Selector, shown: Timestamp) -> String {
+    pub(super) fn token(&self, selector: &Selector, shown: Timestamp) -> String {
         let text = format!("{:?} {selector:?} {}", self.secret, shown.0);
         let sum = digest::digest(&digest::SHA256, text.as_bytes());
         let octets = sum.as_ref().iter().take(8);
@@ -377,36 +286,37 @@ impl QueueControl {
     }
 
     /// Has each unit of a target that is due at `from` or later, and for which `which` holds, dealt with by the shard that
-    /// owns it.
+    /// owns it. Returns what was done and where to go on.
     async fn go_through(
         &self,
         target: Target,
-        after: Option<UnitKey>,
+        mut place: Place,
         from: Timestamp,
-        which: impl Fn(UnitKey) -> bool,
+        which: impl Fn(UnitKey) -> bool + Copy + Send + 'static,
         what: &Ordered,
-    ) -> Result<Progress, ControlError> {
+    ) -> Result<(Progress, Place), ControlError> {
         let _one = alone(&self.walking).await?;
         let until = self.clock.now() + ANSWER_WITHIN;
-        let at_once = match what {
-            Ordered::Delete { .. } => DELETED_AT_ONCE,
-            _ => AT_ONCE,
+        let (at_once, deletes) = match what {
+            Ordered::Delete { .. } => (DELETED_AT_ONCE, true),
+            Ordered::Retry { .. } => (AT_ONCE, false),
         };
+        let scans = matches!(target, Target::Scan(..));
         let target = Arc::new(target);
-        let (mut progress, mut after, mut gone_through) = (Progress::default(), after, 0);
+        let (mut progress, mut ordered) = (Progress::default(), 0);
         loop {
-            let target = target.clone();
-            let mut walked = self
-                .read(move |queue| walk(queue, &target, after, from, at_once))
-                .await?;
-            if matches!(what, Ordered::Retry { .. }) {
-                let heard = tokio::time::timeout(PATIENCE, self.doors.hurry(&walked.queues)).await;
+            let (since, of) = (Instant::now(), target.clone());
+            let read = move |queue: &Queue| pick(queue, &of, place, which, (from, at_once), deletes);
+            let page = self.read(read).await?;
+            if !deletes {
+                let heard = tokio::time::timeout(PATIENCE, self.doors.hurry(&page.queues)).await;
                 heard.map_err(|_| ControlError::Busy)?;
             }
-            gone_through += walked.units.len();
-            after = walked.next.take();
-            let units: Vec<_> = walked.units.iter().copied().filter(|&unit| which(unit)).collect();
-            let answers = tokio::time::timeout(PATIENCE, self.doors.order(&units, what)).await;
+            progress.looked += page.looked;
+            progress.shared += page.shared;
+            ordered += page.units.len();
+            place = place.then(&page);
+            let answers = tokio::time::timeout(PATIENCE, self.doors.order(&page.units, what)).await;
             for done in answers.map_err(|_| ControlError::Busy)? {
                 match done {
                     Done::Done => progress.done += 1,
@@ -415,41 +325,27 @@ impl QueueControl {
                     Done::Gone => {}
                 }
             }
-            if after.is_none() || gone_through >= PER_ANSWER || self.clock.now() >= until {
-                progress.next = after.as_ref().map(cursor_text);
-                return Ok(progress);
+            let is_enough = ordered >= PER_ANSWER || self.is_enough(progress.looked, scans, until);
+            if place.after.is_none() || is_enough {
+                return Ok((progress, place));
+            }
+            if scans {
+                scan::pause(since).await;
             }
         }
+    }
+
+    /// Whether an answer has gone through enough, or long enough.
+    pub(super) fn is_enough(&self, looked: u64, scans: bool, until: Timestamp) -> bool {
+        let most = if scans { scan::PER_ANSWER } else { PER_ANSWER };
+        looked >= most as u64 || self.clock.now() >= until
     }
 }
 
-/// Wakes the queues that were suspended, page by page: the shards know of the last ones they came by alone. Those that a
-/// failure leaves out wake by themselves, an hour after they were last looked at.
-async fn wake_all(reader: super::Reader, doors: Doors, selector: queue::Selector, now: Timestamp) {
-    let selector = Arc::new(selector);
-    let mut after = None;
-    loop {
-        let of = selector.clone();
-        let page = match reader
-            .read(move |queue| queue.queues_of(&of, after, QUEUES))
-            .await
-        {
-            Ok(page) => page,
-            Err(error) => return tracing::warn!(%selector, %error, "not all resumed queues were woken"),
-        };
-        // One that is awake, or has nothing due yet, stays as it is.
-        let sleeps = |wake: Option<Timestamp>| wake.is_some_and(|wake| wake > now);
-        for (id, _) in page.queues.iter().filter(|(_, record)| sleeps(record.wake)) {
-            if let Err(error) = reader.queue.wake(*id, now).await {
-                return tracing::warn!(%selector, %error, "not all resumed queues were woken");
-            }
-            doors.wake(*id);
-        }
-        after = page.next;
-        if after.is_none() {
-            return;
-        }
-    }
+/// Whether a unit was there when a deletion was previewed. Ids of the future come from before the clock was set back.
+pub(super) fn was_there(unit: UnitKey, shown: Timestamp, now: Timestamp) -> bool {
+    let created = unit.id.created();
+    created <= shown || created > now
 }
 
 pub(super) async fn alone(lock: &Mutex<()>) -> Result<MutexGuard<'_, ()>, ControlError> {
@@ -471,7 +367,7 @@ pub(super) fn walk(
 ) -> Result<Walked, ReadError> {
     let mut walked = Walked::default();
     let selector = match target {
-        Target::Queues(selector) => selector,
+        Target::Queues(selector) | Target::Scan(selector, _) => selector,
         Target::Message(_) | Target::SetAside(_) => {
             let mut units = units_of(queue, target)?;
             units.sort_by_key(|(unit, _)| (unit.queue, unit.unit));
@@ -541,7 +437,7 @@ pub(super) fn walk(
 /// damaged those are known that are.
 fn units_of(queue: &Queue, target: &Target) -> Result<Vec<(UnitKey, bool)>, ReadError> {
     let (id, all) = match target {
-        Target::Queues(_) => return Ok(Vec::new()),
+        Target::Queues(_) | Target::Scan(..) => return Ok(Vec::new()),
         Target::Message(id) => (*id, true),
         Target::SetAside(id) => (*id, false),
     };
@@ -557,7 +453,7 @@ fn units_of(queue: &Queue, target: &Target) -> Result<Vec<(UnitKey, bool)>, Read
     Ok(aside.into_iter().map(|aside| (aside.unit, true)).collect())
 }
 
-/// Queues, messages and octets of a target.
+/// Queues, messages and octets of a target; of a scan's, those that it goes through.
 fn count(queue: &Queue, target: &Target) -> Result<(u64, u64, u64), ReadError> {
     let selector = match target {
         Target::Message(id) | Target::SetAside(id) => {
@@ -571,7 +467,7 @@ fn count(queue: &Queue, target: &Target) -> Result<(u64, u64, u64), ReadError> {
             };
             return Ok((units, units, units * size));
         }
-        Target::Queues(selector) => selector,
+        Target::Queues(selector) | Target::Scan(selector, _) => selector,
     };
     let (mut queues, mut messages, mut bytes) = (0, 0, 0);
     if selector.domain.is_none() && selector.queue.is_none() {
@@ -601,7 +497,7 @@ fn count(queue: &Queue, target: &Target) -> Result<(u64, u64, u64), ReadError> {
     }
 }
 
-/// A page of the messages that wait.
+/// A page of the messages that wait, by an index.
 pub(super) fn messages(
     queue: &Queue,
     target: &Target,
@@ -609,13 +505,25 @@ pub(super) fn messages(
     limit: usize,
 ) -> Result<MessageList, ReadError> {
     let walked = walk(queue, target, after, Timestamp(0), limit)?;
+    let looked = walked.units.len() as u64;
+    let list = shown(queue, walked.units, walked.next)?;
+    Ok(MessageList { looked, ..list })
+}
+
+/// These units as operators see them, and where to go on: at `next`, or where very many recipients are named already.
+pub(super) fn shown(
+    queue: &Queue,
+    units: Vec<UnitKey>,
+    next: Option<UnitKey>,
+) -> Result<MessageList, ReadError> {
     let mut list = MessageList {
-        messages: Vec::with_capacity(walked.units.len()),
-        next: walked.next.as_ref().map(cursor_text),
+        messages: Vec::with_capacity(units.len()),
+        looked: 0,
+        next: next.as_ref().map(cursor_text),
     };
     let mut last = None;
     let mut named = 0;
-    for unit in walked.units {
+    for unit in units {
         if named >= NAMED {
             list.next = last.as_ref().map(cursor_text);
             break;
@@ -652,7 +560,7 @@ pub(super) fn messages(
     Ok(list)
 }
 
-fn cursor_text(unit: &UnitKey) -> String {
+pub(super) fn cursor_text(unit: &UnitKey) -> String {
     format!("{}.{}.{}.{}", unit.queue.0, unit.due.0, unit.id, unit.unit)
 }
 
@@ -674,6 +582,6 @@ pub(super) fn cursor(text: Option<&str>) -> Result<Option<UnitKey>, ControlError
     parse().map(Some).ok_or_else(bad_cursor)
 }
 
-fn bad_cursor() -> ControlError {
+pub(super) fn bad_cursor() -> ControlError {
     ControlError::Wrong("after is to be the `next` of an answer".into())
 }

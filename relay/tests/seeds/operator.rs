@@ -171,7 +171,8 @@ impl Operator {
             match self.control.delete(delete.clone(), me()).await? {
                 Deletion::Preview(preview) => {
                     assert!(delete.token.is_none());
-                    delete.token = Some(preview.token);
+                    delete.token = preview.token;
+                    delete.after = preview.next;
                 }
                 Deletion::Progress(progress) => {
                     self.proper(&progress);

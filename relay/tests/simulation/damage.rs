@@ -168,7 +168,7 @@ fn what_is_damaged_can_be_dropped() {
                 panic!("no preview");
             };
             assert_eq!(preview.messages, 1);
-            delete.token = Some(preview.token);
+            delete.token = preview.token;
             let Deletion::Progress(progress) = ask(&delete).await else {
                 panic!("a second preview");
             };

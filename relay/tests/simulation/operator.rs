@@ -7,11 +7,11 @@ use admin_api::{Caller, Control as _, ControlError, MessageView, QueuesQuery, Re
 
 use super::*;
 
-fn me() -> Caller {
+pub(super) fn me() -> Caller {
     Caller("uid 7".into())
 }
 
-fn of_tenant() -> Selector {
+pub(super) fn of_tenant() -> Selector {
     Selector {
         tenant: Some("t".into()),
         ..Selector::default()
@@ -25,7 +25,7 @@ fn of_domain(domain: &str) -> Selector {
     }
 }
 
-fn operate(
+pub(super) fn operate(
     world: World,
     delivery: &str,
     recipients: &[&str],
@@ -40,7 +40,7 @@ fn operate(
 }
 
 impl Running {
-    async fn suspend(&self, selector: Selector, until: Option<Timestamp>) {
+    pub(super) async fn suspend(&self, selector: Selector, until: Option<Timestamp>) {
         let suspend = Suspend {
             selector,
             until: until.map(Time),
@@ -50,11 +50,11 @@ impl Running {
         self.control.suspend(suspend, me()).await.unwrap();
     }
 
-    async fn resume(&self, selector: Selector) -> Result<(), ControlError> {
+    pub(super) async fn resume(&self, selector: Selector) -> Result<(), ControlError> {
         self.control.resume(Resume { selector }, me()).await
     }
 
-    async fn retry(&self, selector: Selector) -> Progress {
+    pub(super) async fn retry(&self, selector: Selector) -> Progress {
         self.retry_after(selector, None).await
     }
 
@@ -62,7 +62,7 @@ impl Running {
         self.control.retry(Retry { selector, after }, me()).await.unwrap()
     }
 
-    async fn preview(&self, selector: &Selector) -> Preview {
+    pub(super) async fn preview(&self, selector: &Selector) -> Preview {
         let delete = Delete {
             selector: selector.clone(),
             tell: None,
@@ -76,13 +76,18 @@ impl Running {
     }
 
     /// All pages: what was done in each.
-    async fn delete(&self, selector: Selector, token: String, tell: Option<&str>) -> Vec<Progress> {
+    pub(super) async fn delete(
+        &self,
+        selector: Selector,
+        token: Option<String>,
+        tell: Option<&str>,
+    ) -> Vec<Progress> {
         let (mut pages, mut after) = (Vec::new(), None);
         loop {
             let delete = Delete {
                 selector: selector.clone(),
                 tell: tell.map(str::to_owned),
-                token: Some(token.clone()),
+                token: token.clone(),
                 after,
             };
             let Deletion::Progress(progress) = self.control.delete(delete, me()).await.unwrap() else {
@@ -111,7 +116,7 @@ impl Running {
     }
 }
 
-fn deletions(queue: &Queue) -> usize {
+pub(super) fn deletions(queue: &Queue) -> usize {
     kinds(queue)
         .iter()
         .filter(|kind| **kind == EventKind::Deleted)
@@ -346,11 +351,12 @@ fn what_is_deleted_was_previewed_and_ends_without_a_report() {
             all: true,
             ..Selector::default()
         };
-        let far = format!("{:x}-{}", u64::MAX, &preview.token[preview.token.len() - 16..]);
+        let token = preview.token.clone().unwrap();
+        let far = format!("{:x}-{}", u64::MAX, &token[token.len() - 16..]);
         // None at all, one of another selector, one of another time.
         for (selector, token) in [
             (of_tenant(), "0000"),
-            (all, preview.token.as_str()),
+            (all, token.as_str()),
             (of_tenant(), far.as_str()),
         ] {
             let delete = Delete {
