@@ -875,6 +875,7 @@ pub(crate) mod tests {
                 store.write(batch, sync)
             }),
             sync: Box::new(MemoryStore::sync),
+            get: Box::new(|_| Ok(())),
         };
         let (queue, _) = threaded(store, mend::tests::NoHealing);
         (queue, sizes, let_go)
@@ -998,6 +999,7 @@ pub(crate) mod tests {
                 in_sync();
                 store.sync()
             }),
+            get: Box::new(|_| Ok(())),
         };
         let free = move || {
             in_look();
