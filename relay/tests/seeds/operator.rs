@@ -81,6 +81,23 @@ impl Operator {
         selector
     }
 
+    /// Of messages: a third by what no index knows.
+    fn mail(&self) -> Selector {
+        let mut mail = self.selector();
+        match self.random.below(12) {
+            0 => mail.sender = Some("@back.test".into()),
+            1 => mail.sender = Some("<>".into()),
+            2 => mail.older_than_seconds = Some(1 + self.random.below(3_600) as u64),
+            3 => {
+                let domain = mail.domain.as_deref().unwrap_or(DOMAINS[0]);
+                mail.recipient = Some(format!("r{}x0@{domain}", self.random.below(20)));
+            }
+            _ => return mail,
+        }
+        mail.all = false;
+        mail
+    }
+
     async fn suspend(&self) -> Result<(), ControlError> {
         let selector = self.selector();
         let span = (self.random.below(2) == 0).then(|| MINUTE * (1 + self.random.below(90) as u32));
@@ -139,7 +156,7 @@ impl Operator {
 
     async fn retry(&self) -> Result<(), ControlError> {
         let mut retry = Retry {
-            selector: self.selector(),
+            selector: self.mail(),
             after: None,
         };
         self.world
@@ -159,7 +176,7 @@ impl Operator {
             selector: Selector {
                 all: false,
                 tenant: Some(format!("t{}", self.random.below(3))),
-                ..self.selector()
+                ..self.mail()
             },
             tell: (self.random.below(3) == 0).then(|| "chance".to_owned()),
             token: None,
@@ -195,5 +212,14 @@ impl Operator {
 fn name(selector: &Selector) -> String {
     let Selector { tenant, domain, .. } = selector;
     let part = |name: &Option<String>| name.clone().unwrap_or_else(|| "*".to_owned());
-    format!("{} to {}", part(tenant), part(domain))
+    let age = selector
+        .older_than_seconds
+        .map(|age| format!("older than {age} s"));
+    let scan = [&selector.sender, &selector.recipient, &age];
+    let scan: String = scan
+        .into_iter()
+        .flatten()
+        .map(|part| format!(", {part}"))
+        .collect();
+    format!("{} to {}{scan}", part(tenant), part(domain))
 }
