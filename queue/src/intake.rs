@@ -171,31 +171,28 @@ impl Intake {
         let (syncer, handed, disk) = sync::way(store, shared.clone());
         let wake = requests.downgrade();
         let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
-        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        let spawn = |name: &'static str, body: Box<dyn FnOnce() + Send>| {
+            let body = move || {
+                let _ends = EndOnPanic(name);
+                body();
+            };
             let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(body);
             spawned.map_err(|cause| OpenError::Io {
                 path: format!("thread {name}"),
                 cause,
             })
         };
-        let (of_committer, of_sync, of_keeper) = (shared.clone(), shared.clone(), shared.clone());
+        let (of_committer, of_keeper) = (shared.clone(), shared.clone());
         let threads = vec![
             spawn(
                 "committer",
                 Box::new(move || {
-                    let _told = TellPanic(&of_committer);
                     if run(committer, waiting, heal, &syncer, &of_committer).is_err() {
                         of_committer.fails(&CommitError::Failing("nothing is synced any more".into()));
                     }
                 }),
             )?,
-            spawn(
-                "sync",
-                Box::new(move || {
-                    let _told = TellPanic(&of_sync);
-                    sync::run(&disk, &handed, &wake);
-                }),
-            )?,
+            spawn("sync", Box::new(move || sync::run(&disk, &handed, &wake)))?,
             spawn("mark", Box::new(move || keep(mark, &space, &of_keeper)))?,
         ];
         Ok(Self {
@@ -488,9 +485,8 @@ impl Intake {
             *requests.lock() = None;
             let threads = std::mem::take(&mut *threads.lock());
             for (number, thread) in threads.into_iter().enumerate() {
-                if thread.join().is_err() {
-                    tracing::error!("a thread of the queue panicked");
-                }
+                // It does not outlive a panic, see `EndOnPanic`.
+                let _ = thread.join();
                 if number == 1 {
                     // The committer and its syncs are through: the keeper sets the last mark.
                     *self.shared.stop.lock() = true;
@@ -559,15 +555,18 @@ impl Shared {
     }
 }
 
-/// Says that nothing is taken any more when one of the two that write panics: readiness must not stay green over a dead writer.
-struct TellPanic<'a>(&'a Shared);
+/// Ends the process when one of the queue's threads panics. Without it nothing would be written, synced or marked any more, and nobody would
+/// bring it back; all that was acknowledged is on disk, and whoever watches the process starts it anew.
+struct EndOnPanic(&'static str);
 
-impl Drop for TellPanic<'_> {
+impl Drop for EndOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let name = std::thread::current().name().unwrap_or_default().to_owned();
-            self.0
-                .fails(&CommitError::Failing(format!("the thread {name} panicked")));
+            tracing::error!(
+                thread = self.0,
+                "a thread of the queue panicked: the relay ends, to be started anew"
+            );
+            std::process::abort();
         }
     }
 }
@@ -717,6 +716,10 @@ pub(crate) mod tests {
 
     /// A queue whose committer is a thread. Its mark is in the folder.
     pub(super) fn threaded(store: Hooked, heal: impl Heal + 'static) -> (Queue, tempfile::TempDir) {
+        threaded_in(store, heal, Space::new(Box::new(|| u64::MAX), 0, None))
+    }
+
+    fn threaded_in(store: Hooked, heal: impl Heal + 'static, space: Space) -> (Queue, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let mark = Mark::open(&folder.path().join("mark"), [7; 16]).unwrap();
         let options = Options {
@@ -724,7 +727,6 @@ pub(crate) mod tests {
             commit_patience: PATIENCE,
             limits: crate::Limits::NONE,
         };
-        let space = Space::new(Box::new(|| u64::MAX), 0, None);
         let store: Arc<dyn Store> = Arc::new(store);
         let intake = Intake::threaded(
             store.clone(),
@@ -831,18 +833,74 @@ pub(crate) mod tests {
         queue.close();
     }
 
-    #[tokio::test]
-    async fn a_committer_that_panics_is_no_healthy_queue() {
-        let (queue, _, _entered, let_go) = gated();
-        drop(let_go);
-        assert!(matches!(
-            queue.accept(message(1)).await,
-            Err(CommitError::Failing(_))
-        ));
-        queue.close();
-        assert_eq!(
-            queue.status(),
-            Status::Failing(CommitError::Failing("the thread committer panicked".into()).to_string())
-        );
+    /// In a process of its own, since it ends that.
+    #[test]
+    fn a_thread_that_panics_ends_the_process() {
+        if let Ok(thread) = std::env::var(PANICS) {
+            return panics_in(&thread);
+        }
+        for thread in ["committer", "sync", "mark"] {
+            let ended = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "intake::tests::a_thread_that_panics_ends_the_process"])
+                .env(PANICS, thread)
+                .output()
+                .unwrap();
+            let signal = std::os::unix::process::ExitStatusExt::signal(&ended.status);
+            // SIGABRT.
+            assert_eq!(signal, Some(6), "{thread}: {ended:?}");
+        }
+    }
+
+    const PANICS: &str = "TEST_PANICS";
+
+    fn panics_in(thread: &str) {
+        let mine = |which: &'static str| {
+            let is_meant = thread == which;
+            move || {
+                let here = std::thread::current().name() == Some(which);
+                assert!(!is_meant || !here, "a mistake, made for the test");
+            }
+        };
+        let (in_write, in_sync, in_look) = (mine("committer"), mine("sync"), mine("mark"));
+        let (let_go, go) = gate::channel::<()>();
+        let go = Mutex::new(go);
+        let store = Hooked {
+            store: MemoryStore::new(),
+            write: Box::new(move |store, batch, sync| {
+                // Once the second waits, which has this one's sync done by the other thread.
+                let _ = go.lock().recv();
+                in_write();
+                store.write(batch, sync)
+            }),
+            sync: Box::new(move |store| {
+                in_sync();
+                store.sync()
+            }),
+        };
+        let free = move || {
+            in_look();
+            u64::MAX
+        };
+        let space = Space::new(Box::new(free), 0, None);
+        let (queue, _folder) = threaded_in(store, mend::tests::NoHealing, space);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut both = [1, 2].map(|number| Box::pin(queue.accept(message(number))));
+            for accepting in &mut both {
+                assert!(poll_once(accepting).await.is_none());
+            }
+            drop(let_go);
+            for accepting in both {
+                let _ = accepting.await;
+            }
+        });
+        // It may still be unwinding, or not have looked yet.
+        for _ in 0..1_000 {
+            queue.intake.shared.stopped.notify_all();
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
     }
 }
