@@ -9,6 +9,7 @@ mod operator;
 mod queues;
 mod request;
 mod settle;
+mod weight;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -32,16 +32,17 @@ use crate::upload::{Abandoned, Leftover};
 use crate::usage::{Amount, Limit, Reserved, Usage};
 use crate::{CommitError, OpenError, Options};
 
-/// Requests that wait for the committer, some 300 octets each beside their bodies. Full means that the disk is the slow part:
-/// accepts wait up to `commit_patience` and are withdrawn, settles wait.
+/// Requests that wait for the committer. Full means that the disk is the slow part: accepts wait up to `commit_patience` and are
+/// withdrawn, settles wait.
 const WAITING: usize = 4_096;
 
-/// Octets of bodies that wait for the committer.
-const WAITING_BYTES: usize = 256 << 20;
+/// What may wait of mail to be taken in, by its weight. Ends have a quarter as much beside it, so that what a peer was told does not
+/// stand behind mail that waits for room.
+const WAITING_BYTES: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
-/// A group ends at so many requests, or so many octets of bodies.
+/// A group ends at so many requests, or so many octets.
 const GROUP: usize = 512;
-const GROUP_BYTES: usize = 8 << 20;
+const GROUP_BYTES: usize = if cfg!(test) { 256 << 10 } else { 8 << 20 };
 
 /// How often the mark is set and free space asked for.
 const KEEPER_EVERY: Duration = Duration::from_secs(1);
@@ -71,7 +72,31 @@ pub(crate) struct Intake {
     corruption: Arc<Corruption>,
     usage: Arc<Usage>,
     patience: Duration,
-    bytes: Arc<Semaphore>,
+    coming: Room,
+    ends: Room,
+}
+
+/// Octets that may wait.
+struct Room {
+    free: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Room {
+    fn new(most: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(most)),
+            most,
+        }
+    }
+
+    /// Room for a request, which has all of it where it is larger. Waits until there is: the committer takes what is in the intake,
+    /// and gives its room back, whatever else waits.
+    async fn take(&self, request: &Request) -> Result<OwnedSemaphorePermit, CommitError> {
+        let weight = u32::try_from(request.weight().min(self.most)).unwrap_or(u32::MAX);
+        let taken = self.free.clone().acquire_many_owned(weight).await;
+        taken.map_err(|_| stopped())
+    }
 }
 
 enum Way {
@@ -100,7 +125,7 @@ struct Shared {
     stopped: Condvar,
 }
 
-/// A request in the intake, its share of [`WAITING_BYTES`], and whether it is still wanted.
+/// A request in the intake, its room there, and whether it is still wanted.
 struct Entry {
     request: Request,
     room: Option<OwnedSemaphorePermit>,
@@ -108,7 +133,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// What nobody takes back, and that has no body.
+    /// What nobody takes back, and that is small, or alone.
     fn of(request: Request) -> Self {
         Self {
             request,
@@ -170,7 +195,6 @@ impl Intake {
         let (requests, waiting) = mpsc::channel(WAITING);
         let (syncer, handed, disk) = sync::way(store, shared.clone());
         let wake = requests.downgrade();
-        let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
         let spawn = |name: &'static str, body: Box<dyn FnOnce() + Send>| {
             let body = move || {
                 let _ends = EndOnPanic(name);
@@ -207,7 +231,8 @@ impl Intake {
                 true => Duration::MAX,
                 false => options.commit_patience,
             },
-            bytes,
+            coming: Room::new(WAITING_BYTES),
+            ends: Room::new(WAITING_BYTES / 4),
         })
     }
 
@@ -220,7 +245,8 @@ impl Intake {
             corruption: Arc::default(),
             usage,
             patience: Duration::MAX,
-            bytes: Arc::new(Semaphore::new(WAITING_BYTES)),
+            coming: Room::new(WAITING_BYTES),
+            ends: Room::new(WAITING_BYTES / 4),
         })
     }
 
@@ -232,7 +258,6 @@ impl Intake {
             return Err(CommitError::OtherUpload);
         }
         self.takes_mail()?;
-        let bytes = message.body.len();
         let reserved = self.reserve(&message)?;
         let chunks = chunk_sums(&message);
         let (reply, answer) = oneshot::channel();
@@ -246,7 +271,7 @@ impl Intake {
         if sabotage::is_on("ack-before-commit") {
             return self.accept_unkept(request).await;
         }
-        self.enter(request, bytes, answer).await
+        self.enter(request, answer).await
     }
 
     /// Writes a chunk of a message to come. Answered once it is in the store, synced or not.
@@ -257,7 +282,6 @@ impl Intake {
         octets: Bytes,
     ) -> Result<(), CommitError> {
         self.takes_mail()?;
-        let bytes = octets.len();
         let (reply, answer) = oneshot::channel();
         let request = Request::Chunk {
             of,
@@ -265,7 +289,7 @@ impl Intake {
             octets,
             reply,
         };
-        self.enter(request, bytes, answer).await
+        self.enter(request, answer).await
     }
 
     /// Has an upload deleted, at once or with the next group.
@@ -314,23 +338,19 @@ impl Intake {
         }
     }
 
-    /// Hands a request with so many octets of a body to the committer and waits for its answer; takes it back when it has not
-    /// come into a group within `commit_patience`.
+    /// Hands a request to the committer and waits for its answer; takes it back when it has not come into a group within
+    /// `commit_patience`.
     async fn enter<T>(
         &self,
         request: Request,
-        bytes: usize,
         mut answer: oneshot::Receiver<Result<T, CommitError>>,
     ) -> Result<T, CommitError> {
         let ticket = Arc::new(Ticket::default());
         let entered = async {
-            // The number fits, see WAITING_BYTES.
-            let bytes = u32::try_from(bytes.min(WAITING_BYTES)).unwrap_or(u32::MAX);
-            let room = self.bytes.clone().acquire_many_owned(bytes).await;
-            let room = Some(room.map_err(|_| stopped())?);
+            let room = self.coming.take(&request).await?;
             self.send(Entry {
                 request,
-                room,
+                room: Some(room),
                 ticket: Some(ticket.clone()),
             })
             .await?;
@@ -371,7 +391,13 @@ impl Intake {
             settle: Box::new(settle),
             reply,
         };
-        self.send(Entry::of(request)).await?;
+        let room = self.ends.take(&request).await?;
+        self.send(Entry {
+            request,
+            room: Some(room),
+            ticket: None,
+        })
+        .await?;
         Ok(Pending(answer))
     }
 
@@ -571,32 +597,6 @@ impl Drop for EndOnPanic {
     }
 }
 
-/// What a request adds to a group in bodies, those of reports too.
-fn body_bytes(request: &Request) -> usize {
-    match request {
-        Request::Accept { message, .. } => message.body.len(),
-        Request::Settle { settle, .. } => settle.reports.iter().map(|report| report.body.len()).sum(),
-        Request::Chunk { octets, .. } => octets.len(),
-        Request::Rest { .. }
-        | Request::Hold { .. }
-        | Request::Lift { .. }
-        | Request::Forget { .. }
-        | Request::Present(_)
-        | Request::Adjust { .. }
-        | Request::EndAdjustment { .. }
-        | Request::Suspend { .. }
-        | Request::Resume { .. }
-        | Request::Count { .. }
-        | Request::Retry { .. }
-        | Request::SetAside { .. }
-        | Request::Import { .. }
-        | Request::Damaged(_)
-        | Request::Mend { .. }
-        | Request::Abandon(_)
-        | Request::Nudge => 0,
-    }
-}
-
 /// The committer's thread: takes what waits as one group, writes it, has it synced, and so on until all senders are gone. After a
 /// failure it takes nothing more until the store is back.
 fn run(
@@ -616,7 +616,7 @@ fn run(
                 .as_ref()
                 .is_none_or(|ticket| ticket.claim(Ticket::TAKEN))
             {
-                bytes += body_bytes(&entry.request);
+                bytes += entry.request.weight();
                 group.extend(mend::unless_void(entry.request, shared));
             }
             next = if group.len() < GROUP && bytes < GROUP_BYTES {
@@ -830,6 +830,109 @@ pub(crate) mod tests {
             [1, 2, 3].map(|number| is_kept(&store, number)),
             [true, false, true]
         );
+        queue.close();
+    }
+
+    /// With hardly a body, and so many octets of recipients.
+    pub(crate) fn message_to_many(number: u8, octets: usize) -> Arc<NewMessage> {
+        let mut message = NewMessage::clone(&message(number));
+        let mailbox: mail_core::Mailbox = format!("{}@ok.test", "x".repeat(56)).parse().unwrap();
+        // In the envelope, and in the journal.
+        message.units[0].recipients = vec![mail_core::Recipient::new(mailbox); octets / (2 * 64)];
+        Arc::new(message)
+    }
+
+    /// A queue whose writes wait until they are let go, and the octets that each of them had.
+    fn held() -> (Queue, Arc<Mutex<Vec<usize>>>, gate::Sender<()>) {
+        let (let_go, go) = gate::channel::<()>();
+        let (go, sizes) = (Mutex::new(go), Arc::<Mutex<Vec<usize>>>::default());
+        let seen = sizes.clone();
+        let store = Hooked {
+            store: MemoryStore::new(),
+            write: Box::new(move |store, batch, sync| {
+                seen.lock().push(batch.size());
+                // None is held any more once nobody can let it go.
+                let _ = go.lock().recv();
+                store.write(batch, sync)
+            }),
+            sync: Box::new(MemoryStore::sync),
+        };
+        let (queue, _) = threaded(store, mend::tests::NoHealing);
+        (queue, sizes, let_go)
+    }
+
+    #[tokio::test]
+    async fn a_group_is_bounded_in_all_its_octets() {
+        let (queue, sizes, let_go) = held();
+        let each = GROUP_BYTES / 4;
+        let mut all: Vec<_> = (0..12)
+            .map(|number| Box::pin(queue.accept(message_to_many(number, each))))
+            .collect();
+        for accepting in &mut all {
+            assert!(poll_once(accepting).await.is_none());
+        }
+        drop(let_go);
+        for accepting in all {
+            accepting.await.unwrap();
+        }
+        queue.close();
+        let sizes = sizes.lock();
+        let largest = *sizes.iter().max().unwrap();
+        assert!(largest < GROUP_BYTES + 2 * each, "{sizes:?}");
+        assert!(
+            largest > GROUP_BYTES / 2,
+            "{sizes:?}: and no smaller than it may be"
+        );
+    }
+
+    #[tokio::test]
+    async fn so_is_what_waits_and_ends_do_not_wait_for_mail() {
+        let (queue, sizes, let_go) = held();
+        let Way::Thread { requests, .. } = &queue.intake.way else {
+            panic!("it is threaded");
+        };
+        let sender = requests.lock().clone().unwrap();
+        let mut first = Box::pin(queue.accept(message(0)));
+        assert!(poll_once(&mut first).await.is_none());
+        while sizes.lock().is_empty() {
+            // The committer is about to write it.
+            std::thread::yield_now();
+        }
+        let mut others: Vec<_> = (1..9)
+            .map(|number| Box::pin(queue.accept(message_to_many(number, WAITING_BYTES / 4))))
+            .collect();
+        for accepting in &mut others {
+            assert!(poll_once(accepting).await.is_none());
+        }
+        assert_eq!(WAITING - sender.capacity(), 3, "there is no room for a fourth");
+        let settle = |number| {
+            let mut settle = mend::tests::delivered(crate::UnitKey {
+                queue: crate::QueueId(1),
+                due: Timestamp(1),
+                id: MessageId::from_bytes([number; 16]),
+                unit: 0,
+            });
+            settle.reports = vec![message_to_many(number + 100, WAITING_BYTES / 12)];
+            settle
+        };
+        let mut ends: Vec<_> = (1..4)
+            .map(|number| Box::pin(queue.settle(settle(number))))
+            .collect();
+        let mut recorded = Vec::new();
+        for end in &mut ends {
+            recorded.extend(poll_once(end).await);
+        }
+        assert_eq!(recorded.len(), 2, "of these a quarter as much may wait");
+        assert_eq!(WAITING - sender.capacity(), 5);
+        drop((sender, let_go));
+        recorded.push(ends.remove(2).await);
+        for end in recorded {
+            end.unwrap().await.unwrap();
+        }
+        first.await.unwrap();
+        for accepting in others {
+            accepting.await.unwrap();
+        }
         queue.close();
     }
 

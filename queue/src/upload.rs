@@ -167,6 +167,13 @@ pub(crate) struct Abandoned {
     chunks: u32,
 }
 
+impl Abandoned {
+    /// How many chunks there are to delete.
+    pub(crate) fn chunks(&self) -> u32 {
+        self.chunks
+    }
+}
+
 /// Adds a chunk to a batch, and its name to the `upload` key.
 pub(crate) fn put(batch: &mut Batch, id: MessageId, number: u32, chunk: Bytes) {
     let record = UploadRecord { chunks: number };
