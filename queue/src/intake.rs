@@ -974,7 +974,7 @@ pub(crate) mod tests {
         }
     }
 
-    const PANICS: &str = "POSTRIDER_TEST_PANICS";
+    const PANICS: &str = "TEST_PANICS";
 
     fn panics_in(thread: &str) {
         let mine = |which: &'static str| {
