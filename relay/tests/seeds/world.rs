@@ -35,6 +35,9 @@ pub const NOWHERE: &str = "d4.test";
 /// Domains that mail is sent to.
 pub const DOMAINS: [&str; 6] = ["d0.test", "d1.test", "d2.test", "d3.test", NOWHERE, "d5.test"];
 
+/// From when to when; not over yet where it has no end.
+type Span = (Instant, Option<Instant>);
+
 /// See the module.
 pub struct World {
     pub random: Random,
@@ -52,7 +55,7 @@ pub struct World {
     mails: RefCell<[Vec<Instant>; SITES.len()]>,
     open: RefCell<[usize; SITES.len()]>,
     /// By site, from when to when there was a connection.
-    busy: RefCell<[Vec<(Instant, Option<Instant>)>; SITES.len()]>,
+    busy: RefCell<[Vec<Span>; SITES.len()]>,
 }
 
 impl World {

@@ -13,7 +13,6 @@ use crate::delivery::exchange::{Done, Order, Waits, Why, Word};
 use crate::delivery::lane::Rest;
 
 use super::{Active, Effect, LaneId, Shard};
-<<<<<<< HEAD
 
 /// Those on disk.
 pub(super) fn stored_suspensions(queue: &Queue, now: Timestamp) -> Arc<[SuspensionRecord]> {
@@ -29,8 +28,6 @@ pub(super) fn stored_suspensions(queue: &Queue, now: Timestamp) -> Arc<[Suspensi
     });
     stored.into()
 }
-=======
->>>>>>> 44c699713ea88b10d41e8671178cefcf6c29613f
 
 impl Shard {
     /// Of an order that came to the store as it failed, nobody could tell whoever gave it whether it is kept: once the store is back, what that
