@@ -53,6 +53,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 const SHARDS: usize = 3;
 const PREFIX: &str = "Received: by relay.test\r\n";
 
+/// How late an end may be where nothing keeps it.
+const LATE: Duration = Duration::from_secs(5);
+
 /// By destination.
 const CONNECTIONS: usize = 2;
 const A_MINUTE: usize = 12;
@@ -78,8 +81,11 @@ struct Run {
     clock: Clock,
     settings: Arc<Settings>,
     sent: Vec<Sent>,
-    /// When the relay ran; the last of them it may still.
+    /// When the relay ran, until it was told to stop; the last of them it may still.
     lives: Vec<(Timestamp, Timestamp)>,
+    begun: Instant,
+    /// When the disk failed.
+    failed: Vec<(Instant, Instant)>,
 }
 
 /// How a life ends.
@@ -105,6 +111,8 @@ impl Run {
             settings: settings(),
             sent: Vec::new(),
             lives: Vec::new(),
+            begun: Instant::now(),
+            failed: Vec::new(),
         }
     }
 
@@ -315,6 +323,10 @@ impl Run {
             // Nor may it begin to fail meanwhile: some hosts keep a stop waiting for ten minutes.
             disk.abort();
             stop.send(true).unwrap();
+            // Nothing is begun any more, ends either.
+            if let Some((_, died)) = self.lives.last_mut() {
+                *died = self.clock.now();
+            }
             for shard in shards {
                 shard.await.unwrap();
             }
@@ -329,7 +341,7 @@ impl Run {
         let mut books = self.world.books.borrow_mut();
         books.look();
         for (recipient, expires_at) in books.open() {
-            if let Some(overdue) = self.overdue(expires_at, now) {
+            if let Some(overdue) = self.overdue(&recipient, expires_at, now) {
                 books.wrong(format!("{recipient} outlived its deadline by {overdue:?}"));
             }
         }
@@ -355,8 +367,7 @@ impl Run {
             self.lives.push((born, Timestamp::MAX));
             // What still runs when the life is over is dropped with its tasks: a crash.
             let end = LocalSet::new().block_on(runtime, self.live(messages, span, end, fails_after));
-            let died = self.clock.now();
-            self.lives.pop();
+            let died = self.clock.now().min(self.lives.pop().unwrap().1);
             self.lives.push((born, died));
             self.ends(end);
             let down = self.minutes(30);
@@ -378,6 +389,8 @@ impl Run {
         self.store.set_failing(false);
         self.store.set_syncs_failing(false);
         let failing_from = self.world.failing_from.take();
+        self.failed
+            .extend(failing_from.map(|from| (from, Instant::now())));
         if end == End::Stop {
             return;
         }
@@ -438,24 +451,32 @@ impl Run {
         }
     }
 
-    /// How long the relay ran between two times.
-    fn uptime(&self, from: Timestamp, to: Timestamp) -> Duration {
-        let within = |&(born, died): &(Timestamp, Timestamp)| died.min(to).since(born.max(from));
-        self.lives.iter().map(within).sum()
-    }
-
     /// How much longer than its deadline a message has been in the queue, beyond what may be.
-    fn overdue(&self, expires_at: Timestamp, now: Timestamp) -> Option<Duration> {
-        // Two hosts that say nothing for as long as they may, the second after each reply, may hold a unit for so long.
-        let overdue = self.uptime(expires_at, now);
+    fn overdue(&self, recipient: &str, expires_at: Timestamp, now: Timestamp) -> Option<Duration> {
+        let at = |instant: Instant| START + instant.duration_since(self.begun);
+        // What is on the wire, and on no other, may be what comes last; and a disk that fails keeps no end.
+        let mut excused = self.world.busy(recipient);
+        excused.extend(&self.failed);
+        excused.extend(self.world.failing_from.get().map(|from| (from, Instant::now())));
+        let mut excused: Vec<_> = excused.into_iter().map(|(from, to)| (at(from), at(to))).collect();
+        excused.sort_unstable();
+        let idle = |&(born, died): &(Timestamp, Timestamp)| {
+            let (mut from, died, mut idle) = (born.max(expires_at), died.min(now), Duration::ZERO);
+            for &(begins, ends) in &excused {
+                idle += begins.min(died).since(from);
+                from = from.max(ends);
+            }
+            idle + died.since(from)
+        };
+        let overdue = self.lives.iter().map(idle).sum();
         // What was overdue when the relay began is left an hour to be tried in, however often it begins; what it ran of a minute may be
-        // forgotten at each end.
+        // forgotten at each end, or with the power since the last sync.
         let grace =
             |&&(born, died): &&(Timestamp, Timestamp)| expires_at <= born && born <= now && born < died;
         let starts = self.lives.iter().filter(grace).count();
         let grace = if starts > 0 { 60 * MINUTE } else { Duration::ZERO };
-        let forgotten = MINUTE * u32::try_from(starts).unwrap();
-        (overdue > 40 * MINUTE + grace + forgotten).then_some(overdue)
+        let forgotten = 10 * MINUTE * u32::try_from(starts).unwrap();
+        (overdue > LATE + grace + forgotten).then_some(overdue)
     }
 
     /// What is wrong with a recipient's end.
@@ -484,7 +505,7 @@ impl Run {
             EventKind::Delivered | EventKind::Bounced | EventKind::Expired | EventKind::Deleted => {}
             other => return Some(format!("{other:?} is no end for it")),
         }
-        if let Some(overdue) = self.overdue(sent.expires_at, end.at) {
+        if let Some(overdue) = self.overdue(recipient, sent.expires_at, end.at) {
             return Some(format!("it outlived its deadline by {overdue:?}"));
         }
         if let Some(from) = &sent.from

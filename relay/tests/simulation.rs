@@ -43,6 +43,8 @@ mod classes;
 mod clock;
 #[path = "simulation/damage.rs"]
 mod damage;
+#[path = "simulation/deadlines.rs"]
+mod deadlines;
 #[path = "simulation/faulty.rs"]
 mod faulty;
 #[path = "simulation/hammer.rs"]
@@ -86,6 +88,8 @@ enum Host {
     Rcpt(&'static str),
     /// Takes everything, but thinks for a minute about the final dot.
     Slow,
+    /// Says this to RCPT, so long after it was asked.
+    RcptAfter(Duration, &'static str),
     /// The relay panics when it connects.
     Panics,
     /// From this long after the start on it bears so many conversations at once, and says 421 to the others at the next word. It takes
@@ -270,6 +274,10 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
             "EHLO" => say(&mut peer, "250-hN\r\n250-PIPELINING\r\n250 8BITMIME").await?,
             "RCPT" => match host {
                 Host::Rcpt(words) => say(&mut peer, words).await?,
+                Host::RcptAfter(wait, words) => {
+                    sleep(wait).await;
+                    say(&mut peer, words).await?;
+                }
                 Host::Picky(begin, words) if line.contains(&format!("<{begin}")) => {
                     say(&mut peer, words).await?
                 }

@@ -44,7 +44,7 @@ use super::metrics::Metrics;
 use super::notify::Peer;
 use super::route::{self, Route};
 use super::settle::{Outcome, Verdict};
-use super::shard::{Effect, Ending, Heard, Job, LaneId, Settled, Shard};
+use super::shard::{Effect, Ending, Heard, Hour, Job, LaneId, Settled, Shard};
 use super::smart_host;
 
 /// A message that stays in memory until it is sent, or put off: within a budget of octets.
@@ -181,7 +181,8 @@ pub async fn run_renewed<N: Net>(
         };
         AbortOnDropHandle::new(spawn_local(keeping))
     });
-    let mut courier = Courier::new(parts, events, Memory::default());
+    let memory = Memory::new(shard.hour());
+    let mut courier = Courier::new(parts, events, memory);
     let mut wires = HashMap::new();
     let mut draining = false;
     let mut load = (0, 0);
@@ -263,11 +264,23 @@ struct Courier<N: Net> {
 }
 
 /// What outlives a reload.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Memory {
+    hour: Hour,
     stumbles: Rc<Stumbles>,
     answers: Rc<Answers>,
     known: Rc<Known>,
+}
+
+impl Memory {
+    fn new(hour: Hour) -> Self {
+        Self {
+            hour,
+            stumbles: Rc::default(),
+            answers: Rc::default(),
+            known: Rc::default(),
+        }
+    }
 }
 
 impl<N: Net> Courier<N> {
@@ -565,6 +578,7 @@ impl<N: Net> Courier<N> {
         }
         let again_after = self.pass_on(lane, job.unit, lesson, begun_at);
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.end_if_over(&prepared, &mut outcomes);
         self.record(
             job.unit,
             &prepared,
@@ -583,6 +597,21 @@ impl<N: Net> Courier<N> {
         )
         .await;
         self.memory.stumbles.came_back(&job.unit);
+    }
+
+    /// What was put off ends where its time was up meanwhile. Not what is in doubt, which is recorded as such first.
+    fn end_if_over(&self, prepared: &Prepared, outcomes: &mut [Outcome]) {
+        let is_in_doubt = |outcome: &Outcome| matches!(outcome.verdict, Verdict::InDoubt);
+        let now = self.parts.clock.now();
+        let is_over = self.memory.hour.is_over_for(past(prepared).expires_at, now);
+        if !is_over || outcomes.iter().any(is_in_doubt) {
+            return;
+        }
+        for outcome in outcomes {
+            if matches!(outcome.verdict, Verdict::Later) {
+                unread::expire(outcome);
+            }
+        }
     }
 
     /// Ends a unit that no peer is asked about.

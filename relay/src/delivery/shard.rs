@@ -54,6 +54,7 @@ use super::route::Route;
 
 use gates::{Gate, GateId, OnWire};
 use grace::Grace;
+pub(super) use grace::Hour;
 use index::LaneIndex;
 
 /// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
@@ -327,6 +328,8 @@ pub struct Shard {
     today: u64,
     /// Claims that stay though nothing of theirs is on the wire.
     unknown: HashSet<UnitKey>,
+    /// Units whose time was up while they were being worked on: they end as soon as they come back.
+    overdue: HashSet<UnitKey>,
     /// Connections that are being closed for another lane, at which gate.
     handed_on: FxHashMap<ConnectionId, GateId>,
     lookups: HashMap<Domain, Lookup>,
@@ -403,6 +406,7 @@ impl Shard {
             shares: Shares::default(),
             today: crate::config::warm_up::day(now),
             unknown: HashSet::new(),
+            overdue: HashSet::new(),
             handed_on: FxHashMap::default(),
             lookups: HashMap::new(),
             lookups_waiting: VecDeque::new(),
@@ -420,6 +424,11 @@ impl Shard {
             grace,
             effects: Vec::new(),
         }
+    }
+
+    /// What mail has left to be tried in that was overdue when the relay began.
+    pub(super) fn hour(&self) -> Hour {
+        self.grace.hour()
     }
 
     /// What is to be done, in order.
@@ -464,12 +473,7 @@ impl Shard {
                 self.lent.remove(&id);
                 self.note_held_back(id, held);
             }
-            Word::Expired(unit) => {
-                // Whoever has gone meanwhile is found again by its home.
-                if self.active.contains_key(&unit.queue) {
-                    self.expire_unit(unit, now);
-                }
-            }
+            Word::Expired(unit) => self.find_expired(unit, now),
             Word::Delayed(unit) => self.find_delayed(unit, now),
             Word::Wake(id) => self.wake(id, now),
             Word::MakeRoom(idle_for) => drop(self.close_an_idle_one(idle_for, now)),
@@ -603,20 +607,33 @@ impl Shard {
     /// A claim is over.
     pub fn settled(&mut self, unit: &UnitKey, settled: Settled, now: Timestamp) {
         self.came_back(unit, !matches!(settled, Settled::Untouched), now);
+        let is_overdue = self.overdue.remove(unit);
         let Some(active) = self.active.get_mut(&unit.queue) else {
             return;
         };
-        match settled {
-            Settled::Gone => active.agenda.settled(place(unit)),
-            Settled::Due(due) => {
+        let waits = match settled {
+            Settled::Gone => {
                 active.agenda.settled(place(unit));
-                self.note(&UnitKey { due, ..*unit }, None, now);
+                None
             }
-            Settled::Untouched => active.agenda.unclaim(place(unit)),
+            Settled::Due(due) => {
+                let moved = UnitKey { due, ..*unit };
+                active.agenda.settled(place(unit));
+                self.note(&moved, None, now);
+                Some(moved)
+            }
+            Settled::Untouched => {
+                active.agenda.unclaim(place(unit));
+                Some(*unit)
+            }
             Settled::Unknown => {
                 self.unknown.insert(*unit);
                 return;
             }
+        };
+        // A scan that looks for it would come by only in a while.
+        if let Some(waits) = waits.filter(|_| is_overdue && !self.draining && !self.queue.is_failing()) {
+            self.expire_unit(waits, now);
         }
         self.look_at(unit.queue, now);
     }

@@ -35,6 +35,9 @@ pub const NOWHERE: &str = "d4.test";
 /// Domains that mail is sent to.
 pub const DOMAINS: [&str; 6] = ["d0.test", "d1.test", "d2.test", "d3.test", NOWHERE, "d5.test"];
 
+/// From when to when, if it is over.
+type Busy = (Instant, Option<Instant>);
+
 /// See the module.
 pub struct World {
     pub random: Random,
@@ -51,6 +54,8 @@ pub struct World {
     /// When a MAIL came, by site.
     mails: RefCell<[Vec<Instant>; SITES.len()]>,
     open: RefCell<[usize; SITES.len()]>,
+    /// By site, from when to when there was a connection.
+    busy: RefCell<[Vec<Busy>; SITES.len()]>,
 }
 
 impl World {
@@ -64,7 +69,24 @@ impl World {
             moved: Cell::default(),
             mails: RefCell::default(),
             open: RefCell::default(),
+            busy: RefCell::default(),
         }
+    }
+
+    /// When there were connections that a recipient's mail may have been on.
+    pub fn busy(&self, recipient: &str) -> Vec<(Instant, Instant)> {
+        let sites: &[usize] = match recipient.rsplit('@').next().unwrap() {
+            "d0.test" | "d1.test" => &[0],
+            "d2.test" => &[1, 3],
+            "d3.test" => &[2],
+            "d5.test" => &[4],
+            "back.test" => &[5],
+            _ => &[],
+        };
+        let busy = self.busy.borrow();
+        let all = sites.iter().flat_map(|&site| &busy[site]);
+        all.map(|&(from, to)| (from, to.unwrap_or_else(Instant::now)))
+            .collect()
     }
 
     /// Writes down a step.
@@ -139,6 +161,9 @@ impl Counted {
             open[site] += 1;
             open[site]
         };
+        if now == 1 {
+            world.busy.borrow_mut()[site].push((Instant::now(), None));
+        }
         world.note(format!("site {site}: connection, {now} open"));
         if now > CONNECTIONS {
             world.wrong(format!("{now} connections to site {site}"));
@@ -149,7 +174,16 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.world.open.borrow_mut()[self.site] -= 1;
+        let left = {
+            let mut open = self.world.open.borrow_mut();
+            open[self.site] -= 1;
+            open[self.site]
+        };
+        if left == 0
+            && let Some((_, to)) = self.world.busy.borrow_mut()[self.site].last_mut()
+        {
+            *to = Some(Instant::now());
+        }
     }
 }
 

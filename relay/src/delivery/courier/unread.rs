@@ -183,6 +183,20 @@ fn open_to(envelope: &EnvelopeRecord, unit: &UnitKey, known: &[Mailbox]) -> Stat
     }
 }
 
+/// Makes the end of a recipient of what was an attempt that has put it off.
+pub(super) fn expire(outcome: &mut Outcome) {
+    let last = Some(std::mem::take(&mut outcome.reply)).filter(|reply| !reply.is_empty());
+    (outcome.verdict, outcome.reply) = expired(last, None);
+}
+
+fn expired(last: Option<String>, held_by: Option<String>) -> (Verdict, String) {
+    let reply = match &last {
+        Some(last) => format!("{}{last}", crate::shaping::EXPIRED_LAST),
+        None => "4.4.7 delivery time expired".to_owned(),
+    };
+    (Verdict::Failed(Cause::Expired { last, held_by }), reply)
+}
+
 /// How a recipient ends that no peer is asked about.
 pub(super) fn outcome(index: u16, mailbox: Mailbox, ending: &Ending, last_reply: Option<String>) -> Outcome {
     let (verdict, reply) = match ending {
@@ -202,13 +216,7 @@ pub(super) fn outcome(index: u16, mailbox: Mailbox, ending: &Ending, last_reply:
                     .is_some_and(|last| !last.contains(held_by.as_str()))
             };
             let news = held_by.as_ref().filter(is_news).cloned();
-            let last = last_reply.or_else(|| held_by.clone());
-            let reply = match &last {
-                Some(last) => format!("{}{last}", crate::shaping::EXPIRED_LAST),
-                None => "4.4.7 delivery time expired".to_owned(),
-            };
-            let cause = Cause::Expired { last, held_by: news };
-            (Verdict::Failed(cause), reply)
+            expired(last_reply.or_else(|| held_by.clone()), news)
         }
     };
     Outcome {

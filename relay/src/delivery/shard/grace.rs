@@ -19,9 +19,22 @@ const NOTED_EVERY: Duration = Duration::from_secs(30);
 
 /// What of the grace is left.
 pub(super) struct Grace {
+    hour: Hour,
+    noted: Option<Timestamp>,
+}
+
+/// The hour itself, for whoever has to know whose time is up.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::delivery) struct Hour {
     began: Timestamp,
     until: Timestamp,
-    noted: Option<Timestamp>,
+}
+
+impl Hour {
+    /// Whether what expires then has no time left now.
+    pub(in crate::delivery) fn is_over_for(self, expires_at: Timestamp, now: Timestamp) -> bool {
+        expires_at <= now && (now >= self.until || expires_at >= self.began)
+    }
 }
 
 impl Grace {
@@ -32,15 +45,22 @@ impl Grace {
             None
         });
         Self {
-            began: now,
-            until: now + left(last, now),
+            hour: Hour {
+                began: now,
+                until: now + left(last, now),
+            },
             noted: None,
         }
     }
 
+    /// See there.
+    pub(super) fn hour(&self) -> Hour {
+        self.hour
+    }
+
     /// Deadlines before this moment count for nothing yet.
     pub(super) fn holds_before(&self, now: Timestamp) -> Option<Timestamp> {
-        (now < self.until).then_some(self.began)
+        (now < self.hour.until).then_some(self.hour.began)
     }
 
     /// Notes that the relay runs, where that is due.
@@ -49,13 +69,13 @@ impl Grace {
             return;
         }
         if self.noted.is_none() && self.holds_before(now).is_some() {
-            tracing::info!(until = %log_time(self.until), "mail past its deadline is left to be tried in first");
+            tracing::info!(until = %log_time(self.hour.until), "mail past its deadline is left to be tried in first");
         }
         self.noted = Some(now);
         queue.note_presence(PresenceRecord {
             last: now,
             // What it runs until the next note is used up already: else one that ends sooner each time would have the same hour for ever.
-            grace: self.until.since(now + NOTED_EVERY),
+            grace: self.hour.until.since(now + NOTED_EVERY),
         });
     }
 }
