@@ -342,6 +342,8 @@ struct Shared {
     unsynced: BTreeMap<(Family, Vec<u8>), Option<Vec<u8>>>,
     failing: bool,
     syncs_failing: bool,
+    /// So many reads are still to fail.
+    failing_reads: u64,
     counted: Option<Counted>,
     recorded: Option<Vec<Recorded>>,
 }
@@ -364,6 +366,14 @@ struct Counted {
 }
 
 impl Shared {
+    fn read_fails(&mut self) -> Result<(), StoreError> {
+        if self.failing_reads == 0 {
+            return Ok(());
+        }
+        self.failing_reads -= 1;
+        Err(StoreError("a read is set to fail".into()))
+    }
+
     fn count(&mut self, reads: u64) {
         if let Some(counted) = &mut self.counted {
             counted.reads += reads;
@@ -440,6 +450,11 @@ impl MemoryStore {
     /// From here on every sync fails, or none does. What was written is there, until a power cut takes it away.
     pub fn set_syncs_failing(&self, failing: bool) {
         self.shared.lock().syncs_failing = failing;
+    }
+
+    /// The next so many reads fail.
+    pub fn fail_reads(&self, count: u64) {
+        self.shared.lock().failing_reads = count;
     }
 
     /// Everything, for comparisons.
@@ -520,6 +535,7 @@ impl Store for MemoryStore {
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let mut shared = self.shared.lock();
+        shared.read_fails()?;
         shared.count(1);
         Ok(shared.now.get(&(family, key.to_vec())).cloned())
     }
@@ -535,6 +551,7 @@ impl Store for MemoryStore {
             return Ok(());
         }
         let mut shared = self.shared.lock();
+        shared.read_fails()?;
         let (mut reads, mut end) = (0, to.to_vec());
         for ((_, key), value) in shared.now.range((family, from.to_vec())..(family, to.to_vec())) {
             reads += 1;
@@ -553,7 +570,8 @@ impl Store for MemoryStore {
         if from >= to {
             return Ok(None);
         }
-        let shared = self.shared.lock();
+        let mut shared = self.shared.lock();
+        shared.read_fails()?;
         let found = shared
             .now
             .range((family, from.to_vec())..(family, to.to_vec()))

@@ -116,6 +116,16 @@ impl<T> Agenda<T> {
         }
     }
 
+    /// Nothing is known any more of places from this one on, but for claims: it is read again.
+    pub fn forget_from(&mut self, place: Place) {
+        let known = self.find(place).unwrap_or_else(|at| at);
+        self.ready.truncate(known);
+        self.frontier = match self.frontier {
+            Frontier::Before(before) => Frontier::Before(before.min(place)),
+            Frontier::End => Frontier::Before(place),
+        };
+    }
+
     /// Lets `rider` ride along with a unit that was read from the store; false where it is not among those that are ready.
     pub fn attach(&mut self, place: Place, rider: Option<&T>) -> bool
     where
@@ -275,6 +285,7 @@ mod tests {
         End,
         Defer(u64),
         Release,
+        Forget(u64, u8),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -285,6 +296,7 @@ mod tests {
             Just(Step::End),
             (0u64..50).prop_map(Step::Defer),
             Just(Step::Release),
+            (0u64..50, any::<u8>()).prop_map(|(due, id)| Step::Forget(due, id)),
         ]
     }
 
@@ -327,6 +339,11 @@ mod tests {
                     Step::Release => if let Some(place) = working.pop() {
                         agenda.unclaim(place);
                     },
+                    // Whether one has come there, nobody could tell.
+                    Step::Forget(due, id) => {
+                        store.insert(at(due, id));
+                        agenda.forget_from(at(due, id));
+                    }
                 }
             }
             for place in working.drain(..) {

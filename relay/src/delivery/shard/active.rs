@@ -90,18 +90,24 @@ impl Shard {
     }
 
     /// Notes a unit that came into the store, or moved there. It may have been seen by a read of the index before it is
-    /// told of here, worked on and settled, so the store is asked whether it is still there.
+    /// told of here, worked on and settled, so the store is asked whether it is still there. Where it does not answer, the window
+    /// ends there: noted unseen, it might be sent again; left out, nobody would look for it.
     pub(super) fn note(&mut self, unit: &UnitKey, message: Option<&Arc<Kept>>, now: Timestamp) {
         let Some(active) = self.active.get_mut(&unit.queue) else {
             return;
         };
         // Read from the index already, and not claimed yet: it is there.
-        if !active.agenda.attach(place(unit), message)
-            && active.agenda.is_new(place(unit))
-            && self.read(now, |queue| queue.is_due(unit)) == Some(true)
-            && let Some(active) = self.active.get_mut(&unit.queue)
-        {
-            active.agenda.note(place(unit), message.cloned());
+        if active.agenda.attach(place(unit), message) || !active.agenda.is_new(place(unit)) {
+            return;
+        }
+        let is_due = self.read(now, |queue| queue.is_due(unit));
+        let Some(active) = self.active.get_mut(&unit.queue) else {
+            return;
+        };
+        match is_due {
+            Some(true) => active.agenda.note(place(unit), message.cloned()),
+            Some(false) => {}
+            None => active.agenda.forget_from(place(unit)),
         }
     }
 

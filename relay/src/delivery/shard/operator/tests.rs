@@ -91,6 +91,39 @@ async fn an_order_is_carried_out_though_memory_is_full_of_other_queues() {
     assert_eq!(shard.load().1, MAX_ACTIVE, "and nothing stays");
 }
 
+/// The store does not say whether a unit is there that it has just told of.
+#[tokio::test]
+async fn what_can_not_be_seen_when_it_comes_is_not_lost_from_sight() {
+    let store = MemoryStore::new();
+    let queue = Queue::in_memory(store.clone()).unwrap();
+    let first = accept(&queue, 1, &["a.test"]).await.units[0];
+    let mut shard = shard(&queue);
+    shard.tick(START);
+    let claim = |shard: &mut Shard| {
+        let active = shard.active.get_mut(&first.queue)?;
+        let (claimed, _) = active.agenda.claim(START)?;
+        Some((claimed.1, claimed.2))
+    };
+    assert_eq!(claim(&mut shard), Some((first.id, first.unit)));
+    let second = accept(&queue, 2, &["a.test"]).await.units;
+    store.fail_reads(1);
+    shard.hear(Word::Accepted(Told::stored(second.clone())), START);
+    assert_eq!(claim(&mut shard), Some((second[0].id, second[0].unit)));
+    // Settled, and told of late: it must not be sent again.
+    for unit in [first, second[0]] {
+        queue
+            .settle(super::super::scan::tests::expired(unit))
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        shard.settled(&unit, Settled::Gone, START);
+    }
+    store.fail_reads(1);
+    shard.hear(Word::Accepted(Told::stored(second)), START);
+    assert_eq!(claim(&mut shard), None);
+}
+
 /// Promise 9.
 #[tokio::test]
 async fn what_waits_outside_of_memory_expires_though_memory_is_full() {
