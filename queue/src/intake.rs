@@ -24,6 +24,7 @@ use crate::aside::DamageCounts;
 use crate::committer::{Committer, Failed, Reply, Request, chunk_sums};
 use crate::corruption::Corruption;
 use crate::mark::Mark;
+use crate::memory::within_memory;
 use crate::message::{Accepted, NewMessage, Settle, Settled};
 use crate::sabotage;
 use crate::store::Store;
@@ -37,7 +38,7 @@ use crate::{CommitError, OpenError, Options};
 const WAITING: usize = 4_096;
 
 /// What may wait of mail to be taken in, by its weight. Ends have a quarter as much beside it, so that what a peer was told does not
-/// stand behind mail that waits for room.
+/// stand behind mail that waits for room. Less where memory is limited.
 const WAITING_BYTES: usize = if cfg!(test) { 1 << 20 } else { 256 << 20 };
 
 /// A group ends at so many requests, or so many octets.
@@ -193,6 +194,7 @@ impl Intake {
         let shared = Arc::new(Shared::new(committer.group()));
         shared.look_at_space(&space);
         let (requests, waiting) = mpsc::channel(WAITING);
+        let waiting_bytes = within_memory(WAITING_BYTES);
         let (syncer, handed, disk) = sync::way(store, shared.clone());
         let wake = requests.downgrade();
         let spawn = |name: &'static str, body: Box<dyn FnOnce() + Send>| {
@@ -231,8 +233,8 @@ impl Intake {
                 true => Duration::MAX,
                 false => options.commit_patience,
             },
-            coming: Room::new(WAITING_BYTES),
-            ends: Room::new(WAITING_BYTES / 4),
+            coming: Room::new(waiting_bytes),
+            ends: Room::new(waiting_bytes / 4),
         })
     }
 

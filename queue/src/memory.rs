@@ -8,6 +8,18 @@ pub fn limit() -> Option<u64> {
     limit_of(&groups, Path::new("/sys/fs/cgroup"))
 }
 
+/// Of `wanted` octets as many as may be: an eighth of the `limit` at the most, 8 MiB at the least. Some of it is there twice at times, and the
+/// relay's sessions and the kernel's page cache want their part.
+pub fn part(limit: Option<u64>, wanted: u64) -> u64 {
+    let most = limit.map_or(u64::MAX, |limit| limit / 8);
+    wanted.min(most.max(8 << 20))
+}
+
+/// The same of what the process has.
+pub(crate) fn within_memory(wanted: usize) -> usize {
+    usize::try_from(part(limit(), wanted as u64)).unwrap_or(wanted)
+}
+
 /// A line is `number:controllers:path`; version 2 has neither number nor controllers. Limits of the groups above hold too. In a
 /// container the path may be one of the host's, and the container's own group is at the top.
 fn limit_of(groups: &str, root: &Path) -> Option<u64> {
@@ -66,6 +78,14 @@ mod tests {
         );
         assert_eq!(limit_of("4:cpu:/a\n", root), None);
         assert_eq!(limit_of("nonsense", root), None);
+    }
+
+    #[test]
+    fn no_part_is_more_than_an_eighth_or_than_is_wanted() {
+        assert_eq!(part(None, 128 << 20), 128 << 20);
+        assert_eq!(part(Some(256 << 20), 128 << 20), 32 << 20);
+        assert_eq!(part(Some(16 << 20), 128 << 20), 8 << 20);
+        assert_eq!(part(Some(16 << 20), 1 << 20), 1 << 20);
     }
 
     #[test]

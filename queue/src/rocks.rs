@@ -10,6 +10,7 @@ use rocksdb::{
     statistics::{StatsLevel, Ticker},
 };
 
+use crate::memory::within_memory;
 use crate::store::{Batch, Family, KeyValue, Store, StoreError, Written};
 
 /// Memtables of all families together. It bounds the WAL, and so the restart; mail that leaves before it is full is
@@ -33,13 +34,6 @@ const MAX_OPEN_FILES: usize = 512;
 
 /// Logs, locks, the manifest, files that are just written, and the queue's own.
 const OTHER_FILES: usize = 32;
-
-/// `wanted` octets, or an eighth of the `limit` of what memory the process may have: buffers are there twice while they are written to tables, and
-/// the bodies that the relay keeps, its sessions and the kernel's page cache want their part.
-fn within_memory(limit: Option<u64>, wanted: usize) -> usize {
-    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    wanted.min(limit / 8).max(8 << 20)
-}
 
 /// Descriptors that a store may use of a process's `limit`.
 pub fn descriptors(limit: usize) -> usize {
@@ -71,9 +65,9 @@ impl RocksStore {
     /// Opens the store in `folder`, made if it is not there. Fails if another process has it open. Without `compactions` those
     /// tables alone are read that somebody asks for: a compaction that meets a damaged one ends all writing.
     pub fn open(folder: &Path, compactions: bool) -> Result<Self, StoreError> {
-        let limit = crate::memory::limit();
-        let cache = Cache::new_lru_cache(within_memory(limit, BLOCK_CACHE));
-        let buffers = within_memory(limit, WRITE_BUFFERS);
+        // Buffers are there twice while they are written to tables.
+        let cache = Cache::new_lru_cache(within_memory(BLOCK_CACHE));
+        let buffers = within_memory(WRITE_BUFFERS);
         let families = Family::ALL.map(|family| {
             let mut options = family_options(family, &cache, buffers);
             options.set_disable_auto_compactions(!compactions);

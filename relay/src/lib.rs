@@ -12,6 +12,7 @@ pub mod health;
 pub mod lab;
 pub mod logging;
 pub mod mail_client;
+mod memory;
 pub mod metrics;
 pub mod prepare;
 pub mod reload;

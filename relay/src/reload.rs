@@ -338,6 +338,7 @@ impl State {
     /// Does all that can fail.
     fn prepare(&self, mut settings: Settings) -> Result<Prepared, ReloadError> {
         crate::descriptors::fit(&mut settings);
+        crate::memory::fit(&mut settings);
         let settings = Arc::new(settings);
         let (old, failed) = (&self.parts.front, |why: String| ReloadError::Failed(why));
         // Before the files are read for use: whatever changes between is seen by the next look.

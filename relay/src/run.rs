@@ -70,7 +70,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 /// Starts a relay; it takes mail when this returns.
 pub fn start(mut settings: Settings) -> anyhow::Result<Running> {
     crate::descriptors::fit(&mut settings);
-    fit_memory(&mut settings);
+    crate::memory::fit(&mut settings);
     let settings = Arc::new(settings);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let registry = Registry::new();
@@ -281,22 +281,6 @@ impl Drop for Opened {
 fn close_for_good(queue: &Queue) {
     queue.close();
     std::mem::forget(queue.clone());
-}
-
-/// Where the process may have little memory (a container's limit), bodies take no more than an eighth of it. The store's buffers do
-/// likewise.
-fn fit_memory(settings: &mut Settings) {
-    let cache = &mut settings.store.body_cache_bytes;
-    if let Some(limit) = queue::memory::limit()
-        && *cache > limit / 8
-    {
-        *cache = limit / 8;
-        tracing::info!(
-            memory = limit,
-            body_cache = *cache,
-            "memory is limited: fewer bodies are kept in it"
-        );
-    }
 }
 
 async fn serve_admin(
