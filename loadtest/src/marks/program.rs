@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use lab::{Keep, Lab, Limits};
+use lab::{Delivery, Keep, Lab, Limits};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -25,6 +25,9 @@ const SESSIONS: usize = 8;
 const PAUSE: Duration = Duration::from_millis(10);
 /// Before the deletion begins.
 const USUAL: Duration = Duration::from_secs(10);
+
+/// For how long a relay's memory is watched once what was due has gone. A shard looks at 256 queues a second of those that sleep for long.
+const WATCHED: Duration = Duration::from_secs(60);
 
 /// What all measurements share.
 pub(super) struct Program {
@@ -46,13 +49,40 @@ impl Program {
     }
 }
 
+/// Messages that the lab was handed.
+#[derive(Default)]
+struct Arrived {
+    /// Of those that were in the store.
+    of_store: AtomicU64,
+    of_flood: AtomicU64,
+}
+
+impl Arrived {
+    fn count(&self, delivery: &Delivery) {
+        let is_flood = |to: &mail_core::Mailbox| to.domain().as_str() == FLOODED;
+        let count = match delivery.recipients.iter().all(is_flood) {
+            true => &self.of_flood,
+            false => &self.of_store,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn of_store(&self) -> u64 {
+        self.of_store.load(Ordering::Relaxed)
+    }
+
+    fn all(&self) -> u64 {
+        self.of_store() + self.of_flood.load(Ordering::Relaxed)
+    }
+}
+
 /// A relay that was just started.
 pub(super) struct Start<'a> {
     program: &'a Program,
     relay: Child,
     begun: Instant,
     lab: Option<Lab>,
-    arrived: Arc<AtomicU64>,
+    arrived: Arc<Arrived>,
     submission: SocketAddr,
     config: PathBuf,
 }
@@ -60,7 +90,7 @@ pub(super) struct Start<'a> {
 impl<'a> Start<'a> {
     /// Starts a relay on a store whose mail goes to `d0.test` and so on, so many of which are there.
     pub(super) fn new(program: &'a Program, store: &Path, domains: u64) -> anyhow::Result<Self> {
-        let arrived = Arc::<AtomicU64>::default();
+        let arrived = Arc::<Arrived>::default();
         let lab = program.runtime.block_on(start_lab(&arrived, domains))?;
         let submission = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
         let config = program.folder.join("postrider.toml");
@@ -102,11 +132,11 @@ impl<'a> Start<'a> {
         })
     }
 
-    /// Waits until so many messages have arrived.
-    async fn until_arrived(&mut self, count: u64) -> anyhow::Result<()> {
+    /// Waits until so many messages have arrived, of those that are `counted`.
+    async fn until_arrived(&mut self, count: u64, counted: fn(&Arrived) -> u64) -> anyhow::Result<()> {
         let mut last = (0, Instant::now());
         loop {
-            let arrived = self.arrived.load(Ordering::Relaxed);
+            let arrived = counted(&self.arrived);
             if arrived >= count {
                 return Ok(());
             }
@@ -133,7 +163,7 @@ impl<'a> Start<'a> {
     /// Seconds from the start of the process until the lab has a message.
     pub(super) fn until_first_delivery(mut self) -> anyhow::Result<f64> {
         let runtime = &self.program.runtime;
-        runtime.block_on(self.until_arrived(1))?;
+        runtime.block_on(self.until_arrived(1, Arrived::all))?;
         Ok(self.begun.elapsed().as_secs_f64())
     }
 
@@ -151,12 +181,33 @@ impl<'a> Start<'a> {
                 sleep(LOOK_EVERY).await;
             }
             flood.stop().await?;
-            self.until_arrived(count).await
+            self.until_arrived(count, Arrived::all).await
         })?;
+        self.memory("VmRSS:")
+    }
+
+    /// The most octets that were resident until a while after so many of the store's own messages have arrived.
+    pub(super) fn peak_once_gone(mut self, count: u64) -> anyhow::Result<u64> {
+        let runtime = &self.program.runtime;
+        runtime.block_on(async {
+            self.until_arrived(count, Arrived::of_store).await?;
+            sleep(WATCHED).await;
+            ensure!(
+                self.relay.try_wait()?.is_none(),
+                "the relay ended: {}",
+                self.log()
+            );
+            Ok(())
+        })?;
+        self.memory("VmHWM:")
+    }
+
+    /// What the kernel says of the relay's memory, in octets.
+    fn memory(&self, what: &str) -> anyhow::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.relay.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(what));
         let kib = line.and_then(|text| text.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-        Ok(kib.context("no VmRSS")? << 10)
+        Ok(kib.with_context(|| format!("no {what}"))? << 10)
     }
 
     /// The longest wait for a 250 while an operator deletes all of a tenant's mail, by the p99 of the time before.
@@ -201,7 +252,7 @@ impl Drop for Start<'_> {
     }
 }
 
-async fn start_lab(arrived: &Arc<AtomicU64>, domains: u64) -> anyhow::Result<Lab> {
+async fn start_lab(arrived: &Arc<Arrived>, domains: u64) -> anyhow::Result<Lab> {
     let arrived = arrived.clone();
     let host: mail_core::Domain = "mx.ok.test".parse()?;
     let limits = Limits {
@@ -211,20 +262,21 @@ async fn start_lab(arrived: &Arc<AtomicU64>, domains: u64) -> anyhow::Result<Lab
     };
     let mut lab = lab::Builder::bare("second.test".parse()?, "relay.second.test".parse()?)
         .receiver("second.test".parse()?, lab::Accepts)
-        .receiver("ok.test".parse()?, lab::Accepts)
+        .receiver(FLOODED.parse()?, lab::Accepts)
         .keep(Keep::Digest)
         .limits(limits)
         .verify(false)
-        .observe(move |_| {
-            arrived.fetch_add(1, Ordering::Relaxed);
-        });
+        .observe(move |delivery| arrived.count(delivery));
     for number in 0..domains {
         lab = lab.domain(format!("d{number}.test").parse()?, std::slice::from_ref(&host));
     }
     Ok(lab.start().await?)
 }
 
-/// Sessions that submit to `ok.test`.
+/// Where the flood goes; nothing in a store does.
+const FLOODED: &str = "ok.test";
+
+/// Sessions that submit.
 struct Flood {
     accepted: Arc<AtomicU64>,
     /// From the final dot to the reply.
