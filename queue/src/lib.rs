@@ -417,6 +417,14 @@ impl Queue {
             .await
     }
 
+    /// The same where there is room; false where there is none.
+    pub fn try_wake(&self, queue: QueueId, now: Timestamp) -> bool {
+        self.intake.tell(committer::Request::Rest {
+            queue,
+            until: Some(now),
+        })
+    }
+
     /// Sets a destination to rest. May be lost when the committer is busy: it is tried sooner then.
     pub fn hold(&self, scope: HoldScope, record: HoldRecord) {
         self.intake.tell(committer::Request::Hold { scope, record });

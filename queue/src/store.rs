@@ -401,6 +401,11 @@ impl MemoryStore {
         store
     }
 
+    /// From here on it keeps every batch that is written, too.
+    pub fn record(&self) {
+        self.shared.lock().recorded = Some(Vec::new());
+    }
+
     /// The batches written since the last call, in order; of one whose sync failed too, which is there all the same.
     pub fn recorded(&self) -> Vec<Recorded> {
         let mut shared = self.shared.lock();

@@ -31,6 +31,7 @@ use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::config::Settings;
 use crate::delivery::exchange::Doors;
+use crate::delivery::parked;
 use crate::shaping::Shaping;
 use crate::world::Clock;
 
@@ -413,7 +414,7 @@ fn summary(
         set_aside: record.aside,
         oldest: first.map(|unit| Time(unit.id.created())),
         next_due: first.map(|unit| Time(unit.due)),
-        wake: record.wake.map(Time),
+        wake: record.wake.and_then(parked::time).map(Time),
         hold: queue
             .held(&scope)?
             .filter(|record| record.until > now)
@@ -491,6 +492,21 @@ pub(crate) mod tests {
         let mut message = message(MessageId::new(START, &[number; 10]), &[domain], body);
         message.expires_at = until + Duration::from_secs(3_600);
         message.units[0].due = until;
+        queue.accept(Arc::new(message)).await.unwrap()
+    }
+
+    /// One that lasts.
+    pub(crate) async fn accept_until(
+        queue: &Queue,
+        number: u64,
+        domain: &str,
+        expires_at: Timestamp,
+    ) -> Accepted {
+        let mut random = [0; 10];
+        random[2..].copy_from_slice(&number.to_be_bytes());
+        let body = Bytes::from_static(b"Subject: x\r\n\r\nx\r\n");
+        let mut message = message(MessageId::new(START, &random), &[domain], body);
+        message.expires_at = expires_at;
         queue.accept(Arc::new(message)).await.unwrap()
     }
 

@@ -15,6 +15,7 @@ pub mod lane;
 pub mod limits;
 pub mod metrics;
 pub mod notify;
+pub mod parked;
 mod renew;
 pub mod resolver;
 pub mod route;

@@ -20,6 +20,7 @@ mod index;
 mod limits;
 mod linger;
 mod operator;
+mod parked;
 mod pump;
 mod rests;
 mod room;

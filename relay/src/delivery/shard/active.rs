@@ -6,7 +6,7 @@ use std::time::Duration;
 use mail_core::Timestamp;
 use queue::{Queue, QueueId, QueueName, ReadError, UnitKey};
 
-use super::{Active, HORIZON, READ_AGAIN, Rests, Shard, Stand, Timer, operator};
+use super::{Active, HORIZON, LONGEST_REST, READ_AGAIN, Rests, Shard, Stand, Timer};
 use crate::config::settings::MAX_HOLD;
 use crate::delivery::agenda::{Agenda, PAGE, place};
 use crate::delivery::courier::Kept;
@@ -179,9 +179,9 @@ impl Shard {
         longest.unwrap_or_default()
     }
 
-    /// How much later than now a queue may be to wake: the longest wait of all, or longer than any park.
+    /// How much later than now a queue may be to wake: the longest wait of all, or longer than any rest.
     pub(super) fn longest_sleep(&self) -> Duration {
-        self.longest_wait().max(2 * operator::LONGEST_PARK)
+        self.longest_wait().max(LONGEST_REST * 2)
     }
 
     /// Reads on in the due index where the window runs low.

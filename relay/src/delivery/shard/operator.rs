@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use mail_core::Timestamp;
 use queue::{HoldScope, QueueId, QueueName, SuspensionRecord, UnitKey};
@@ -13,21 +12,26 @@ use crate::delivery::agenda::place;
 use crate::delivery::exchange::{Done, Order, Waits, Why, Word};
 use crate::delivery::lane::Rest;
 
-use super::{Active, Effect, LaneId, MAX_RESTING, Rests, Shard};
-
-/// A suspended queue is looked at again after this long, or a little more, so that all are not looked at together. Whoever ends
-/// the suspension wakes it; a crash in between may not.
-pub(super) const LONGEST_PARK: Duration = Duration::from_secs(3_600);
+use super::{Active, Effect, LaneId, Shard};
 
 impl Shard {
     /// Takes in all suspensions there are now. What they no longer hold is looked at; what they hold leaves its turn at
     /// once. What is on the wire finishes.
     pub(super) fn suspensions(&mut self, all: Arc<[SuspensionRecord]>, now: Timestamp) {
+        let end = |record: &SuspensionRecord| record.until.unwrap_or(Timestamp::MAX);
+        let outlives = |old: &SuspensionRecord| {
+            let same = |new: &&SuspensionRecord| new.selector == old.selector;
+            all.iter().find(same).is_some_and(|new| end(new) >= end(old))
+        };
+        let are_fewer = !self.suspended.iter().all(outlives);
         self.suspended = all;
-        for id in std::mem::take(&mut self.parked) {
-            match self.place.home_elsewhere(id) {
-                Some(home) => self.tell(home, Word::Wake(id)),
-                None => self.wake(id, now),
+        if are_fewer {
+            self.scans.pass.begin_anew(now);
+            for id in std::mem::take(&mut self.parked) {
+                match self.place.home_elsewhere(id) {
+                    Some(home) => self.tell(home, Word::Wake(id)),
+                    None => self.wake(id, now),
+                }
             }
         }
         for id in self.active_in_order() {
@@ -203,30 +207,6 @@ impl Shard {
             return Some(adjusted(held));
         }
         rests(self.rest(scope, now)?, now)
-    }
-
-    /// Takes a suspended queue out of its turn, and out of memory as soon as nothing of it is claimed. False where it isn't
-    /// suspended.
-    pub(super) fn park(&mut self, id: QueueId, now: Timestamp) -> bool {
-        let Some(active) = self.active.get(&id) else {
-            return false;
-        };
-        let Some(record) = self.suspension(id, &active.name, now) else {
-            return false;
-        };
-        let longest = LONGEST_PARK.mul_f64(1.0 + self.random.fraction() / 8.0);
-        let until = record.until.unwrap_or(Timestamp::MAX).min(now + longest);
-        let claims = active.agenda.claims();
-        self.leave_turns(id);
-        if claims > 0 {
-            self.set_queue_timer(id, until);
-            return true;
-        }
-        self.unload(id, Some(Rests::Until(until)), now);
-        if self.parked.len() < MAX_RESTING {
-            self.parked.insert(id);
-        }
-        true
     }
 
     /// Lifts whatever rest is in a queue's way, now and once it has found its lane.

@@ -11,8 +11,9 @@ use queue::{DeadlineKey, HoldScope, QueueId, UnitKey};
 
 use crate::delivery::agenda::place;
 use crate::delivery::exchange::Word;
+use crate::delivery::parked::{FIRST, wake};
 
-use super::{Effect, Ending, Job, MAX_ENDINGS, SCAN_EVERY, SCAN_PAGE, Shard, Timer, operator};
+use super::{Effect, Ending, Job, MAX_ENDINGS, SCAN_EVERY, SCAN_PAGE, Shard, Timer, operator, parked};
 
 /// A scan begins so much before the moment of the last one: an accept may have been a while on its way.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -22,12 +23,18 @@ const WHOLE_EVERY: Duration = Duration::from_secs(15);
 
 /// So often the catalogue's far end is looked at: a clock that was ahead is put right at a start, or shows by itself, and queues
 /// whose mail is held by its clients are there, too.
-const FAR_EVERY: Duration = Duration::from_secs(600);
+pub(super) const FAR_EVERY: Duration = Duration::from_secs(600);
+
+/// The last moment of those that are not parked.
+const BEFORE_PARKED: Timestamp = Timestamp(FIRST.0 - 1);
 
 /// How far the indexes were gone through.
 #[derive(Default)]
 pub(super) struct Scans {
     catalogue: Progress<(Timestamp, QueueId)>,
+    /// Through what is parked, up to what is over.
+    over: Progress<(Timestamp, QueueId)>,
+    pub(super) pass: parked::Pass,
     /// Through its far end.
     far: Progress<(Timestamp, QueueId)>,
     /// All of that was gone through once.
@@ -101,6 +108,7 @@ impl Scans {
     pub(super) fn forget(&mut self) {
         *self = Self {
             far_known: self.far_known,
+            pass: self.pass,
             ..Self::default()
         };
     }
@@ -121,6 +129,8 @@ impl Shard {
         self.timers.retain(|(_, timer)| *timer != Timer::Scan);
         self.timers.insert((now + SCAN_EVERY, Timer::Scan));
         if self.queue.is_failing() {
+            // Notes on queues are lost with its last groups.
+            self.scans.pass.begin_anew(now);
             return;
         }
         if self.place.is_first() {
@@ -131,23 +141,40 @@ impl Shard {
         self.wake_queues(now);
         self.wake_others(now);
         self.wake_far_queues(now);
+        self.go_through_parked(now);
         self.expire(now);
         self.tell_of_delays(now);
         // Another shard may have closed a connection.
         self.feed_starved(now);
     }
 
+    /// Those that are due, and those whose suspension is over.
     fn wake_queues(&mut self, now: Timestamp) {
-        let mut after = self.scans.catalogue.begin(now);
+        let (soon, before) = (now + SCAN_EVERY, now - MARGIN);
+        self.wake_part(|scans| &mut scans.catalogue, (Timestamp(0), soon), before, now);
+        let (over, before) = (wake(Some(now)), wake(Some(before)));
+        self.wake_part(|scans| &mut scans.over, (FIRST, over), before, now);
+    }
+
+    /// Wakes queues of this part of the catalogue. The next time it is gone on with from `before` on.
+    fn wake_part(
+        &mut self,
+        progress: fn(&mut Scans) -> &mut Progress<(Timestamp, QueueId)>,
+        (first, until): (Timestamp, Timestamp),
+        before: Timestamp,
+        now: Timestamp,
+    ) {
+        let mut after = progress(&mut self.scans).begin(now);
         while self.has_memory() {
-            let Some(page) = self.read(now, |queue| queue.waking(after, now + SCAN_EVERY, SCAN_PAGE)) else {
+            let from = after.max(Some((first, QueueId(0))));
+            let Some(page) = self.read(now, |queue| queue.waking(from, until, SCAN_PAGE)) else {
                 return;
             };
             let is_last = page.len() < SCAN_PAGE;
             for (wake, id) in page {
                 if self.is_mine(id) && !self.active.contains_key(&id) {
                     if !self.has_memory() {
-                        return self.scans.catalogue.stopped(after);
+                        return progress(&mut self.scans).stopped(after);
                     }
                     if self.activate(id, now) {
                         self.look_at(id, now);
@@ -156,18 +183,18 @@ impl Shard {
                 after = Some((wake, id));
             }
             if is_last {
-                return self.scans.catalogue.reached((now - MARGIN, QueueId(u64::MAX)));
+                return progress(&mut self.scans).reached((before, QueueId(u64::MAX)));
             }
         }
-        self.scans.catalogue.stopped(after);
+        progress(&mut self.scans).stopped(after);
     }
 
     /// Wakes queues that are to wake later than any of them should: the clock was ahead when that was written, and has been put
     /// right before the start. Most of the time there are none but those whose mail is held, which go back to sleep, and this is one
     /// seek in a while.
     ///
-    /// The first time all are woken that sleep longer than the schedule allows, but for suspended ones, which are parked for an hour whatever
-    /// the schedule is: those are read, and left. Later on they are not even that, since the clock moves at starts only.
+    /// The first time all are woken that sleep longer than the schedule allows. Later on those that rest are left, since the clock moves at
+    /// starts only.
     fn wake_far_queues(&mut self, now: Timestamp) {
         let is_first = !self.scans.far_known;
         let longest = match is_first {
@@ -186,11 +213,11 @@ impl Shard {
             return;
         }
         let after = after.max(Some(far));
-        let Some(page) = self.read(now, |queue| queue.waking(after, Timestamp::MAX, SCAN_PAGE)) else {
+        let Some(page) = self.read(now, |queue| queue.waking(after, BEFORE_PARKED, SCAN_PAGE)) else {
             return;
         };
-        for &(wake, id) in &page {
-            if !self.is_mine(id) || is_first && self.is_parked_until(id, wake, now) {
+        for &(_, id) in &page {
+            if !self.is_mine(id) {
                 continue;
             }
             if self.activate(id, now) {
@@ -209,18 +236,6 @@ impl Shard {
                 self.scans.far_known |= !std::mem::take(&mut self.scans.far_refused);
             }
         }
-    }
-
-    /// Whether a queue that is not in memory is suspended, and for as long as it sleeps.
-    fn is_parked_until(&mut self, id: QueueId, wake: Timestamp, now: Timestamp) -> bool {
-        if self.suspended.is_empty() || self.active.contains_key(&id) {
-            return false;
-        }
-        let info = self.read(now, |queue| queue.info(id)).flatten();
-        info.is_some_and(|info| {
-            let suspension = self.suspension(id, &info.name, now);
-            suspension.is_some_and(|record| record.until.is_none_or(|until| wake <= until))
-        })
     }
 
     /// Ends as many units that are overdue as there is room for. The next scan goes on where this one ended, so that units
@@ -422,7 +437,11 @@ pub(super) mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// So many messages, one to each of these domains.
-    async fn fill(queue: &Queue, count: u64, domain: impl Fn(u64) -> String) -> Vec<UnitKey> {
+    pub(in crate::delivery::shard) async fn fill(
+        queue: &Queue,
+        count: u64,
+        domain: impl Fn(u64) -> String,
+    ) -> Vec<UnitKey> {
         let mut units = Vec::new();
         for number in 0..count {
             units.extend(accept_one(queue, number, &[&domain(number)]).await.units);
@@ -430,7 +449,7 @@ pub(super) mod tests {
         units
     }
 
-    fn suspended() -> SuspensionRecord {
+    pub(in crate::delivery::shard) fn suspended() -> SuspensionRecord {
         SuspensionRecord {
             selector: Selector::default(),
             since: START,
@@ -448,47 +467,6 @@ pub(super) mod tests {
             shard.take_effects();
         }
         store.reads()
-    }
-
-    #[tokio::test]
-    async fn suspended_queues_cost_nothing_while_they_wait() {
-        let mut costs = Vec::new();
-        for count in [40, 400] {
-            let store = MemoryStore::counting();
-            let queue = Queue::in_memory(store.clone()).unwrap();
-            fill(&queue, count, |number| format!("d{number}.test")).await;
-            queue.suspend(suspended()).await.unwrap();
-            let mut shard = shard(&queue);
-            // Each is looked at once.
-            minute(&mut shard, &store, START);
-            assert_eq!(shard.load().1, 0);
-            store.compact();
-            costs.push(minute(&mut shard, &store, START + SECOND * 60));
-        }
-        assert_eq!(costs[0], costs[1], "as for a tenth of them");
-    }
-
-    /// They sleep for an hour, where no mail waits for more than ten minutes.
-    #[tokio::test]
-    async fn suspended_queues_are_no_mail_of_a_clock_that_was_ahead() {
-        let store = MemoryStore::counting();
-        let queue = Queue::in_memory(store.clone()).unwrap();
-        fill(&queue, 40, |number| format!("d{number}.test")).await;
-        queue.suspend(suspended()).await.unwrap();
-        let text = "[delivery.retry]\ncap = \"10m\"\n";
-        minute(&mut shard_of(&queue, text), &store, START);
-        // Parked by the one before.
-        let mut shard = shard_of(&queue, text);
-        let costs = [0, 660, 1_260].map(|seconds| {
-            store.compact();
-            minute(&mut shard, &store, START + SECOND * (60 + seconds))
-        });
-        assert_eq!(shard.load().1, 0, "they go back to sleep");
-        assert!(
-            costs[0] > costs[1] + 40,
-            "each is looked at after a start: {costs:?}"
-        );
-        assert_eq!(costs[1], costs[2], "and left alone then: {costs:?}");
     }
 
     #[tokio::test]
