@@ -306,10 +306,12 @@ fn panics_in(thread: &str) {
     };
     let (in_write, in_sync, in_look) = (mine("committer"), mine("sync"), mine("mark"));
     let (let_go, go) = gate::channel::<()>();
+    let (tell, entered) = gate::channel();
     let go = Mutex::new(go);
     let store = Hooked {
         store: MemoryStore::new(),
         write: Box::new(move |store, batch, sync| {
+            let _ = tell.send(());
             // Once the second waits, which has this one's sync done by the other thread.
             let _ = go.lock().recv();
             in_write();
@@ -333,8 +335,11 @@ fn panics_in(thread: &str) {
         .unwrap();
     runtime.block_on(async {
         let mut both = [1, 2].map(|number| Box::pin(queue.accept(message(number))));
-        for accepting in &mut both {
+        for (number, accepting) in both.iter_mut().enumerate() {
             assert!(poll_once(accepting).await.is_none());
+            if number == 0 {
+                entered.recv_timeout(PATIENCE).unwrap();
+            }
         }
         drop(let_go);
         for accepting in both {
