@@ -226,7 +226,7 @@ impl Budget {
                 None => **window = Window::spent(span, window.limit(), now),
                 Some(counts) => {
                     if let Some(counts) = &counts[number] {
-                        **window = Window::resumed(span, window.limit(), counts.clone(), now + COVERED[1]);
+                        **window = Window::resumed(span, window.limit(), counts.clone(), now);
                     }
                 }
             }

@@ -727,10 +727,10 @@ impl Shard {
     }
 }
 
-/// When to ask again.
+/// When to ask again: later, whatever the limit says, so that no look at the timers lasts for ever.
 fn again(refused: &Grant, now: Timestamp) -> Timestamp {
     match refused {
-        Grant::NotBefore { at, .. } => *at,
+        Grant::NotBefore { at, .. } => (*at).max(Timestamp(now.0.saturating_add(1))),
         Grant::WhenFreed { .. } => now + TOLD,
         Grant::Granted => now,
     }
