@@ -5,6 +5,7 @@
 //! here. Whatever was taken from a budget for a message is kept by its unit until the claim ends.
 
 mod found;
+mod further;
 mod serve;
 
 use std::rc::Rc;
