@@ -147,6 +147,8 @@ enum Event {
     MayGoOn(LaneId, ConnectionId, UnitKey, oneshot::Sender<bool>),
     Heard(LaneId, Box<Heard>),
     Settled(UnitKey, Settled),
+    /// What becomes of the unit does so without a word to a peer.
+    NothingSaid(UnitKey),
     Ended(Option<LaneId>),
     Reported(Vec<UnitKey>),
 }
@@ -256,6 +258,7 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
         }
         Event::Heard(lane, heard) => shard.heard(lane, &heard, now),
         Event::Settled(unit, settled) => shard.settled(&unit, settled, now),
+        Event::NothingSaid(unit) => shard.nothing_said(&unit, now),
         Event::Ended(lane) => shard.ended(lane, now),
         Event::Reported(units) => shard.hear(Word::Accepted(Accepted::stored(units)), now),
     }
@@ -436,6 +439,7 @@ impl<N: Net> Courier<N> {
                             host,
                             ..Hop::default()
                         };
+                        self.tell(Event::NothingSaid(first.unit));
                         self.refuse(first, cause, hop).await;
                     }
                     None => {

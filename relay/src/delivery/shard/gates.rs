@@ -80,6 +80,8 @@ pub(super) struct OnWire {
     lane: LaneRef,
     /// It counts as one of its stream in its lane.
     is_counted: bool,
+    /// It has a token of its lane's own.
+    is_paced: bool,
     taken: Option<Taken>,
 }
 
@@ -117,6 +119,7 @@ impl Active {
                 place,
                 lane,
                 is_counted: false,
+                is_paced: false,
                 taken: None,
             };
             self.on_wire.insert(at, fresh);
@@ -421,9 +424,10 @@ impl Shard {
         for share in taken.iter().flat_map(|taken| &taken.shares) {
             self.gates[share.gate].used_by += 1;
         }
-        if is_counted || taken.is_some() || active.stands.len() > 1 {
+        let is_paced = self.lanes.get(lane).is_some_and(|at| at.limiter.is_limited());
+        if is_counted || is_paced || taken.is_some() || active.stands.len() > 1 {
             let out = active.note_on_wire(place(&unit), LaneRef::to(lane, &self.lanes));
-            (out.is_counted, out.taken) = (is_counted, taken);
+            (out.is_counted, out.is_paced, out.taken) = (is_counted, is_paced, taken);
         }
     }
 
@@ -441,7 +445,12 @@ impl Shard {
         }
     }
 
-    /// The claim is over; `sent`: something was attempted.
+    /// Whatever becomes of a unit, no peer was told of it: it is none of its limits' messages.
+    pub fn nothing_said(&mut self, unit: &UnitKey, now: Timestamp) {
+        self.came_back(unit, false, now);
+    }
+
+    /// The claim is over, or will be by what is known already; `sent`: something was attempted. Of a claim it is heard once.
     pub(super) fn came_back(&mut self, unit: &UnitKey, sent: bool, now: Timestamp) {
         let Some(active) = self.active.get_mut(&unit.queue) else {
             return;
@@ -450,14 +459,18 @@ impl Shard {
             return;
         };
         let stream = &active.name.stream;
-        if out.is_counted
-            && let Some(lane) = out.lane.find(&self.lanes)
-            && let Some(at) = self.lanes.get_mut(lane)
-            && let Some(count) = at.busy.get_mut(stream)
-        {
-            *count -= 1;
-            if *count == 0 {
-                at.busy.remove(stream);
+        let lane = out.lane.find(&self.lanes);
+        if let Some(at) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
+            if out.is_counted
+                && let Some(count) = at.busy.get_mut(stream)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    at.busy.remove(stream);
+                }
+            }
+            if out.is_paced && !sent {
+                at.limiter.refund();
             }
         }
         let Some(taken) = out.taken else {
