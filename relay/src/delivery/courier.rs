@@ -473,7 +473,8 @@ impl<N: Net> Courier<N> {
         let mut job = first;
         let mut left = messages_per_connection;
         loop {
-            let most = (recipients_per_transaction, left);
+            let recipients = job.recipients.unwrap_or(usize::MAX);
+            let most = (recipients_per_transaction.min(recipients), left);
             let work = self.deliver((lane, id), &mut connection, &job, most, terms);
             let Some(messages) = self.guarded(job.unit, work).await else {
                 // Where the conversation stands, nobody knows.

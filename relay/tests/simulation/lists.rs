@@ -156,6 +156,34 @@ fn what_is_not_limited_is_one_attempt() {
     );
 }
 
+/// A transaction is one message's, and so one tenant's; the fewest hold.
+#[test]
+fn a_tenants_transactions_are_as_small_as_its_limits_say() {
+    let limits = "[tenants.u]\nsenders = [\"*\"]\n[delivery.limits]\nrecipients_per_transaction = 50\n\
+                  [[limit]]\ntenant = \"t\"\nrecipients_per_transaction = 20\n\
+                  [[limit]]\ntenant = \"t\"\nsite = \"*\"\nrecipients_per_transaction = 10\n";
+    let (world, store) = (
+        Rc::new(world(hosts(&[(10, 0)]), &[Host::Takes])),
+        MemoryStore::new(),
+    );
+    live(&world, &store, START, limits, async |relay| {
+        for tenant in ["t", "u"] {
+            let recipients: Vec<_> = (0..100)
+                .map(|number| format!("{tenant}{number}@to.test"))
+                .collect();
+            let recipients: Vec<_> = recipients.iter().map(String::as_str).collect();
+            relay.take_in_one((tenant, "bulk"), &recipients).await;
+        }
+        sleep(MINUTE).await;
+    });
+    for (tenant, most) in [("t", 10), ("u", 50)] {
+        let taken = world.taken.borrow();
+        let of_tenant = taken.iter().filter(|(_, _, to)| to[0].starts_with(tenant));
+        let counts: Vec<_> = of_tenant.map(|(_, _, to)| to.len()).collect();
+        assert_eq!(counts, vec![most; 100 / most], "{tenant}");
+    }
+}
+
 /// What was refused at the greeting was no message to the peer.
 #[test]
 fn mail_of_which_nothing_was_said_is_none_of_its_limits_messages() {

@@ -687,7 +687,8 @@ impl Shard {
     /// What holds a queue's mail in a lane, at the first gate that does.
     pub(super) fn held_at_gate(&self, lane: LaneId, name: &QueueName, now: Timestamp) -> Option<Waits> {
         let at = self.lanes.get(lane)?;
-        let of_tenant = at.gates_of(&name.tenant).cloned().unwrap_or_default();
+        let of_tenant = at.of_tenant(&name.tenant).ok();
+        let of_tenant = of_tenant.map_or(&[][..], |of| &of.gates);
         let needs_connection = at.idle.is_empty();
         of_tenant.iter().chain(at.gates.iter()).find_map(|&gate| {
             let gate = self.gates.get(gate)?;

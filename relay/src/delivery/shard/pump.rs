@@ -120,6 +120,7 @@ impl Shard {
                             unit,
                         },
                         message,
+                        recipients: self.recipients_of(lane, id),
                     };
                     self.lanes[lane].turn.served();
                     let through = taken

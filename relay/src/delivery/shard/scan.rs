@@ -337,7 +337,7 @@ impl Shard {
             && active.agenda.claim_at(place(&unit))
         {
             self.endings += 1;
-            let job = Job { unit, message: None };
+            let job = Job::stored(unit);
             self.effects.push(Effect::End {
                 lane: None,
                 job,
@@ -375,7 +375,7 @@ impl Shard {
             && active.agenda.claim_at(place(&unit))
         {
             self.endings += 1;
-            let job = Job { unit, message: None };
+            let job = Job::stored(unit);
             self.effects.push(Effect::End {
                 lane: None,
                 job,
