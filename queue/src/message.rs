@@ -10,7 +10,7 @@ use mail_core::{
 };
 
 use crate::names::{RouteGroup, UnitKey};
-use crate::records::{EventKind, Hop, Origin, Signature};
+use crate::records::{EventKind, Hop, Origin, Signature, Waiting};
 use crate::upload::Uploaded;
 
 /// A message to be kept.
@@ -205,8 +205,11 @@ pub struct Again {
     pub in_doubt: u32,
     /// This attempt was: the final dot was sent, and no reply came.
     pub doubtful: bool,
-    /// At least one.
+    /// Of whom the attempt says something.
     pub open: Vec<StillOpen>,
+    /// Those who wait on beside them, of whom there is nothing new to be told; at least one of both. The next attempt sees them in
+    /// this order, after the others.
+    pub others: Vec<Waiting>,
     /// To be used by the next attempt.
     pub signature: Option<Signature>,
     /// When the sender was told of the delay, now or before.

@@ -798,6 +798,7 @@ pub(crate) mod tests {
                     mailbox: who("two"),
                     reply: "450 4.2.0 later".into(),
                 }],
+                others: Vec::new(),
                 signature: None,
                 delay_told: None,
             }),

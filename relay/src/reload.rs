@@ -53,11 +53,13 @@ const AT_START_ONLY: [&str; 7] = [
 ];
 
 /// Where a change means that next hops are to be met anew.
-const OF_CONNECTIONS: [&str; 9] = [
+const OF_CONNECTIONS: [&str; 10] = [
     "hostname",
     "bounce_",
     "delivery.",
     "destination",
+    // Of a [[limit]] messages a connection, and recipients a transaction.
+    "limit[",
     "provider",
     "smart_host",
     "source",

@@ -39,7 +39,10 @@ fn take(stream: TcpStream, tell: &mpsc::Sender<Vec<String>>) {
     while let Some(line) = lines.next() {
         let reply: &[u8] = match line.get(..4).unwrap_or_default() {
             "QUIT" => return,
-            "EHLO" => b"250-hop\r\n250 AUTH PLAIN\r\n",
+            "EHLO" => {
+                got.push(line);
+                b"250-hop\r\n250 AUTH PLAIN\r\n"
+            }
             "AUTH" => {
                 got.push(line);
                 b"235 welcome\r\n"
@@ -334,6 +337,41 @@ fn queued_mail_follows_its_smart_host() {
         second.iter().any(|line| line == "RCPT TO:<z@there.test>"),
         "{second:?}"
     );
+}
+
+/// Promise 5: what single connections may carry is limited for those, too, that are open.
+#[test]
+fn a_limit_of_connections_that_comes_with_a_reload_holds_for_open_ones() {
+    let (address, got) = next_hop();
+    let one = hop(address).replace("hosts = [", "limits = { connections = 1 }\nhosts = [");
+    let plain = format!("{LISTENER}{one}");
+    let relay = Relay::start(&plain);
+    let send = |recipients: &[&str]| {
+        let mut client = relay.client();
+        assert_eq!(&client.say("MAIL FROM:<x@from.test>")[..3], "250");
+        for to in recipients {
+            assert_eq!(&client.say(&format!("RCPT TO:<{to}@there.test>"))[..3], "250");
+        }
+        client.say("DATA");
+        assert_eq!(&client.say("Subject: hi\r\n\r\nhello\r\n.")[..3], "250");
+    };
+    let got = || got.recv_timeout(PATIENCE).unwrap();
+    let count = |lines: &[String], verb: &str| lines.iter().filter(|line| line.starts_with(verb)).count();
+    for (to, connections) in [("a", 1), ("b", 0)] {
+        send(&[to]);
+        assert_eq!(count(&got(), "EHLO"), connections, "{to}");
+    }
+    let limited = |what: &str| format!("{plain}[[limit]]\nsite = \"*\"\n{what} = 1\n");
+    relay.reload(&limited("recipients_per_transaction")).unwrap();
+    send(&["c", "d"]);
+    for _ in 0..2 {
+        assert_eq!(count(&got(), "RCPT"), 1);
+    }
+    relay.reload(&limited("messages_per_connection")).unwrap();
+    for to in ["e", "f"] {
+        send(&[to]);
+        assert_eq!(count(&got(), "EHLO"), 1, "{to}");
+    }
 }
 
 /// A certificate is replaced as Kubernetes does it: a symbolic link on its path names another folder.

@@ -57,9 +57,11 @@ const PREFIX: &str = "Received: by relay.test\r\n";
 /// How late an end may be where nothing keeps it.
 const LATE: Duration = Duration::from_secs(5);
 
-/// By destination.
+/// By destination; a message is a transaction.
 const CONNECTIONS: usize = 2;
 const A_MINUTE: usize = 12;
+const A_CONNECTION: usize = 3;
+const RECIPIENTS: usize = 2;
 
 /// All worlds', which is made once: it reads the system's certificate authorities. No handshake here comes to its end, so no world learns
 /// of another by it.
@@ -123,8 +125,14 @@ impl Run {
 
     fn message(&self) -> (NewMessage, Sent) {
         let (number, now) = (self.sent.len(), self.clock.now());
-        let recipients: Vec<String> = (0..1 + self.random.below(4))
-            .map(|each| format!("r{number}x{each}@{}", DOMAINS[self.random.below(DOMAINS.len())]))
+        // Some are for many at one domain, who take several transactions.
+        let list = (self.random.below(4) == 0).then(|| self.random.below(DOMAINS.len()));
+        let most = if list.is_some() { 8 } else { 4 };
+        let recipients: Vec<String> = (0..1 + self.random.below(most))
+            .map(|each| {
+                let domain = list.unwrap_or_else(|| self.random.below(DOMAINS.len()));
+                format!("r{number}x{each}@{}", DOMAINS[domain])
+            })
             .collect();
         let from = (self.random.below(5) > 0).then(|| format!("s{number}@back.test"));
         let sent = Sent {
@@ -532,6 +540,7 @@ fn settings() -> Arc<Settings> {
         "hostname = \"relay.test\"\n[store]\npath = \"q\"\n[tenants.t0]\nsenders = [\"*\"]\n\
          [[listener]]\nkind = \"trusted\"\naddress = \"127.0.0.1:0\"\nnetworks = [\"127.0.0.1/32\"]\ntenant = \"t0\"\n\
          [delivery.limits]\nconnections = {CONNECTIONS}\nmessages_per_second = 0.2\n\
+         messages_per_connection = {A_CONNECTION}\nrecipients_per_transaction = {RECIPIENTS}\n\
          [delivery.retry]\nfirst = \"1m\"\ncap = \"20m\"\n"
     );
     std::fs::write(&path, text).unwrap();

@@ -51,6 +51,8 @@ mod faulty;
 mod hammer;
 #[path = "simulation/holes.rs"]
 mod holes;
+#[path = "simulation/lists.rs"]
+mod lists;
 #[path = "simulation/names.rs"]
 mod names;
 #[path = "simulation/operator.rs"]
@@ -111,6 +113,11 @@ enum Host {
     Faulty(Fault, Phase, Duration),
     /// Of conversations that begin within so long after the start, so many in a hundred are reset somewhere.
     Shaky(usize, Duration),
+    /// Tells of LIMITS: so many recipients a transaction, so many transactions a connection. It says these words to addresses that begin
+    /// so.
+    Few(usize, usize, (&'static str, &'static str)),
+    /// Says 421 after each message.
+    Leaves,
 }
 
 /// A message as a host has it: when, where, and for whom.
@@ -273,14 +280,23 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
         }
         match line.get(..4).unwrap_or_default() {
             "MAIL" if world.is_crowded(number, 1) => return adapt::too_many(&mut peer).await,
-            "EHLO" => say(&mut peer, "250-hN\r\n250-PIPELINING\r\n250 8BITMIME").await?,
+            "EHLO" => {
+                say(&mut peer, "250-hN\r\n250-PIPELINING").await?;
+                if let Host::Few(recipients, messages, _) = host {
+                    let limits = format!("250-LIMITS RCPTMAX={recipients} MAILMAX={messages}");
+                    say(&mut peer, &limits).await?;
+                }
+                say(&mut peer, "250 8BITMIME").await?;
+            }
             "RCPT" => match host {
                 Host::Rcpt(words) => say(&mut peer, words).await?,
                 Host::RcptAfter(wait, words) => {
                     sleep(wait).await;
                     say(&mut peer, words).await?;
                 }
-                Host::Picky(begin, words) if line.contains(&format!("<{begin}")) => {
+                Host::Picky(begin, words) | Host::Few(_, _, (begin, words))
+                    if line.contains(&format!("<{begin}")) =>
+                {
                     say(&mut peer, words).await?
                 }
                 _ => {
@@ -316,6 +332,9 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
                     return Ok(());
                 }
                 say(&mut peer, "250 kept").await?;
+                if host == Host::Leaves {
+                    return say(&mut peer, "421 4.3.2 come again").await;
+                }
             }
             "QUIT" => return say(&mut peer, "221 bye").await,
             _ => say(&mut peer, "250 ok").await?,
@@ -375,19 +394,24 @@ impl Running {
     }
 
     /// As [`Self::take_in`], of this tenant and stream.
-    async fn take_in_as(&self, (tenant, stream): (&str, &str), recipients: &[&str]) {
+    async fn take_in_as(&self, of: (&str, &str), recipients: &[&str]) {
         for recipient in recipients {
-            let number = self.taken_in.get();
-            self.taken_in.set(number + 1);
-            let message = NewMessage {
-                tenant: tenant.into(),
-                stream: stream.into(),
-                ..message(number, recipient, &self.routing, self.since)
-            };
-            let message = Arc::new(message);
-            let kept = self.queue.accept(message).await.unwrap();
-            self.doors.tell(&kept.units, None).await;
+            self.take_in_one(of, &[recipient]).await;
         }
+    }
+
+    /// One message for all of them.
+    async fn take_in_one(&self, (tenant, stream): (&str, &str), recipients: &[&str]) {
+        let number = self.taken_in.get();
+        self.taken_in.set(number + 1);
+        let message = NewMessage {
+            tenant: tenant.into(),
+            stream: stream.into(),
+            ..message_to(number, recipients, &self.routing, self.since)
+        };
+        let message = Arc::new(message);
+        let kept = self.queue.accept(message).await.unwrap();
+        self.doors.tell(&kept.units, None).await;
     }
 }
 
@@ -456,15 +480,23 @@ fn live(
     queue
 }
 
-/// Placed by the rules; what is for `lost.test` goes by a way that is not configured.
 fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> NewMessage {
-    let mut recipient = Recipient::new(recipient.parse().unwrap());
-    // Of these the sender wants to hear of delays, too.
-    recipient.notify = (recipient.mailbox.local() == "tell").then_some(Notify::On {
-        success: false,
-        failure: true,
-        delay: true,
-    });
+    message_to(number, &[recipient], routing, now)
+}
+
+/// Placed by the rules; what is for `lost.test` goes by a way that is not configured.
+fn message_to(number: u16, recipients: &[&str], routing: &Routing, now: Timestamp) -> NewMessage {
+    let recipient = |address: &&str| {
+        let mut recipient = Recipient::new(address.parse().unwrap());
+        // Of these the sender wants to hear of delays, too.
+        recipient.notify = (recipient.mailbox.local() == "tell").then_some(Notify::On {
+            success: false,
+            failure: true,
+            delay: true,
+        });
+        recipient
+    };
+    let recipients: Vec<_> = recipients.iter().map(recipient).collect();
     let reverse_path = ReversePath::Mailbox("sender@back.test".parse().unwrap());
     let mut random = [0; 10];
     random[8..].copy_from_slice(&number.to_be_bytes());
@@ -473,7 +505,7 @@ fn message(number: u16, recipient: &str, routing: &Routing, now: Timestamp) -> N
         stream: Some("transactional"),
         reverse_path: &reverse_path,
     };
-    let mut units = routing.place(sender, &[recipient]).due(now);
+    let mut units = routing.place(sender, &recipients).due(now);
     for unit in units
         .iter_mut()
         .filter(|unit| unit.domain.as_str() == "lost.test")

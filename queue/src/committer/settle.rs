@@ -51,6 +51,7 @@ impl Committer {
                             recipient: open.recipient,
                             reply: open.reply.clone(),
                         })
+                        .chain(again.others.iter().cloned())
                         .collect(),
                     signature: again.signature.clone(),
                     delay_told: again.delay_told,

@@ -81,6 +81,7 @@ pub fn defer(unit: UnitKey, due: Timestamp) -> Settle {
         in_doubt: 0,
         doubtful: false,
         open: vec![open],
+        others: Vec::new(),
         signature: None,
         delay_told: None,
     };

@@ -187,10 +187,6 @@ pub(super) fn limits(
                 "messages_per_connection",
                 limits.messages_per_connection.is_some(),
             ),
-            (
-                "recipients_per_transaction",
-                limits.recipients_per_transaction.is_some(),
-            ),
         ];
         for (name, is_set) in of_connections {
             if key[2] != Part::All && is_set {

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mail_core::{Domain, Recipient, Timestamp};
 use queue::{Hop, NewMessage, Queue, UnitKey, Waiting};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -30,7 +30,7 @@ use crate::submission::rates::Rates;
 use crate::world::{Clock, DnsError, Net, Random};
 
 use guard::Stumbles;
-use record::past;
+use record::{past, waits_on};
 
 use super::attempt::{self, Attempt, Load, OpenRecipient};
 use super::client_tls::ClientTls;
@@ -43,7 +43,7 @@ use super::lane::{ConnectionId, Hosts, Plan};
 use super::metrics::Metrics;
 use super::notify::Peer;
 use super::route::{self, Route};
-use super::settle::{Outcome, Verdict};
+use super::settle::{Outcome, Outcomes, Rest, Verdict};
 use super::shard::{Effect, Ending, Heard, Hour, Job, LaneId, Settled, Shard};
 use super::smart_host;
 
@@ -143,8 +143,12 @@ enum Event {
     LaneWorks(LaneId),
     Opened(LaneId, ConnectionId),
     GotThrough(LaneId),
+    /// Whether a unit that is sent over this connection may begin one more transaction.
+    MayGoOn(LaneId, ConnectionId, UnitKey, oneshot::Sender<bool>),
     Heard(LaneId, Box<Heard>),
     Settled(UnitKey, Settled),
+    /// What becomes of the unit does so without a word to a peer.
+    NothingSaid(UnitKey),
     Ended(Option<LaneId>),
     Reported(Vec<UnitKey>),
 }
@@ -249,8 +253,13 @@ fn take(shard: &mut Shard, wires: &mut Wires, event: Event, now: Timestamp) {
         Event::LaneWorks(lane) => shard.lane_works(lane, now),
         Event::Opened(lane, connection) => shard.connection_opened(lane, connection, now),
         Event::GotThrough(lane) => shard.got_through(lane, now),
+        Event::MayGoOn(lane, connection, unit, say) => {
+            // Who has gone has nothing to send.
+            let _ = say.send(shard.may_go_on(lane, connection, &unit, now));
+        }
         Event::Heard(lane, heard) => shard.heard(lane, &heard, now),
         Event::Settled(unit, settled) => shard.settled(&unit, settled, now),
+        Event::NothingSaid(unit) => shard.nothing_said(&unit, now),
         Event::Ended(lane) => shard.ended(lane, now),
         Event::Reported(units) => shard.hear(Word::Accepted(Accepted::stored(units)), now),
     }
@@ -443,6 +452,7 @@ impl<N: Net> Courier<N> {
                             host,
                             ..Hop::default()
                         };
+                        self.tell(Event::NothingSaid(first.unit));
                         self.refuse(first, cause, hop).await;
                     }
                     None => {
@@ -474,15 +484,17 @@ impl<N: Net> Courier<N> {
             return;
         };
         let mut job = first;
-        let mut messages = 0;
+        let mut left = messages_per_connection;
         loop {
-            let work = self.deliver(lane, &mut connection, &job, recipients_per_transaction, terms);
-            if self.guarded(job.unit, work).await.is_none() {
+            let recipients = job.recipients.unwrap_or(usize::MAX);
+            let most = (recipients_per_transaction.min(recipients), left);
+            let work = self.deliver((lane, id), &mut connection, &job, most, terms);
+            let Some(messages) = self.guarded(job.unit, work).await else {
                 // Where the conversation stands, nobody knows.
                 return;
-            }
-            messages += 1;
-            if !connection.is_usable() || messages >= messages_per_connection {
+            };
+            left = left.saturating_sub(messages);
+            if !connection.is_usable() || left == 0 {
                 break;
             }
             self.tell(Event::Free(lane, id));
@@ -500,29 +512,34 @@ impl<N: Net> Courier<N> {
         connection.quit().await;
     }
 
-    /// One unit over one connection, and its record.
+    /// One unit over one connection, as far as it gets, and its record. `most`: recipients a transaction, and transactions. How many
+    /// there were.
     async fn deliver(
         self: &Rc<Self>,
-        lane: LaneId,
+        (lane, id): (LaneId, ConnectionId),
         connection: &mut Connection<N::Stream>,
         job: &Job,
-        most: usize,
+        (recipients, transactions): (usize, u32),
         terms: &Terms,
-    ) {
+    ) -> u32 {
         let Some(mut prepared) = self.prepare(job).await else {
-            return;
+            return 0;
         };
         if prepared.eight_bit && !connection.takes_eight_bit() && self.parts.settings.delivery.convert_to_7bit
         {
             let (id, now) = (job.unit.id, self.parts.clock.now());
             prepared = match self.parts.preparer.seven_bit(id, prepared, now).await {
                 Ok(converted) => converted,
-                Err(error) => return self.not_prepared(job, &error).await,
+                Err(error) => {
+                    self.not_prepared(job, &error).await;
+                    return 0;
+                }
             };
         }
         let mut load = load(&prepared, job.unit.unit);
         let reader = |rest| self.parts.preparer.reader(rest);
         load.rest = prepared.rest.clone().map(reader);
+        let tried = load.take_tried();
         if !load
             .recipients
             .iter()
@@ -530,29 +547,40 @@ impl<N: Net> Courier<N> {
         {
             // Another connection may; over this one its lane would only send it again.
             connection.leave();
-            return self.tell(Event::Settled(job.unit, Settled::Untouched));
+            self.tell(Event::Settled(job.unit, Settled::Untouched));
+            return 0;
         }
         tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "on the wire");
         let (begun, begun_at) = (tokio::time::Instant::now(), self.parts.clock.now());
         self.memory.stumbles.goes_out(&job.unit);
-        let Attempt {
-            mut outcomes,
-            stages,
-            works,
-            stale,
-        } = attempt::run(connection, &load, most, self.parts.clock.now()).await;
-        if stale {
+        let may_go_on = async |so_far| so_far < transactions && self.may_go_on(lane, id, job.unit).await;
+        let mut attempt =
+            attempt::run(connection, &load, recipients, may_go_on, self.parts.clock.now()).await;
+        if attempt.stale {
             self.memory.stumbles.came_back(&job.unit);
             tracing::debug!(id = %job.unit.id, unit = job.unit.unit, host = connection.host(), "hung up between messages");
-            return self.tell(Event::Settled(job.unit, Settled::Untouched));
+            self.tell(Event::Settled(job.unit, Settled::Untouched));
+            return 0;
         }
         let took = begun.elapsed();
         self.parts.metrics.transaction.observe(took.as_secs_f64());
         let unwelcome = match terms.chosen {
-            true => smart_host::unwelcome(&mut outcomes),
+            true => smart_host::unwelcome(&mut attempt.outcomes),
             false => None,
         };
-        judge::decide(&mut outcomes, &self.parts.settings.delivery.shaping);
+        judge::decide(&mut attempt.outcomes, &self.parts.settings.delivery.shaping);
+        if !attempt.goes_on() {
+            attempt.give_up(connection.host());
+        }
+        let Attempt {
+            mut outcomes,
+            stages,
+            untried,
+            transactions,
+            through,
+            works,
+            ..
+        } = attempt;
         judge::class(&mut outcomes, &self.parts.settings.delivery.shaping);
         if let Some(source) = &terms.source {
             self.parts.metrics.outcomes(&source.name, &outcomes);
@@ -572,13 +600,16 @@ impl<N: Net> Courier<N> {
                 .map_or_else(String::new, |outcome| outcome.reply.clone());
             self.tell(Event::LaneFailed(lane, cause, taught));
         }
-        let delivered = |outcome: &Outcome| matches!(outcome.verdict, Verdict::Delivered);
-        if outcomes.iter().any(delivered) {
+        for _ in 0..through {
             self.tell(Event::GotThrough(lane));
         }
         let again_after = self.pass_on(lane, job.unit, lesson, begun_at);
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self.end_if_over(&prepared, &mut outcomes);
+        let outcomes = Outcomes {
+            each: outcomes,
+            rest: Rest { untried, tried },
+        };
         self.record(
             job.unit,
             &prepared,
@@ -597,6 +628,14 @@ impl<N: Net> Courier<N> {
         )
         .await;
         self.memory.stumbles.came_back(&job.unit);
+        transactions
+    }
+
+    /// Whether limits allow a unit on the wire one more transaction. It is counted then.
+    async fn may_go_on(&self, lane: LaneId, connection: ConnectionId, unit: UnitKey) -> bool {
+        let (say, heard) = oneshot::channel();
+        self.tell(Event::MayGoOn(lane, connection, unit, say));
+        heard.await.unwrap_or(false)
     }
 
     /// What was put off ends where its time was up meanwhile. Not what is in doubt, which is recorded as such first.
@@ -638,13 +677,9 @@ impl<N: Net> Courier<N> {
         let outcomes: Vec<_> = load(prepared, unit.unit)
             .recipients
             .into_iter()
-            .map(|open| Outcome {
-                recipient: open.index,
-                mailbox: open.to.mailbox,
-                verdict: Verdict::Later,
-                reply: open.last_reply.unwrap_or_else(|| cause.clone()),
-                host: None,
-                class: None,
+            .map(|mut open| {
+                open.last_reply.get_or_insert_with(|| cause.clone());
+                waits_on(open)
             })
             .collect();
         let (mut settle, mut told) = self.settlement(unit, prepared, outcomes, None, Peer::default());
@@ -681,7 +716,7 @@ impl<N: Net> Courier<N> {
                 host: Some(hop.host.clone()),
                 class: None,
             });
-        let outcomes = outcomes.collect();
+        let outcomes: Vec<_> = outcomes.collect();
         self.record(job.unit, &prepared, outcomes, Some(hop), (Peer::default(), None))
             .await;
     }

@@ -273,6 +273,15 @@ pub struct Rest {
     pub cause: String,
 }
 
+/// What limits one tenant's mail in a lane beside the lane's own limits.
+#[derive(Clone, Debug)]
+pub struct OfTenant {
+    /// As the shard numbers them.
+    pub gates: Rc<[GateId]>,
+    /// RCPTs a transaction.
+    pub recipients: Option<usize>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Lane {
@@ -289,7 +298,7 @@ pub struct Lane {
     /// What limits it beside others, as the shard numbers it.
     pub gates: Rc<[GateId]>,
     /// The same for the mail of one tenant, as far as it was asked for; by name.
-    pub tenant_gates: Vec<(Arc<str>, Rc<[GateId]>)>,
+    pub tenants: Vec<(Arc<str>, OfTenant)>,
     /// The gate it waits at, for which queue.
     pub waits_at: Option<(GateId, What, QueueId)>,
     /// Connections at once, as configured.
@@ -348,7 +357,7 @@ impl Lane {
             plan: Rc::new(plan),
             limiter: Limiter::new(rule.limits.messages_per_second, now),
             gates: Rc::default(),
-            tenant_gates: Vec::new(),
+            tenants: Vec::new(),
             waits_at: None,
             max_connections: rule.limits.connections,
             rate: rule.limits.messages_per_second,
@@ -386,11 +395,11 @@ impl Lane {
     }
 
     /// What limits the mail of one tenant: its place where nobody has asked for it yet.
-    pub fn gates_of(&self, tenant: &str) -> Result<&Rc<[GateId]>, usize> {
+    pub fn of_tenant(&self, tenant: &str) -> Result<&OfTenant, usize> {
         let at = self
-            .tenant_gates
+            .tenants
             .binary_search_by(|(known, _)| (**known).cmp(tenant))?;
-        Ok(&self.tenant_gates[at].1)
+        Ok(&self.tenants[at].1)
     }
 
     /// Whether mail of a stream may be sent beside what is on the wire, so that others keep their part.

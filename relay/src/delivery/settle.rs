@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_core::{Mailbox, Timestamp};
-use queue::{Again, Backoff, End, Fate, Hop, NewMessage, Settle, StillOpen, UnitKey};
+use queue::{Again, Backoff, End, Fate, Hop, NewMessage, Settle, StillOpen, UnitKey, Waiting};
 
 use crate::report::Cause;
 use crate::shaping::classes::ClassId;
+
+use super::attempt::OpenRecipient;
 
 /// What an attempt, or a decision of ours, says of one recipient.
 #[derive(Clone, Debug)]
@@ -24,6 +26,48 @@ pub struct Outcome {
     pub host: Option<String>,
     /// What it means, where it is no success; see [`super::judge`].
     pub class: Option<ClassId>,
+}
+
+/// What is said of a unit's recipients.
+#[derive(Clone, Debug, Default)]
+pub struct Outcomes {
+    /// One for each of whom something is.
+    pub each: Vec<Outcome>,
+    /// The others.
+    pub rest: Rest,
+}
+
+impl From<Vec<Outcome>> for Outcomes {
+    /// Of all of them.
+    fn from(each: Vec<Outcome>) -> Self {
+        let rest = Rest::default();
+        Self { each, rest }
+    }
+}
+
+/// Recipients of whom a part of an attempt says nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Rest {
+    /// Nobody was asked about them yet in this attempt: it goes on with them at once.
+    pub untried: Vec<OpenRecipient>,
+    /// A part of it before has tried them; they wait for the next attempt.
+    pub tried: Vec<OpenRecipient>,
+}
+
+impl Rest {
+    fn waiting(&self) -> Vec<Waiting> {
+        // Who has not been asked about is told by that there is no reply.
+        let untried = self.untried.iter().map(|open| (open.index, None));
+        let tried = self
+            .tried
+            .iter()
+            .map(|open| (open.index, open.last_reply.as_ref()));
+        let waiting = |(recipient, reply): (u16, Option<&String>)| Waiting {
+            recipient,
+            reply: reply.cloned().unwrap_or_default(),
+        };
+        untried.chain(tried).map(waiting).collect()
+    }
 }
 
 /// What becomes of the recipient.
@@ -85,16 +129,17 @@ impl Past {
     }
 }
 
-/// Makes the record of an attempt. `reports` tell the sender of it.
+/// Makes the record of an attempt, or of a part of it that others follow. `reports` tell the sender of it.
 pub fn settle(
     unit: UnitKey,
     past: Past,
-    outcomes: &[Outcome],
+    outcomes: &Outcomes,
     hop: Option<Hop>,
     reports: Vec<Arc<NewMessage>>,
     retry: (&Backoff, f64),
     now: Timestamp,
 ) -> Settle {
+    let Outcomes { each: outcomes, rest } = outcomes;
     let ends = outcomes.iter().filter_map(end).collect();
     let open: Vec<_> = outcomes
         .iter()
@@ -104,14 +149,23 @@ pub fn settle(
     let doubtful = outcomes
         .iter()
         .any(|outcome| matches!(outcome.verdict, Verdict::InDoubt));
-    let attempts = past.attempts + 1;
+    let goes_on = !rest.untried.is_empty();
+    let attempts = past.attempts + u32::from(!goes_on);
     let (backoff, chance) = retry;
-    let again = (!open.is_empty()).then(|| Again {
-        due: (now + backoff.delay(attempts, chance)).min(past.last_chance(now)),
+    let due = match goes_on {
+        // Never as before, so that what was written is told from what was not.
+        true if now == unit.due => now + Duration::from_millis(1),
+        true => now,
+        false => (now + backoff.delay(attempts, chance)).min(past.last_chance(now)),
+    };
+    let others = rest.waiting();
+    let again = (!open.is_empty() || !others.is_empty()).then(|| Again {
+        due,
         attempts,
         in_doubt: past.in_doubt + u32::from(doubtful),
         doubtful,
         open,
+        others,
         signature: None,
         delay_told: past.delay_told,
     });
@@ -210,7 +264,8 @@ mod tests {
             return_at,
             delay_told: None,
         };
-        settle(unit, past, outcomes, hop, Vec::new(), (&RETRY, 0.5), NOW)
+        let outcomes = outcomes.to_vec().into();
+        settle(unit, past, &outcomes, hop, Vec::new(), (&RETRY, 0.5), NOW)
     }
 
     #[test]

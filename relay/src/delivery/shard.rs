@@ -111,6 +111,19 @@ pub struct Job {
     pub unit: UnitKey,
     /// The message, where it is still in memory.
     pub message: Option<Arc<Kept>>,
+    /// RCPTs a transaction, where it has fewer than others of its lane.
+    pub recipients: Option<usize>,
+}
+
+impl Job {
+    /// One that is read from the store.
+    fn stored(unit: UnitKey) -> Self {
+        Self {
+            unit,
+            message: None,
+            recipients: None,
+        }
+    }
 }
 
 /// How a unit ends that no peer is asked about.

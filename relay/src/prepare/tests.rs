@@ -138,6 +138,7 @@ async fn a_kept_signature_is_used_until_a_key_changes() {
                 mailbox: "a@ok.test".parse().unwrap(),
                 reply: "450 later".into(),
             }],
+            others: Vec::new(),
             signature: first.signature.clone(),
             delay_told: None,
         }),

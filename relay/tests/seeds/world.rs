@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::books::Books;
 use super::operator::Suspended;
-use super::{A_MINUTE, CONNECTIONS, MINUTE};
+use super::{A_CONNECTION, A_MINUTE, CONNECTIONS, MINUTE, RECIPIENTS};
 
 /// Hosts by site: whatever goes to the hosts of one entry shares a lane.
 pub const SITES: [&[usize]; 6] = [&[0, 1], &[2], &[3, 4], &[5], &[DEAD], &[REPORTS]];
@@ -308,6 +308,7 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
         Step::Silence => return silence().await,
     }
     let (mut open, mut to) = (false, Vec::new());
+    let (mut mails, mut rcpts) = (0, 0);
     loop {
         let Some(line) = peer.line().await? else {
             return Ok(());
@@ -318,9 +319,19 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
             "MAIL" => {
                 world.mail(site(number));
                 (open, to) = (false, Vec::new());
+                (mails, rcpts) = (mails + 1, 0);
+                if mails > A_CONNECTION {
+                    world.wrong(format!("h{number}: {mails} transactions over one connection"));
+                }
                 &["421 later", "451 4.3.0 later"]
             }
-            "RCPT" => &["450 4.2.1 later", "550 5.1.1 unknown", "452 4.5.3 too many"],
+            "RCPT" => {
+                rcpts += 1;
+                if rcpts > RECIPIENTS {
+                    world.wrong(format!("h{number}: {rcpts} recipients in one transaction"));
+                }
+                &["450 4.2.1 later", "550 5.1.1 unknown", "452 4.5.3 too many"]
+            }
             "DATA" => &["451 4.3.0 later", "554 5.7.1 no"],
             _ => &["421 later"],
         };

@@ -24,6 +24,15 @@ fn flip(store: &MemoryStore, family: Family, prefix: &[u8]) {
 
 /// Two messages for hosts that are down for a while; then the first one's record in `family` is damaged, and they are up.
 fn damaged(family: Family, then: impl AsyncFnOnce(&Running, &MemoryStore, MessageId)) -> (Rc<World>, Queue) {
+    damaged_under(family, "", then)
+}
+
+/// The same, with these limits once they are up.
+fn damaged_under(
+    family: Family,
+    limits: &str,
+    then: impl AsyncFnOnce(&Running, &MemoryStore, MessageId),
+) -> (Rc<World>, Queue) {
     let (down, store) = (
         Rc::new(world(hosts(&[(1, 1)]), &[Host::Takes, Host::Rcpt("450 later")])),
         MemoryStore::new(),
@@ -41,7 +50,7 @@ fn damaged(family: Family, then: impl AsyncFnOnce(&Running, &MemoryStore, Messag
         .unwrap();
     flip(&store, family, id.as_bytes());
     let up = Rc::new(world(hosts(&[(1, 1)]), &[]));
-    let queue = live(&up, &store, START + MINUTE, "", async |relay| {
+    let queue = live(&up, &store, START + MINUTE, limits, async |relay| {
         then(relay, &store, id).await
     });
     (up, queue)
@@ -62,6 +71,16 @@ fn where_set_aside(id: MessageId) -> Selector {
         set_aside: true,
         ..Selector::default()
     }
+}
+
+#[test]
+fn what_is_set_aside_is_no_message_of_its_limits() {
+    let limits = "[[limit]]\nsite = \"*\"\nmessages_per_minute = 1\n";
+    damaged_under(Family::Body, limits, async |relay, _, _| {
+        sleep(MINUTE / 2).await;
+        assert_eq!(listed(relay).await.messages.len(), 1);
+        assert_eq!(delivered(&relay.world), ["x@to.test"]);
+    });
 }
 
 /// Promises 9 and 10.

@@ -249,6 +249,7 @@ async fn a_deferral_that_was_written_after_all_is_told_as_such() {
             in_doubt: 0,
             doubtful: false,
             open: Vec::new(),
+            others: Vec::new(),
             signature: None,
             delay_told: None,
         };

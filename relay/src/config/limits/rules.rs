@@ -46,6 +46,8 @@ pub struct LimitRules {
     rules: BTreeMap<Key, Table>,
     /// Whether any is of single connections or transactions.
     of_transfers: bool,
+    /// The same of tenants: whether any is of their transactions.
+    of_tenants_transfers: bool,
     /// Whether any is of octets in flight.
     of_bytes: bool,
     /// The parts that rules name, without repetition: at most ten.
@@ -313,14 +315,27 @@ impl LimitRules {
         (messages.min(), recipients.min())
     }
 
+    /// The fewest recipients a transaction that limits about its tenant have for mail.
+    pub fn recipients_of_tenant(&self, mail: &Mail, now: Timestamp) -> Option<u64> {
+        if !self.of_tenants_transfers {
+            return None;
+        }
+        let all = self.of(mail, true, now);
+        all.iter()
+            .filter_map(|(_, limits)| limits.recipients_per_transaction)
+            .min()
+    }
+
     /// False: there is one about the same already.
     pub(super) fn add(&mut self, number: usize, key: Key, limits: ScopeLimits) -> bool {
         let axes = key.each_ref().map(|part| *part != Part::All);
         if !self.axes.contains(&axes) {
             self.axes.push(axes);
         }
-        self.of_transfers |=
+        let of_transfers =
             limits.messages_per_connection.is_some() || limits.recipients_per_transaction.is_some();
+        self.of_transfers |= of_transfers;
+        self.of_tenants_transfers |= of_transfers && key[2] != Part::All;
         self.of_bytes |= limits.bytes_in_flight.is_some();
         self.rules.insert(key, Table { number, limits }).is_none()
     }

@@ -367,6 +367,7 @@ fn a_recipient_that_has_ended_is_none() {
                 attempts: 1,
                 in_doubt: 0,
                 doubtful: false,
+                others: Vec::new(),
                 open: vec![StillOpen {
                     recipient: 1,
                     mailbox: "b@d.test".parse().unwrap(),

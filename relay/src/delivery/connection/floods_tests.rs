@@ -350,11 +350,23 @@ fn a_unit_of_many_recipients_is_not_held_for_days() {
             recipients: recipients.collect(),
         };
         let begun = Instant::now();
-        let attempt = attempt::run(&mut connection, &load, 100, mail_core::Timestamp(0)).await;
+        let at = mail_core::Timestamp(0);
+        let mut attempt = attempt::run(&mut connection, &load, 100, async |_| true, at).await;
         // The last transaction was begun within the hour.
         let took = begun.elapsed().as_secs();
         assert!((3_600..3_600 + 700).contains(&took), "{took}");
+        assert_eq!((attempt.transactions, attempt.through), (7, 7));
+        assert_eq!(
+            (attempt.cut, attempt.untried.len()),
+            (Some(attempt::Cut::Time), 193)
+        );
+        assert!(attempt.goes_on());
+        attempt.give_up("mx.test");
         assert_eq!((attempt.outcomes.len(), attempt.stages.len()), (200, 200));
+        assert!(
+            matches!(attempt.outcomes[0].verdict, Verdict::Later),
+            "they are first"
+        );
         let of = |verdict: fn(&Verdict) -> bool| {
             attempt
                 .outcomes

@@ -9,8 +9,9 @@ use queue::{Aside, CommitError, Fate, Hop, NewMessage, Settle, UnitKey};
 use tokio::task::spawn_local;
 
 use super::{Courier, Event, learn};
+use crate::delivery::attempt::OpenRecipient;
 use crate::delivery::notify::{self, Circumstances, Peer};
-use crate::delivery::settle::{self, Outcome, Past, Verdict};
+use crate::delivery::settle::{self, Outcome, Outcomes, Past, Verdict};
 use crate::delivery::shard::Settled;
 use crate::delivery::{backoff, judge};
 use crate::prepare::{Loaded, Prepared};
@@ -39,13 +40,16 @@ impl<N: Net> Courier<N> {
         self: &Rc<Self>,
         unit: UnitKey,
         prepared: &Prepared,
-        outcomes: Vec<Outcome>,
+        outcomes: impl Into<Outcomes>,
         hop: Option<Hop>,
         (peer, again_after): (Peer, Option<Duration>),
     ) {
         if crate::sabotage::is_on("send-twice") && self.parts.random.below(3) == 0 {
             return self.tell(Event::Settled(unit, Settled::Untouched));
         }
+        let outcomes = outcomes.into();
+        // Who asks for a time has had its turn.
+        let again_after = again_after.filter(|_| outcomes.rest.untried.is_empty());
         let (mut settle, told) = self.settlement(unit, prepared, outcomes, hop, peer);
         if let (Some(again), Some(after)) = (&mut settle.again, again_after) {
             // A due time that no wait of ours reaches would be taken for a mistake of the clock.
@@ -76,11 +80,12 @@ impl<N: Net> Courier<N> {
         &self,
         unit: UnitKey,
         prepared: &Prepared,
-        mut outcomes: Vec<Outcome>,
+        outcomes: impl Into<Outcomes>,
         hop: Option<Hop>,
         peer: Peer,
     ) -> (Settle, Told) {
-        judge::class(&mut outcomes, &self.parts.settings.delivery.shaping);
+        let mut outcomes: Outcomes = outcomes.into();
+        judge::class(&mut outcomes.each, &self.parts.settings.delivery.shaping);
         let now = self.parts.clock.now();
         let mut past = past(prepared);
         let (original, old) = (prepared.original(), now.since(released_at(prepared)));
@@ -92,13 +97,17 @@ impl<N: Net> Courier<N> {
         };
         let circumstances = Circumstances {
             now,
-            delay_due: past.delay_told.is_none() && is_late,
+            // Once it is known of each of them.
+            delay_due: past.delay_told.is_none() && is_late && outcomes.rest.untried.is_empty(),
             expires_at: past.expires_at,
             by: transfer.by,
             peer,
             shaping: &self.parts.settings.delivery.shaping,
         };
-        let notices = notify::notices(&outcomes, prepared.message.recipients(unit.unit), &circumstances);
+        let recipients = prepared.message.recipients(unit.unit);
+        let tried: Vec<_> = outcomes.rest.tried.iter().cloned().map(waits_on).collect();
+        let notices = [&outcomes.each, &tried].map(|of| notify::notices(of, recipients, &circumstances));
+        let notices = notices.concat();
         let (kinds, reports): (Vec<_>, Vec<_>) =
             self.reports_on(&original, &notices, now).into_iter().unzip();
         if kinds.contains(&Kind::Delayed) {
@@ -124,7 +133,7 @@ impl<N: Net> Courier<N> {
             attempt: settle.attempt,
             tag: prepared.message.tag().cloned(),
             source: source.filter(|source| !source.is_empty()),
-            outcomes,
+            outcomes: outcomes.each,
             kinds,
         };
         (settle, told)
@@ -280,6 +289,18 @@ impl<N: Net> Courier<N> {
                 tracing::warn!(%id, tag, recipient = %mailbox, host, source, attempt, class, reply, "in doubt");
             }
         }
+    }
+}
+
+/// One that has been told of waits for the next attempt still.
+pub(super) fn waits_on(open: OpenRecipient) -> Outcome {
+    Outcome {
+        recipient: open.index,
+        mailbox: open.to.mailbox,
+        verdict: Verdict::Later,
+        reply: open.last_reply.unwrap_or_default(),
+        host: None,
+        class: None,
     }
 }
 

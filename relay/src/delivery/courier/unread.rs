@@ -27,6 +27,7 @@ impl<N: Net> Courier<N> {
     /// it is set aside, so that neither it comes up again and again nor anything wrong is sent.
     pub(super) async fn not_prepared(self: &Rc<Self>, job: &Job, error: &PrepareError) {
         let unit = job.unit;
+        self.tell(Event::NothingSaid(unit));
         if matches!(error, PrepareError::Crowded) {
             tracing::warn!(id = %unit.id, "put off: too many large messages are being sent in 7-bit");
             return self.later(unit);

@@ -226,7 +226,7 @@ impl Budget {
                 None => **window = Window::spent(span, window.limit(), now),
                 Some(counts) => {
                     if let Some(counts) = &counts[number] {
-                        **window = Window::resumed(span, window.limit(), counts.clone(), now + COVERED[1]);
+                        **window = Window::resumed(span, window.limit(), counts.clone(), now);
                     }
                 }
             }
@@ -327,20 +327,41 @@ impl Budget {
     pub fn message(&mut self, shard: usize, asked: &Asked<'_>, now: Timestamp) -> Grant {
         let grant = self.admits(shard, asked, now);
         if grant == Grant::Granted {
-            if let Some(bucket) = &mut self.messages {
-                bucket.take();
-            }
-            self.windows.iter_mut().flatten().for_each(|window| window.take());
+            self.count(now);
             self.adopt_message(asked);
-            let covered = self.covered();
-            if let Some(ahead) = &mut self.ahead {
-                ahead.taken += 1;
-                // In time for those that come next.
-                let is_half_used = 2 * (ahead.covered - ahead.taken) <= ahead.covered - ahead.before;
-                ahead.wanted |= is_half_used || ahead.until <= now + covered / 2;
-            }
         }
         grant
+    }
+
+    /// Takes what one more transaction of a message on the wire needs, or false: there is nothing for it, or others stand in line. The
+    /// shard is not in the line for it. It is given back by [`Self::refund_further`].
+    pub fn further(&mut self, shard: usize, asked: &Asked<'_>, now: Timestamp) -> bool {
+        let is_own = self.is_own(asked, now);
+        let line = if is_own { &self.for_own } else { &self.for_message };
+        let may = line.is_turn_of(shard, now)
+            && self.refuses_rate(now).is_none()
+            && (is_own || self.keeps_from(asked.stream, 0, now).is_none());
+        if may {
+            self.count(now);
+            if let Some(reserved) = &mut self.reserved {
+                reserved.count(asked.stream);
+            }
+        }
+        may
+    }
+
+    fn count(&mut self, now: Timestamp) {
+        if let Some(bucket) = &mut self.messages {
+            bucket.take();
+        }
+        self.windows.iter_mut().flatten().for_each(|window| window.take());
+        let covered = self.covered();
+        if let Some(ahead) = &mut self.ahead {
+            ahead.taken += 1;
+            // In time for those that come next.
+            let is_half_used = 2 * (ahead.covered - ahead.taken) <= ahead.covered - ahead.before;
+            ahead.wanted |= is_half_used || ahead.until <= now + covered / 2;
+        }
     }
 
     /// A message is on the wire. Where it began before the limit was there, nothing else is taken for it.
@@ -394,6 +415,17 @@ impl Budget {
 
     /// The message was not sent after all.
     pub fn refund(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Told {
+        self.uncount(stream);
+        self.sent(stream, bytes, now)
+    }
+
+    /// There was no further transaction after all.
+    pub fn refund_further(&mut self, stream: &str, now: Timestamp) -> Told {
+        self.uncount(stream);
+        self.freed(now)
+    }
+
+    fn uncount(&mut self, stream: &str) {
         if let Some(reserved) = &mut self.reserved {
             reserved.refund(stream);
         }
@@ -407,7 +439,6 @@ impl Budget {
         if let Some(ahead) = &mut self.ahead {
             ahead.taken = ahead.taken.saturating_sub(1).max(ahead.before);
         }
-        self.sent(stream, bytes, now)
     }
 
     /// The message is sent, or lost. Who is to be told that there is room.
@@ -573,6 +604,25 @@ impl Budget {
         if crate::sabotage::is_on("no-rates") {
             return None;
         }
+        if let Some(refused) = self.refuses_rate(now) {
+            return Some(refused);
+        }
+        if self.of_tenant && self.connections.is_some_and(|most| self.sending >= most) {
+            return Some(Grant::WhenFreed {
+                held_by: "connections",
+            });
+        }
+        // One that is larger than all that may be in flight goes alone.
+        let full = |most| self.sending > 0 && self.in_flight + bytes > most;
+        self.bytes_in_flight
+            .is_some_and(full)
+            .then_some(Grant::WhenFreed {
+                held_by: "bytes_in_flight",
+            })
+    }
+
+    /// By what counts messages.
+    fn refuses_rate(&mut self, now: Timestamp) -> Option<Grant> {
         let not_before = |at, held_by| Some(Grant::NotBefore { at, held_by });
         if let Some(at) = self.messages.as_mut().and_then(|bucket| bucket.wait(now)) {
             return not_before(at, "messages_per_second");
@@ -588,18 +638,7 @@ impl Budget {
             ahead.wanted = true;
             return not_before(now + WRITTEN_IN, "counting");
         }
-        if self.of_tenant && self.connections.is_some_and(|most| self.sending >= most) {
-            return Some(Grant::WhenFreed {
-                held_by: "connections",
-            });
-        }
-        // One that is larger than all that may be in flight goes alone.
-        let full = |most| self.sending > 0 && self.in_flight + bytes > most;
-        self.bytes_in_flight
-            .is_some_and(full)
-            .then_some(Grant::WhenFreed {
-                held_by: "bytes_in_flight",
-            })
+        None
     }
 
     fn refuses_connection(&mut self, now: Timestamp) -> Option<Grant> {

@@ -498,4 +498,69 @@ mod tests {
         assert_eq!(record.at, later);
         assert_eq!(record.hour.unwrap().parts.iter().sum::<u64>(), 1);
     }
+
+    /// Memory has room for no more, and mail to one of them comes again while its minute is full.
+    #[tokio::test]
+    async fn a_full_minute_that_comes_back_from_disk_tells_when_it_goes_on() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let settings = crate::delivery::shard::test_settings("");
+        let limits = ScopeLimits {
+            messages_per_minute: Some(60),
+            ..ScopeLimits::default()
+        };
+        let scope = |number: usize| Scope {
+            site: Some(number.to_string().into()),
+            ..Scope::default()
+        };
+        let ledger = Ledger::default();
+        let budget =
+            |number, now| ledger.budget(&scope(number), (&limits, &settings.delivery.streams), &queue, now);
+        let asked = Asked {
+            stream: "bulk",
+            bytes: 0,
+        };
+        let send = async |budget: &Mutex<Budget>, now| {
+            let mut sent = 0;
+            loop {
+                let grant = budget.lock().message(0, &asked, now);
+                match grant {
+                    Grant::NotBefore { at, held_by } if held_by != "counting" => {
+                        assert!(at > now, "{at:?} at {now:?}");
+                        return sent;
+                    }
+                    Grant::Granted => {
+                        budget.lock().sent("bulk", 0, now);
+                        sent += 1;
+                    }
+                    _ => {}
+                }
+                ledger.hear(&scope(0), &mut budget.lock());
+                let wanted = ledger.wanted(now);
+                queue.keep_counts(in_order(&[], &wanted)).await.unwrap();
+                ledger.kept(&wanted, now);
+                // Two a second, so that something is over in each.
+                if sent == 2 {
+                    return sent;
+                }
+            }
+        };
+        let at = |second: u64| NOW + Duration::from_secs(second);
+        let first = budget(0, NOW);
+        for second in 0..75 {
+            send(&first, at(second)).await;
+        }
+        drop(first);
+        for number in 1..=MOST {
+            drop(budget(number, at(75)));
+        }
+        while !ledger.wanted(at(75)).is_empty() {}
+        ledger.tidy(at(75));
+        assert!(ledger.find(&scope(0)).is_none());
+        let back = budget(0, at(75));
+        let mut sent = 0;
+        for second in 75..150 {
+            sent += send(&back, at(second)).await;
+        }
+        assert!(sent >= 60, "{sent}");
+    }
 }

@@ -38,6 +38,11 @@ impl Limiter {
         Grant::Granted
     }
 
+    /// Whether it limits anything.
+    pub fn is_limited(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// When a token is there again and what limit holds it, if there is none now. Takes nothing.
     pub fn explain(&self, now: Timestamp) -> Option<(Timestamp, &'static str)> {
         let at = self.0.as_ref()?.explain(now)?;

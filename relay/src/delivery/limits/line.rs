@@ -117,6 +117,15 @@ impl Line {
         grant
     }
 
+    /// Whether nobody else is first.
+    pub(super) fn is_turn_of(&self, shard: usize, now: Timestamp) -> bool {
+        let mut waiting = self.0.iter();
+        let is_over = |waiting: &&InLine| waiting.until.is_some_and(|until| until < now);
+        waiting
+            .find(|waiting| !is_over(waiting))
+            .is_none_or(|first| first.shard == shard)
+    }
+
     /// There is room: who is first comes now.
     pub(super) fn freed(&mut self, now: Timestamp) -> Option<usize> {
         while self

@@ -187,11 +187,18 @@ impl Reserved {
 
     /// A message of a stream is sent.
     pub fn take(&mut self, stream: &str, bytes: u64) {
+        self.count(stream);
+        if let Some(own) = self.of(stream) {
+            own.sending += 1;
+            own.bytes += bytes;
+        }
+    }
+
+    /// One that is on the wire begins a further transaction.
+    pub fn count(&mut self, stream: &str) {
         self.paced.iter_mut().for_each(Window::take);
         if let Some(own) = self.of(stream) {
             own.windows.iter_mut().flatten().for_each(Window::take);
-            own.sending += 1;
-            own.bytes += bytes;
         }
     }
 

@@ -16,7 +16,7 @@ const PARTS: u64 = 60;
 pub struct Window {
     part: Duration,
     limit: u64,
-    /// At most [`PARTS`] + 1 parts.
+    /// At most [`PARTS`] + 1 parts once it is looked at, the newest of which is that moment's.
     counts: Counts,
 }
 
@@ -42,13 +42,13 @@ impl Window {
         spent
     }
 
-    /// One that goes on from what was counted before. What a clock that was ahead has counted counts as of `latest`.
-    pub fn resumed(span: Duration, limit: u64, counts: Counts, latest: Timestamp) -> Self {
+    /// One that goes on from what was counted before, by [`Self::counts_with`] perhaps.
+    pub fn resumed(span: Duration, limit: u64, counts: Counts, now: Timestamp) -> Self {
         let mut resumed = Self {
             counts,
             ..Self::new(span, limit)
         };
-        resumed.counts.newest = resumed.counts.newest.min(resumed.number(latest));
+        resumed.advance(now);
         resumed
     }
 
@@ -62,7 +62,7 @@ impl Window {
         self.limit = limit;
     }
 
-    /// When one more fits, if none does now.
+    /// When one more fits, if none does now: always later than now.
     pub fn wait(&mut self, now: Timestamp) -> Option<Timestamp> {
         self.advance(now);
         self.full_until()
@@ -145,18 +145,23 @@ impl Window {
     /// Forgets what is over.
     pub fn advance(&mut self, now: Timestamp) {
         let number = self.number(now);
-        // A clock that was ahead has been put right: what was counted then counts as of now.
-        let new = number.saturating_sub(self.counts.newest).min(PARTS + 1);
-        if new == 0 && !self.counts.parts.is_empty() {
+        let Counts { newest, parts } = &mut self.counts;
+        let most = usize::try_from(PARTS + 1).unwrap_or(usize::MAX);
+        if *newest == number && (1..=most).contains(&parts.len()) {
             return;
         }
-        let known = usize::try_from((PARTS + 1).saturating_sub(new)).unwrap_or(0);
-        self.counts.parts.truncate(known);
-        let fresh = usize::try_from(new)
-            .unwrap_or(0)
-            .max(usize::from(self.counts.parts.is_empty()));
-        self.counts.parts.splice(0..0, std::iter::repeat_n(0, fresh));
-        self.counts.newest = number;
+        // What was counted ahead of time, or by a clock that was, has been used by now: it counts as of now.
+        let ahead = usize::try_from(newest.saturating_sub(number)).unwrap_or(usize::MAX);
+        let ahead = ahead.min(parts.len().saturating_sub(1));
+        let early: u64 = parts.drain(..ahead).fold(0, u64::saturating_add);
+        let new = usize::try_from(number.saturating_sub(*newest))
+            .unwrap_or(most)
+            .min(most);
+        parts.truncate(most - new);
+        let fresh = new.max(usize::from(parts.is_empty()));
+        parts.splice(0..0, std::iter::repeat_n(0, fresh));
+        *newest = number;
+        self.add(early);
     }
 
     fn number(&self, at: Timestamp) -> u64 {
@@ -260,6 +265,42 @@ mod tests {
             }
             for (number, &from) in taken.iter().enumerate() {
                 let within = taken[number..].iter().filter(|&&at| at.since(from) < HOUR).count();
+                prop_assert!(within as u64 <= limit);
+            }
+        }
+
+        /// Counts are written ahead of use, and a crash goes on from them at any moment: whoever waits is told a moment to come, and
+        /// has never more than the limit.
+        #[test]
+        fn goes_on_from_what_was_written_ahead(
+            limit in 1u64..40,
+            steps in proptest::collection::vec((0u64..4_000, 1u64..6, 0u64..12_000, any::<bool>()), 1..80),
+        ) {
+            const MINUTE: Duration = Duration::from_secs(60);
+            let (mut window, mut now) = (Window::new(MINUTE, limit), START);
+            let mut taken: Vec<Timestamp> = Vec::new();
+            for (wait, ahead, later, crashes) in steps {
+                now = now + Duration::from_millis(wait);
+                window.advance(now);
+                let written = window.counts_with(ahead, now + Duration::from_secs(10));
+                now = now + Duration::from_millis(later.min(9_999));
+                for _ in 0..ahead {
+                    if window.wait(now).is_none() {
+                        window.take();
+                        taken.push(now);
+                    }
+                }
+                if crashes {
+                    now = now + Duration::from_millis(later);
+                    window = Window::resumed(MINUTE, limit, written, now);
+                }
+                if let Some(at) = window.wait(now) {
+                    prop_assert!(at > now);
+                    prop_assert!(at <= now + MINUTE + MINUTE / 60);
+                }
+            }
+            for (number, &from) in taken.iter().enumerate() {
+                let within = taken[number..].iter().filter(|&&at| at.since(from) < MINUTE).count();
                 prop_assert!(within as u64 <= limit);
             }
         }

@@ -81,6 +81,10 @@ pub(super) struct Fleet {
     /// How often time or an event had the shards do something.
     pub wakes: usize,
     pub takes: Duration,
+    /// What a message needs, where it has many recipients.
+    pub transactions: u32,
+    /// What messages need still of which some went.
+    needs: BTreeMap<(MessageId, u16), u32>,
     pub peer: Option<Peer>,
     /// What was refused, and when.
     pub refused: Vec<(Timestamp, String)>,
@@ -147,6 +151,8 @@ impl Fleet {
             on_the_wire: BTreeSet::new(),
             delivered: BTreeSet::new(),
             takes: Duration::from_millis(100),
+            transactions: 1,
+            needs: BTreeMap::new(),
             peer: None,
             refused: Vec::new(),
             now,
@@ -170,6 +176,7 @@ impl Fleet {
         fresh.closes_first = self.closes_first;
         fresh.unknown = self.unknown;
         fresh.delivered = self.delivered;
+        (fresh.transactions, fresh.needs) = (self.transactions, self.needs);
         fresh.number = self.number;
         fresh
     }
@@ -311,6 +318,10 @@ impl Fleet {
                 let word = self.words.remove(&word).unwrap();
                 self.shards[shard].hear(word, now);
             }
+            Next::Done(shard, lane, connection, unit)
+                if self
+                    .needs_more(shard, (lane, ConnectionId(connection)), unit)
+                    .await => {}
             Next::Done(shard, lane, connection, unit) => {
                 self.on_the_wire.remove(&unit);
                 assert!(self.delivered.insert((unit.id, unit.unit)), "twice: {unit:?}");
@@ -355,6 +366,38 @@ impl Fleet {
         for number in 0..self.shards.len() {
             self.perform(number);
         }
+    }
+
+    /// Goes on with a message that needs further transactions: over its connection if it may, or else from the queue.
+    async fn needs_more(
+        &mut self,
+        number: usize,
+        (lane, connection): (LaneId, ConnectionId),
+        unit: UnitKey,
+    ) -> bool {
+        let needs = self
+            .needs
+            .entry((unit.id, unit.unit))
+            .or_insert(self.transactions);
+        *needs -= 1;
+        if *needs == 0 {
+            self.needs.remove(&(unit.id, unit.unit));
+            return false;
+        }
+        let now = self.now;
+        if self.shards[number].may_go_on(lane, connection, &unit, now) {
+            self.on_the_wire.remove(&unit);
+            self.send(number, connection.0, unit, false);
+            return true;
+        }
+        self.on_the_wire.remove(&unit);
+        let due = now.max(unit.due + Duration::from_millis(1));
+        let settle = deferred(unit, due, now);
+        self.queue.settle(settle).await.unwrap().await.unwrap();
+        let shard = &mut self.shards[number];
+        shard.settled(&unit, Settled::Due(due), now);
+        shard.connection_free(lane, connection, now);
+        true
     }
 
     fn perform(&mut self, number: usize) {
@@ -544,6 +587,7 @@ fn deferred(unit: UnitKey, due: Timestamp, at: Timestamp) -> Settle {
         in_doubt: 0,
         doubtful: false,
         open: vec![open],
+        others: Vec::new(),
         signature: None,
         delay_told: None,
     };

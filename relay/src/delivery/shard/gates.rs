@@ -5,6 +5,7 @@
 //! here. Whatever was taken from a budget for a message is kept by its unit until the claim ends.
 
 mod found;
+mod further;
 mod serve;
 
 use std::rc::Rc;
@@ -79,6 +80,8 @@ pub(super) struct OnWire {
     lane: LaneRef,
     /// It counts as one of its stream in its lane.
     is_counted: bool,
+    /// It has a token of its lane's own.
+    is_paced: bool,
     taken: Option<Taken>,
 }
 
@@ -116,6 +119,7 @@ impl Active {
                 place,
                 lane,
                 is_counted: false,
+                is_paced: false,
                 taken: None,
             };
             self.on_wire.insert(at, fresh);
@@ -420,9 +424,10 @@ impl Shard {
         for share in taken.iter().flat_map(|taken| &taken.shares) {
             self.gates[share.gate].used_by += 1;
         }
-        if is_counted || taken.is_some() || active.stands.len() > 1 {
+        let is_paced = self.lanes.get(lane).is_some_and(|at| at.limiter.is_limited());
+        if is_counted || is_paced || taken.is_some() || active.stands.len() > 1 {
             let out = active.note_on_wire(place(&unit), LaneRef::to(lane, &self.lanes));
-            (out.is_counted, out.taken) = (is_counted, taken);
+            (out.is_counted, out.is_paced, out.taken) = (is_counted, is_paced, taken);
         }
     }
 
@@ -440,7 +445,12 @@ impl Shard {
         }
     }
 
-    /// The claim is over; `sent`: something was attempted.
+    /// Whatever becomes of a unit, no peer was told of it: it is none of its limits' messages.
+    pub fn nothing_said(&mut self, unit: &UnitKey, now: Timestamp) {
+        self.came_back(unit, false, now);
+    }
+
+    /// The claim is over, or will be by what is known already; `sent`: something was attempted. Of a claim it is heard once.
     pub(super) fn came_back(&mut self, unit: &UnitKey, sent: bool, now: Timestamp) {
         let Some(active) = self.active.get_mut(&unit.queue) else {
             return;
@@ -449,14 +459,18 @@ impl Shard {
             return;
         };
         let stream = &active.name.stream;
-        if out.is_counted
-            && let Some(lane) = out.lane.find(&self.lanes)
-            && let Some(at) = self.lanes.get_mut(lane)
-            && let Some(count) = at.busy.get_mut(stream)
-        {
-            *count -= 1;
-            if *count == 0 {
-                at.busy.remove(stream);
+        let lane = out.lane.find(&self.lanes);
+        if let Some(at) = lane.and_then(|lane| self.lanes.get_mut(lane)) {
+            if out.is_counted
+                && let Some(count) = at.busy.get_mut(stream)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    at.busy.remove(stream);
+                }
+            }
+            if out.is_paced && !sent {
+                at.limiter.refund();
             }
         }
         let Some(taken) = out.taken else {
@@ -673,7 +687,8 @@ impl Shard {
     /// What holds a queue's mail in a lane, at the first gate that does.
     pub(super) fn held_at_gate(&self, lane: LaneId, name: &QueueName, now: Timestamp) -> Option<Waits> {
         let at = self.lanes.get(lane)?;
-        let of_tenant = at.gates_of(&name.tenant).cloned().unwrap_or_default();
+        let of_tenant = at.of_tenant(&name.tenant).ok();
+        let of_tenant = of_tenant.map_or(&[][..], |of| &of.gates);
         let needs_connection = at.idle.is_empty();
         of_tenant.iter().chain(at.gates.iter()).find_map(|&gate| {
             let gate = self.gates.get(gate)?;
@@ -727,10 +742,10 @@ impl Shard {
     }
 }
 
-/// When to ask again.
+/// When to ask again: later, whatever the limit says, so that no look at the timers lasts for ever.
 fn again(refused: &Grant, now: Timestamp) -> Timestamp {
     match refused {
-        Grant::NotBefore { at, .. } => *at,
+        Grant::NotBefore { at, .. } => (*at).max(Timestamp(now.0.saturating_add(1))),
         Grant::WhenFreed { .. } => now + TOLD,
         Grant::Granted => now,
     }

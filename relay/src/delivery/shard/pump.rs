@@ -120,6 +120,7 @@ impl Shard {
                             unit,
                         },
                         message,
+                        recipients: self.recipients_of(lane, id),
                     };
                     self.lanes[lane].turn.served();
                     let through = taken
@@ -243,7 +244,6 @@ impl Shard {
 
     /// There is no connection for a job after all: what was taken for it is given back.
     fn not_sent(&mut self, lane: LaneId, job: &Job, now: Timestamp) {
-        self.lanes[lane].limiter.refund();
         self.came_back(&job.unit, false, now);
         self.connection_refunded(lane, now);
         if let Some(active) = self.active.get_mut(&job.unit.queue) {

@@ -370,7 +370,7 @@ impl Shard {
             && active.agenda.claim_at(place(&unit))
         {
             self.endings += 1;
-            let job = Job { unit, message: None };
+            let job = Job::stored(unit);
             self.effects.push(Effect::End {
                 lane: None,
                 job,
@@ -411,7 +411,7 @@ impl Shard {
             self.overdue.insert(unit);
         } else {
             self.endings += 1;
-            let job = Job { unit, message: None };
+            let job = Job::stored(unit);
             self.effects.push(Effect::End {
                 lane: None,
                 job,

@@ -429,7 +429,7 @@ impl Shard {
             self.leave_gate(lane);
             self.save_pace(lane);
             let gone = self.lanes.remove(lane);
-            let of_tenants = gone.tenant_gates.into_iter().map(|(_, gates)| gates);
+            let of_tenants = gone.tenants.into_iter().map(|(_, of)| of.gates);
             self.forget_gates(of_tenants.chain([gone.gates]));
             self.lane_of.remove(&gone.key);
             if let Some(at) = gone.timer {

@@ -11,7 +11,7 @@ use super::{Gate, GateId, LaneRef, Share, Taken};
 use crate::config::limits::{OfLanes, SiteLimits, Together};
 use crate::config::warm_up::day;
 use crate::delivery::agenda::place;
-use crate::delivery::lane::{Lane, Plan};
+use crate::delivery::lane::{Lane, OfTenant, Plan};
 use crate::delivery::limits::budget::{Asked, Budget};
 use crate::delivery::shard::{LaneId, Shard, Standing, Timer};
 
@@ -53,9 +53,9 @@ impl Shard {
         for lane in lanes {
             let before = self.find_gates(lane, now);
             self.release_gates(&before);
-            let of_tenants = std::mem::take(&mut self.lanes[lane].tenant_gates);
-            for (_, gates) in of_tenants {
-                self.release_gates(&gates);
+            let of_tenants = std::mem::take(&mut self.lanes[lane].tenants);
+            for (_, of) in of_tenants {
+                self.release_gates(&of.gates);
             }
         }
         self.adopt_messages(now);
@@ -321,14 +321,39 @@ impl Shard {
             return None;
         }
         let tenant = &self.active.get(&id)?.name.tenant;
-        let at = match self.lanes.get(lane)?.gates_of(tenant) {
-            Ok(known) => return Some(known.clone()),
+        let at = match self.lanes.get(lane)?.of_tenant(tenant) {
+            Ok(known) => return Some(known.gates.clone()),
             Err(at) => at,
         };
         let tenant = tenant.clone();
         let gates = self.gates_of(lane, Some(&tenant), now);
-        self.lanes[lane].tenant_gates.insert(at, (tenant, gates.clone()));
+        let recipients = self.recipients_of_tenant(lane, &tenant, now);
+        let of = OfTenant {
+            gates: gates.clone(),
+            recipients,
+        };
+        self.lanes[lane].tenants.insert(at, (tenant, of));
         Some(gates)
+    }
+
+    fn recipients_of_tenant(&self, lane: LaneId, tenant: &Arc<str>, now: Timestamp) -> Option<usize> {
+        let at = self.lanes.get(lane)?;
+        let scope = Scope {
+            tenant: Some(tenant.clone()),
+            ..at.scope()
+        };
+        let scopes = &self.settings.scopes;
+        let most = scopes.recipients_of_tenant(&scopes.mail(scope, at.plan.mx_hosts()), now)?;
+        Some(usize::try_from(most).unwrap_or(usize::MAX))
+    }
+
+    /// RCPTs a transaction of a queue's mail in a lane, as limits about its tenant have it; the lane's own are in its plan.
+    pub(in crate::delivery::shard) fn recipients_of(&self, lane: LaneId, id: QueueId) -> Option<usize> {
+        if !self.settings.scopes.are_of_tenants() {
+            return None;
+        }
+        let tenant = &self.active.get(&id)?.name.tenant;
+        self.lanes.get(lane)?.of_tenant(tenant).ok()?.recipients
     }
 
     /// Nothing of these lanes waits at any gate: their queues stand in their turns again.

@@ -118,6 +118,28 @@ async fn a_minute_is_a_minute_over_restarts_and_reloads() {
     assert_eq!(at.iter().filter(early).count(), 0, "{at:?}");
 }
 
+/// What is counted is on disk ahead of use, for moments to come: a start under a full minute waits for each of its parts, and no longer.
+#[tokio::test]
+async fn a_crash_under_a_full_minute_is_followed_by_the_next_messages() {
+    let limit = "[[limit]]\nsite = \"*\"\nmessages_per_minute = 60\n";
+    let mut fleet = Fleet::new(2, limit);
+    // As many as may go, so that the first part of the window is over at each moment, and some more that wait.
+    for second in 0..90 {
+        let count = if second < 20 { 2 } else { 1 };
+        fleet.accept(count, "t", "bulk", "a.test", 10).await;
+        fleet.run(SECOND).await;
+    }
+    let before = fleet.sent.clone();
+    let mut fleet = fleet.restarted(limit);
+    fleet.accept(60, "t", "bulk", "a.test", 10).await;
+    fleet.run(60 * SECOND).await;
+    let after = fleet.count(every);
+    assert!((50..=60).contains(&after), "{after}");
+    fleet.sent.splice(0..0, before);
+    let most = fleet.most_within(60 * SECOND, every);
+    assert!(most <= 60, "{most} in a minute");
+}
+
 /// Who waits for counts to be written goes once they are, however often that is.
 #[tokio::test]
 async fn mail_waits_for_its_counts_no_longer_than_the_disk_takes() {

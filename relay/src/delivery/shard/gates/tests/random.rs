@@ -132,6 +132,7 @@ proptest! {
         from_pool in any::<bool>(),
         (restart, reload) in (0usize..24, 0usize..16),
         reserved in prop_oneof![Just(0.0), Just(0.3)],
+        transactions in 1u32..4,
         seed in 0u64..1_000,
     ) {
         let rules = tidy(rules);
@@ -150,6 +151,7 @@ proptest! {
         let (sent, all, reloaded) = runtime.block_on(async {
             let mut now = configuration(&rules);
             let mut fleet = Fleet::seeded(shards, &now, seed);
+            fleet.transactions = transactions;
             for number in 0..3 {
                 let host = format!("mx{number}.aspmx.l.google.com");
                 fleet.hosts.insert(format!("g{number}.test"), vec![host]);
