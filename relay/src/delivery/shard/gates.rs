@@ -180,8 +180,9 @@ pub(super) enum Pass {
 
 impl Gate {
     /// It waits here no more.
-    pub(super) fn leave(&mut self, waiter: Waiter) {
-        self.waiting.iter_mut().for_each(|waiting| waiting.remove(waiter));
+    pub(super) fn leave(&mut self, waiter: Waiter, name: &QueueName) {
+        let all = self.waiting.iter_mut();
+        all.for_each(|waiting| waiting.remove(waiter, name));
     }
 
     /// Whether its timer stood at this moment; it does no more.
@@ -371,7 +372,7 @@ impl Shard {
         let weight = self.settings.streams.weight(&active.name.stream);
         if queue_alone {
             // It has stood in its lane's turn till now.
-            self.lanes[lane].turn.remove(id);
+            self.lanes[lane].turn.remove(id, &active.name);
             if let Some(stand) = active.stands.iter_mut().find(|stand| stand.lane == lane) {
                 stand.at = Standing::Gate(gate);
             }
@@ -403,8 +404,9 @@ impl Shard {
         if let Some(at) = self.lanes.get_mut(lane)
             && let Some((gate, _, id)) = at.waits_at.take()
             && let Some(gate) = self.gates.get_mut(gate)
+            && let Some(active) = self.active.get(&id)
         {
-            gate.leave((id, lane));
+            gate.leave((id, lane), &active.name);
         }
     }
 

@@ -385,12 +385,12 @@ impl Shard {
                 Standing::Out => {}
                 Standing::Turn => {
                     if let Some(lane) = self.lanes.get_mut(stand.lane) {
-                        lane.turn.remove(id);
+                        lane.turn.remove(id, &active.name);
                     }
                 }
                 Standing::Gate(gate) => {
                     if let Some(gate) = self.gates.get_mut(gate) {
-                        gate.leave((id, stand.lane));
+                        gate.leave((id, stand.lane), &active.name);
                     }
                 }
             }
