@@ -1,6 +1,6 @@
 //! A lane: one site from one source, the unit of connections, tokens and back-off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -316,6 +316,8 @@ pub struct Lane {
     pub service: Vec<Service>,
     /// Set by failures to connect, cleared by the first transaction that gets through.
     pub rest: Option<Rest>,
+    /// Queues that wait in memory for the end of its rest; some may have gone on since.
+    pub held_back: BTreeSet<QueueId>,
     /// A further connection came to nothing while others work: none is opened before this moment.
     no_more_before: Timestamp,
     /// A further connection was refused with the time for which it is.
@@ -362,6 +364,7 @@ impl Lane {
             busy: BTreeMap::new(),
             service: Vec::new(),
             rest,
+            held_back: BTreeSet::new(),
             no_more_before: Timestamp(0),
             no_more: NoMore::default(),
             timer: None,

@@ -180,12 +180,17 @@ impl Shard {
             Ok(holds) => scopes.extend(holds.into_iter().map(|(scope, _)| scope)),
             Err(error) => tracing::error!(%error, "holds can't be read"),
         }
-        for (_, lane) in &mut self.lanes {
+        let mut lanes = Vec::new();
+        for (id, lane) in &mut self.lanes {
             let name = lane.key.scope();
             if mended.covers(&name) {
                 lane.rest = None;
+                lanes.push(id);
                 scopes.insert(HoldScope::Lane(name));
             }
+        }
+        for lane in lanes {
+            self.end_wait(lane, now);
         }
         for scope in scopes {
             let HoldScope::Lane(name) = &scope else { continue };
