@@ -248,6 +248,13 @@ async fn ask(domain: &Domain, settings: &Settings) -> anyhow::Result<Route> {
     Ok(Route::from_answer(domain, answer, &names))
 }
 
+/// In the order in which they are tried; `None` where there are none.
+fn smart_hosts(names: &[Arc<str>]) -> Option<String> {
+    let others = names.get(1..)?.iter().map(|name| format!(", then {name}"));
+    let first = names.first()?;
+    Some(format!("smart host {first}{}", others.collect::<String>()))
+}
+
 fn next_hop(hop: &NextHop) -> String {
     match hop {
         NextHop::Mx => "its MX hosts".to_owned(),
@@ -319,21 +326,20 @@ impl<'a> WayOut<'a> {
     fn next_hop(&self, rule: usize) -> String {
         let rule = &self.settings.routing.rules[rule];
         let pool = rule.pool.as_ref().map(|pool| format!(", from pool {pool}"));
-        let fallback = rule
-            .fallback
-            .as_ref()
-            .map(|host| format!(", by smart host {host} while that is down"));
+        let hosts = smart_hosts(&rule.fallbacks);
+        let fallback = hosts.map(|hosts| format!(", by {hosts} while that is down"));
         let parts = [Some(next_hop(&rule.next_hop)), pool, fallback];
         parts.into_iter().flatten().collect()
     }
 
     /// What takes the mail while its first way is closed, with where that is from; and how many failures it takes.
-    fn fallback(&self) -> Option<(&'a str, From<'a>, u32)> {
+    fn fallbacks(&self) -> Option<(&'a [Arc<str>], From<'a>, u32)> {
         let number = self.deciding.surely?;
-        let host = self.settings.routing.rules.get(number)?.fallback.as_deref()?;
+        let rule = self.settings.routing.rules.get(number)?;
+        let hosts = Some(&*rule.fallbacks).filter(|hosts| !hosts.is_empty())?;
         let key = format!("route[{number}].fallback");
         Some((
-            host,
+            hosts,
             From::key(self.settings, key),
             self.settings.delivery.fallback_after,
         ))
@@ -391,12 +397,12 @@ impl<'a> WayOut<'a> {
                 None => "its MX hosts: no rule says otherwise".to_owned(),
             },
         );
-        if let Some((host, from, after)) = self.fallback() {
+        if let Some((hosts, from, after)) = self.fallbacks()
+            && let Some(hosts) = smart_hosts(hosts)
+        {
             line(
                 "Fallback",
-                format!(
-                    "smart host {host} ({from}), after {after} failures in a row (delivery.fallback_after)"
-                ),
+                format!("{hosts} ({from}), after {after} failures in a row (delivery.fallback_after)"),
             );
         }
         match (&self.pool, self.settings.delivery.source) {
@@ -440,8 +446,11 @@ impl<'a> WayOut<'a> {
             Some(rule) => route(rule),
             None => json!({ "route": null, "next_hop": next_hop(&NextHop::Mx) }),
         };
-        json["fallback"] = match self.fallback() {
-            Some((host, from, after)) => json!({ "name": host, "after": after, "from": from_json(&from) }),
+        json["fallback"] = match self.fallbacks() {
+            Some((hosts, from, after)) => {
+                let names: Vec<&str> = hosts.iter().map(|host| &**host).collect();
+                json!({ "names": names, "after": after, "from": from_json(&from) })
+            }
             None => serde_json::Value::Null,
         };
         json["pool"] = match &self.pool {

@@ -471,6 +471,19 @@ impl<'a> Section<'a> {
         Some(list)
     }
 
+    /// The same, in which one string stands for a list of it alone.
+    pub fn list_or_one<T>(&mut self, key: &'static str) -> Option<Vec<Spot<T>>>
+    where
+        T: FromStr,
+        T::Err: std::fmt::Display,
+    {
+        let node = self.entries.get(key);
+        match node.is_some_and(|node| matches!(node.value, Value::String(_))) {
+            true => self.parsed(key).map(|spot| vec![spot]),
+            false => self.list(key),
+        }
+    }
+
     /// A table within; empty if it is not there.
     pub fn section(&mut self, key: &'static str) -> Section<'a> {
         let node = self.take(key).unwrap_or(Node {

@@ -140,8 +140,11 @@ impl Shard {
             .into_iter()
             .filter_map(|lane| self.lanes.get(lane))
             .collect();
-        let site = self.fallback_of(id).map(|host| Route::SmartHost(host).site());
-        let same_host = lanes.iter().all(|lane| site.as_deref() == Some(&*lane.key.site));
+        let hosts = self.fallbacks_of(id).into_iter();
+        let sites: Vec<_> = hosts.map(|host| Route::SmartHost(host).site()).collect();
+        let same_host = lanes
+            .iter()
+            .all(|lane| sites.iter().any(|site| **site == *lane.key.site));
         let group = self.active.get(&id).map(|active| active.name.route_group);
         let pool = group.map(|group| self.pool_of(group));
         let same_sources = pool.is_some_and(|pool| pool.is_ok_and(|pool| are_of(&lanes, pool.as_deref())));

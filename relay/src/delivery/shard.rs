@@ -299,8 +299,8 @@ pub struct Shard {
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
     resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
     resting_count: usize,
-    /// Detours that were told of, and when each is over.
-    told_of: BTreeMap<QueueId, Timestamp>,
+    /// Detours that were told of.
+    told_of: BTreeMap<QueueId, Detour>,
     /// What queues of this home left memory for, [`MAX_RESTING`] in all: told of those that expire meanwhile.
     held_back: FxHashMap<QueueId, Held>,
     /// Of those scopes, what a reply or an operator has suspended.
@@ -526,8 +526,9 @@ impl Shard {
         match (loan.route, loan.detour) {
             // As it is configured now; the lender may have been told later than we.
             (Route::SmartHost(host), detour) => {
-                let fallback = self.fallback_of(id).filter(|own| own.name == host.name);
-                match fallback.zip(detour) {
+                let mut fallbacks = self.fallbacks_of(id).into_iter();
+                let own = fallbacks.find(|own| own.name == host.name);
+                match own.zip(detour) {
                     Some((own, detour)) => self.put(id, &Route::SmartHost(own), Some(detour), now),
                     None => return self.look_up(id, now),
                 }

@@ -92,8 +92,8 @@ impl Shard {
         let Some(active) = self.active.get(&id) else {
             return;
         };
-        // The fallback rests as well: whichever ends first.
-        let first_way = active.detour.as_ref().map(|detour| detour.until);
+        // All fallbacks rest as well: whichever ends first.
+        let first_way = active.detour.as_ref().map(|detour| detour.closed.until);
         let tenant = &active.name.tenant;
         let stands = active.stands.iter();
         let lanes = stands.filter_map(|stand| self.lanes.get(stand.lane));

@@ -361,7 +361,7 @@ impl Shard {
             Some(rest.cause.as_str().into())
         });
         let detour = active.detour.as_ref();
-        let by_lane = by_lane.or_else(|| detour.map(|detour| detour.cause.clone()));
+        let by_lane = by_lane.or_else(|| detour.map(|detour| detour.closed.cause.clone()));
         by_lane.or_else(|| {
             self.rest(&HoldScope::Domain(active.name.domain.clone()), now)
                 .map(|rest| rest.cause.into())

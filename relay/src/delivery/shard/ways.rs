@@ -218,7 +218,7 @@ impl Shard {
             return self.leave(id, now);
         }
         if let Some(detour) = &detour {
-            active.confirm = detour.until.min(now + SITE_TTL);
+            active.confirm = detour.closed.until.min(now + SITE_TTL);
         }
         let site: Arc<str> = route.site().into();
         self.set_detour(id, detour);
