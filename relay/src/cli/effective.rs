@@ -310,6 +310,8 @@ struct WayOut<'a> {
     deciding: Deciding,
     /// With where it is from.
     pool: Option<(&'a Arc<Pool>, From<'a>)>,
+    /// What that is for the mail that is asked about.
+    part: Option<&'a Arc<Pool>>,
 }
 
 impl<'a> WayOut<'a> {
@@ -318,6 +320,9 @@ impl<'a> WayOut<'a> {
         let pool = pool(settings, deciding.surely);
         Self {
             settings,
+            part: pool
+                .as_ref()
+                .map(|(pool, _)| pool.for_mail(asked.tenant, asked.stream)),
             pool: pool.map(|(pool, key)| (pool, From::key(settings, key))),
             deciding,
         }
@@ -347,7 +352,7 @@ impl<'a> WayOut<'a> {
 
     /// Its members, each with its share of the mail and where it is written.
     fn members(&self) -> Vec<(&'a Member, f64, From<'a>)> {
-        let Some((pool, _)) = &self.pool else {
+        let Some(pool) = self.part else {
             return Vec::new();
         };
         let all: f64 = pool.members.iter().map(|member| f64::from(member.weight)).sum();
@@ -361,6 +366,13 @@ impl<'a> WayOut<'a> {
             (member, share, From::key(self.settings, key))
         };
         pool.members.iter().map(told).collect()
+    }
+
+    /// Tenants and streams of whose mail the pool's sources have other shares than of the rest.
+    fn named_in_pool(&self) -> Option<[Vec<Arc<str>>; 2]> {
+        let (tenants, streams) = self.pool.as_ref()?.0.named();
+        let any = !tenants.is_empty() || !streams.is_empty();
+        any.then(|| [tenants, streams].map(|names| names.into_iter().collect()))
     }
 
     fn ehlo(&self, source: &Source) -> String {
@@ -413,6 +425,18 @@ impl<'a> WayOut<'a> {
             ),
             (None, None) => line("Pool", "none: the system chooses the address".to_owned()),
         }
+        if let Some([tenants, streams]) = self.named_in_pool() {
+            let of = |what: &str, names: &[Arc<str>]| {
+                (!names.is_empty()).then(|| format!("of {what} {}", names.join(", ")))
+            };
+            let named = [of("tenants", &tenants), of("streams", &streams)];
+            let named: Vec<_> = named.into_iter().flatten().collect();
+            let text = format!(
+                "mail {} has shares of its own: --tenant and --stream show them",
+                named.join(" and ")
+            );
+            line("Shares", text);
+        }
         let mut rows = vec![["SOURCE", "SHARE", "ADDRESSES", "EHLO", "BY", "FROM"].map(String::from)];
         rows.extend(self.members().into_iter().map(|(member, share, from)| {
             let source = &member.source;
@@ -455,6 +479,13 @@ impl<'a> WayOut<'a> {
         };
         json["pool"] = match &self.pool {
             Some((pool, from)) => json!({ "name": *pool.name, "from": from_json(from) }),
+            None => serde_json::Value::Null,
+        };
+        json["own_shares"] = match self.named_in_pool() {
+            Some([tenants, streams]) => {
+                let names = |names: &[Arc<str>]| names.iter().map(|name| json!(**name)).collect::<Vec<_>>();
+                json!({ "tenants": names(&tenants), "streams": names(&streams) })
+            }
             None => serde_json::Value::Null,
         };
         let source = |(member, share, from): (&Member, f64, From<'_>)| {

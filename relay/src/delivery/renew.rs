@@ -119,11 +119,16 @@ impl Shard {
             .filter_map(|lane| self.lanes.get(lane))
             .collect();
         let ends = lanes.iter().any(|lane| matches!(*lane.plan, Plan::End(_)));
-        let same_sources = self
-            .pool_of(group)
+        let pool = self.pool_of(&active.name);
+        let same_sources = pool
+            .as_ref()
             .is_ok_and(|pool| ends || are_of(&lanes, pool.as_deref()));
         let same_rule = |lane: &&Lane| rule.as_ref().is_none_or(|rule| lane.key.rule == *rule);
         if same_sources && lanes.iter().all(same_rule) {
+            // With the weights of now.
+            if let (Ok(pool), false, Some(active)) = (pool, ends, self.active.get_mut(&id)) {
+                active.pool = pool;
+            }
             return false;
         }
         if let Some(active) = self.active.get_mut(&id) {
@@ -145,8 +150,7 @@ impl Shard {
         let same_host = lanes
             .iter()
             .all(|lane| sites.iter().any(|site| **site == *lane.key.site));
-        let group = self.active.get(&id).map(|active| active.name.route_group);
-        let pool = group.map(|group| self.pool_of(group));
+        let pool = self.active.get(&id).map(|active| self.pool_of(&active.name));
         let same_sources = pool.is_some_and(|pool| pool.is_ok_and(|pool| are_of(&lanes, pool.as_deref())));
         if same_host && same_sources {
             self.look_for_first_way(id);

@@ -53,7 +53,7 @@ impl Shard {
     /// Until when nothing of a queue goes by a smart host, from none of its sources; `None`: something may go now.
     fn rests_at(&self, id: QueueId, host: &Arc<SmartHost>, now: Timestamp) -> Option<Timestamp> {
         let name = &self.active.get(&id)?.name;
-        let pool = self.pool_of(name.route_group).ok()?;
+        let pool = self.pool_of(name).ok()?;
         let route = Route::SmartHost(host.clone());
         let mut first = None;
         for key in lane_keys(&route, &name.domain, pool.as_deref(), &self.settings) {
@@ -94,7 +94,7 @@ impl Shard {
             return None;
         }
         let name = &self.active.get(&id)?.name;
-        let pool = self.pool_of(name.route_group).ok()?;
+        let pool = self.pool_of(name).ok()?;
         let keys = lane_keys(first, &name.domain, pool.as_deref(), &self.settings);
         // From a source that does not serve, the fallback can't be reached either.
         let serves = |key: &LaneKey| key.source.as_ref().is_none_or(|name| !self.is_failing(name, now));
