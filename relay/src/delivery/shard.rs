@@ -24,6 +24,7 @@ mod pump;
 mod rests;
 mod room;
 mod scan;
+mod soon;
 #[cfg(test)]
 mod sources;
 mod ways;
@@ -190,6 +191,8 @@ pub(super) struct Active {
     leaves_for: Option<Box<(usize, Route, Option<Detour>)>>,
     /// An operator wants it tried whatever its lane rests for.
     hurry: bool,
+    /// Its mail's time is nearly up: the first moment of any.
+    ends: Option<Timestamp>,
     timer: Option<Timestamp>,
     /// What it left memory for the last time: known until its lanes are.
     held: Option<Held>,
@@ -292,6 +295,8 @@ pub struct Shard {
     /// Of the streams of queues in memory: all of one have its name from here, where it is near at hand for each message.
     stream_names: BTreeSet<Arc<str>>,
     rooms: room::Rooms,
+    /// Queues in memory that go ahead of their tenant's others, and when that was found out.
+    hastened: soon::Hastened,
     /// Queues in memory that are empty, the longest so first.
     lingering: BTreeSet<(Timestamp, QueueId)>,
     /// Queues of this home that another shard works on.
@@ -388,6 +393,7 @@ impl Shard {
             active: FxHashMap::default(),
             stream_names: BTreeSet::new(),
             rooms: room::Rooms::default(),
+            hastened: soon::Hastened::default(),
             lingering: BTreeSet::new(),
             lent: FxHashMap::default(),
             resting: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! Whose turn it is in a lane: streams by weight, the tenants of a stream in turn, the queues of a tenant in turn.
 //!
 //! So a backlog delays only what is like it: a stream of another weight, another tenant and another destination get their share
-//! of the lane however long the queues beside them are.
+//! of the lane however long the queues beside them are. Of a tenant's queues those go ahead that have mail whose time is nearly up.
 
 mod round;
 
@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use mail_core::Timestamp;
 use queue::{QueueId, QueueName};
 
 use round::Round;
@@ -53,7 +54,7 @@ impl<T> Default for Turn<T> {
     }
 }
 
-impl<T: Copy + Eq + Hash> StreamTurn<T> {
+impl<T: Copy + Eq + Hash + Ord> StreamTurn<T> {
     fn front(&self) -> Option<T> {
         let (_, queues) = self.tenants.front()?;
         queues.front().map(|&(id, ())| id)
@@ -74,7 +75,7 @@ impl<T: Copy + Eq + Hash> StreamTurn<T> {
     }
 }
 
-impl<T: Copy + Eq + Hash> Turn<T> {
+impl<T: Copy + Eq + Hash + Ord> Turn<T> {
     /// A queue that is not there yet takes its place, the last of its tenant's. `weight`: its stream's.
     pub fn push(&mut self, id: T, name: &QueueName, weight: u32) {
         let weight = if crate::sabotage::is_on("no-weights") {
@@ -194,6 +195,15 @@ impl<T: Copy + Eq + Hash> Turn<T> {
         stream.count -= usize::from(queues.remove(&id));
         if queues.is_empty() {
             stream.tenants.remove(&name.tenant);
+        }
+    }
+
+    /// A queue of this name that is there has mail whose time is up at this moment, or no such mail any more.
+    pub fn hasten(&mut self, id: T, name: &QueueName, until: Option<Timestamp>) {
+        let mut streams = self.streams.iter_mut();
+        let stream = streams.find(|stream| stream.name == name.stream);
+        if let Some(queues) = stream.and_then(|stream| stream.tenants.get_mut(&name.tenant)) {
+            queues.hasten(&id, until);
         }
     }
 
@@ -369,12 +379,31 @@ mod tests {
         assert_eq!(turns(&mut turn, 6), [0, 1, 0, 1, 2, 0]);
     }
 
+    #[test]
+    fn who_is_in_a_hurry_goes_ahead_of_its_own_tenants_queues_every_second_time() {
+        let mut turn = Turn::default();
+        for id in 0..6 {
+            turn.push(QueueId(id), &name("t", "bulk"), 1);
+        }
+        turn.hasten(QueueId(4), &name("t", "bulk"), Some(Timestamp(200)));
+        turn.hasten(QueueId(5), &name("t", "bulk"), Some(Timestamp(100)));
+        turn.hasten(QueueId(6), &name("t", "bulk"), Some(Timestamp(50)));
+        assert_eq!(turns(&mut turn, 6), [0, 5, 1, 5, 2, 5], "the earliest first");
+        turn.remove(QueueId(5), &name("t", "bulk"));
+        assert_eq!(turns(&mut turn, 5), [3, 4, 0, 4, 1]);
+        turn.hasten(QueueId(4), &name("t", "bulk"), None);
+        turn.served();
+        turn.push(QueueId(7), &name("u", "bulk"), 1);
+        let of_u = turns(&mut turn, 8).iter().filter(|&&id| id == 7).count();
+        assert_eq!(of_u, 4, "another tenant's turns are its own");
+    }
+
     thread_local! {
         static LOOKS: Cell<usize> = const { Cell::new(0) };
     }
 
     /// One that counts how often it is compared with another.
-    #[derive(Clone, Copy, Debug)]
+    #[derive(Clone, Copy, Debug, PartialOrd, Ord)]
     struct Counted(u64);
 
     impl Hash for Counted {
@@ -446,6 +475,23 @@ mod tests {
     }
 
     proptest! {
+        /// However many others are in a hurry, all the time, each gets a turn in two rounds.
+        #[test]
+        fn who_is_in_no_hurry_waits_for_two_rounds(hurries in proptest::collection::vec((0_u64..9, 0_u64..99), 50..300)) {
+            let mut turn = Turn::default();
+            let whose = name("t", "bulk");
+            for id in 0..10 {
+                turn.push(QueueId(id), &whose, 1);
+            }
+            let mut waited = 0;
+            for (id, until) in hurries {
+                turn.hasten(QueueId(id), &whose, Some(Timestamp(until)));
+                waited = if turn.front() == Some(QueueId(9)) { 0 } else { waited + 1 };
+                turn.served();
+                prop_assert!(waited <= 20, "{waited} turns of others");
+            }
+        }
+
         /// Whoever stays gets its share, to within a round, whatever others come and go meanwhile.
         #[test]
         fn nobody_is_starved(

@@ -129,6 +129,7 @@ impl Shard {
         self.wake_queues(now);
         self.wake_others(now);
         self.wake_far_queues(now);
+        self.hasten(now);
         self.expire(now);
         self.tell_of_delays(now);
         // Another shard may have closed a connection.

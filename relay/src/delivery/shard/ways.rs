@@ -377,6 +377,9 @@ impl Shard {
             stand.at = Standing::Turn;
             let weight = self.settings.streams.weight(&active.name.stream);
             at.turn.push(id, &active.name, weight);
+            if active.ends.is_some() {
+                at.turn.hasten(id, &active.name, active.ends);
+            }
         }
     }
 

@@ -1,9 +1,13 @@
 //! Some that take turns, each known by a key: who is first, and who goes behind the others; and any of them may leave, however many
 //! there are, at the cost of one look.
+//!
+//! Who is in a hurry goes ahead of the others, the earliest deadline first, and has every second turn at the most: so the others' turns
+//! come at half their pace, and nobody waits for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 
+use mail_core::Timestamp;
 use rustc_hash::FxHashMap;
 
 /// See the module.
@@ -24,9 +28,14 @@ struct Others<K, V> {
     /// Keys are numbers of our own making, and names of the configuration: a quick hash does.
     numbers: FxHashMap<K, u64>,
     next: u64,
+    /// Who is in a hurry, the first of all too, and until when.
+    soon: BTreeSet<(Timestamp, K)>,
+    soon_of: FxHashMap<K, Timestamp>,
+    /// The first is so for its hurry.
+    was_soon: bool,
 }
 
-impl<K: Clone + Eq + Hash, V> Round<K, V> {
+impl<K: Clone + Eq + Hash + Ord, V> Round<K, V> {
     pub(super) fn of(key: K, value: V) -> Self {
         Self {
             first: Some((key, value)),
@@ -60,7 +69,22 @@ impl<K: Clone + Eq + Hash, V> Round<K, V> {
     }
 
     pub(super) fn pop(&mut self) {
-        self.first = self.others.as_mut().and_then(|others| others.pop());
+        let gone = self.first.take();
+        if let Some(others) = &mut self.others {
+            if let Some((key, _)) = gone {
+                others.hasten(&key, None);
+            }
+            self.first = others.pop();
+        }
+    }
+
+    /// One that is there is in a hurry until then, or in none any more. Alone it need not be noted.
+    pub(super) fn hasten(&mut self, key: &K, until: Option<Timestamp>) {
+        let is_first = self.first.as_ref().is_some_and(|(first, _)| first == key);
+        if let Some(others) = &mut self.others {
+            let is_there = is_first || others.numbers.contains_key(key);
+            others.hasten(key, until.filter(|_| is_there));
+        }
     }
 
     /// The first goes behind the others.
@@ -98,11 +122,14 @@ impl<K, V> Default for Others<K, V> {
             order: BTreeMap::new(),
             numbers: FxHashMap::default(),
             next: 0,
+            soon: BTreeSet::new(),
+            soon_of: FxHashMap::default(),
+            was_soon: false,
         }
     }
 }
 
-impl<K: Clone + Eq + Hash, V> Others<K, V> {
+impl<K: Clone + Eq + Hash + Ord, V> Others<K, V> {
     fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         let number = self.numbers.get(key)?;
         self.order.get_mut(number).map(|(_, value)| value)
@@ -118,13 +145,31 @@ impl<K: Clone + Eq + Hash, V> Others<K, V> {
         true
     }
 
+    fn hasten(&mut self, key: &K, until: Option<Timestamp>) {
+        if let Some(before) = self.soon_of.remove(key) {
+            self.soon.remove(&(before, key.clone()));
+        }
+        if let Some(until) = until {
+            self.soon_of.insert(key.clone(), until);
+            self.soon.insert((until, key.clone()));
+        }
+    }
+
     fn pop(&mut self) -> Option<(K, V)> {
-        let (_, first) = self.order.pop_first()?;
+        // The first of all may be among them; it is behind the others first.
+        let mut soon = self.soon.iter().filter(|_| !self.was_soon);
+        let soon = soon.find_map(|(_, key)| self.numbers.get(key).copied());
+        self.was_soon = soon.is_some();
+        let first = match soon {
+            Some(number) => self.order.remove(&number)?,
+            None => self.order.pop_first()?.1,
+        };
         self.numbers.remove(&first.0);
         Some(first)
     }
 
     fn remove(&mut self, key: &K) -> bool {
+        self.hasten(key, None);
         let number = self.numbers.remove(key);
         number.is_some_and(|number| self.order.remove(&number).is_some())
     }
