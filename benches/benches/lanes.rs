@@ -44,7 +44,7 @@ fn lanes(criterion: &mut Criterion) {
         group.bench_function(format!("in and out among {id} queues"), |bench| {
             bench.iter(|| {
                 turn.push(own, black_box(&new), 1);
-                turn.remove(own);
+                turn.remove(own, &new);
             });
         });
     }

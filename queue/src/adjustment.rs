@@ -37,11 +37,13 @@ pub enum AdjustmentKind {
     Learned,
     /// Lanes go no faster than an operator wants.
     Limited,
+    /// A lane opens no further connection, since a host said until when it takes none.
+    Full,
 }
 
 impl AdjustmentKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Suspended, Self::Learned, Self::Limited];
+    pub const ALL: [Self; 4] = [Self::Suspended, Self::Learned, Self::Limited, Self::Full];
 
     /// The octet in its keys.
     pub(crate) const fn mark(self) -> u8 {
@@ -49,6 +51,7 @@ impl AdjustmentKind {
             Self::Suspended => b's',
             Self::Learned => b'r',
             Self::Limited => b'l',
+            Self::Full => b'f',
         }
     }
 
@@ -84,6 +87,15 @@ impl AdjustmentKey {
             scope,
             rule,
             kind: AdjustmentKind::Learned,
+        }
+    }
+
+    /// How many connections a host bears of the lane of this scope and destination rule.
+    pub fn full(scope: Scope, rule: Option<Arc<str>>) -> Self {
+        Self {
+            scope,
+            rule,
+            kind: AdjustmentKind::Full,
         }
     }
 
@@ -164,7 +176,7 @@ impl Stands {
     pub(crate) fn importance(&self, kind: AdjustmentKind, now: Timestamp) -> (u8, Timestamp) {
         let rank = match kind {
             _ if self.until.is_some_and(|until| until <= now) => 0,
-            AdjustmentKind::Learned => 1,
+            AdjustmentKind::Learned | AdjustmentKind::Full => 1,
             AdjustmentKind::Suspended if !self.is_operators => 2,
             AdjustmentKind::Suspended | AdjustmentKind::Limited => 3,
         };
@@ -193,7 +205,7 @@ impl AdjustmentRecord {
     pub fn told(&self) -> String {
         let what = match self.key.kind {
             AdjustmentKind::Suspended => "suspended",
-            AdjustmentKind::Learned | AdjustmentKind::Limited => "slower",
+            AdjustmentKind::Learned | AdjustmentKind::Limited | AdjustmentKind::Full => "slower",
         };
         if self.is_operators() {
             return format!("{what} by {}: {}", self.by, self.cause);
@@ -208,7 +220,8 @@ impl AdjustmentRecord {
     /// On one line, with its effect: for the journal.
     pub(crate) fn in_words(&self) -> String {
         let mut words = format!("{}: {}", self.key, self.told());
-        if let Some(until) = self.until.filter(|_| self.key.kind == AdjustmentKind::Suspended) {
+        let tells_end = matches!(self.key.kind, AdjustmentKind::Suspended | AdjustmentKind::Full);
+        if let Some(until) = self.until.filter(|_| tells_end) {
             words.push_str(&format!("; until {} ms", until.0));
         }
         if let Some(connections) = self.connections {

@@ -142,6 +142,16 @@ pub fn named(mut key: [u8; 32]) -> [u8; 32] {
     key
 }
 
+/// Reads moment and queue from a `deadline` key, or from one of those whose time is named.
+pub fn parse_end(key: &[u8]) -> Option<(Timestamp, QueueId)> {
+    let (second, rest) = key.split_at_checked(8)?;
+    let mut second: [u8; 8] = second.try_into().ok()?;
+    second[0] &= !NAMED;
+    let queue = number(rest.get(..8)?)?;
+    let millis = u64::from_be_bytes(second).saturating_mul(1_000);
+    Some((Timestamp(millis), QueueId(queue)))
+}
+
 /// Reads queue and message from a `deadline` key.
 pub fn parse_deadline(key: &[u8]) -> Option<(QueueId, MessageId)> {
     let key: &[u8; 32] = key.try_into().ok()?;

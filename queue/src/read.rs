@@ -1,5 +1,7 @@
 //! Reading the queue. Each call is short and blocks: pages are small, and no view of the store outlives its call.
 
+use std::collections::BTreeMap;
+
 use bytes::{Bytes, BytesMut};
 use mail_core::{MessageId, Timestamp};
 
@@ -232,6 +234,41 @@ impl Queue {
     ) -> Result<Overdue, ReadError> {
         let after = after.or(Some(DeadlineKey::named_before(Timestamp(0))));
         self.overdue(Family::Notice, now, after, limit, wanted)
+    }
+
+    /// Queues with mail whose time is up, or was named by its client, from `from` until `to`, each with the first such moment: what the
+    /// nearest `limit` keys of either kind say. Nothing is read of the mail itself.
+    pub fn ending(
+        &self,
+        from: Timestamp,
+        to: Timestamp,
+        limit: usize,
+    ) -> Result<BTreeMap<QueueId, Timestamp>, ReadError> {
+        let mut found = BTreeMap::new();
+        let all = [
+            (
+                Family::Deadline,
+                DeadlineKey::before(from),
+                DeadlineKey::before(to),
+            ),
+            (
+                Family::Notice,
+                DeadlineKey::named_before(from),
+                DeadlineKey::named_before(to),
+            ),
+        ];
+        for (family, from, to) in all {
+            let mut count = 0;
+            self.store.scan(family, &from.0, &to.0, &mut |key, _| {
+                if let Some((at, queue)) = keys::parse_end(key) {
+                    let first = found.entry(queue).or_insert(at);
+                    *first = at.min(*first);
+                }
+                count += 1;
+                count < limit
+            })?;
+        }
+        Ok(found)
     }
 
     fn overdue(

@@ -37,8 +37,11 @@ const SMART_HOST_POOL: &str = " pool ";
 /// What goes by MX, from no pool of its own; only with a fallback has it a group of its own.
 const MX: &str = "mx";
 
-/// Before the fallback's name, which has no blank, at the end of a group's name.
+/// Before the fallbacks' names at the end of a group's name, which have neither a blank nor a comma.
 const FALLBACK: &str = " fallback";
+
+/// Between fallbacks' names.
+const NEXT_FALLBACK: &str = ",";
 
 /// What a route group stands for now. Mail that no rule gave a pool goes from the default one, which is looked up when it is
 /// needed: it may be another one than when the mail came.
@@ -59,8 +62,8 @@ pub enum Way {
 pub struct Means {
     /// `None`: whatever `delivery.source` says.
     pub pool: Option<Arc<Pool>>,
-    /// Takes the mail while no host of the first way can be spoken to.
-    pub fallback: Option<Arc<SmartHost>>,
+    /// Take the mail while no host of the first way can be spoken to: the first of them that can be.
+    pub fallbacks: Vec<Arc<SmartHost>>,
 }
 
 /// Where a message's recipients are put.
@@ -132,7 +135,7 @@ impl Routing {
         if group == RouteGroup::default() {
             return Way::Mx(Means {
                 pool: self.egress().default_pool.clone(),
-                fallback: None,
+                fallbacks: Vec::new(),
             });
         }
         let unknown = || Way::Missing(format!("route group {}", group.0).into());
@@ -325,10 +328,14 @@ fn group_name(rule: &RouteRule) -> Option<String> {
         // A report can't be refused: it is discarded for the same reason.
         NextHop::Discard(reason) | NextHop::Refuse(reason) => return Some(discard_name(reason)),
     };
-    match &rule.fallback {
-        None => first,
-        Some(fallback) => Some(format!("{}{FALLBACK} {fallback}", first.as_deref().unwrap_or(MX))),
+    if rule.fallbacks.is_empty() {
+        return first;
     }
+    let fallbacks = rule.fallbacks.join(NEXT_FALLBACK);
+    Some(format!(
+        "{}{FALLBACK} {fallbacks}",
+        first.as_deref().unwrap_or(MX)
+    ))
 }
 
 /// What a group of this name stands for.
@@ -336,21 +343,24 @@ fn way(name: &str, settings: &Settings) -> Way {
     if let Some(reason) = name.strip_prefix(DISCARD) {
         return Way::Discard(reason.into());
     }
-    let (first, fallback) = split_fallback(name);
-    let found = fallback.and_then(|name| smart_host(name, settings));
-    if let Some(fallback) = fallback.filter(|_| found.is_none()) {
-        // Mail of its group waits for no more than its first way: a fallback is a help, not what the mail was meant for.
-        tracing::info!(
-            way = first,
-            smart_host = fallback,
-            "fallback not configured any more: mail goes its first way alone"
-        );
+    let (first, names) = split_fallbacks(name);
+    let mut fallbacks = Vec::new();
+    for fallback in names.iter().flat_map(|names| names.split(NEXT_FALLBACK)) {
+        match smart_host(fallback, settings) {
+            Some(found) => fallbacks.push(found),
+            // Mail of its group goes without: a fallback is a help, not what the mail was meant for.
+            None => tracing::info!(
+                way = first,
+                smart_host = fallback,
+                "fallback not configured any more: mail goes without it"
+            ),
+        }
     }
-    first_way(first, found, settings).unwrap_or_else(|| Way::Missing(name.into()))
+    first_way(first, fallbacks, settings).unwrap_or_else(|| Way::Missing(name.into()))
 }
 
-/// A group's name without its fallback, and the fallback's.
-fn split_fallback(name: &str) -> (&str, Option<&str>) {
+/// A group's name without its fallbacks, and theirs.
+fn split_fallbacks(name: &str) -> (&str, Option<&str>) {
     let split = name
         .rsplit_once(' ')
         .and_then(|(rest, fallback)| Some((rest.strip_suffix(FALLBACK)?, Some(fallback))));
@@ -358,16 +368,16 @@ fn split_fallback(name: &str) -> (&str, Option<&str>) {
 }
 
 /// `None` where its smart host or its pool is not configured any more.
-fn first_way(name: &str, fallback: Option<Arc<SmartHost>>, settings: &Settings) -> Option<Way> {
+fn first_way(name: &str, fallbacks: Vec<Arc<SmartHost>>, settings: &Settings) -> Option<Way> {
     let egress = &settings.delivery.egress;
     let default = || egress.default_pool.clone();
     if name == MX {
         let pool = default();
-        return Some(Way::Mx(Means { pool, fallback }));
+        return Some(Way::Mx(Means { pool, fallbacks }));
     }
     if let Some(pool) = name.strip_prefix(POOL) {
         let pool = Some(egress.pool(pool)?.clone());
-        return Some(Way::Mx(Means { pool, fallback }));
+        return Some(Way::Mx(Means { pool, fallbacks }));
     }
     let (host, pool) = match name.strip_prefix(SMART_HOST)?.split_once(SMART_HOST_POOL) {
         Some((host, pool)) => (host, Some(egress.pool(pool)?.clone())),
@@ -375,7 +385,7 @@ fn first_way(name: &str, fallback: Option<Arc<SmartHost>>, settings: &Settings) 
     };
     Some(Way::SmartHost(
         smart_host(host, settings)?,
-        Means { pool, fallback },
+        Means { pool, fallbacks },
     ))
 }
 
@@ -445,8 +455,8 @@ mod tests {
         let placed = routing.place(sender, &to(recipients));
         let by = |means: Means| {
             let pool = means.pool.map(|pool| format!(" from {}", pool.name));
-            let fallback = means.fallback.map(|host| format!(" or {}", host.name));
-            [pool, fallback].into_iter().flatten().collect::<String>()
+            let fallbacks = means.fallbacks.iter().map(|host| format!(" or {}", host.name));
+            pool.into_iter().chain(fallbacks).collect::<String>()
         };
         let unit = |unit: &Placing| {
             let who: Vec<_> = unit.recipients.iter().map(|to| to.mailbox.to_string()).collect();
@@ -550,13 +560,9 @@ mod tests {
         let after = routing_of(PLAIN, &queue);
         assert!(matches!(after.way(group), Way::Discard(reason) if &*reason == "gone"));
         assert!(matches!(after.way(RouteGroup(999)), Way::Missing(_)));
-        assert!(matches!(
-            after.way(RouteGroup(0)),
-            Way::Mx(Means {
-                pool: None,
-                fallback: None
-            })
-        ));
+        assert!(
+            matches!(after.way(RouteGroup(0)), Way::Mx(Means { pool: None, fallbacks }) if fallbacks.is_empty())
+        );
     }
 
     #[test]
@@ -672,7 +678,29 @@ mod tests {
         let group = before.number("smart host fallback pool fallback fallback pool");
         assert_ne!(group, RouteGroup::default());
         assert!(
-            matches!(gone.way(group), Way::SmartHost(host, Means { fallback: None, .. }) if &*host.name == "fallback")
+            matches!(gone.way(group), Way::SmartHost(host, Means { fallbacks, .. })
+                if &*host.name == "fallback" && fallbacks.is_empty())
+        );
+    }
+
+    #[test]
+    fn of_several_fallbacks_those_that_are_there_are_in_their_order() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let host =
+            |name: &str| format!("[[smart_host]]\nname = \"{name}\"\nhosts = [{{ address = \"::1\" }}]\n");
+        let (b, a) = (host("b"), host("a"));
+        let rule = "[[route]]\nnext_hop = \"mx\"\nfallback = [\"b\", \"a\"]\n";
+        let before = routing_of(&format!("{PLAIN}{a}{b}{rule}"), &queue);
+        assert_eq!(ways(&before, "a", "s", &["x@a.test"]), ["mx or b or a: x@a.test"]);
+        let group = before.number("mx fallback b,a");
+        assert_ne!(group, RouteGroup::default());
+        let gone = routing_of(&format!("{PLAIN}{a}"), &queue);
+        let Way::Mx(Means { fallbacks, .. }) = gone.way(group) else {
+            panic!("{:?}", gone.way(group));
+        };
+        assert_eq!(
+            fallbacks.iter().map(|host| &*host.name).collect::<Vec<_>>(),
+            ["a"]
         );
     }
 

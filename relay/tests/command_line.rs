@@ -267,6 +267,45 @@ fn what_holds_for_a_destination_is_shown_with_where_it_is_from() {
     assert_eq!(code, 2, "{err}");
 }
 
+/// What is shown of mail to `x.example`.
+fn effective(config: &Path, more: &[&str]) -> String {
+    let arguments = ["config", "effective", "x.example", "--mx", "mx.x.example"];
+    let (code, out, err) = run(config, &[&arguments, more].concat());
+    assert_eq!((code, err.as_str()), (0, ""));
+    out
+}
+
+#[test]
+fn shares_of_a_tenant_and_all_fallbacks_are_shown() {
+    let (_folder, config) = folder();
+    let more = "[delivery]\npool = \"main\"\n\
+        [[source]]\nname = \"out1\"\naddresses = [\"127.0.0.1\"]\n\
+        [[source]]\nname = \"own\"\naddresses = [\"127.0.0.2\"]\n\
+        [[pool]]\nname = \"main\"\nsources = [\"out1\", { name = \"own\", weight = 0, tenants = { shop = 3 } }]\n\
+        [[route]]\nnext_hop = \"mx\"\nfallback = [\"a\", \"b\"]\n\
+        [[smart_host]]\nname = \"a\"\nhosts = [{ host = \"a.example\" }]\n\
+        [[smart_host]]\nname = \"b\"\nhosts = [{ host = \"b.example\" }]\n";
+    std::fs::write(&config, format!("{CONFIG}{more}")).unwrap();
+    let asked = |more: &[&str]| effective(&config, more);
+    let out = asked(&[]);
+    for expected in [
+        "Fallback     smart host a, then b (",
+        "Shares       mail of tenants shop has shares of its own: --tenant and --stream show them\n",
+        "out1    100 %",
+    ] {
+        assert!(out.contains(expected), "{expected}: {out}");
+    }
+    assert!(!out.contains("\nown "), "{out}");
+    let out = asked(&["--tenant", "shop"]);
+    assert!(
+        out.contains("out1    25 %") && out.contains("own     75 %"),
+        "{out}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&asked(&["--json"])).unwrap();
+    assert_eq!(json["fallback"]["names"], serde_json::json!(["a", "b"]));
+    assert_eq!(json["own_shares"]["tenants"], serde_json::json!(["shop"]));
+}
+
 #[test]
 fn what_mail_is_sent_from_is_shown_for_whom_and_with_where_it_is_from() {
     let (_folder, config) = folder();
@@ -278,12 +317,7 @@ fn what_mail_is_sent_from_is_shown_for_whom_and_with_where_it_is_from() {
         [[route]]\nstreams = [\"bulk\"]\nfrom = [\"news.example\"]\nnext_hop = \"mx\"\npool = \"bulk\"\nfallback = \"relay\"\n\
         [[smart_host]]\nname = \"relay\"\nhosts = [{ host = \"relay.example\" }]\n";
     std::fs::write(&config, format!("{CONFIG}{more}")).unwrap();
-    let asked = |more: &[&str]| {
-        let arguments = ["config", "effective", "x.example", "--mx", "mx.x.example"];
-        let (code, out, err) = run(&config, &[&arguments, more].concat());
-        assert_eq!((code, err.as_str()), (0, ""));
-        out
-    };
+    let asked = |more: &[&str]| effective(&config, more);
     let at = |place: &str| format!("{}:{place}", config.display());
     let out = asked(&[]);
     for expected in [

@@ -127,6 +127,11 @@ def config_schema():
         at["properties"][key] = type_of(example)
     # Tables that the templates look into: nobody takes them away by a null.
     root["required"] = ["metrics", "store"]
+    # Its example is one, and it may be several.
+    root["properties"]["route"]["items"]["properties"]["fallback"] = {
+        "type": ["string", "array"],
+        "items": {"type": "string"},
+    }
     # The template's own check tells more of it.
     del root["properties"]["drain_timeout"]["pattern"]
     return root

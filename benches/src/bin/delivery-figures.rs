@@ -38,8 +38,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Choosing the next unit of lanes that all have mail and a connection: microseconds of CPU each, without limits and with; what of
-    /// it the store took is told apart.
+    /// Choosing the next unit of lanes that all have mail and a connection: microseconds of CPU each, without limits, with, and where all
+    /// wait in line for one provider's rate; what of it the store took is told apart.
     Next {
         #[arg(long, default_value_t = 10_000)]
         lanes: u64,
@@ -64,7 +64,11 @@ fn main() -> anyhow::Result<()> {
             // What minutes, hours and days have counted is written before it is used, by another task: not here.
             let limits = "[[limit]]\nsite = \"*\"\nconnections = 10\n[[limit]]\ntenant = \"*\"\nmessages_per_second = 1e6\n\
                           [[limit]]\ntenant = \"*\"\nsite = \"*\"\nconnections = 10\n";
-            tell_next("next_limited", limits)
+            tell_next("next_limited", limits)?;
+            let (own, store) = next_in_line(lanes)?;
+            tell("next_in_line_us", own);
+            tell("next_in_line_store_us", store);
+            Ok(())
         }
         Command::Rules { rules } => find_rules(rules),
     }
@@ -88,76 +92,145 @@ fn settings(more: &str) -> anyhow::Result<Arc<Settings>> {
         .map_err(|mistakes| anyhow::anyhow!("{mistakes}"))
 }
 
-/// Microseconds of CPU from a connection that has sent its unit to the next one's being chosen: those of the shard, and those of its
-/// store, one in memory. A queue's first page of units is read before, when its lane opens a connection.
-fn next(lanes: u64, more: &str) -> anyhow::Result<(f64, f64)> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let store = Arc::new(Timed::default());
-    let queue = Queue::inline(store.clone()).context("a queue in memory")?;
-    let settings = settings(more)?;
-    let routing = Arc::new(Routing::open(settings.clone(), &queue)?);
-    let delivery = Arc::new(settings.delivery.clone());
-    let mut shard = Shard::new(
-        queue.clone(),
-        Place::alone(),
-        delivery,
-        routing,
-        Random::seeded(1),
-        START,
-    );
-    let mut open: Vec<(LaneId, ConnectionId, UnitKey)> = Vec::new();
-    for number in 0..lanes {
-        let units = runtime.block_on(fill(&queue, number))?;
-        shard.hear(Word::Accepted(Accepted::stored(units)), START);
-        for effect in shard.take_effects() {
-            if let Effect::Resolve(domain) = effect {
-                let route = Route::from_answer(&domain, MxAnswer::Implicit, &[]);
-                shard.resolved(&domain, Ok(route), START);
+/// Lanes with mail, each with its one connection on the wire.
+struct Lanes {
+    store: Arc<Timed>,
+    shard: Shard,
+    open: Vec<(LaneId, ConnectionId, UnitKey)>,
+    now: Timestamp,
+}
+
+impl Lanes {
+    fn new(lanes: u64, more: &str) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let store = Arc::new(Timed::default());
+        let queue = Queue::inline(store.clone()).context("a queue in memory")?;
+        let settings = settings(more)?;
+        let routing = Arc::new(Routing::open(settings.clone(), &queue)?);
+        let delivery = Arc::new(settings.delivery.clone());
+        let mut shard = Shard::new(
+            queue.clone(),
+            Place::alone(),
+            delivery,
+            routing,
+            Random::seeded(1),
+            START,
+        );
+        let mut open = Vec::new();
+        for number in 0..lanes {
+            let units = runtime.block_on(fill(&queue, number))?;
+            shard.hear(Word::Accepted(Accepted::stored(units)), START);
+            for effect in shard.take_effects() {
+                if let Effect::Resolve(domain) = effect {
+                    let route = Route::from_answer(&domain, MxAnswer::Implicit, &[]);
+                    shard.resolved(&domain, Ok(route), START);
+                }
             }
+            connect(&mut shard, &mut open);
         }
-        connect(&mut shard, &mut open);
+        // The tokens of a limit drop from its start on.
+        let mut now = START;
+        while (open.len() as u64) < lanes
+            && let Some(wake) = shard.next_wake()
+            && wake < START + LONGEST
+        {
+            now = now.max(wake);
+            shard.tick(now);
+            connect(&mut shard, &mut open);
+        }
+        anyhow::ensure!(
+            open.len() as u64 == lanes,
+            "{} of {lanes} lanes have a connection",
+            open.len()
+        );
+        Ok(Self {
+            store,
+            shard,
+            open,
+            now,
+        })
     }
-    // The tokens of a limit drop from its start on.
-    let mut now = START;
-    while (open.len() as u64) < lanes
-        && let Some(wake) = shard.next_wake()
-        && wake < START + LONGEST
-    {
-        now = now.max(wake);
-        shard.tick(now);
-        connect(&mut shard, &mut open);
+
+    /// Microseconds of CPU for each unit chosen meanwhile: those of the shard, and those of its store, one in memory.
+    fn measure(
+        mut self,
+        choose: impl FnOnce(&mut Self) -> anyhow::Result<u64>,
+    ) -> anyhow::Result<(f64, f64)> {
+        let (begun, store_before) = (busy(), self.store.took());
+        let chosen = choose(&mut self)?;
+        let took = busy() - begun;
+        let by_store = self.store.took() - store_before;
+        let each = |time: Duration| time.as_secs_f64() * 1e6 / chosen as f64;
+        Ok((each(took.saturating_sub(by_store)), each(by_store)))
     }
-    anyhow::ensure!(
-        open.len() as u64 == lanes,
-        "{} of {lanes} lanes have a connection",
-        open.len()
-    );
-    let (mut chosen, mut effects) = (0_u64, Vec::new());
-    let (begun, store_before) = (busy(), store.took());
-    for _ in 1..UNITS {
-        let mut again = Vec::with_capacity(open.len());
-        for (lane, connection, unit) in open {
-            now = now + Duration::from_millis(1);
-            shard.settled(&unit, Settled::Gone, now);
-            shard.connection_free(lane, connection, now);
-            shard.swap_effects(&mut effects);
+
+    /// A connection has sent its unit.
+    fn sent(&mut self, lane: LaneId, connection: ConnectionId, unit: UnitKey) {
+        self.shard.settled(&unit, Settled::Gone, self.now);
+        self.shard.connection_free(lane, connection, self.now);
+    }
+}
+
+/// From a connection that has sent its unit to the next one's being chosen. A queue's first page of units is read before, when its lane
+/// opens a connection.
+fn next(lanes: u64, more: &str) -> anyhow::Result<(f64, f64)> {
+    Lanes::new(lanes, more)?.measure(|all| {
+        let (mut chosen, mut effects) = (0, Vec::new());
+        for _ in 1..UNITS {
+            let mut again = Vec::with_capacity(all.open.len());
+            for (lane, connection, unit) in std::mem::take(&mut all.open) {
+                all.now = all.now + Duration::from_millis(1);
+                all.sent(lane, connection, unit);
+                all.shard.swap_effects(&mut effects);
+                for effect in effects.drain(..) {
+                    // A lane has one connection.
+                    if let Effect::Send { job, .. } = effect {
+                        chosen += 1;
+                        again.push((lane, connection, job.unit));
+                    }
+                }
+            }
+            all.open = again;
+        }
+        anyhow::ensure!(chosen == lanes * (UNITS - 1), "{chosen} were chosen");
+        Ok(chosen)
+    })
+}
+
+/// The same where all lanes wait for one provider's rate: a unit is chosen each time that there is room for one, and its lane waits
+/// again as soon as it was sent, behind all others.
+fn next_in_line(lanes: u64) -> anyhow::Result<(f64, f64)> {
+    let limits = "[[provider]]\nname = \"p\"\nmx = [\"*.test\"]\n\
+                  [[limit]]\nprovider = \"p\"\nmessages_per_second = 10_000\n";
+    let mut all = Lanes::new(lanes, limits)?;
+    let mut lane_of = HashMap::new();
+    for (lane, connection, unit) in std::mem::take(&mut all.open) {
+        lane_of.insert(connection, lane);
+        all.sent(lane, connection, unit);
+    }
+    all.measure(|all| {
+        let (mut chosen, mut effects) = (0, Vec::new());
+        let end = all.now + LONGEST;
+        while chosen < lanes * (UNITS - 2)
+            && let Some(wake) = all.shard.next_wake().filter(|wake| *wake < end)
+        {
+            all.now = all.now.max(wake);
+            all.shard.tick(all.now);
+            all.shard.swap_effects(&mut effects);
             for effect in effects.drain(..) {
-                // A lane has one connection.
-                if let Effect::Send { job, .. } = effect {
+                if let Effect::Send { connection, job } = effect
+                    && let Some(&lane) = lane_of.get(&connection)
+                {
                     chosen += 1;
-                    again.push((lane, connection, job.unit));
+                    all.sent(lane, connection, job.unit);
                 }
             }
         }
-        open = again;
-    }
-    let took = busy() - begun;
-    let by_store = store.took() - store_before;
-    anyhow::ensure!(chosen == lanes * (UNITS - 1), "{chosen} were chosen");
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / chosen as f64;
-    Ok((each(took.saturating_sub(by_store)), each(by_store)))
+        anyhow::ensure!(chosen >= lanes * (UNITS - 2), "{chosen} were chosen");
+        Ok(chosen)
+    })
 }
 
 /// Takes note of the connections that the shard asks for.

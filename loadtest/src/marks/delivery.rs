@@ -64,11 +64,18 @@ impl Bench<'_> {
             "next_store_us",
             "next_limited_us",
             "next_limited_store_us",
+            "next_in_line_us",
+            "next_in_line_store_us",
         ];
-        let [own, store, limited, limited_store] = self.values(&["next", "--lanes", &lanes], names)?;
-        eprintln!("next: beside that, its store took {store:.3} us of each, with limits {limited_store:.3}");
+        let [own, store, limited, limited_store, in_line, in_line_store] =
+            self.values(&["next", "--lanes", &lanes], names)?;
+        eprintln!(
+            "next: beside that, its store took {store:.3} us of each, with limits {limited_store:.3}, in line {in_line_store:.3}"
+        );
         told.figure("next: a unit of 10,000 lanes", own, Mark::AtMost(2.0), "us")?;
-        told.figure("next: the same with limits", limited, Mark::AtMost(2.0), "us")
+        told.figure("next: the same with limits", limited, Mark::AtMost(2.0), "us")?;
+        let figure = "next: the same in line for one provider's rate";
+        told.figure(figure, in_line, Mark::AtMost(2.0), "us")
     }
 
     fn rules(&self, told: &mut Told) -> anyhow::Result<()> {

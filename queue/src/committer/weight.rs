@@ -84,9 +84,12 @@ fn of_settle(settle: &Settle) -> usize {
     let again = settle.again.iter().flat_map(|again| &again.open);
     // What waits has its reply in its state, too.
     let open = again.map(|open| entry(&open.mailbox, &open.reply) + RECIPIENT + open.reply.len());
+    let others = settle.again.iter().flat_map(|again| &again.others);
+    let others = others.map(|waiting| RECIPIENT + waiting.reply.len());
     let signature = settle.again.as_ref().and_then(|again| again.signature.as_ref());
     let reports = settle.reports.iter().map(|report| REQUEST + of_message(report));
-    ends.chain(open).chain(reports).sum::<usize>() + signature.map_or(0, |signature| signature.fields.len())
+    ends.chain(open).chain(others).chain(reports).sum::<usize>()
+        + signature.map_or(0, |signature| signature.fields.len())
 }
 
 fn of_hop(hop: &Hop) -> usize {
@@ -130,6 +133,7 @@ mod tests {
     use crate::intake::tests::{message, message_to_many};
     use crate::message::{Again, End, Fate, StillOpen};
     use crate::names::{QueueId, UnitKey};
+    use crate::records::Waiting;
     use crate::store::MemoryStore;
 
     /// Octets of the batch that a request makes on its own.
@@ -225,6 +229,10 @@ mod tests {
             mailbox: mailbox(),
             reply: "450 4.2.1 later".repeat(10),
         };
+        let waiting = |recipient| Waiting {
+            recipient,
+            reply: "450 4.2.1 later".repeat(10),
+        };
         [
             settle(1, |settle| settle.ends = vec![end()]),
             settle(2, |settle| settle.ends = vec![end(); 1_000]),
@@ -235,6 +243,7 @@ mod tests {
                     in_doubt: 0,
                     doubtful: false,
                     open: (0..1_000).map(open).collect(),
+                    others: (0..1_000).map(waiting).collect(),
                     signature: None,
                     delay_told: None,
                 });

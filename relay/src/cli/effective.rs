@@ -248,6 +248,13 @@ async fn ask(domain: &Domain, settings: &Settings) -> anyhow::Result<Route> {
     Ok(Route::from_answer(domain, answer, &names))
 }
 
+/// In the order in which they are tried; `None` where there are none.
+fn smart_hosts(names: &[Arc<str>]) -> Option<String> {
+    let others = names.get(1..)?.iter().map(|name| format!(", then {name}"));
+    let first = names.first()?;
+    Some(format!("smart host {first}{}", others.collect::<String>()))
+}
+
 fn next_hop(hop: &NextHop) -> String {
     match hop {
         NextHop::Mx => "its MX hosts".to_owned(),
@@ -303,6 +310,8 @@ struct WayOut<'a> {
     deciding: Deciding,
     /// With where it is from.
     pool: Option<(&'a Arc<Pool>, From<'a>)>,
+    /// What that is for the mail that is asked about.
+    part: Option<&'a Arc<Pool>>,
 }
 
 impl<'a> WayOut<'a> {
@@ -311,6 +320,9 @@ impl<'a> WayOut<'a> {
         let pool = pool(settings, deciding.surely);
         Self {
             settings,
+            part: pool
+                .as_ref()
+                .map(|(pool, _)| pool.for_mail(asked.tenant, asked.stream)),
             pool: pool.map(|(pool, key)| (pool, From::key(settings, key))),
             deciding,
         }
@@ -319,21 +331,20 @@ impl<'a> WayOut<'a> {
     fn next_hop(&self, rule: usize) -> String {
         let rule = &self.settings.routing.rules[rule];
         let pool = rule.pool.as_ref().map(|pool| format!(", from pool {pool}"));
-        let fallback = rule
-            .fallback
-            .as_ref()
-            .map(|host| format!(", by smart host {host} while that is down"));
+        let hosts = smart_hosts(&rule.fallbacks);
+        let fallback = hosts.map(|hosts| format!(", by {hosts} while that is down"));
         let parts = [Some(next_hop(&rule.next_hop)), pool, fallback];
         parts.into_iter().flatten().collect()
     }
 
     /// What takes the mail while its first way is closed, with where that is from; and how many failures it takes.
-    fn fallback(&self) -> Option<(&'a str, From<'a>, u32)> {
+    fn fallbacks(&self) -> Option<(&'a [Arc<str>], From<'a>, u32)> {
         let number = self.deciding.surely?;
-        let host = self.settings.routing.rules.get(number)?.fallback.as_deref()?;
+        let rule = self.settings.routing.rules.get(number)?;
+        let hosts = Some(&*rule.fallbacks).filter(|hosts| !hosts.is_empty())?;
         let key = format!("route[{number}].fallback");
         Some((
-            host,
+            hosts,
             From::key(self.settings, key),
             self.settings.delivery.fallback_after,
         ))
@@ -341,7 +352,7 @@ impl<'a> WayOut<'a> {
 
     /// Its members, each with its share of the mail and where it is written.
     fn members(&self) -> Vec<(&'a Member, f64, From<'a>)> {
-        let Some((pool, _)) = &self.pool else {
+        let Some(pool) = self.part else {
             return Vec::new();
         };
         let all: f64 = pool.members.iter().map(|member| f64::from(member.weight)).sum();
@@ -355,6 +366,13 @@ impl<'a> WayOut<'a> {
             (member, share, From::key(self.settings, key))
         };
         pool.members.iter().map(told).collect()
+    }
+
+    /// Tenants and streams of whose mail the pool's sources have other shares than of the rest.
+    fn named_in_pool(&self) -> Option<[Vec<Arc<str>>; 2]> {
+        let (tenants, streams) = self.pool.as_ref()?.0.named();
+        let any = !tenants.is_empty() || !streams.is_empty();
+        any.then(|| [tenants, streams].map(|names| names.into_iter().collect()))
     }
 
     fn ehlo(&self, source: &Source) -> String {
@@ -391,12 +409,12 @@ impl<'a> WayOut<'a> {
                 None => "its MX hosts: no rule says otherwise".to_owned(),
             },
         );
-        if let Some((host, from, after)) = self.fallback() {
+        if let Some((hosts, from, after)) = self.fallbacks()
+            && let Some(hosts) = smart_hosts(hosts)
+        {
             line(
                 "Fallback",
-                format!(
-                    "smart host {host} ({from}), after {after} failures in a row (delivery.fallback_after)"
-                ),
+                format!("{hosts} ({from}), after {after} failures in a row (delivery.fallback_after)"),
             );
         }
         match (&self.pool, self.settings.delivery.source) {
@@ -406,6 +424,18 @@ impl<'a> WayOut<'a> {
                 format!("none: it is sent from delivery.source, {address}"),
             ),
             (None, None) => line("Pool", "none: the system chooses the address".to_owned()),
+        }
+        if let Some([tenants, streams]) = self.named_in_pool() {
+            let of = |what: &str, names: &[Arc<str>]| {
+                (!names.is_empty()).then(|| format!("of {what} {}", names.join(", ")))
+            };
+            let named = [of("tenants", &tenants), of("streams", &streams)];
+            let named: Vec<_> = named.into_iter().flatten().collect();
+            let text = format!(
+                "mail {} has shares of its own: --tenant and --stream show them",
+                named.join(" and ")
+            );
+            line("Shares", text);
         }
         let mut rows = vec![["SOURCE", "SHARE", "ADDRESSES", "EHLO", "BY", "FROM"].map(String::from)];
         rows.extend(self.members().into_iter().map(|(member, share, from)| {
@@ -440,12 +470,22 @@ impl<'a> WayOut<'a> {
             Some(rule) => route(rule),
             None => json!({ "route": null, "next_hop": next_hop(&NextHop::Mx) }),
         };
-        json["fallback"] = match self.fallback() {
-            Some((host, from, after)) => json!({ "name": host, "after": after, "from": from_json(&from) }),
+        json["fallback"] = match self.fallbacks() {
+            Some((hosts, from, after)) => {
+                let names: Vec<&str> = hosts.iter().map(|host| &**host).collect();
+                json!({ "names": names, "after": after, "from": from_json(&from) })
+            }
             None => serde_json::Value::Null,
         };
         json["pool"] = match &self.pool {
             Some((pool, from)) => json!({ "name": *pool.name, "from": from_json(from) }),
+            None => serde_json::Value::Null,
+        };
+        json["own_shares"] = match self.named_in_pool() {
+            Some([tenants, streams]) => {
+                let names = |names: &[Arc<str>]| names.iter().map(|name| json!(**name)).collect::<Vec<_>>();
+                json!({ "tenants": names(&tenants), "streams": names(&streams) })
+            }
             None => serde_json::Value::Null,
         };
         let source = |(member, share, from): (&Member, f64, From<'_>)| {

@@ -51,7 +51,7 @@ pub(super) fn delivery(
         // In place of what is missing, so that the rest is checked too.
         ehlo: ehlo.or_else(|| "localhost".parse().ok())?,
         source: section.parsed::<IpAddr>("source").map(|spot| spot.value),
-        egress: egress(check, top, pool),
+        egress: egress(check, top, pool, &streams),
         own_addresses: own_addresses.into_iter().map(|spot| spot.value).collect(),
         ca_file: section.file("ca_file").map(|spot| {
             if let Err(error) = crate::delivery::client_tls::ClientTls::new(Some(&spot.value)) {

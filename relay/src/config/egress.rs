@@ -1,5 +1,7 @@
 //! Egress: the addresses that mail is sent from, and the pools that rules choose among, as configured.
 
+mod pool;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -14,19 +16,17 @@ use super::section::{Check, OwnName, Section, Spot};
 use super::settings::Settings;
 use super::smart_hosts::{Credentials, LoginKeys, login, read_password};
 use super::source::Problem;
+use super::streams::Streams;
 use super::warm_up::{WarmUp, warm_up};
+
+pub use pool::{MAX_POOLS, Member, Pool};
+use pool::{Named, pools};
 
 /// Sources of one configuration. Each has lanes, and series among the metrics.
 pub const MAX_SOURCES: usize = 1_000;
 
-/// Pools of one configuration.
-pub const MAX_POOLS: usize = 100;
-
 /// What limits call the source of mail that goes from no pool, by `delivery.source`.
 pub const DEFAULT_SOURCE: &str = "default";
-
-/// The heaviest a member of a pool may be.
-const MAX_WEIGHT: u64 = 10_000;
 
 /// RFC 1929 §2: the password's length is one octet.
 const MAX_PROXY_PASSWORD: usize = 255;
@@ -131,24 +131,6 @@ impl ProxyKind {
     }
 }
 
-/// Sources that serve the same mail.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pool {
-    /// As rules, and route groups in the store, say it.
-    pub name: Arc<str>,
-    /// At least one, each source once.
-    pub members: Vec<Member>,
-}
-
-/// A source in a pool.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Member {
-    /// Which.
-    pub source: Arc<Source>,
-    /// Its share of the pool's mail, beside the weights of the others; at least 1.
-    pub weight: u32,
-}
-
 /// The files that proxies' passwords were read from.
 pub fn password_files(settings: &Settings) -> impl Iterator<Item = &Path> {
     let sources = settings.delivery.egress.sources.iter();
@@ -195,13 +177,11 @@ impl Egress {
     fn refer_anew(&mut self) {
         let of_now = |member: &Member| Member {
             source: self.source(&member.source.name).unwrap_or(&member.source).clone(),
-            weight: member.weight,
+            ..member.clone()
         };
         let pool = |pool: &Arc<Pool>| {
-            Arc::new(Pool {
-                name: pool.name.clone(),
-                members: pool.members.iter().map(of_now).collect(),
-            })
+            let members = pool.members.iter().map(of_now).collect();
+            Arc::new(Pool::new(pool.name.clone(), members))
         };
         let pools: Vec<_> = self.pools.iter().map(pool).collect();
         self.pools = pools;
@@ -264,12 +244,21 @@ const LONG_PASSWORD: &str = "a proxy takes passwords of 255 octets at the most (
 
 /// Reads `[[source]]` and `[[pool]]`. `default` is what `delivery.pool` says. One that is partly wrong is there all the same, so
 /// that whoever names it is not told of it as well.
-pub(super) fn egress(check: &Check<'_>, top: &mut Section<'_>, default: Option<Spot<String>>) -> Egress {
+pub(super) fn egress(
+    check: &Check<'_>,
+    top: &mut Section<'_>,
+    default: Option<Spot<String>>,
+    streams: &Streams,
+) -> Egress {
     let mut egress = Egress {
         sources: sources(check, top),
         ..Egress::default()
     };
-    egress.pools = pools(check, top, &egress);
+    let named = Named {
+        tenants: top.names_in("tenants"),
+        streams,
+    };
+    egress.pools = pools(check, top, &egress, &named);
     egress.default_pool = default.and_then(|spot| known_pool(check, &spot, &egress.pools));
     egress
 }
@@ -425,74 +414,6 @@ fn proxy(check: &Check<'_>, section: &mut Section<'_>) -> Option<Proxy> {
         port: place.port,
         login: login.map(Arc::new),
         bind,
-    })
-}
-
-fn pools(check: &Check<'_>, top: &mut Section<'_>, egress: &Egress) -> Vec<Arc<Pool>> {
-    let mut all = Vec::new();
-    let mut taken = BTreeSet::new();
-    for (number, mut section) in top.sections("pool").into_iter().enumerate() {
-        let name = section.string("name");
-        let name = section.required(
-            "name",
-            name,
-            "what [[route]] and delivery.pool call it, such as \"bulk\"",
-        );
-        if let Some(spot) = &name {
-            check_name(check, spot, "pool", &mut taken);
-        }
-        if number == MAX_POOLS {
-            section.problem("", format!("is one too many: there may be {MAX_POOLS} pools"));
-        }
-        let entries = section.sections_or_strings("sources", "name");
-        if entries.is_empty() {
-            let what =
-                "at least one, such as [\"out1\"] or [{ name = \"out1\", weight = 3 }, { name = \"out2\" }]";
-            section.required::<()>("sources", None, what);
-        }
-        let mut members: Vec<Member> = Vec::new();
-        for entry in entries {
-            let Some(member) = member(check, entry, egress, &members) else {
-                continue;
-            };
-            members.push(member);
-        }
-        section.end();
-        all.extend(name.map(|name| {
-            Arc::new(Pool {
-                name: name.value.into(),
-                members,
-            })
-        }));
-    }
-    all
-}
-
-fn member(check: &Check<'_>, mut section: Section<'_>, egress: &Egress, others: &[Member]) -> Option<Member> {
-    let name = section.string("name");
-    let name = section.required("name", name, "a source's name");
-    let weight = section.integer("weight", 1..=MAX_WEIGHT, 1) as u32;
-    section.end();
-    let name = name?;
-    let Some(source) = egress.source(&name.value) else {
-        let text = format!(
-            "there is no source \"{0}\"; it would be a [[source]] with name = \"{0}\"",
-            name.value
-        );
-        check.problem(name.at, &name.key, text);
-        return None;
-    };
-    if others.iter().any(|other| other.source.name == source.name) {
-        let text = format!(
-            "\"{}\" is in the pool already; its weight says how much it sends",
-            name.value
-        );
-        check.problem(name.at, &name.key, text);
-        return None;
-    }
-    Some(Member {
-        source: source.clone(),
-        weight,
     })
 }
 

@@ -43,8 +43,8 @@ pub struct RouteRule {
     pub next_hop: NextHop,
     /// The pool of sources that it goes from; `None`: the default. Only of what goes on.
     pub pool: Option<Arc<str>>,
-    /// The smart host that takes it while its next hop can't be spoken to. Only of what goes on.
-    pub fallback: Option<Arc<str>>,
+    /// Smart hosts that take it while its next hop can't be spoken to: the first that can be. Only of what goes on.
+    pub fallbacks: Vec<Arc<str>>,
 }
 
 /// An entry of a rule's `from`.
@@ -166,7 +166,7 @@ fn rule(check: &Check<'_>, mut section: Section<'_>, named: &Named<'_>) -> Optio
     );
     let reason = section.parsed::<Reason>("reason");
     let pool = section.string("pool");
-    let fallback = section.string("fallback");
+    let fallback = section.list_or_one::<String>("fallback").unwrap_or_default();
     let next_hop = name.and_then(|spot| next_hop(check, &section, &spot, named.smart_hosts, reason));
     let goes_on = !matches!(next_hop, Some(NextHop::Refuse(_) | NextHop::Discard(_)));
     let pool = pool.and_then(|spot| match goes_on {
@@ -176,8 +176,7 @@ fn rule(check: &Check<'_>, mut section: Section<'_>, named: &Named<'_>) -> Optio
             None
         }
     });
-    let fallback =
-        fallback.and_then(|spot| fallback_host(check, &spot, next_hop.as_ref(), named.smart_hosts));
+    let fallbacks = fallback_hosts(check, &fallback, next_hop.as_ref(), named.smart_hosts);
     section.end();
     Some(RouteRule {
         to,
@@ -186,14 +185,40 @@ fn rule(check: &Check<'_>, mut section: Section<'_>, named: &Named<'_>) -> Optio
         streams: values(Some(streams)).into_iter().map(Arc::from).collect(),
         next_hop: next_hop?,
         pool: pool.map(|pool| pool.name.clone()),
-        fallback,
+        fallbacks,
     })
 }
 
 /// What a key of mail that goes on is told at a rule whose mail does not.
 const GOES_NOWHERE: &str = "is for mail that goes on; this goes nowhere";
 
-/// The name of the smart host that takes a rule's mail while its next hop can't be spoken to.
+/// Smart hosts that a rule may name to take its mail over. Their names are in that of its route group.
+pub const MAX_FALLBACKS: usize = 8;
+
+/// The names of the smart hosts that take a rule's mail while its next hop can't be spoken to.
+fn fallback_hosts(
+    check: &Check<'_>,
+    spots: &[Spot<String>],
+    next_hop: Option<&NextHop>,
+    smart_hosts: &[Arc<SmartHost>],
+) -> Vec<Arc<str>> {
+    let mut names = Vec::new();
+    for spot in spots {
+        let Some(name) = fallback_host(check, spot, next_hop, smart_hosts) else {
+            continue;
+        };
+        if names.contains(&name) {
+            check.problem(spot.at, &spot.key, "is named before: it is tried once");
+        } else if names.len() == MAX_FALLBACKS {
+            let text = format!("is one too many: a route may have {MAX_FALLBACKS} fallbacks");
+            check.problem(spot.at, &spot.key, text);
+        } else {
+            names.push(name);
+        }
+    }
+    names
+}
+
 fn fallback_host(
     check: &Check<'_>,
     spot: &Spot<String>,

@@ -471,6 +471,70 @@ impl<'a> Section<'a> {
         Some(list)
     }
 
+    /// The same, in which one string stands for a list of it alone.
+    pub fn list_or_one<T>(&mut self, key: &'static str) -> Option<Vec<Spot<T>>>
+    where
+        T: FromStr,
+        T::Err: std::fmt::Display,
+    {
+        let node = self.entries.get(key);
+        match node.is_some_and(|node| matches!(node.value, Value::String(_))) {
+            true => self.parsed(key).map(|spot| vec![spot]),
+            false => self.list(key),
+        }
+    }
+
+    /// The keys of a table within that are read later.
+    pub fn names_in(&self, key: &str) -> BTreeSet<String> {
+        match self.entries.get(key).map(|node| &node.value) {
+            Some(Value::Table(entries)) => entries.keys().cloned().collect(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// Integers within bounds, by names of the user's own.
+    pub fn integers(
+        &mut self,
+        key: &'static str,
+        bounds: RangeInclusive<u64>,
+    ) -> Option<Vec<(String, Spot<u64>)>> {
+        let node = self.take(key)?;
+        let path = self.key(key);
+        let Value::Table(entries) = node.value else {
+            let text = format!(
+                "a table is needed, such as {{ name = 3 }}, not {}",
+                node.value.kind()
+            );
+            self.check.problem(node.at, &path, text);
+            return None;
+        };
+        let mut all = Vec::new();
+        for (name, node) in entries {
+            let key = join(&path, &name);
+            let read = match &node.value {
+                Value::Integer(number) => within(u64::try_from(*number).ok(), &bounds, number),
+                other => Err(format!("an integer is needed, not {}", other.kind())),
+            };
+            match read {
+                Ok(value) => all.push((
+                    name,
+                    Spot {
+                        value,
+                        at: node.at,
+                        key,
+                    },
+                )),
+                Err(why) => self.check.problem(node.at, &key, why),
+            }
+        }
+        let shown: Vec<_> = all
+            .iter()
+            .map(|(name, spot)| format!("{} = {}", quoted(name), spot.value))
+            .collect();
+        self.note(key, format!("{{ {} }}", shown.join(", ")), node.at);
+        Some(all)
+    }
+
     /// A table within; empty if it is not there.
     pub fn section(&mut self, key: &'static str) -> Section<'a> {
         let node = self.take(key).unwrap_or(Node {

@@ -66,7 +66,9 @@ impl QueueControl {
         if record.key.kind == Kind::Limited {
             // What lanes have learned that no shard has in memory.
             let scope = record.key.scope.clone();
-            let learned = |key: &AdjustmentKey| key.kind == Kind::Learned && scope.covers(&key.scope);
+            let learned = |key: &AdjustmentKey| {
+                matches!(key.kind, Kind::Learned | Kind::Full) && scope.covers(&key.scope)
+            };
             self.end_each(learned, &by, now).await?;
         }
         let until = record.until.map(|until| Time(until).to_string());
@@ -293,14 +295,14 @@ fn view(record: AdjustmentRecord) -> Adjustment {
 fn view_kind(kind: Kind) -> AdjustmentKind {
     match kind {
         Kind::Suspended => AdjustmentKind::Suspended,
-        Kind::Learned | Kind::Limited => AdjustmentKind::Slower,
+        Kind::Learned | Kind::Limited | Kind::Full => AdjustmentKind::Slower,
     }
 }
 
 fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Suspended => "suspended",
-        Kind::Learned | Kind::Limited => "slower",
+        Kind::Learned | Kind::Limited | Kind::Full => "slower",
     }
 }
 

@@ -11,13 +11,22 @@ use super::lane::Rest;
 /// That a queue's mail goes by its fallback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detour {
+    /// By which smart host.
+    pub by: Arc<str>,
+    /// Why.
+    pub closed: Closed,
+}
+
+/// That all lanes of a first way rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
     /// When its first way is to be tried again.
     pub until: Timestamp,
     /// What its first way rests for.
     pub cause: Arc<str>,
 }
 
-impl Detour {
+impl Closed {
     /// What follows from the rests of all lanes that the mail could go through: until the first of them is over. `None` where one may
     /// be used, or has failed fewer than `after` times in a row.
     pub fn of(rests: impl IntoIterator<Item = Option<Rest>>, after: u32, now: Timestamp) -> Option<Self> {
@@ -57,7 +66,7 @@ mod tests {
 
     #[test]
     fn all_lanes_have_to_have_failed_often_enough() {
-        let detour = |rests: Vec<_>| Detour::of(rests, 3, Timestamp(100));
+        let closed = |rests: Vec<_>| Closed::of(rests, 3, Timestamp(100));
         for rests in [
             vec![],
             vec![None],
@@ -66,9 +75,9 @@ mod tests {
             vec![rest(3, 200), None],
             vec![rest(9, 200), rest(2, 200)],
         ] {
-            assert_eq!(detour(rests.clone()), None, "{rests:?}");
+            assert_eq!(closed(rests.clone()), None, "{rests:?}");
         }
-        let both = detour(vec![rest(3, 300), rest(4, 200)]).unwrap();
+        let both = closed(vec![rest(3, 300), rest(4, 200)]).unwrap();
         assert_eq!(
             (both.until, &*both.cause),
             (Timestamp(200), "4.4.1 until 200"),

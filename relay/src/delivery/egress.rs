@@ -14,12 +14,15 @@ const AHEAD: i64 = 3;
 
 /// What each pool's sources are owed, in shares of the sum of all weights: smooth weighted round robin.
 #[derive(Debug, Default)]
-pub struct Shares(HashMap<Arc<str>, HashMap<Arc<str>, i64>>);
+pub struct Shares(
+    /// By [`Pool::account`].
+    HashMap<Arc<str>, HashMap<Arc<str>, i64>>,
+);
 
 impl Shares {
     /// The pool's sources by what they are owed, most first; by weight and name among equals.
     pub fn order(&self, pool: &Pool) -> Vec<Arc<str>> {
-        let credits = self.0.get(&pool.name);
+        let credits = self.0.get(&pool.account);
         let credit = |name: &Arc<str>| credits.and_then(|all| all.get(name)).copied().unwrap_or(0);
         let mut order: Vec<_> = pool
             .members
@@ -41,7 +44,7 @@ impl Shares {
         able: impl IntoIterator<Item = &'a Arc<str>>,
     ) -> bool {
         let sum: i64 = pool.members.iter().map(|member| i64::from(member.weight)).sum();
-        let credits = self.0.get(&pool.name);
+        let credits = self.0.get(&pool.account);
         let credit = |name: &str| credits.and_then(|all| all.get(name)).copied().unwrap_or(0);
         let most = able.into_iter().map(|name| credit(name)).max();
         // What one is ahead the others are behind.
@@ -54,7 +57,7 @@ impl Shares {
             return;
         }
         let sum: i64 = pool.members.iter().map(|member| i64::from(member.weight)).sum();
-        let credits = self.0.entry(pool.name.clone()).or_default();
+        let credits = self.0.entry(pool.account.clone()).or_default();
         // Who has left the pool is owed nothing.
         credits.retain(|name, _| pool.members.iter().any(|member| member.source.name == *name));
         for member in &pool.members {
@@ -70,6 +73,8 @@ impl Shares {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::config::egress::{Member, Source};
 
@@ -85,11 +90,10 @@ mod tests {
                 warm_up: None,
             }),
             weight: *weight,
+            tenants: BTreeMap::new(),
+            streams: BTreeMap::new(),
         };
-        Pool {
-            name: "p".into(),
-            members: weights.iter().map(member).collect(),
-        }
+        Pool::new("p".into(), weights.iter().map(member).collect())
     }
 
     fn goes(shares: &mut Shares, pool: &Pool, is_able: impl Fn(&str) -> bool) -> String {

@@ -1,6 +1,6 @@
 //! A lane: one site from one source, the unit of connections, tokens and back-off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -325,10 +325,14 @@ pub struct Lane {
     pub service: Vec<Service>,
     /// Set by failures to connect, cleared by the first transaction that gets through.
     pub rest: Option<Rest>,
+    /// Queues that wait in memory for the end of its rest; some may have gone on since.
+    pub held_back: BTreeSet<QueueId>,
     /// A further connection came to nothing while others work: none is opened before this moment.
     no_more_before: Timestamp,
     /// A further connection was refused with the time for which it is.
     no_more: NoMore,
+    /// That is more than the store knows.
+    no_more_unsaved: bool,
     /// The moment its timer stands at.
     pub timer: Option<Timestamp>,
     /// What made it slower last.
@@ -340,11 +344,12 @@ pub struct Lane {
 }
 
 /// How many connections a host bears, as it said when it refused one more.
-#[derive(Clone, Copy, Debug, Default)]
-struct NoMore {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoMore {
     /// Until then.
-    before: Timestamp,
-    than: usize,
+    pub before: Timestamp,
+    /// So many worked.
+    pub than: usize,
 }
 
 impl Lane {
@@ -371,8 +376,10 @@ impl Lane {
             busy: BTreeMap::new(),
             service: Vec::new(),
             rest,
+            held_back: BTreeSet::new(),
             no_more_before: Timestamp(0),
             no_more: NoMore::default(),
+            no_more_unsaved: false,
             timer: None,
             said: None,
             unsaved: None,
@@ -452,16 +459,38 @@ impl Lane {
     /// As many as are configured may be tried again at once.
     pub fn allow_more(&mut self) {
         (self.no_more_before, self.no_more) = (Timestamp(0), NoMore::default());
+        self.no_more_unsaved = false;
     }
 
     /// A further connection was refused, while so many work: until then there are no more than those.
     pub fn refuse_more(&mut self, working: usize, until: Timestamp, now: Timestamp) {
-        let before = std::mem::take(&mut self.no_more);
+        let before = self.no_more;
         let still = before.before > now;
         self.no_more = NoMore {
             before: until.max(before.before),
             than: if still { working.min(before.than) } else { working },
         };
+        // A burst of refusals is written once, and a time that moves with each of them not for each millisecond.
+        self.no_more_unsaved |= !still
+            || self.no_more.than != before.than
+            || self.no_more.before >= before.before + Duration::from_secs(1);
+    }
+
+    /// Goes by what the store knows of that, unless it has heard of more since.
+    pub fn know_no_more(&mut self, known: Option<NoMore>) {
+        if !self.no_more_unsaved {
+            self.no_more = known.unwrap_or_default();
+        }
+    }
+
+    /// What the store is to know of that.
+    pub fn take_unsaved_no_more(&mut self) -> Option<NoMore> {
+        std::mem::take(&mut self.no_more_unsaved).then_some(self.no_more)
+    }
+
+    /// Whether there is something.
+    pub fn has_unsaved_no_more(&self) -> bool {
+        self.no_more_unsaved
     }
 
     /// Notes that no connection came about. True if the lane rests now, by its own account; false if other connections

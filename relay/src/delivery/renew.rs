@@ -119,11 +119,16 @@ impl Shard {
             .filter_map(|lane| self.lanes.get(lane))
             .collect();
         let ends = lanes.iter().any(|lane| matches!(*lane.plan, Plan::End(_)));
-        let same_sources = self
-            .pool_of(group)
+        let pool = self.pool_of(&active.name);
+        let same_sources = pool
+            .as_ref()
             .is_ok_and(|pool| ends || are_of(&lanes, pool.as_deref()));
         let same_rule = |lane: &&Lane| rule.as_ref().is_none_or(|rule| lane.key.rule == *rule);
         if same_sources && lanes.iter().all(same_rule) {
+            // With the weights of now.
+            if let (Ok(pool), false, Some(active)) = (pool, ends, self.active.get_mut(&id)) {
+                active.pool = pool;
+            }
             return false;
         }
         if let Some(active) = self.active.get_mut(&id) {
@@ -140,10 +145,12 @@ impl Shard {
             .into_iter()
             .filter_map(|lane| self.lanes.get(lane))
             .collect();
-        let site = self.fallback_of(id).map(|host| Route::SmartHost(host).site());
-        let same_host = lanes.iter().all(|lane| site.as_deref() == Some(&*lane.key.site));
-        let group = self.active.get(&id).map(|active| active.name.route_group);
-        let pool = group.map(|group| self.pool_of(group));
+        let hosts = self.fallbacks_of(id).into_iter();
+        let sites: Vec<_> = hosts.map(|host| Route::SmartHost(host).site()).collect();
+        let same_host = lanes
+            .iter()
+            .all(|lane| sites.iter().any(|site| **site == *lane.key.site));
+        let pool = self.active.get(&id).map(|active| self.pool_of(&active.name));
         let same_sources = pool.is_some_and(|pool| pool.is_ok_and(|pool| are_of(&lanes, pool.as_deref())));
         if same_host && same_sources {
             self.look_for_first_way(id);
@@ -180,12 +187,17 @@ impl Shard {
             Ok(holds) => scopes.extend(holds.into_iter().map(|(scope, _)| scope)),
             Err(error) => tracing::error!(%error, "holds can't be read"),
         }
-        for (_, lane) in &mut self.lanes {
+        let mut lanes = Vec::new();
+        for (id, lane) in &mut self.lanes {
             let name = lane.key.scope();
             if mended.covers(&name) {
                 lane.rest = None;
+                lanes.push(id);
                 scopes.insert(HoldScope::Lane(name));
             }
+        }
+        for lane in lanes {
+            self.end_wait(lane, now);
         }
         for scope in scopes {
             let HoldScope::Lane(name) = &scope else { continue };

@@ -25,6 +25,7 @@ mod pump;
 mod rests;
 mod room;
 mod scan;
+mod soon;
 #[cfg(test)]
 mod sources;
 mod ways;
@@ -205,6 +206,8 @@ pub(super) struct Active {
     leaves_for: Option<Box<(usize, Route, Option<Detour>)>>,
     /// An operator wants it tried whatever its lane rests for.
     hurry: bool,
+    /// Its mail's time is nearly up: the first moment of any.
+    ends: Option<Timestamp>,
     timer: Option<Timestamp>,
     /// What it left memory for the last time: known until its lanes are.
     held: Option<Held>,
@@ -307,6 +310,8 @@ pub struct Shard {
     /// Of the streams of queues in memory: all of one have its name from here, where it is near at hand for each message.
     stream_names: BTreeSet<Arc<str>>,
     rooms: room::Rooms,
+    /// Queues in memory that go ahead of their tenant's others, and when that was found out.
+    hastened: soon::Hastened,
     /// Queues in memory that are empty, the longest so first.
     lingering: BTreeSet<(Timestamp, QueueId)>,
     /// Queues of this home that another shard works on.
@@ -314,8 +319,8 @@ pub struct Shard {
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
     resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
     resting_count: usize,
-    /// Detours that were told of, and when each is over.
-    told_of: BTreeMap<QueueId, Timestamp>,
+    /// Detours that were told of.
+    told_of: BTreeMap<QueueId, Detour>,
     /// What queues of this home left memory for, [`MAX_RESTING`] in all: told of those that expire meanwhile.
     held_back: FxHashMap<QueueId, Held>,
     /// Of those scopes, what a reply or an operator has suspended.
@@ -400,6 +405,7 @@ impl Shard {
             active: FxHashMap::default(),
             stream_names: BTreeSet::new(),
             rooms: room::Rooms::default(),
+            hastened: soon::Hastened::default(),
             lingering: BTreeSet::new(),
             lent: FxHashMap::default(),
             resting: BTreeMap::new(),
@@ -544,8 +550,9 @@ impl Shard {
         match (loan.route, loan.detour) {
             // As it is configured now; the lender may have been told later than we.
             (Route::SmartHost(host), detour) => {
-                let fallback = self.fallback_of(id).filter(|own| own.name == host.name);
-                match fallback.zip(detour) {
+                let mut fallbacks = self.fallbacks_of(id).into_iter();
+                let own = fallbacks.find(|own| own.name == host.name);
+                match own.zip(detour) {
                     Some((own, detour)) => self.put(id, &Route::SmartHost(own), Some(detour), now),
                     None => return self.look_up(id, now),
                 }

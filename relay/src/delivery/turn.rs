@@ -1,13 +1,18 @@
 //! Whose turn it is in a lane: streams by weight, the tenants of a stream in turn, the queues of a tenant in turn.
 //!
 //! So a backlog delays only what is like it: a stream of another weight, another tenant and another destination get their share
-//! of the lane however long the queues beside them are.
+//! of the lane however long the queues beside them are. Of a tenant's queues those go ahead that have mail whose time is nearly up.
+
+mod round;
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
+use std::hash::Hash;
 use std::sync::Arc;
 
+use mail_core::Timestamp;
 use queue::{QueueId, QueueName};
+
+use round::Round;
 
 /// Between two turns of a stream of weight 1; of more weight it is that part of it.
 const ROUND: u64 = 1 << 24;
@@ -34,79 +39,10 @@ struct StreamTurn<T> {
     due: u64,
     /// It is passed over for now.
     barred: bool,
-    tenants: Round<TenantTurn<T>>,
-}
-
-#[derive(Debug)]
-struct TenantTurn<T> {
-    name: Arc<str>,
-    queues: Round<T>,
-}
-
-/// Some that take turns. Most lanes have one tenant's mail to one domain, so the first is not looked for in a list of its own: among very
-/// many lanes each such look is one at memory that is far away.
-#[derive(Debug)]
-struct Round<T> {
-    first: Option<T>,
-    others: VecDeque<T>,
-}
-
-impl<T> Round<T> {
-    fn of(first: T) -> Self {
-        Self {
-            first: Some(first),
-            others: VecDeque::new(),
-        }
-    }
-
-    fn front(&self) -> Option<&T> {
-        self.first.as_ref()
-    }
-
-    fn front_mut(&mut self) -> Option<&mut T> {
-        self.first.as_mut()
-    }
-
-    fn push(&mut self, one: T) {
-        match &self.first {
-            None => self.first = Some(one),
-            Some(_) => self.others.push_back(one),
-        }
-    }
-
-    fn pop(&mut self) {
-        self.first = self.others.pop_front();
-    }
-
-    /// The first goes behind the others.
-    fn turn(&mut self) {
-        if let Some(next) = self.others.pop_front() {
-            self.others.extend(self.first.replace(next));
-        }
-    }
-
-    fn retain(&mut self, keep: impl Fn(&T) -> bool) {
-        self.others.retain(&keep);
-        if !self.first.as_ref().is_some_and(keep) {
-            self.pop();
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &T> {
-        self.first.iter().chain(&self.others)
-    }
-
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.first.iter_mut().chain(&mut self.others)
-    }
-
-    fn len(&self) -> usize {
-        self.others.len() + usize::from(self.first.is_some())
-    }
-
-    fn is_empty(&self) -> bool {
-        self.first.is_none()
-    }
+    /// By name, each with its queues.
+    tenants: Round<Arc<str>, Round<T>>,
+    /// Queues of all of them.
+    count: usize,
 }
 
 impl<T> Default for Turn<T> {
@@ -118,17 +54,34 @@ impl<T> Default for Turn<T> {
     }
 }
 
-impl<T: Copy + Eq> Turn<T> {
+impl<T: Copy + Eq + Hash + Ord> StreamTurn<T> {
+    fn front(&self) -> Option<T> {
+        let (_, queues) = self.tenants.front()?;
+        queues.front().map(|&(id, ())| id)
+    }
+
+    /// Takes the first queue out. Whether its tenant, which is first still, has others; one without is gone.
+    fn pop(&mut self) -> bool {
+        let Some(queues) = self.tenants.front_mut().filter(|queues| !queues.is_empty()) else {
+            return false;
+        };
+        queues.pop();
+        self.count -= 1;
+        let has_others = !queues.is_empty();
+        if !has_others {
+            self.tenants.pop();
+        }
+        has_others
+    }
+}
+
+impl<T: Copy + Eq + Hash + Ord> Turn<T> {
     /// A queue that is not there yet takes its place, the last of its tenant's. `weight`: its stream's.
     pub fn push(&mut self, id: T, name: &QueueName, weight: u32) {
         let weight = if crate::sabotage::is_on("no-weights") {
             1
         } else {
             u64::from(weight).max(1)
-        };
-        let tenant = || TenantTurn {
-            name: name.tenant.clone(),
-            queues: Round::of(id),
         };
         let mut streams = self.streams.iter_mut();
         let Some(stream) = streams.find(|stream| stream.name == name.stream) else {
@@ -137,26 +90,23 @@ impl<T: Copy + Eq> Turn<T> {
                 weight,
                 due: self.now,
                 barred: false,
-                tenants: Round::of(tenant()),
+                tenants: Round::of(name.tenant.clone(), Round::of(id, ())),
+                count: 1,
             });
         };
         stream.weight = weight;
         // Who barred it had others in mind.
         stream.barred &= !stream.tenants.is_empty();
-        let mut tenants = stream.tenants.iter_mut();
-        match tenants.find(|tenant| tenant.name == name.tenant) {
-            Some(tenant) => tenant.queues.push(id),
-            None => {
-                drop(tenants);
-                stream.tenants.push(tenant());
-            }
-        }
+        let is_new = match stream.tenants.get_mut(&name.tenant) {
+            Some(queues) => queues.push(id, ()),
+            None => stream.tenants.push(name.tenant.clone(), Round::of(id, ())),
+        };
+        stream.count += usize::from(is_new);
     }
 
     /// The queue whose turn it is.
     pub fn front(&self) -> Option<T> {
-        let stream = self.streams.get(self.stream()?)?;
-        stream.tenants.front()?.queues.front().copied()
+        self.streams.get(self.stream()?)?.front()
     }
 
     /// Passes over one more stream for now.
@@ -170,38 +120,56 @@ impl<T: Copy + Eq> Turn<T> {
     /// The first of one stream.
     pub fn front_of(&self, stream: &str) -> Option<T> {
         let mut streams = self.streams.iter();
-        let of = streams.find(|known| *known.name == *stream)?;
-        of.tenants.front()?.queues.front().copied()
+        streams.find(|known| *known.name == *stream)?.front()
     }
 
     /// The one in front has had its turn, and goes behind the others.
     pub fn served(&mut self) {
-        let Some(chosen) = self.stream() else { return };
-        self.now = self.streams[chosen].due;
-        let last = &mut self.streams[chosen];
-        last.due += ROUND / last.weight;
-        if let Some(tenant) = last.tenants.front_mut() {
-            tenant.queues.turn();
+        if let Some(chosen) = self.has_turn() {
+            let stream = &mut self.streams[chosen];
+            if let Some(queues) = stream.tenants.front_mut() {
+                queues.turn();
+            }
+            stream.tenants.turn();
+            self.forget_past();
         }
-        last.tenants.turn();
-        for stream in &mut self.streams {
-            stream.due = stream.due.max(self.now);
+    }
+
+    /// The one in front has had its turn, and leaves.
+    pub fn take_front(&mut self) {
+        if let Some(chosen) = self.has_turn() {
+            let stream = &mut self.streams[chosen];
+            if stream.pop() {
+                stream.tenants.turn();
+            }
+            self.forget_past();
         }
-        let now = self.now;
-        self.streams
-            .retain(|stream| !stream.tenants.is_empty() || stream.due > now);
     }
 
     /// Takes out the one in front; who comes next has its turn.
     pub fn drop_front(&mut self) {
-        let Some(at) = self.stream() else { return };
-        let stream = &mut self.streams[at];
-        if let Some(tenant) = stream.tenants.front_mut() {
-            tenant.queues.pop();
-            if tenant.queues.is_empty() {
-                stream.tenants.pop();
-            }
+        if let Some(at) = self.stream() {
+            self.streams[at].pop();
         }
+    }
+
+    /// Notes that the stream whose turn it is has it.
+    fn has_turn(&mut self) -> Option<usize> {
+        let chosen = self.stream()?;
+        let stream = &mut self.streams[chosen];
+        self.now = stream.due;
+        stream.due += ROUND / stream.weight;
+        for stream in &mut self.streams {
+            stream.due = stream.due.max(self.now);
+        }
+        Some(chosen)
+    }
+
+    /// Streams without a queue, as soon as their next turn would be one of now.
+    fn forget_past(&mut self) {
+        let now = self.now;
+        self.streams
+            .retain(|stream| !stream.tenants.is_empty() || stream.due > now);
     }
 
     /// The stream whose turn it is: among equals who has more weight, then who came first.
@@ -215,13 +183,27 @@ impl<T: Copy + Eq> Turn<T> {
             .min_by_key(|&number| (self.streams[number].due, Reverse(self.streams[number].weight)))
     }
 
-    /// Takes a queue out, if it is there.
-    pub fn remove(&mut self, id: T) {
-        for stream in &mut self.streams {
-            for tenant in stream.tenants.iter_mut() {
-                tenant.queues.retain(|&queue| queue != id);
-            }
-            stream.tenants.retain(|tenant| !tenant.queues.is_empty());
+    /// Takes a queue of this name out, if it is there.
+    pub fn remove(&mut self, id: T, name: &QueueName) {
+        let mut streams = self.streams.iter_mut();
+        let Some(stream) = streams.find(|stream| stream.name == name.stream) else {
+            return;
+        };
+        let Some(queues) = stream.tenants.get_mut(&name.tenant) else {
+            return;
+        };
+        stream.count -= usize::from(queues.remove(&id));
+        if queues.is_empty() {
+            stream.tenants.remove(&name.tenant);
+        }
+    }
+
+    /// A queue of this name that is there has mail whose time is up at this moment, or no such mail any more.
+    pub fn hasten(&mut self, id: T, name: &QueueName, until: Option<Timestamp>) {
+        let mut streams = self.streams.iter_mut();
+        let stream = streams.find(|stream| stream.name == name.stream);
+        if let Some(queues) = stream.and_then(|stream| stream.tenants.get_mut(&name.tenant)) {
+            queues.hasten(&id, until);
         }
     }
 
@@ -232,24 +214,22 @@ impl<T: Copy + Eq> Turn<T> {
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        let tenants = self.streams.iter().flat_map(|stream| stream.tenants.iter());
-        tenants.map(|tenant| tenant.queues.len()).sum()
+        self.streams.iter().map(|stream| stream.count).sum()
     }
 
     /// How many of them are of streams of more weight than this.
     pub fn len_above(&self, weight: u32) -> usize {
-        let streams = self
-            .streams
-            .iter()
-            .filter(|stream| stream.weight > u64::from(weight));
-        let tenants = streams.flat_map(|stream| stream.tenants.iter());
-        tenants.map(|tenant| tenant.queues.len()).sum()
+        let streams = self.streams.iter();
+        let above = streams.filter(|stream| stream.weight > u64::from(weight));
+        above.map(|stream| stream.count).sum()
     }
 
     /// All queues, in no order of meaning.
     pub fn queues(&self) -> Vec<T> {
         let tenants = self.streams.iter().flat_map(|stream| stream.tenants.iter());
-        tenants.flat_map(|tenant| tenant.queues.iter().copied()).collect()
+        tenants
+            .flat_map(|(_, queues)| queues.iter().map(|&(id, ())| id))
+            .collect()
     }
 
     /// Passes over the streams that are barred, from here on.
@@ -270,6 +250,8 @@ impl<T: Copy + Eq> Turn<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -303,7 +285,7 @@ mod tests {
             [9, 0, 9, 9, 9, 1, 9, 9, 9, 2, 9, 9],
             "three of four, and never four in a row"
         );
-        turn.remove(QueueId(9));
+        turn.remove(QueueId(9), &name("t", "transactional"));
         assert_eq!(turns(&mut turn, 3), [3, 4, 5], "alone it has all");
     }
 
@@ -353,7 +335,7 @@ mod tests {
                 went[id as usize] += 1;
                 turn.served();
                 if id == 2 {
-                    turn.remove(QueueId(2));
+                    turn.remove(QueueId(2), &name("t", "transactional"));
                 }
             }
             let [bulk, digest, _] = went;
@@ -367,7 +349,7 @@ mod tests {
         turn.push(QueueId(0), &name("t", "bulk"), 1);
         turn.served();
         turn.bar(|_| true);
-        turn.remove(QueueId(0));
+        turn.remove(QueueId(0), &name("t", "bulk"));
         turn.push(QueueId(0), &name("t", "bulk"), 1);
         assert_eq!(turn.front(), Some(QueueId(0)));
         turn.bar(|_| true);
@@ -397,7 +379,119 @@ mod tests {
         assert_eq!(turns(&mut turn, 6), [0, 1, 0, 1, 2, 0]);
     }
 
+    #[test]
+    fn who_is_in_a_hurry_goes_ahead_of_its_own_tenants_queues_every_second_time() {
+        let mut turn = Turn::default();
+        for id in 0..6 {
+            turn.push(QueueId(id), &name("t", "bulk"), 1);
+        }
+        turn.hasten(QueueId(4), &name("t", "bulk"), Some(Timestamp(200)));
+        turn.hasten(QueueId(5), &name("t", "bulk"), Some(Timestamp(100)));
+        turn.hasten(QueueId(6), &name("t", "bulk"), Some(Timestamp(50)));
+        assert_eq!(turns(&mut turn, 6), [0, 5, 1, 5, 2, 5], "the earliest first");
+        turn.remove(QueueId(5), &name("t", "bulk"));
+        assert_eq!(turns(&mut turn, 5), [3, 4, 0, 4, 1]);
+        turn.hasten(QueueId(4), &name("t", "bulk"), None);
+        turn.served();
+        turn.push(QueueId(7), &name("u", "bulk"), 1);
+        let of_u = turns(&mut turn, 8).iter().filter(|&&id| id == 7).count();
+        assert_eq!(of_u, 4, "another tenant's turns are its own");
+    }
+
+    thread_local! {
+        static LOOKS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// One that counts how often it is compared with another.
+    #[derive(Clone, Copy, Debug, PartialOrd, Ord)]
+    struct Counted(u64);
+
+    impl Hash for Counted {
+        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+            self.0.hash(state);
+        }
+    }
+
+    impl PartialEq for Counted {
+        fn eq(&self, other: &Self) -> bool {
+            LOOKS.set(LOOKS.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    impl Eq for Counted {}
+
+    /// Looks at others, for each of a few that come, have their turn or leave among so many.
+    fn looks(count: u64) -> usize {
+        let mut turn = Turn::default();
+        let whose = |id: u64| name(["a", "b"][id as usize % 2], "bulk");
+        for id in 0..count {
+            turn.push(Counted(id), &whose(id), 1);
+        }
+        LOOKS.set(0);
+        for id in 0..10 {
+            turn.remove(Counted(count - 1 - id), &whose(count - 1 - id));
+            let Counted(front) = turn.front().unwrap();
+            turn.take_front();
+            turn.push(Counted(front), &whose(front), 1);
+            turn.served();
+        }
+        LOOKS.get()
+    }
+
+    #[test]
+    fn who_leaves_passes_nobody() {
+        let (few, many) = (looks(100), looks(10_000));
+        assert!(few > 0 && many <= 2 * few, "{few} among 100, {many} among 10,000");
+    }
+
+    /// As if it had gone behind the others, and left there.
+    #[test]
+    fn who_leaves_with_its_turn_has_had_it() {
+        let (mut one, mut other) = (Turn::default(), Turn::default());
+        for turn in [&mut one, &mut other] {
+            for id in 0..24 {
+                let (tenant, stream, weight) = match id % 4 {
+                    0 => ("a", "bulk", 1),
+                    1 => ("b", "bulk", 1),
+                    2 => ("a", "digest", 3),
+                    _ => ("c", "bulk", 1),
+                };
+                turn.push(QueueId(id), &name(tenant, stream), weight);
+            }
+        }
+        for left in (0..24).rev() {
+            let front = one.front().unwrap();
+            assert_eq!(other.front(), Some(front));
+            one.take_front();
+            other.served();
+            for tenant in ["a", "b", "c"] {
+                for stream in ["bulk", "digest"] {
+                    other.remove(front, &name(tenant, stream));
+                }
+            }
+            assert_eq!((one.len(), other.len()), (left, left));
+        }
+    }
+
     proptest! {
+        /// However many others are in a hurry, all the time, each gets a turn in two rounds.
+        #[test]
+        fn who_is_in_no_hurry_waits_for_two_rounds(hurries in proptest::collection::vec((0_u64..9, 0_u64..99), 50..300)) {
+            let mut turn = Turn::default();
+            let whose = name("t", "bulk");
+            for id in 0..10 {
+                turn.push(QueueId(id), &whose, 1);
+            }
+            let mut waited = 0;
+            for (id, until) in hurries {
+                turn.hasten(QueueId(id), &whose, Some(Timestamp(until)));
+                waited = if turn.front() == Some(QueueId(9)) { 0 } else { waited + 1 };
+                turn.served();
+                prop_assert!(waited <= 20, "{waited} turns of others");
+            }
+        }
+
         /// Whoever stays gets its share, to within a round, whatever others come and go meanwhile.
         #[test]
         fn nobody_is_starved(
@@ -414,7 +508,7 @@ mod tests {
                 for (id, wanted) in [(1, b), (2, c)] {
                     match (wanted, there(&turn, id)) {
                         (true, false) => turn.push(QueueId(id), &names[id as usize], weights[id as usize]),
-                        (false, true) => turn.remove(QueueId(id)),
+                        (false, true) => turn.remove(QueueId(id), &names[id as usize]),
                         _ => {}
                     }
                 }

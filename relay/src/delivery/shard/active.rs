@@ -64,6 +64,7 @@ impl Shard {
             detour: None,
             leaves_for: None,
             hurry: false,
+            ends: None,
             timer: None,
             held: self.held_back.remove(&id),
             empty_since: None,

@@ -13,7 +13,7 @@ use queue::{
 
 use crate::delivery::adapt::{Held, Others, Pace, SaidTo, Step};
 use crate::delivery::exchange::Word;
-use crate::delivery::lane::{ConnectionId, Lane};
+use crate::delivery::lane::{ConnectionId, Lane, NoMore};
 use crate::shaping::Reach;
 use crate::world::log_time;
 
@@ -144,7 +144,7 @@ impl Adjustments {
             let known_after = match record.key.kind {
                 AdjustmentKind::Suspended if record.by == BY_FAILURE => FAILURE_KNOWN_AFTER,
                 AdjustmentKind::Suspended => KNOWN_AFTER,
-                AdjustmentKind::Limited | AdjustmentKind::Learned => Duration::ZERO,
+                AdjustmentKind::Limited | AdjustmentKind::Learned | AdjustmentKind::Full => Duration::ZERO,
             };
             record.until.is_some_and(|until| until + known_after <= now)
         };
@@ -209,8 +209,9 @@ impl Shard {
                 return self.suspend_by_reply(lane, heard, reach, time, now);
             }
             if heard.door.is_some() {
-                // Those that are open work; no further one is asked for before that.
-                at.refuse_more(at.open - 1, now + time, now);
+                // Those that have come about work; no further one is asked for before that.
+                let working = at.adapt.working(at.open).max(1);
+                at.refuse_more(working, now + time, now);
             }
         }
         at.said = Some(Said::of(heard));
@@ -266,7 +267,7 @@ impl Shard {
         tracing::warn!(%scope, host, class = &*heard.class, reply = said, until = %log_time(until), "suspended by a reply");
         self.effects
             .push(Effect::Stepped("suspended", heard.class.clone()));
-        self.suspend(record, now);
+        self.stands(record, now);
     }
 
     /// Whether mail may come from somewhere else than the default source.
@@ -274,8 +275,8 @@ impl Shard {
         !self.settings.egress.sources.is_empty()
     }
 
-    /// A suspension begins, here and at all shards, and stands in the store.
-    pub(super) fn suspend(&mut self, record: AdjustmentRecord, now: Timestamp) {
+    /// An adjustment begins, here and at all shards, and stands in the store.
+    pub(super) fn stands(&mut self, record: AdjustmentRecord, now: Timestamp) {
         let record = Arc::new(record);
         self.write(record.clone());
         for shard in self.place.others() {
@@ -372,6 +373,7 @@ impl Shard {
         };
         let (mut held, mut tenants): (Option<Held>, BTreeMap<Arc<str>, Held>) = Default::default();
         let mut limited: (Option<usize>, Option<f64>) = (None, None);
+        let mut no_more: Option<NoMore> = None;
         let scope = at.scope();
         for record in self.adjustments.about(&scope) {
             let tenant = record.key.scope.tenant.clone();
@@ -395,9 +397,18 @@ impl Shard {
                         .flatten()
                         .min_by(f64::total_cmp);
                 }
-                AdjustmentKind::Limited | AdjustmentKind::Learned => {}
+                AdjustmentKind::Full
+                    if record.holds(now) && record.key.rule.as_deref() == at.key.rule.as_deref() =>
+                {
+                    no_more = Some(NoMore {
+                        before: ends(record),
+                        than: record.connections.map_or(0, |than| than as usize),
+                    });
+                }
+                AdjustmentKind::Limited | AdjustmentKind::Learned | AdjustmentKind::Full => {}
             }
         }
+        at.know_no_more(no_more);
         at.adapt.hold(held, tenants.into_iter().collect());
         let configured = at.configured();
         at.adapt.limit(limited, configured, now);
@@ -557,6 +568,8 @@ impl Shard {
         tracing::info!(site = %at.key.scope(), by, "goes by its limits again");
         let key = learned(at, has_sources);
         self.queue.end_adjustment(key, now, by, now);
+        // What a host said of further connections stands by itself.
+        self.refresh_lane(lane, now);
         self.pump(lane, now);
     }
 
@@ -574,6 +587,11 @@ impl Shard {
             if let Some(at) = self.lanes.get_mut(lane) {
                 at.saved = Some(now);
             }
+        }
+        let told = self.lanes.iter().filter(|(_, lane)| lane.has_unsaved_no_more());
+        let told: Vec<_> = told.map(|(id, _)| id).collect();
+        for lane in told {
+            self.save_no_more(lane, now);
         }
         // One that stays in memory for a day without a step.
         let is_over = |lane: &Lane| {
@@ -645,6 +663,37 @@ impl Shard {
         {
             at.unsaved = Some(since);
         }
+    }
+
+    /// Writes down that a host takes no further connections, and until when.
+    fn save_no_more(&mut self, lane: LaneId, now: Timestamp) {
+        let has_sources = self.has_sources();
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let no_more = at.take_unsaved_no_more();
+        let (Some(NoMore { before, than }), Some(said)) = (no_more, at.said.clone()) else {
+            return;
+        };
+        let AdjustmentKey { scope, rule, .. } = learned(at, has_sources);
+        let key = AdjustmentKey::full(scope, rule);
+        let known = self.adjustments.get(&key).filter(|known| known.holds(now));
+        let record = AdjustmentRecord {
+            since: known.map_or(now, |known| known.since),
+            key,
+            changed: now,
+            until: Some(before),
+            connections: u32::try_from(than).ok(),
+            rate: None,
+            refused: None,
+            cause: said.cause,
+            host: said.host,
+            class: said.class.as_deref().map(str::to_owned),
+            by: BY_REPLY.to_owned(),
+        };
+        let (scope, reply, host) = (&record.key, &record.cause, record.host.as_deref());
+        tracing::warn!(%scope, host, reply, connections = than, until = %log_time(before), "opens no further connections");
+        self.stands(record, now);
     }
 }
 

@@ -75,7 +75,7 @@ impl Shard {
             by: BY_FAILURE.to_owned(),
         };
         tracing::warn!(source = &*source, cause, until = %log_time(until), "source does not serve");
-        self.suspend(record, now);
+        self.stands(record, now);
     }
 
     /// When a lane is to ask again whose source another connection tries.

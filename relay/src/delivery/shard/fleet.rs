@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mail_core::smtp::client::Stage;
-use mail_core::{BodyType, DsnOptions, MessageId, Recipient, ReversePath, Timestamp};
+use mail_core::{
+    BodyType, DeliverBy, DsnOptions, MessageId, Recipient, ReversePath, Timestamp, TransferOptions, WhenLate,
+};
 use queue::store::MemoryStore;
 use queue::{Again, End, Fate, NewMessage, NewUnit, Queue, RouteGroup, Settle, StillOpen, UnitKey};
 
@@ -72,6 +74,10 @@ pub(super) struct Fleet {
     pub hosts: BTreeMap<String, Vec<String>>,
     /// Of connections that fail at the same moment each is closed before the next is told of.
     pub closes_first: bool,
+    /// So long what is accepted may wait.
+    pub ends_after: Duration,
+    /// After so long its sender wants to hear of it (RFC 2852).
+    pub named_after: Option<Duration>,
     /// The DNS does not answer for these.
     pub unknown: BTreeSet<String>,
     /// Questions to the DNS.
@@ -143,6 +149,8 @@ impl Fleet {
             shards,
             hosts: BTreeMap::new(),
             closes_first: false,
+            ends_after: Duration::from_secs(5 * 86_400),
+            named_after: None,
             unknown: BTreeSet::new(),
             asked: 0,
             fallbacks: 0,
@@ -223,14 +231,21 @@ impl Fleet {
             let message = NewMessage {
                 id: MessageId::new(self.now, &random),
                 received_at: self.now,
-                expires_at: self.now + Duration::from_secs(5 * 86_400),
+                expires_at: self.now + self.ends_after,
                 tenant: tenant.into(),
                 stream: stream.into(),
                 reverse_path: ReversePath::Mailbox("from@acme.test".parse().unwrap()),
                 body_type: BodyType::SevenBit,
                 smtputf8: false,
                 dsn: DsnOptions::default(),
-                transfer: Default::default(),
+                transfer: TransferOptions {
+                    by: self.named_after.map(|wait| DeliverBy {
+                        at: self.now + wait,
+                        late: WhenLate::Notify,
+                        trace: false,
+                    }),
+                    ..TransferOptions::default()
+                },
                 tag: None,
                 metadata: Vec::new(),
                 prefix: Bytes::new(),

@@ -184,8 +184,15 @@ pub(super) enum Pass {
 
 impl Gate {
     /// It waits here no more.
-    pub(super) fn leave(&mut self, waiter: Waiter) {
-        self.waiting.iter_mut().for_each(|waiting| waiting.remove(waiter));
+    pub(super) fn leave(&mut self, waiter: Waiter, name: &QueueName) {
+        let all = self.waiting.iter_mut();
+        all.for_each(|waiting| waiting.remove(waiter, name));
+    }
+
+    /// One that waits here has mail whose time is up at this moment, or no such mail any more.
+    pub(super) fn hasten(&mut self, waiter: Waiter, name: &QueueName, until: Option<Timestamp>) {
+        let all = self.waiting.iter_mut();
+        all.for_each(|waiting| waiting.hasten(waiter, name, until));
     }
 
     /// Whether its timer stood at this moment; it does no more.
@@ -373,9 +380,10 @@ impl Shard {
             return;
         };
         let weight = self.settings.streams.weight(&active.name.stream);
+        let ends = active.ends;
         if queue_alone {
             // It has stood in its lane's turn till now.
-            self.lanes[lane].turn.remove(id);
+            self.lanes[lane].turn.remove(id, &active.name);
             if let Some(stand) = active.stands.iter_mut().find(|stand| stand.lane == lane) {
                 stand.at = Standing::Gate(gate);
             }
@@ -384,12 +392,20 @@ impl Shard {
             if self.lanes[lane].waits_at.is_some_and(|(.., front)| front == id) {
                 self.leave_gate(lane);
             }
-            self.gates[gate].waiting[what as usize].push(waiter, &name, weight);
+            let waiting = &mut self.gates[gate].waiting[what as usize];
+            waiting.push(waiter, &name, weight);
+            if ends.is_some() {
+                waiting.hasten(waiter, &name, ends);
+            }
         } else if self.lanes[lane].waits_at != Some((gate, what, id)) {
             let name = active.name.clone();
             self.leave_gate(lane);
             self.lanes[lane].waits_at = Some((gate, what, id));
-            self.gates[gate].waiting[what as usize].push(waiter, &name, weight);
+            let waiting = &mut self.gates[gate].waiting[what as usize];
+            waiting.push(waiter, &name, weight);
+            if ends.is_some() {
+                waiting.hasten(waiter, &name, ends);
+            }
         }
         self.wake_gate_by(gate, again, now);
     }
@@ -407,8 +423,9 @@ impl Shard {
         if let Some(at) = self.lanes.get_mut(lane)
             && let Some((gate, _, id)) = at.waits_at.take()
             && let Some(gate) = self.gates.get_mut(gate)
+            && let Some(active) = self.active.get(&id)
         {
-            gate.leave((id, lane));
+            gate.leave((id, lane), &active.name);
         }
     }
 

@@ -275,6 +275,7 @@ impl Shard {
                 rest.until = now;
                 let scope = HoldScope::Lane(at.key.scope());
                 self.lift(&scope, now);
+                self.end_wait(lane, now);
             }
         }
         // Not before: who comes back with the rest may want room.

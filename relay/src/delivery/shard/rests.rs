@@ -10,7 +10,7 @@ use crate::delivery::exchange::Word;
 use crate::delivery::lane::{Lane, Rest};
 use crate::world::log_time;
 
-use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard, Standing};
+use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard, Stand, Standing};
 
 impl Shard {
     /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
@@ -38,6 +38,7 @@ impl Shard {
                 cause: cause.to_owned(),
             };
             let scope = HoldScope::Lane(at.key.scope());
+            at.held_back.clear();
             self.queue.hold(scope.clone(), record);
             for id in at.turn.queues() {
                 self.hold_back(id, &scope, until, now);
@@ -51,11 +52,26 @@ impl Shard {
             return;
         };
         let (tried, rested) = (at.adapt.host_works(now), at.rest.take().is_some());
+        at.held_back.clear();
         if tried || rested {
             tracing::info!(site = %at.key.scope(), "destination works again");
             let scope = HoldScope::Lane(at.key.scope());
             self.lift(&scope, now);
             self.pump(lane, now);
+        }
+    }
+
+    /// The lane's rest has ended before its time: queues that wait for it in memory are looked at now.
+    pub(in crate::delivery) fn end_wait(&mut self, lane: LaneId, now: Timestamp) {
+        let Some(at) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        for id in std::mem::take(&mut at.held_back) {
+            let waits = |stand: &Stand| stand.lane == lane && stand.at == Standing::Out;
+            let active = self.active.get(&id);
+            if active.is_some_and(|active| active.stands.iter().any(waits)) {
+                self.set_queue_timer(id, now);
+            }
         }
     }
 
@@ -76,8 +92,8 @@ impl Shard {
         let Some(active) = self.active.get(&id) else {
             return;
         };
-        // The fallback rests as well: whichever ends first.
-        let first_way = active.detour.as_ref().map(|detour| detour.until);
+        // All fallbacks rest as well: whichever ends first.
+        let first_way = active.detour.as_ref().map(|detour| detour.closed.until);
         let tenant = &active.name.tenant;
         let stands = active.stands.iter();
         let lanes = stands.filter_map(|stand| self.lanes.get(stand.lane));
@@ -107,6 +123,11 @@ impl Shard {
                 self.note_held(scope, held);
             }
         } else {
+            for lane in self.lanes_of(id) {
+                if let Some(at) = self.lanes.get_mut(lane).filter(|at| at.rest.is_some()) {
+                    at.held_back.insert(id);
+                }
+            }
             // One that does not end by itself is looked at again as well.
             self.set_queue_timer(id, until.min(now + LONGEST_REST));
         }

@@ -143,6 +143,7 @@ impl Shard {
         self.wake_others(now);
         self.wake_far_queues(now);
         self.go_through_parked(now);
+        self.hasten(now);
         self.expire(now);
         self.tell_of_delays(now);
         // Another shard may have closed a connection.
@@ -394,7 +395,7 @@ impl Shard {
             Some(rest.cause.as_str().into())
         });
         let detour = active.detour.as_ref();
-        let by_lane = by_lane.or_else(|| detour.map(|detour| detour.cause.clone()));
+        let by_lane = by_lane.or_else(|| detour.map(|detour| detour.closed.cause.clone()));
         by_lane.or_else(|| {
             self.rest(&HoldScope::Domain(active.name.domain.clone()), now)
                 .map(|rest| rest.cause.into())

@@ -251,6 +251,95 @@ async fn sources_that_can_take_mail_share_it_by_weight() {
     assert!((148..=152).contains(&s1), "{s1} to {s2}");
 }
 
+/// A source that is one tenant's alone, and one that has a part of a stream's mail: others' goes from what is shared.
+const SHARES: &str = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n\
+    [[source]]\nname = \"s2\"\naddresses = [\"192.0.2.2\"]\n\
+    [[source]]\nname = \"own\"\naddresses = [\"192.0.2.3\"]\n\
+    [[source]]\nname = \"news\"\naddresses = [\"192.0.2.4\"]\n\
+    [[pool]]\nname = \"both\"\nsources = [{ name = \"s1\", weight = 3 }, \"s2\", \
+    { name = \"own\", weight = 0, tenants = { a = 12 } }, { name = \"news\", weight = 0, streams = { bulk = 4 } }]\n\
+    [tenants.a]\nsenders = [\"*\"]\n[tenants.b]\nsenders = [\"*\"]\n";
+
+/// How many of a tenant's messages in a stream went from each source.
+fn parts(fleet: &Fleet, tenant: &str, stream: &str) -> [usize; 4] {
+    ["s1", "s2", "own", "news"].map(|source| {
+        fleet.count(|sent| {
+            sent.source.as_deref() == Some(source) && (&*sent.tenant, &*sent.stream) == (tenant, stream)
+        })
+    })
+}
+
+#[tokio::test]
+async fn tenants_and_streams_have_their_shares_of_each_source() {
+    let mut fleet = Fleet::new(2, &format!("{DEFAULT}{SHARES}"));
+    let mail = [
+        ("a", "transactional"),
+        ("a", "bulk"),
+        ("b", "transactional"),
+        ("b", "bulk"),
+    ];
+    for number in 0..160 {
+        for (tenant, stream) in mail {
+            let domain = format!("d{}.test", number % 7);
+            fleet.accept(1, tenant, stream, &domain, 10).await;
+        }
+        fleet.run(Duration::from_millis(400)).await;
+    }
+    fleet.run(SECOND).await;
+    for ((tenant, stream), expected) in mail.into_iter().zip([
+        // 3 : 1 : 12, and 3 : 1 where nothing else is said; of a stream 3 : 1 : 4.
+        [30, 10, 120, 0],
+        [24, 8, 96, 32],
+        [120, 40, 0, 0],
+        [60, 20, 0, 80],
+    ]) {
+        let parts = parts(&fleet, tenant, stream);
+        assert_eq!(parts.iter().sum::<usize>(), 160, "{tenant} {stream}: {parts:?}");
+        let is_near =
+            |(part, expected): (usize, usize)| part.abs_diff(expected) <= 6 && (part > 0) == (expected > 0);
+        let mut both = parts.into_iter().zip(expected);
+        assert!(
+            both.all(is_near),
+            "{tenant} {stream}: {parts:?}, not {expected:?}"
+        );
+    }
+}
+
+/// What has a part of its own elsewhere goes from there while the source of its own does not serve; nobody else's goes from that.
+#[tokio::test]
+async fn a_dedicated_source_that_fails_leaves_its_mail_to_the_shared_ones() {
+    let mut fleet = Fleet::new(2, &format!("{DEFAULT}{SHARES}"));
+    fleet.peer = Some(Box::new(|sent, _| match sent.source.as_deref() {
+        Some("own") => super::fleet::Answer::NoSource,
+        _ => super::fleet::Answer::Takes(Duration::from_millis(100)),
+    }));
+    for _ in 0..40 {
+        fleet.accept(1, "a", "transactional", "d.test", 10).await;
+        fleet.run(SECOND).await;
+    }
+    let [s1, s2, own, news] = parts(&fleet, "a", "transactional");
+    assert_eq!((s1 + s2, own, news), (40, 0, 0));
+}
+
+/// Weights are those of now as soon as a reload says so.
+#[tokio::test]
+async fn other_shares_hold_at_once() {
+    let mut fleet = Fleet::new(1, &format!("{DEFAULT}{SHARES}"));
+    fleet.accept(1, "b", "transactional", "d.test", 10).await;
+    fleet.run(SECOND).await;
+    let other = SHARES.replace(
+        "weight = 3 }, \"s2\"",
+        "weight = 1 }, { name = \"s2\", weight = 9 }",
+    );
+    fleet.renew(&format!("{DEFAULT}{other}"));
+    for _ in 0..100 {
+        fleet.accept(1, "b", "transactional", "d.test", 10).await;
+        fleet.run(SECOND / 2).await;
+    }
+    let [s1, s2, ..] = parts(&fleet, "b", "transactional");
+    assert!((6..=16).contains(&s1) && s1 + s2 == 101, "{s1} to {s2}");
+}
+
 #[tokio::test]
 async fn what_a_source_may_not_send_goes_from_the_others() {
     let limit = "[[limit]]\nsource = \"s1\"\nmessages_per_day = 30\n";

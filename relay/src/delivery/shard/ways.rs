@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use mail_core::{Domain, Timestamp};
-use queue::{HoldRecord, HoldScope, QueueId, RouteGroup};
+use queue::{HoldRecord, HoldScope, QueueId, QueueName};
 
 use crate::config::egress::{Pool, Source};
 use crate::delivery::detour::Detour;
@@ -160,14 +160,19 @@ impl Shard {
         }
     }
 
-    /// The pool that mail of a group is sent from; `None`: what `delivery.source` says. The name of its way, where that is not configured
-    /// any more.
-    pub(in crate::delivery) fn pool_of(&self, group: RouteGroup) -> Result<Option<Arc<Pool>>, Arc<str>> {
-        match self.routing.way(group) {
-            Direction::Mx(means) | Direction::SmartHost(_, means) => Ok(means.pool),
-            Direction::Discard(_) => Ok(None),
-            Direction::Missing(name) => Err(name),
-        }
+    /// The pool that a queue's mail is sent from, as it is for its tenant and stream; `None`: what `delivery.source` says. The name of its
+    /// way, where that is not configured any more.
+    pub(in crate::delivery) fn pool_of(&self, name: &QueueName) -> Result<Option<Arc<Pool>>, Arc<str>> {
+        let pool = match self.routing.way(name.route_group) {
+            Direction::Mx(means) | Direction::SmartHost(_, means) => means.pool,
+            Direction::Discard(_) => None,
+            Direction::Missing(name) => return Err(name),
+        };
+        let for_mail = |pool: &Arc<Pool>| {
+            let pool = pool.for_mail(Some(&name.tenant), Some(&name.stream));
+            pool.clone()
+        };
+        Ok(pool.as_ref().map(for_mail))
     }
 
     /// Puts a queue on its first way, or on its fallback while that is closed. A site other than the one in use is believed when a
@@ -202,7 +207,7 @@ impl Shard {
             return;
         };
         // It may have gone while the DNS was asked.
-        let pool = match self.pool_of(active.name.route_group) {
+        let pool = match self.pool_of(&active.name) {
             Ok(pool) => pool,
             Err(name) => return self.wait_for_way(id, &name, now),
         };
@@ -218,7 +223,7 @@ impl Shard {
             return self.leave(id, now);
         }
         if let Some(detour) = &detour {
-            active.confirm = detour.until.min(now + SITE_TTL);
+            active.confirm = detour.closed.until.min(now + SITE_TTL);
         }
         let site: Arc<str> = route.site().into();
         self.set_detour(id, detour);
@@ -372,6 +377,9 @@ impl Shard {
             stand.at = Standing::Turn;
             let weight = self.settings.streams.weight(&active.name.stream);
             at.turn.push(id, &active.name, weight);
+            if active.ends.is_some() {
+                at.turn.hasten(id, &active.name, active.ends);
+            }
         }
     }
 
@@ -385,12 +393,12 @@ impl Shard {
                 Standing::Out => {}
                 Standing::Turn => {
                     if let Some(lane) = self.lanes.get_mut(stand.lane) {
-                        lane.turn.remove(id);
+                        lane.turn.remove(id, &active.name);
                     }
                 }
                 Standing::Gate(gate) => {
                     if let Some(gate) = self.gates.get_mut(gate) {
-                        gate.leave((id, stand.lane));
+                        gate.leave((id, stand.lane), &active.name);
                     }
                 }
             }

@@ -67,6 +67,80 @@ async fn further_connections_wait_and_a_first_one_does_not() {
     }
 }
 
+/// What a host says of further connections is listed with its end, and a restart does not ask before that.
+#[tokio::test]
+async fn a_time_for_further_connections_is_listed_and_outlasts_a_restart() {
+    let text = "[delivery.limits]\nconnections = 10\n";
+    let refuses = |fleet: &mut Fleet, until: Timestamp| {
+        fleet.peer = Some(Box::new(move |sent, open| {
+            // Not while it says so any more.
+            match sent.opened && open > 3 && sent.at < until {
+                true => Answer::Refuses("421 4.7.0 too many connections, try again in 10 minutes"),
+                false => Answer::Takes(SECOND),
+            }
+        }));
+    };
+    let mut fleet = Fleet::new(2, "[delivery.limits]\nconnections = 3\n");
+    fleet.takes = SECOND;
+    fleet.accept(6_000, "t", "bulk", "d.test", 10).await;
+    fleet.run(40 * SECOND).await;
+    let until = fleet.now + 9 * MINUTE;
+    refuses(&mut fleet, until);
+    fleet.renew(text);
+    fleet.run(5 * SECOND).await;
+    let refused = fleet.refused.len();
+    assert!((1..=7).contains(&refused), "{refused}");
+    let full = |fleet: &Fleet| {
+        let all = fleet.queue.adjustments(None, 9).unwrap().into_iter();
+        let full = all.filter(|(_, record)| record.key.kind == AdjustmentKind::Full);
+        full.map(|(_, record)| record).collect::<Vec<_>>()
+    };
+    let records = full(&fleet);
+    let [record] = &records[..] else {
+        panic!("{records:?}");
+    };
+    let end = record.until.unwrap();
+    assert!(end > fleet.now + 9 * MINUTE && end <= fleet.now + 10 * MINUTE);
+    assert_eq!((record.connections, record.rate), (Some(3), None));
+    assert!(record.told().contains("try again in 10 minutes"), "{record:?}");
+
+    let mut fleet = fleet.restarted(text);
+    refuses(&mut fleet, until);
+    fleet.run(8 * MINUTE).await;
+    assert!(fleet.sent.len() > 600, "those that work go on");
+    assert_eq!(fleet.refused, [], "none is asked for before its time");
+    fleet.run(6 * MINUTE).await;
+    assert_eq!(full(&fleet), []);
+    assert!(fleet.open.len() > 3, "{}", fleet.open.len());
+}
+
+/// An operator who ends it has one more tried at once.
+#[tokio::test]
+async fn a_time_for_further_connections_ends_as_an_operator_says() {
+    let one = "[delivery.limits]\nconnections = 1\n";
+    let (mut fleet, says) = fleet(one, |sent, open| sent.opened && open > 1);
+    fleet.accept(9_000, "t", "bulk", "d.test", 10).await;
+    fleet.run(20 * SECOND).await;
+    says.set(Some("421 4.7.0 too many connections, try again in 2 hours"));
+    fleet.renew("[delivery.limits]\nconnections = 2\n");
+    fleet.run(5 * SECOND).await;
+    let refused = fleet.refused.len();
+    let all = fleet.queue.adjustments(None, 9).unwrap().into_iter();
+    let keys: Vec<_> = all.map(|(_, record)| record.key).collect();
+    let is_full = |key: &&queue::AdjustmentKey| key.kind == AdjustmentKind::Full;
+    assert!(keys.iter().any(|key| is_full(&key)), "{keys:?}");
+    fleet.run(2 * MINUTE).await;
+    assert_eq!(fleet.refused.len(), refused);
+    let now = fleet.now;
+    for key in keys {
+        for shard in &mut fleet.shards {
+            shard.adjustment_ended(&key, "uid 0", now);
+        }
+    }
+    fleet.run(5 * SECOND).await;
+    assert!(fleet.refused.len() > refused, "it is asked for");
+}
+
 /// It has no connection beside, so that nothing works, however well it went a moment ago.
 #[tokio::test]
 async fn what_is_said_to_the_only_connection_suspends() {
@@ -203,7 +277,7 @@ async fn a_suspension_that_the_committer_had_no_room_for_is_written_later() {
     let mut shard = shard(&queue);
     let record = adjustment(Some(START + MINUTE), START);
     store.set_failing(true);
-    shard.suspend(record, START);
+    shard.stands(record, START);
     store.set_failing(false);
     assert!(queue.adjustments(None, 9).unwrap().is_empty());
     shard.look_after_adjustments(START + SECOND);
@@ -231,11 +305,11 @@ async fn of_too_many_suspensions_memory_and_store_drop_the_same() {
             5_001 => MINUTE,
             _ => 10 * 3_600 * SECOND - 2 * secs * SECOND,
         };
-        shard.suspend(of(number, START + secs * SECOND, until), START);
+        shard.stands(of(number, START + secs * SECOND, until), START);
     }
     let now = START + 4_000 * SECOND;
     for number in 0..9 {
-        shard.suspend(of(MAX_ADJUSTMENTS + number, now, MINUTE), now);
+        shard.stands(of(MAX_ADJUSTMENTS + number, now, MINUTE), now);
     }
     let stored = queue.adjustments(None, usize::MAX).unwrap().into_iter();
     let stored: Vec<_> = stored.map(|(_, record)| record.key).collect();

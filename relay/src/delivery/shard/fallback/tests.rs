@@ -6,7 +6,8 @@ use std::time::Duration;
 use queue::{HoldRecord, HoldScope, RouteGroup};
 
 use super::super::fleet::{Answer, Fleet, START, Sent};
-use crate::delivery::detour::Detour;
+use super::super::operator::tests::adjustment;
+use crate::delivery::detour::{Closed, Detour};
 use crate::delivery::exchange::{Loan, Why, Word};
 use crate::delivery::route::Route;
 use crate::world::Random;
@@ -318,6 +319,85 @@ async fn a_smart_host_has_a_fallback_too() {
     }
 }
 
+const NEXT: &str = "[[smart_host]]\nname = \"next\"\nhosts = [{ address = \"::1\" }]\n";
+
+const BOTH: &str = "[[route]]\nnext_hop = \"mx\"\nfallback = [\"out\", \"next\"]\n";
+
+/// Messages to so many domains, a minute apart for so long, by the way with both fallbacks.
+async fn accept_by_both(fleet: &mut Fleet, domains: usize, minutes: usize) {
+    let group = group(fleet, "mx fallback out,next");
+    for _ in 0..minutes {
+        for number in 0..domains {
+            let domain = format!("d{number}.test");
+            let whose = ("t", "transactional");
+            fleet.accept_by(group, (1, 10), whose, &domain).await;
+        }
+        fleet.run(MINUTE).await;
+    }
+}
+
+#[tokio::test]
+async fn mail_goes_by_the_first_fallback_that_can_be_spoken_to() {
+    let by_next = |sent: &Sent| sent.site == "smart host next";
+    for (shards, seed) in [(1, 15), (2, 16), (3, 17)] {
+        let more = format!("{RETRY}{OUT}{NEXT}{BOTH}");
+        let (mut fleet, down) = fleet(shards, seed, &more);
+        let sites = all_sites(3);
+        let firsts = || sites.iter().map(String::as_str);
+        down.set(firsts());
+        accept_by_both(&mut fleet, 3, 60).await;
+        assert_eq!((fleet.count(by_out), fleet.count(by_next)), (fleet.sent.len(), 0));
+        assert!(fleet.sent.len() > 3 * 50, "{}", fleet.sent.len());
+        // The first one falls silent, too.
+        let (sent, by_first) = (fleet.sent.len(), fleet.count(by_out));
+        down.set(firsts().chain([BY_OUT]));
+        accept_by_both(&mut fleet, 3, 60).await;
+        assert_eq!(fleet.count(by_out), by_first);
+        assert!(
+            fleet.count(by_next) > 3 * 50,
+            "{shards} shards: {}",
+            fleet.count(by_next)
+        );
+        assert!(fleet.sent.len() > sent + 3 * 50);
+        // It is back before the destinations are.
+        down.set(firsts());
+        fleet.run(2 * HOUR).await;
+        let before = fleet.count(by_next);
+        accept_by_both(&mut fleet, 3, 30).await;
+        assert_eq!(fleet.count(by_next), before, "{shards} shards");
+        // And then they are.
+        down.set([]);
+        fleet.run(2 * HOUR).await;
+        let before = fleet.count(|sent| by_out(sent) || by_next(sent));
+        accept_by_both(&mut fleet, 3, 10).await;
+        assert_eq!(fleet.count(|sent| by_out(sent) || by_next(sent)), before);
+        assert_eq!(fleet.sent.len(), 3 * (60 + 60 + 30 + 10), "each once");
+    }
+}
+
+/// Suspended by an operator it is passed over as well.
+#[tokio::test]
+async fn a_fallback_that_is_suspended_is_passed_over() {
+    let (mut fleet, down) = fleet(2, 18, &format!("{RETRY}{OUT}{NEXT}{BOTH}"));
+    down.set(["mx.d0.test"]);
+    let scope = queue::Scope {
+        site: Some(BY_OUT.into()),
+        ..queue::Scope::default()
+    };
+    let record = queue::AdjustmentRecord {
+        key: queue::AdjustmentKey::suspended(scope),
+        ..adjustment(None, fleet.now)
+    };
+    let record = std::sync::Arc::new(record);
+    let now = fleet.now;
+    for shard in &mut fleet.shards {
+        shard.hear(Word::Adjusted(record.clone()), now);
+    }
+    accept_by_both(&mut fleet, 1, 60).await;
+    assert_eq!(fleet.count(by_out), 0);
+    assert!(fleet.sent.len() > 50, "{}", fleet.sent.len());
+}
+
 #[tokio::test]
 async fn operators_are_told_that_mail_goes_by_its_fallback() {
     let slow = format!("{RETRY}{OUT}[smart_host.limits]\nmessages_per_second = 0.001\n{RULE}");
@@ -349,15 +429,18 @@ async fn a_word_on_a_queue_that_was_lent_again_meanwhile_says_nothing() {
     for (home, other) in [(0, 1), (1, 0)] {
         let queues: Vec<_> = fleet.shards[home].lent.keys().copied().collect();
         for id in queues {
-            let Some(host) = fleet.shards[other].fallback_of(id) else {
+            let Some(host) = fleet.shards[other].fallbacks_of(id).pop() else {
                 continue;
             };
             let loan = Loan {
-                route: Route::SmartHost(host),
                 detour: Some(Detour {
-                    until: now + HOUR,
-                    cause: "4.4.1 a while ago".into(),
+                    by: host.name.clone(),
+                    closed: Closed {
+                        until: now + HOUR,
+                        cause: "4.4.1 a while ago".into(),
+                    },
                 }),
+                route: Route::SmartHost(host),
                 hurry: false,
             };
             fleet.shards[home].hear(Word::Lent(id, loan), now);

@@ -1,5 +1,6 @@
 //! Which gates a lane has: found when it is made, when limits change, and day by day for sources that are new.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -19,12 +20,24 @@ impl Shard {
     /// What limits a lane beside its own rule: the gates it has, but for those of tenants, and what single connections and transactions
     /// may carry. Found anew where limits may have changed; open connections count at once.
     pub(in crate::delivery) fn find_limits(&mut self, lane: LaneId, now: Timestamp) {
-        let before = self.find_gates(lane, now);
-        let are_others = self.lanes.get(lane).is_some_and(|lane| lane.gates != before);
-        if are_others && !before.is_empty() {
-            self.leave_gates(|at| at == lane);
+        self.find_limits_of(&[lane], now);
+    }
+
+    /// The same of several: what waits is gone through once for all of them.
+    fn find_limits_of(&mut self, lanes: &[LaneId], now: Timestamp) {
+        let before: Vec<_> = lanes.iter().map(|&lane| self.find_gates(lane, now)).collect();
+        let has_others = |(lane, before): &(&LaneId, &Rc<[GateId]>)| {
+            let at = self.lanes.get(**lane);
+            !before.is_empty() && at.is_some_and(|at| at.gates != **before)
+        };
+        let changed = lanes.iter().zip(&before).filter(has_others);
+        let changed: BTreeSet<_> = changed.map(|(&lane, _)| lane).collect();
+        if !changed.is_empty() {
+            self.leave_gates(|lane| changed.contains(&lane));
         }
-        self.release_gates(&before);
+        for gates in before {
+            self.release_gates(&gates);
+        }
     }
 
     /// The same of a lane that is new, and of the one that it shares the site's limits with from now on.
@@ -234,8 +247,9 @@ impl Shard {
             source.is_some_and(|source| settings.scopes.is_warming(source))
         };
         let warming = self.lanes.iter().filter(|(_, lane)| is_warming(lane));
-        for lane in warming.map(|(id, _)| id).collect::<Vec<_>>() {
-            self.find_limits(lane, now);
+        let warming: Vec<_> = warming.map(|(id, _)| id).collect();
+        self.find_limits_of(&warming, now);
+        for lane in warming {
             self.pump(lane, now);
         }
     }
@@ -371,7 +385,7 @@ impl Shard {
                 if let Standing::Gate(gate) = stand.at {
                     stand.at = Standing::Out;
                     if let Some(gate) = self.gates.get_mut(gate) {
-                        gate.leave((id, stand.lane));
+                        gate.leave((id, stand.lane), &active.name);
                     }
                     left = true;
                 }

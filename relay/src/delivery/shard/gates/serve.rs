@@ -95,9 +95,11 @@ impl Shard {
             }
             let at = &mut self.gates[gate];
             if of.is_none() {
-                at.waiting[what as usize].served();
+                at.waiting[what as usize].take_front();
             }
-            at.leave(waiter);
+            if let Some(active) = self.active.get(&id) {
+                at.leave(waiter, &active.name);
+            }
             if let Some(at) = self.lanes.get_mut(lane)
                 && at
                     .waits_at

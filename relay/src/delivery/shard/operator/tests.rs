@@ -285,3 +285,48 @@ async fn a_suspension_that_outlasts_a_due_time_is_told_of_before_it() {
         assert_eq!(waits(&mut fleet), [Some(told)], "{until:?}");
     }
 }
+
+#[tokio::test]
+async fn all_that_waits_for_a_lane_goes_as_soon_as_an_operator_has_had_it_tried() {
+    let one = "[delivery.limits]\nconnections = 1\n";
+    let mut fleet = Fleet::new(2, &format!("[delivery.retry]\nfirst = \"20s\"\n{one}"));
+    fleet.peer = Some(Box::new(|_, _| Answer::Refuses("554 5.3.2 no")));
+    for domain in ["a.test", "b.test", "c.test"] {
+        fleet.hosts.insert(domain.into(), vec!["mx.test".into()]);
+        fleet.accept(1, "t", "transactional", domain, 10).await;
+    }
+    fleet.run(Duration::from_secs(4)).await;
+    assert_eq!((fleet.refused.len(), fleet.sent.len()), (1, 0));
+    fleet.peer = None;
+    let (id, _) = fleet.queue.queues(None, 1).unwrap().remove(0);
+    let (heard, _done) = tokio::sync::mpsc::unbounded_channel();
+    let home = usize::try_from(id.0 % 2).unwrap();
+    fleet.shards[home].hear(Word::Hurry(id, heard), fleet.now);
+    fleet.run(Duration::from_secs(2)).await;
+    assert_eq!(fleet.sent.len(), 3, "none waits for the end that the rest had");
+}
+
+#[tokio::test]
+async fn all_that_waits_for_a_smart_host_goes_as_soon_as_a_reload_has_mended_it() {
+    let host = |port: u16| {
+        format!(
+            "[[smart_host]]\nname = \"out\"\nhosts = [{{ address = \"::1\", port = {port} }}]\n\
+             [smart_host.limits]\nconnections = 1\n\
+             [[route]]\nnext_hop = \"out\"\n"
+        )
+    };
+    let text = |port| format!("[delivery.retry]\nfirst = \"20s\"\n{}", host(port));
+    let mut fleet = Fleet::new(2, &text(25));
+    fleet.peer = Some(Box::new(|_, _| Answer::Refuses("554 5.3.2 no")));
+    let group = fleet.queue.route_groups(&["smart host out"]).unwrap()[0];
+    for domain in ["a.test", "b.test", "c.test"] {
+        let whose = ("t", "transactional");
+        fleet.accept_by(group, (1, 10), whose, domain).await;
+    }
+    fleet.run(Duration::from_secs(4)).await;
+    assert_eq!((fleet.refused.len(), fleet.sent.len()), (1, 0));
+    fleet.peer = None;
+    fleet.renew(&text(26));
+    fleet.run(Duration::from_secs(2)).await;
+    assert_eq!(fleet.sent.len(), 3, "none waits for the end that the rest had");
+}
