@@ -56,7 +56,8 @@ impl Load {
     /// nothing was.
     pub fn take_tried(&mut self) -> Vec<OpenRecipient> {
         let is_tried = |open: &OpenRecipient| open.last_reply.is_some();
-        if self.recipients.iter().all(is_tried) {
+        // Mostly nobody.
+        if self.recipients.iter().all(is_tried) || !self.recipients.iter().any(is_tried) {
             return Vec::new();
         }
         let (tried, untried) = std::mem::take(&mut self.recipients)
