@@ -479,6 +479,11 @@ impl Committer {
                     .push((name.0.clone(), amount(before), amount(counts)));
                 if !self.totals.contains_key(&name) {
                     let total = index::read_totals(&*self.store, &keys::totals(&name.0, &name.1))?;
+                    let total = total.unwrap_or_else(|| {
+                        // The next start counts all anew.
+                        group.batch.delete(Family::Meta, keys::INDEX);
+                        TotalsRecord::default()
+                    });
                     self.totals.insert(name.clone(), total);
                 }
                 if let Some(total) = self.totals.get_mut(&name) {

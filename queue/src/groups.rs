@@ -59,24 +59,24 @@ impl Queue {
         Ok(self.groups_and_last()?.0)
     }
 
-    /// A damaged record keeps its number from being given again; its queues wait as those of any way that there is not.
+    /// A damaged record keeps its number from being given again; its queues wait as those of any way that there is not. Nothing is gone past: a
+    /// number that is not seen would be given to another way, and the mail that waits under it go there.
     fn groups_and_last(&self) -> Result<(Vec<(RouteGroup, String)>, u16), ReadError> {
         let (mut groups, mut last) = (Vec::new(), 0);
         let (from, to) = (keys::route_group(RouteGroup(0)), keys::route_groups_end());
-        self.store
-            .scan_past(Family::Queues, &from, &to, &mut |key, value| {
-                let Some(group) = keys::parse_route_group(key) else {
-                    return true;
-                };
-                last = last.max(group.0);
-                match decode::<GroupRecord>(value) {
-                    Ok(record) => groups.push((group, record.name)),
-                    Err(error) => {
-                        tracing::error!(group = group.0, %error, "a route group's name can't be read")
-                    }
+        self.store.scan(Family::Queues, &from, &to, &mut |key, value| {
+            let Some(group) = keys::parse_route_group(key) else {
+                return true;
+            };
+            last = last.max(group.0);
+            match decode::<GroupRecord>(value) {
+                Ok(record) => groups.push((group, record.name)),
+                Err(error) => {
+                    tracing::error!(group = group.0, %error, "a route group's name can't be read")
                 }
-                true
-            })?;
+            }
+            true
+        })?;
         Ok((groups, last))
     }
 }

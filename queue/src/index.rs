@@ -235,13 +235,13 @@ pub(crate) fn totals(store: &dyn Store) -> Result<Vec<Totals>, ReadError> {
     Ok(totals)
 }
 
-/// A stream's totals as the committer takes them up. What does not verify counts from nothing, until the next start.
-pub(crate) fn read_totals(store: &dyn Store, key: &[u8]) -> Result<TotalsRecord, ReadError> {
+/// A stream's totals as the committer takes them up; `None` where they do not verify: they count from nothing then, until the next start.
+pub(crate) fn read_totals(store: &dyn Store, key: &[u8]) -> Result<Option<TotalsRecord>, ReadError> {
     match read(store, Family::Queues, key) {
-        Ok(total) => Ok(total.unwrap_or_default()),
+        Ok(total) => Ok(Some(total.unwrap_or_default())),
         Err(error @ ReadError::Damaged { .. }) => {
             tracing::error!(%error, "what waits of a stream is counted anew at the next start");
-            Ok(TotalsRecord::default())
+            Ok(None)
         }
         Err(error) => Err(error),
     }

@@ -57,7 +57,13 @@ impl Committer {
         let may_raise = !self.touched.contains(&id);
         let queue = self.cached(group, id)?;
         let (mark, wake) = (queue.record.low_water, queue.record.wake);
-        let (Some((first, _)), Some(wake)) = (first_due(&*self.store, id, mark)?, wake) else {
+        let first = match first_due(&*self.store, id, mark) {
+            Ok(first) => first.map(|(due, _)| due),
+            // It may have units behind what does not read.
+            Err(ReadError::Damaged { .. }) => Some(mark.0),
+            Err(error) => return Err(error),
+        };
+        let (Some(first), Some(wake)) = (first, wake) else {
             return Ok(());
         };
         let to = first.max(until.unwrap_or(first));

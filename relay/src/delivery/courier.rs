@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mail_core::{Domain, Recipient, Timestamp};
-use queue::{Hop, NewMessage, Queue, UnitKey, Waiting};
+use queue::{Hop, NewMessage, Queue, StillOpen, UnitKey, Waiting};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
@@ -452,7 +452,7 @@ impl<N: Net> Courier<N> {
                             host,
                             ..Hop::default()
                         };
-                        self.tell(Event::NothingSaid(first.unit));
+                        // It counts as a message: limits pace how often a host that refuses us is asked.
                         self.refuse(first, cause, hop).await;
                     }
                     None => {
@@ -674,8 +674,15 @@ impl<N: Net> Courier<N> {
     /// Tells the sender that the unit is late; it stays where it is, as it is.
     async fn tell_of_delay(self: &Rc<Self>, unit: UnitKey, prepared: &Prepared, held_by: Option<String>) {
         let cause = held_by.unwrap_or_else(|| "4.4.7 not tried yet".to_owned());
-        let outcomes: Vec<_> = load(prepared, unit.unit)
-            .recipients
+        let recipients = load(prepared, unit.unit).recipients;
+        let is_unasked = |open: &&OpenRecipient| open.last_reply.is_none();
+        let unasked: Vec<u16> = recipients
+            .iter()
+            .filter(is_unasked)
+            .map(|open| open.index)
+            .collect();
+        let in_parts = !unasked.is_empty() && unasked.len() < recipients.len();
+        let outcomes: Vec<_> = recipients
             .into_iter()
             .map(|mut open| {
                 open.last_reply.get_or_insert_with(|| cause.clone());
@@ -689,6 +696,19 @@ impl<N: Net> Courier<N> {
         }
         if let Some(again) = &mut settle.again {
             (again.due, again.attempts) = (unit.due, past(prepared).attempts);
+            // An attempt in parts goes on with those of whom there is no reply.
+            if in_parts {
+                let (unasked, open) = std::mem::take(&mut again.open)
+                    .into_iter()
+                    .partition(|open| unasked.contains(&open.recipient));
+                let unasked: Vec<StillOpen> = unasked;
+                let waiting = |open: StillOpen| Waiting {
+                    recipient: open.recipient,
+                    reply: String::new(),
+                };
+                again.open = open;
+                again.others = unasked.into_iter().map(waiting).collect();
+            }
         }
         // Nothing has become of any recipient.
         told.outcomes.clear();

@@ -183,24 +183,3 @@ fn a_tenants_transactions_are_as_small_as_its_limits_say() {
         assert_eq!(counts, vec![most; 100 / most], "{tenant}");
     }
 }
-
-/// What was refused at the greeting was no message to the peer.
-#[test]
-fn mail_of_which_nothing_was_said_is_none_of_its_limits_messages() {
-    let minute = "[[limit]]\nsite = \"h0.test\"\nmessages_per_minute = 1\n";
-    // Its first token drops after 200 s.
-    let lane = "[delivery.limits]\nmessages_per_second = 0.005\n";
-    for (limit, until) in [(lane, 205 * SECOND), (minute, 5 * SECOND)] {
-        let refuses = Host::GreetsUntil(until, "554 5.7.1 no");
-        let (world, store) = (Rc::new(world(hosts(&[(10, 0)]), &[refuses])), MemoryStore::new());
-        live(&world, &store, START, limit, async |relay| {
-            relay.take_in(&["a@to.test"]).await;
-            sleep(until + SECOND).await;
-            relay.take_in(&["b@to.test"]).await;
-            sleep(20 * SECOND).await;
-        });
-        let taken = world.taken.borrow();
-        let taken = taken.iter().filter(|(_, host, _)| *host == 0).count();
-        assert_eq!(taken, 1, "{limit}");
-    }
-}

@@ -76,6 +76,7 @@ impl Pool {
                 count += part.members.len();
                 // The check tells of it.
                 if count > MAX_OF_MAIL {
+                    pool.of_mail.clear();
                     return pool;
                 }
                 pool.of_mail.insert(whose, Arc::new(part));

@@ -7,7 +7,9 @@ use std::time::Duration;
 use mail_core::{Domain, Timestamp};
 use queue::{Aside, CommitError, Fate, Hop, NewMessage, Settle, UnitKey};
 use tokio::task::spawn_local;
+use tokio::time::sleep;
 
+use super::unread::STORE_AGAIN;
 use super::{Courier, Event, learn};
 use crate::delivery::attempt::OpenRecipient;
 use crate::delivery::notify::{self, Circumstances, Peer};
@@ -222,6 +224,10 @@ impl<N: Net> Courier<N> {
                 tracing::error!(id = %unit.id, %error, outcomes = said, "an outcome could not be recorded");
                 let settled = match &error {
                     CommitError::Damaged(_) => {
+                        // It may be told so before the store is back, which takes nothing until then.
+                        while self.parts.queue.is_failing() {
+                            sleep(STORE_AGAIN).await;
+                        }
                         let aside = Aside::unrecorded(&error, &said, self.parts.clock.now());
                         self.set_aside(unit, aside).await
                     }

@@ -20,7 +20,7 @@ use super::record::Told;
 use super::{Courier, Event, load};
 
 /// After the store failed to answer.
-const STORE_AGAIN: Duration = Duration::from_secs(5);
+pub(super) const STORE_AGAIN: Duration = Duration::from_secs(5);
 
 impl<N: Net> Courier<N> {
     /// Tells the shard what becomes of a claim whose message can't be prepared. What the store holds of it is damaged: then

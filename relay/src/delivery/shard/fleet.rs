@@ -190,15 +190,24 @@ impl Fleet {
     }
 
     pub fn renew(&mut self, more: &str) {
+        self.renew_and(more, false);
+    }
+
+    /// The same where a `[[limit]]` is another: a reload has connections made anew then.
+    pub fn renew_limits(&mut self, more: &str) {
+        self.renew_and(more, true);
+    }
+
+    fn renew_and(&mut self, more: &str, reconnect: bool) {
         let settings = settings(more);
         self.routing = Arc::new(Routing::open(settings.clone(), &self.queue).unwrap());
         let delivery = Arc::new(settings.delivery.clone());
         for number in 0..self.shards.len() {
-            self.shards[number].renew(delivery.clone(), self.routing.clone(), false, self.now);
+            self.shards[number].renew(delivery.clone(), self.routing.clone(), reconnect, self.now);
         }
     }
 
-    /// The same, each shard so much later than the one before.
+    /// As [`Self::renew`], each shard so much later than the one before.
     pub async fn renew_by_and_by(&mut self, more: &str, wait: Duration) {
         let settings = settings(more);
         self.routing = Arc::new(Routing::open(settings.clone(), &self.queue).unwrap());

@@ -165,7 +165,7 @@ proptest! {
                 all += count;
                 if wave == reload {
                     now = configuration(&later);
-                    fleet.renew(&now);
+                    fleet.renew_limits(&now);
                     reloaded = Some(fleet.now);
                     fleet.run(Duration::from_millis(1)).await;
                 }
