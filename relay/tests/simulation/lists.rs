@@ -113,6 +113,36 @@ fn a_peer_that_takes_none_is_left_alone() {
     );
 }
 
+/// Who was tried in an attempt that goes on is not asked again in it, though its sender is told of the delay meanwhile.
+#[test]
+fn a_notice_of_delay_between_two_parts_has_nobody_asked_twice() {
+    let limit =
+        "[[limit]]\nsite = \"*\"\nmessages_per_minute = 3\n[delivery]\ndelay_notice_after = \"70s\"\n";
+    let host = Host::Picky(LATER.0, LATER.1);
+    let (world, store) = (Rc::new(world(hosts(&[(10, 0)]), &[host])), MemoryStore::new());
+    let queue = live(&world, &store, START, limit, async |relay| {
+        let recipients: Vec<_> = (0..1_000).map(address).collect();
+        let mut recipients: Vec<_> = recipients.iter().map(String::as_str).collect();
+        // Its turn comes last.
+        recipients[999] = "tell@to.test";
+        relay.take_in_one(("t", "bulk"), &recipients).await;
+        sleep(MINUTE * 7 / 2).await;
+    });
+    let events = queue.events(0, 99_999).unwrap();
+    let of_kind = |kind| events.iter().filter(move |(_, event)| event.kind == kind);
+    assert_eq!(
+        of_kind(EventKind::Accepted).count(),
+        2,
+        "a report beside the message"
+    );
+    let mut deferred = HashMap::<&str, usize>::new();
+    // The notice is none of its attempts.
+    for (_, event) in of_kind(EventKind::Deferred).filter(|(_, event)| event.attempt > 0) {
+        *deferred.entry(&event.recipients[0]).or_default() += 1;
+    }
+    assert_eq!((deferred.len(), deferred.values().max()), (100, Some(&1)));
+}
+
 /// Promise 5: each transaction is a message to the peer.
 #[test]
 fn limits_of_messages_count_transactions() {

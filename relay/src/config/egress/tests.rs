@@ -159,3 +159,36 @@ fn there_are_only_so_many() {
     let told: Vec<_> = mistakes.0.iter().map(|problem| problem.key.as_str()).collect();
     assert_eq!(told, ["source[1000]", "pool[100]"]);
 }
+
+/// Each tenant with each stream is a pool of its own: what would be too many is told, and not left out in silence.
+#[test]
+fn too_many_shares_are_told() {
+    let (tenants, streams, sources) = (400, 6, 40);
+    let mut text = String::new();
+    for tenant in 0..tenants {
+        text += &format!("[tenants.t{tenant}]\nsenders = [\"*\"]\n");
+    }
+    for stream in 0..streams {
+        text += &format!("[[stream]]\nname = \"s{stream}\"\n");
+    }
+    for source in 0..sources {
+        text += &format!("[[source]]\nname = \"out{source}\"\naddresses = [\"127.0.1.{source}\"]\n");
+    }
+    let weights = |letter: char, count: usize| {
+        let each = (0..count).map(|number| format!("{letter}{number} = 2"));
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let mut members = vec![format!(
+        "{{ name = \"out0\", tenants = {{ {} }}, streams = {{ {} }} }}",
+        weights('t', tenants),
+        weights('s', streams)
+    )];
+    members.extend((1..sources).map(|source| format!("\"out{source}\"")));
+    text += &format!("[[pool]]\nname = \"all\"\nsources = [{}]\n", members.join(", "));
+    let folder = tempfile::tempdir().unwrap();
+    let mistakes = load(&write(folder.path(), &text)).unwrap_err().to_string();
+    assert!(
+        mistakes.contains("name too many tenants and streams"),
+        "{mistakes}"
+    );
+}
