@@ -23,7 +23,7 @@ fn settings(rules: usize) -> Arc<Settings> {
         writeln!(
             text,
             "[[route]]\nto = [\"*.partner-{number}.test\"]\nnext_hop = \"discard\"\nreason = \"partner {number}\"\n\
-             [[delivery.destination]]\ndomain = \"partner-{number}.test\"\nlimits.connections = 7"
+             [[destination]]\ndomain = \"partner-{number}.test\"\nlimits.connections = 7"
         )
         .expect("a string");
     }
