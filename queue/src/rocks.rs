@@ -8,7 +8,7 @@ use std::path::Path;
 use behind::{reads_again, run};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    DBRecoveryMode, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
     statistics::{StatsLevel, Ticker},
 };
 
@@ -256,14 +256,8 @@ impl Store for RocksStore {
         if from >= to {
             return Ok(());
         }
-        let mode = IteratorMode::From(from, Direction::Forward);
-        for entry in self.db.iterator_cf_opt(self.family(family)?, below(to), mode) {
-            let (key, value) = entry.map_err(failed)?;
-            if !each(&key, &value) {
-                break;
-            }
-        }
-        Ok(())
+        let done = run((&self.db, self.family(family)?), below(to), from, each);
+        done.map(drop).map_err(|(_, error)| error)
     }
 
     fn last(&self, family: Family, from: &[u8], to: &[u8]) -> Result<Option<KeyValue>, StoreError> {
