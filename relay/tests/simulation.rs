@@ -101,6 +101,8 @@ enum Host {
     Crowded(Duration, usize),
     /// Greets with this until so long after the start, and takes everything then.
     GreetsUntil(Duration, &'static str),
+    /// Greets nobody before so long after the start, and takes everything then.
+    GreetsFrom(Duration),
     /// Nothing listens until so long after the start.
     DeadUntil(Duration),
     /// Greets who comes from 192.0.2 and this with these words.
@@ -265,6 +267,9 @@ async fn converse(world: &World, number: usize, stream: DuplexStream) -> io::Res
     }
     if host == Host::Silent {
         sleep(Duration::from_secs(86_400)).await;
+    }
+    if let Host::GreetsFrom(then) = host {
+        sleep(then.saturating_sub(world.since_begin())).await;
     }
     let greeting = match host {
         Host::Greets(words) => words,
@@ -737,6 +742,27 @@ fn a_rate_is_kept_to() {
         "tokens were left unspent"
     );
     assert!(is_empty(&queue));
+}
+
+/// What was let through by and by does not go out all at once.
+#[test]
+fn a_rate_is_kept_to_where_all_connections_come_about_at_one_moment() {
+    let recipients: Vec<String> = (0..30).map(|number| format!("r{number}@to.test")).collect();
+    let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+    for limits in [
+        "[delivery.limits]\nmessages_per_second = 1\nconnections = 20\n",
+        "[[limit]]\nsite = \"*\"\nmessages_per_second = 1\n[delivery.limits]\nconnections = 20\n",
+    ] {
+        let host = Host::GreetsFrom(Duration::from_secs(20));
+        let (world, queue) = deliver(world(hosts(&[(10, 0)]), &[host]), limits, &recipients, 2 * MINUTE);
+        let taken = world.taken.borrow();
+        assert_eq!(taken.len(), 30);
+        for pair in taken.windows(2) {
+            let gap = pair[1].0 - pair[0].0;
+            assert!(gap >= Duration::from_millis(980), "{gap:?} between two messages");
+        }
+        assert!(is_empty(&queue));
+    }
 }
 
 /// Forty domains whose mail one host takes.

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use mail_core::{Domain, Recipient, Timestamp};
 use queue::{Hop, NewMessage, Queue, StillOpen, UnitKey, Waiting};
@@ -46,6 +47,9 @@ use super::route::{self, Route};
 use super::settle::{Outcome, Outcomes, Rest, Verdict};
 use super::shard::{Effect, Ending, Heard, Hour, Job, LaneId, Settled, Shard};
 use super::smart_host;
+
+/// Where a connection takes longer to come about, what let its message through is asked again.
+const LONG_TO_OPEN: Duration = Duration::from_secs(1);
 
 /// A message that stays in memory until it is sent, or put off: within a budget of octets.
 #[derive(Debug)]
@@ -207,9 +211,7 @@ pub async fn run_renewed<N: Net>(
         if draining && shard.is_quiet() {
             return;
         }
-        let wake = shard
-            .next_wake()
-            .unwrap_or(clock.now() + std::time::Duration::from_secs(1));
+        let wake = shard.next_wake().unwrap_or(clock.now() + Duration::from_secs(1));
         tokio::select! {
             biased;
             Some(event) = happened.recv() => {
@@ -387,11 +389,13 @@ impl<N: Net> Courier<N> {
         first: Job,
         mut jobs: mpsc::Receiver<Job>,
     ) {
+        let begun = self.parts.clock.now();
         if let Some(connection) = self
             .guarded(first.unit, self.open(lane, id, &plan, &first))
             .await
             .flatten()
         {
+            let first = self.still_allowed(lane, id, first, begun).await;
             self.serve(lane, id, &plan, connection, first, &mut jobs).await;
         }
         jobs.close();
@@ -465,13 +469,48 @@ impl<N: Net> Courier<N> {
         }
     }
 
+    /// A connection's first job. Limits let it through when the connection was `begun`; where that took long, they are asked again: a
+    /// host that greets late would otherwise get at once what was let through by and by. What is not allowed now goes back.
+    async fn still_allowed(
+        self: &Rc<Self>,
+        lane: LaneId,
+        id: ConnectionId,
+        first: Job,
+        begun: Timestamp,
+    ) -> Option<Job> {
+        let in_time = self.parts.clock.now() < begun + LONG_TO_OPEN;
+        if in_time || self.may_go_on(lane, id, first.unit).await {
+            return Some(first);
+        }
+        self.tell(Event::Settled(first.unit, Settled::Untouched));
+        None
+    }
+
+    /// Waits for a connection's next job; none comes where it is not to go on.
+    async fn next_job(
+        &self,
+        lane: LaneId,
+        id: ConnectionId,
+        connection: &mut Connection<N::Stream>,
+        jobs: &mut mpsc::Receiver<Job>,
+    ) -> Option<Job> {
+        self.tell(Event::Free(lane, id));
+        let idle = self.parts.settings.delivery.timeouts.idle;
+        tokio::select! {
+            biased;
+            next = jobs.recv() => next,
+            () = connection.hangs_up() => None,
+            () = tokio::time::sleep(idle) => None,
+        }
+    }
+
     async fn serve(
         self: &Rc<Self>,
         lane: LaneId,
         id: ConnectionId,
         plan: &Plan,
         mut connection: Connection<N::Stream>,
-        first: Job,
+        first: Option<Job>,
         jobs: &mut mpsc::Receiver<Job>,
     ) {
         let Plan::Hosts {
@@ -483,9 +522,16 @@ impl<N: Net> Courier<N> {
         else {
             return;
         };
-        let mut job = first;
+        let mut next = first;
         let mut left = messages_per_connection;
         loop {
+            let job = match next.take() {
+                Some(first) => first,
+                None => match self.next_job(lane, id, &mut connection, jobs).await {
+                    Some(next) => next,
+                    None => break,
+                },
+            };
             let recipients = job.recipients.unwrap_or(usize::MAX);
             let most = (recipients_per_transaction.min(recipients), left);
             let work = self.deliver((lane, id), &mut connection, &job, most, terms);
@@ -496,17 +542,6 @@ impl<N: Net> Courier<N> {
             left = left.saturating_sub(messages);
             if !connection.is_usable() || left == 0 {
                 break;
-            }
-            self.tell(Event::Free(lane, id));
-            let idle = self.parts.settings.delivery.timeouts.idle;
-            tokio::select! {
-                biased;
-                next = jobs.recv() => match next {
-                    Some(next) => job = next,
-                    None => break,
-                },
-                () = connection.hangs_up() => break,
-                () = tokio::time::sleep(idle) => break,
             }
         }
         connection.quit().await;

@@ -10,7 +10,6 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mail_core::Timestamp;
@@ -22,6 +21,7 @@ use super::courier::Kept;
 use super::detour::Detour;
 use super::limits::ledger::Ledger;
 use super::route::Route;
+use super::slots::Slots;
 use super::trials::Trials;
 
 /// Messages kept that the shards have not taken in. Sessions wait while there are so many.
@@ -173,6 +173,8 @@ pub enum Word {
     Delayed(UnitKey),
     /// All connections are taken: close one that has been idle for so long.
     MakeRoom(Duration),
+    /// There is a slot for a connection, and the receiver has lanes that wait for one.
+    Slot,
     /// There is room at the budget of this scope, and the receiver is first in its line.
     Room(Scope),
     /// All connections that a scope may have are open: close one of them that has been idle for so long.
@@ -199,7 +201,7 @@ pub enum Word {
 pub struct Place {
     index: usize,
     count: usize,
-    connections: Arc<AtomicUsize>,
+    slots: Arc<Slots>,
     ledger: Ledger,
     trials: Trials,
 }
@@ -210,7 +212,7 @@ impl Place {
         Self {
             index: 0,
             count: 1,
-            connections: Arc::default(),
+            slots: Arc::new(Slots::of(1)),
             ledger: Ledger::default(),
             trials: Trials::default(),
         }
@@ -265,22 +267,9 @@ impl Place {
             .filter(|&owner| owner != self.index)
     }
 
-    /// Whether there is one of at most `most` connections of all shards together to be had.
-    pub(super) fn may_connect(&self, most: usize) -> bool {
-        self.connections.load(Ordering::Acquire) < most
-    }
-
-    /// Takes one of at most `most` connections of all shards together.
-    pub(super) fn connect(&self, most: usize) -> bool {
-        let take = |open: usize| (open < most).then_some(open + 1);
-        self.connections
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
-            .is_ok()
-    }
-
-    /// Gives one back.
-    pub(super) fn disconnect(&self) {
-        self.connections.fetch_sub(1, Ordering::AcqRel);
+    /// The connections of all shards together.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
     }
 }
 
@@ -312,7 +301,7 @@ pub(super) struct Way(Arc<[mpsc::UnboundedSender<Word>]>);
 
 /// Doors to `count` shards, at least one, and the seats of these.
 pub fn open(count: usize) -> (Doors, Vec<Seat>) {
-    let connections = Arc::<AtomicUsize>::default();
+    let slots = Arc::new(Slots::of(count.max(1)));
     let (shards, ends): (Vec<_>, Vec<_>) = (0..count.max(1)).map(|_| mpsc::unbounded_channel()).unzip();
     let shards: Arc<[_]> = shards.into();
     let (ledger, trials) = (Ledger::default(), Trials::default());
@@ -320,7 +309,7 @@ pub fn open(count: usize) -> (Doors, Vec<Seat>) {
         place: Place {
             index,
             count: shards.len(),
-            connections: connections.clone(),
+            slots: slots.clone(),
             ledger: ledger.clone(),
             trials: trials.clone(),
         },

@@ -319,6 +319,8 @@ pub struct Lane {
     pub idle: Vec<Idle>,
     /// All connections, idle ones too.
     pub open: usize,
+    /// Those that are being closed.
+    pub closing: BTreeSet<ConnectionId>,
     /// Messages on the wire by stream, where some stream has a part of its own.
     pub busy: BTreeMap<Arc<str>, usize>,
     /// How long each has served it, where it passes gates.
@@ -373,6 +375,7 @@ impl Lane {
             queues: 0,
             idle: Vec::new(),
             open: 0,
+            closing: BTreeSet::new(),
             busy: BTreeMap::new(),
             service: Vec::new(),
             rest,
@@ -431,7 +434,8 @@ impl Lane {
 
     /// Whether a connection that has no job is one too many.
     pub fn has_too_many(&self) -> bool {
-        self.adapt.too_many(self.open, self.configured())
+        self.adapt
+            .too_many(self.open - self.closing.len(), self.configured())
     }
 
     /// Until when it rests, if it does, or is suspended.

@@ -22,6 +22,7 @@ pub mod route;
 pub(crate) mod scram;
 pub mod settle;
 pub mod shard;
+mod slots;
 pub mod smart_host;
 pub mod trials;
 pub mod turn;

@@ -28,6 +28,7 @@ mod scan;
 mod soon;
 #[cfg(test)]
 mod sources;
+mod starved;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -58,6 +59,7 @@ use gates::{Gate, GateId, OnWire};
 use grace::Grace;
 pub(super) use grace::Hour;
 use index::LaneIndex;
+use starved::Starved;
 
 /// Queues in memory at once, all shards together, some 500 octets each beside their windows. Further ones wait in the
 /// catalogue.
@@ -215,50 +217,6 @@ pub(super) struct Active {
     empty_since: Option<Timestamp>,
 }
 
-/// What a lane waits for, beside its own limits.
-#[derive(Clone, Copy)]
-enum For {
-    Connection = 0,
-    Ending = 1,
-}
-
-/// Lanes in the order in which they came, each once.
-#[derive(Default)]
-struct Starved {
-    order: VecDeque<LaneId>,
-    /// Those in `order` that still wait.
-    waiting: HashSet<LaneId>,
-}
-
-impl Starved {
-    fn push(&mut self, lane: LaneId) {
-        if self.waiting.insert(lane) {
-            // Those that no longer wait are left behind.
-            if self.order.len() > 2 * self.waiting.len() + 64 {
-                let mut seen = HashSet::new();
-                self.order
-                    .retain(|lane| self.waiting.contains(lane) && seen.insert(*lane));
-            }
-            self.order.push_back(lane);
-        }
-    }
-
-    fn pop(&mut self) -> Option<LaneId> {
-        while let Some(lane) = self.order.pop_front() {
-            if self.waiting.remove(&lane) {
-                return Some(lane);
-            }
-        }
-        None
-    }
-
-    /// Gives the one just taken its place again.
-    fn unpop(&mut self, lane: LaneId) {
-        self.waiting.insert(lane);
-        self.order.push_front(lane);
-    }
-}
-
 /// How long a queue that leaves memory sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rests {
@@ -367,7 +325,9 @@ pub struct Shard {
     /// How far catalogue and deadlines were gone through.
     scans: scan::Scans,
     /// Lanes that would open a connection once another closes, and those that would end a unit once another has ended.
-    starved: [Starved; 2],
+    pub(super) starved: [Starved; 2],
+    /// Whose turn it is for a slot that is free.
+    fed: Option<LaneId>,
     /// All idle connections, the longest so first.
     idle: BTreeSet<(Idle, LaneId)>,
     pub(super) draining: bool,
@@ -434,6 +394,7 @@ impl Shard {
             endings: 0,
             scans: scan::Scans::default(),
             starved: Default::default(),
+            fed: None,
             idle: BTreeSet::new(),
             draining: false,
             grace,
@@ -497,6 +458,7 @@ impl Shard {
             Word::Delayed(unit) => self.find_delayed(unit, now),
             Word::Wake(id) => self.wake(id, now),
             Word::MakeRoom(idle_for) => drop(self.close_an_idle_one(idle_for, now)),
+            Word::Slot => self.slot_is_free(now),
             Word::Room(scope) => self.room(&scope, now),
             Word::MakeRoomAt(scope, idle_for) => drop(self.close_idle_of(&scope, idle_for, now)),
             Word::Order(order) => self.order(order, now),

@@ -65,9 +65,12 @@ impl Bucket {
         self.tokens = self.tokens.saturating_sub(1);
     }
 
-    /// Gives back a token that was not used.
-    pub fn refund(&mut self) {
-        self.tokens = (self.tokens + 1).min(self.burst);
+    /// Gives back a token that was taken `at` a moment and not used. One that would not have been saved up until now is none any more:
+    /// what was let through by and by, and comes back at one moment, is not let through at one.
+    pub fn refund(&mut self, at: Timestamp, now: Timestamp) {
+        if at + AT_ONCE >= now {
+            self.tokens = (self.tokens + 1).min(self.burst);
+        }
     }
 
     fn refill(&mut self, now: Timestamp) {

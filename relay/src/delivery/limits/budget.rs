@@ -59,8 +59,9 @@ pub struct Budget {
     messages: Option<Box<Bucket>>,
     /// In the order of [`WINDOWS`].
     windows: [Option<Box<Window>>; 3],
-    /// Connections.
+    /// Connections, and those of them that are being closed.
     open: u64,
+    closing: u64,
     /// Messages that are being sent, and their octets.
     sending: u64,
     in_flight: u64,
@@ -142,6 +143,7 @@ impl Budget {
             messages: None,
             windows: [const { None }; 3],
             open: 0,
+            closing: 0,
             sending: 0,
             in_flight: 0,
             reserved: None,
@@ -413,29 +415,29 @@ impl Budget {
         self.for_message.admit(shard, Claim::ALIKE, refused, now)
     }
 
-    /// The message was not sent after all.
-    pub fn refund(&mut self, stream: &str, bytes: u64, now: Timestamp) -> Told {
-        self.uncount(stream);
+    /// The message let through `at` that moment was not sent after all.
+    pub fn refund(&mut self, stream: &str, bytes: u64, at: Timestamp, now: Timestamp) -> Told {
+        self.uncount(stream, at, now);
         self.sent(stream, bytes, now)
     }
 
     /// There was no further transaction after all.
     pub fn refund_further(&mut self, stream: &str, now: Timestamp) -> Told {
-        self.uncount(stream);
+        self.uncount(stream, now, now);
         self.freed(now)
     }
 
-    fn uncount(&mut self, stream: &str) {
+    fn uncount(&mut self, stream: &str, at: Timestamp, now: Timestamp) {
         if let Some(reserved) = &mut self.reserved {
-            reserved.refund(stream);
+            reserved.refund(stream, at);
         }
         if let Some(bucket) = &mut self.messages {
-            bucket.refund();
+            bucket.refund(at, now);
         }
         self.windows
             .iter_mut()
             .flatten()
-            .for_each(|window| window.refund());
+            .for_each(|window| window.refund(at));
         if let Some(ahead) = &mut self.ahead {
             ahead.taken = ahead.taken.saturating_sub(1).max(ahead.before);
         }
@@ -471,14 +473,20 @@ impl Budget {
     /// The connection was not opened after all.
     pub fn refund_connection(&mut self, now: Timestamp) -> Option<usize> {
         if let Some(bucket) = &mut self.opening {
-            bucket.refund();
+            bucket.refund(now, now);
         }
-        self.closed(now)
+        self.closed(false, now)
     }
 
-    /// A connection is closed. Who is to be told that there is room.
-    pub fn closed(&mut self, now: Timestamp) -> Option<usize> {
+    /// A connection is to be closed.
+    pub fn closes(&mut self) {
+        self.closing += 1;
+    }
+
+    /// A connection is closed, of which [`Self::closes`] told where it `was_closing`. Who is to be told that there is room.
+    pub fn closed(&mut self, was_closing: bool, now: Timestamp) -> Option<usize> {
         self.open = self.open.saturating_sub(1);
+        self.closing = self.closing.saturating_sub(u64::from(was_closing));
         self.for_connection.freed(now)
     }
 
@@ -496,9 +504,10 @@ impl Budget {
         })
     }
 
-    /// Whether more connections are open than the limits allow: they were tightened meanwhile.
+    /// Whether more connections are open than the limits allow, those aside that are being closed: they were tightened meanwhile.
     pub fn has_too_many(&self) -> bool {
-        self.connections.is_some_and(|most| self.open > most)
+        let stay = self.open.saturating_sub(self.closing);
+        self.connections.is_some_and(|most| stay > most)
     }
 
     /// Whether some shard waits for a connection.
@@ -511,14 +520,16 @@ impl Budget {
         self.for_connection.others_before(shard, own)
     }
 
-    /// Connections that were opened before the limit was there, or before they came under it.
-    pub fn adopt(&mut self, connections: u64) {
+    /// Connections that were opened before the limit was there, or before they came under it; and those of them that are being closed.
+    pub fn adopt(&mut self, connections: u64, closing: u64) {
         self.open += connections;
+        self.closing += closing;
     }
 
     /// They do not come under it any more.
-    pub fn disown(&mut self, connections: u64) {
+    pub fn disown(&mut self, connections: u64, closing: u64) {
         self.open = self.open.saturating_sub(connections);
+        self.closing = self.closing.saturating_sub(closing);
     }
 
     /// Whether it limits octets in flight, and so wants to know a message's size.
@@ -716,7 +727,7 @@ mod tests {
         }
         let written = budget.to_keep(START).unwrap();
         for _ in 0..LEAST_AHEAD / 2 {
-            budget.refund("bulk", 0, START);
+            budget.refund("bulk", 0, START, START);
         }
         budget.kept(&written, START);
         let later = START + Duration::from_secs(120);

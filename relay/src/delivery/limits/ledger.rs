@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(refused.lock().message(0, &asked, NOW), Grant::Granted);
         ledger.hear(&scope, &mut refused.lock());
         write().await;
-        refused.lock().refund("bulk", 0, NOW);
+        refused.lock().refund("bulk", 0, NOW, NOW);
         drop(refused);
         ledger.tidy(NOW);
         assert_eq!(ledger.used(NOW), []);

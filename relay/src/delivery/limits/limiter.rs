@@ -49,10 +49,10 @@ impl Limiter {
         Some((at, HELD_BY))
     }
 
-    /// Gives back a token that was not used.
-    pub fn refund(&mut self) {
+    /// Gives back a token that was taken `at` a moment and not used; see [`Bucket::refund`].
+    pub fn refund(&mut self, at: Timestamp, now: Timestamp) {
         if let Some(bucket) = &mut self.0 {
-            bucket.refund();
+            bucket.refund(at, now);
         }
     }
 }
@@ -99,8 +99,23 @@ mod tests {
         let mut limiter = Limiter::new(Some(1.0), START);
         let later = START + Duration::from_secs(1);
         assert_eq!(limiter.reserve(later), Grant::Granted);
-        limiter.refund();
+        limiter.refund(later, later);
         assert_eq!(limiter.reserve(later), Grant::Granted);
+    }
+
+    /// Three that were let through a second after another, and none of which was sent.
+    #[test]
+    fn what_comes_back_late_is_not_spent_at_once() {
+        let mut limiter = Limiter::new(Some(1.0), START);
+        let at = |secs| START + Duration::from_secs(secs);
+        for second in 1..=3 {
+            assert_eq!(limiter.reserve(at(second)), Grant::Granted);
+        }
+        assert_eq!(limiter.reserve(at(4)), Grant::Granted);
+        for second in 1..=3 {
+            limiter.refund(at(second), at(4));
+        }
+        assert!(matches!(limiter.reserve(at(4)), Grant::NotBefore { .. }));
     }
 
     /// Ten connections, each busy for a little longer than the tokens of all take: they do not come to end together, so that mail that

@@ -202,11 +202,12 @@ impl Reserved {
         }
     }
 
-    /// It was not sent after all.
-    pub fn refund(&mut self, stream: &str) {
-        self.paced.iter_mut().for_each(Window::refund);
+    /// It was let through `at` that moment, and not sent after all.
+    pub fn refund(&mut self, stream: &str, at: Timestamp) {
+        self.paced.iter_mut().for_each(|paced| paced.refund(at));
         if let Some(own) = self.of(stream) {
-            own.windows.iter_mut().flatten().for_each(Window::refund);
+            let windows = own.windows.iter_mut().flatten();
+            windows.for_each(|window| window.refund(at));
         }
     }
 

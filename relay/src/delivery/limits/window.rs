@@ -98,9 +98,13 @@ impl Window {
         }
     }
 
-    /// Takes one back out of the newest part that has any.
-    pub fn refund(&mut self) {
-        if let Some(count) = self.counts.parts.iter_mut().find(|count| **count > 0) {
+    /// Takes back one that was taken `at` that moment, out of its own part; where what was counted ahead stands there no more, of the next
+    /// before it. What counts for longer than it did is not given back.
+    pub fn refund(&mut self, at: Timestamp) {
+        let behind = self.counts.newest.saturating_sub(self.number(at));
+        let behind = usize::try_from(behind).unwrap_or(usize::MAX);
+        let mut since = self.counts.parts.iter_mut().skip(behind);
+        if let Some(count) = since.find(|count| **count > 0) {
             *count -= 1;
         }
     }
@@ -209,8 +213,28 @@ mod tests {
         assert_eq!(window.wait(START), None);
         window.take();
         assert!(window.wait(later(61)).is_some());
-        window.refund();
+        window.refund(START);
         assert_eq!(window.wait(later(61)), None);
+    }
+
+    /// Sixty came at the end of the hour of one that came to nothing: in the hour from then on no more than sixty come.
+    #[test]
+    fn what_is_refunded_is_not_of_what_came_later() {
+        let mut window = Window::new(HOUR, 60);
+        assert_eq!(window.wait(START), None);
+        window.take();
+        for _ in 1..60 {
+            assert_eq!(window.wait(later(3_000)), None);
+            window.take();
+        }
+        window.refund(START);
+        assert_eq!(window.wait(later(3_000)), None);
+        window.take();
+        let again = window.wait(later(3_700)).unwrap();
+        assert!(again >= later(3_000) + HOUR, "{again:?}");
+        // Its hour is over.
+        window.refund(START);
+        assert_eq!(window.used(), 60);
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub(super) struct Fleet {
     pub hosts: BTreeMap<String, Vec<String>>,
     /// Of connections that fail at the same moment each is closed before the next is told of.
     pub closes_first: bool,
+    /// So long it takes to close one that is told to.
+    pub closing_takes: Duration,
     /// So long what is accepted may wait.
     pub ends_after: Duration,
     /// After so long its sender wants to hear of it (RFC 2852).
@@ -149,6 +151,7 @@ impl Fleet {
             shards,
             hosts: BTreeMap::new(),
             closes_first: false,
+            closing_takes: Duration::ZERO,
             ends_after: Duration::from_secs(5 * 86_400),
             named_after: None,
             unknown: BTreeSet::new(),
@@ -467,7 +470,7 @@ impl Fleet {
                     Effect::Send { connection, job } => self.send(number, connection.0, job.unit, false),
                     Effect::Close(connection) => {
                         let lane = self.lanes[&(number, connection.0)];
-                        self.later(Duration::ZERO, Next::Closed(number, lane, connection.0));
+                        self.later(self.closing_takes, Next::Closed(number, lane, connection.0));
                     }
                     Effect::Tell(shard, word) => self.word(shard, word),
                     Effect::Stepped(..) => {}

@@ -19,7 +19,7 @@ use slab::Slab;
 
 use crate::delivery::agenda::{Place, place};
 use crate::delivery::exchange::{Waits, Word};
-use crate::delivery::lane::{ConnectionId, Lane};
+use crate::delivery::lane::{ConnectionId, Lane, Service};
 use crate::delivery::limits::Grant;
 use crate::delivery::limits::budget::{Asked, Budget, Claim, RESERVED};
 use crate::delivery::turn::Turn;
@@ -35,6 +35,12 @@ const QUANTUM: (Duration, u32) = (Duration::from_secs(1), 4);
 
 /// So long is enough, however few messages went.
 const LONGEST: Duration = Duration::from_secs(5);
+
+/// Whether a connection has served its lane for as long as it may while others wait for one.
+pub(super) fn is_long_enough(service: &Service, now: Timestamp) -> bool {
+    let for_long = service.since + QUANTUM.0 <= now && service.messages >= QUANTUM.1;
+    for_long || service.since + LONGEST <= now
+}
 
 /// Whoever comes behind others that are being served is served in the next round.
 const SOON: Duration = Duration::from_millis(1);
@@ -80,8 +86,8 @@ pub(super) struct OnWire {
     lane: LaneRef,
     /// It counts as one of its stream in its lane.
     is_counted: bool,
-    /// It has a token of its lane's own.
-    is_paced: bool,
+    /// Since when it has a token of its lane's own.
+    paced: Option<Timestamp>,
     taken: Option<Taken>,
 }
 
@@ -119,7 +125,7 @@ impl Active {
                 place,
                 lane,
                 is_counted: false,
-                is_paced: false,
+                paced: None,
                 taken: None,
             };
             self.on_wire.insert(at, fresh);
@@ -143,6 +149,8 @@ pub(super) struct Taken {
     shares: Vec<Share>,
     stream: Arc<str>,
     bytes: u64,
+    /// When.
+    at: Timestamp,
 }
 
 /// What it has taken at one gate.
@@ -230,6 +238,7 @@ impl Shard {
             shares: Vec::with_capacity(of_lane.len() + of_tenant.len()),
             bytes: self.bytes_of_first(id, of_lane.iter().chain(of_tenant.iter())),
             stream,
+            at: now,
         };
         // Where something is kept for a stream, its mail may go though others' may not.
         let any_kept = self.settings.streams.any_reserved();
@@ -430,7 +439,7 @@ impl Shard {
     }
 
     /// A unit with what it has taken goes on the wire.
-    pub(super) fn goes_out(&mut self, lane: LaneId, unit: UnitKey, taken: Option<Taken>) {
+    pub(super) fn goes_out(&mut self, lane: LaneId, unit: UnitKey, taken: Option<Taken>, now: Timestamp) {
         let is_counted = self.settings.streams.any_reserved();
         let Some(active) = self.active.get_mut(&unit.queue) else {
             return;
@@ -442,9 +451,10 @@ impl Shard {
             self.gates[share.gate].used_by += 1;
         }
         let is_paced = self.lanes.get(lane).is_some_and(|at| at.limiter.is_limited());
+        let paced = is_paced.then_some(now);
         if is_counted || is_paced || taken.is_some() || active.stands.len() > 1 {
             let out = active.note_on_wire(place(&unit), LaneRef::to(lane, &self.lanes));
-            (out.is_counted, out.is_paced, out.taken) = (is_counted, is_paced, taken);
+            (out.is_counted, out.paced, out.taken) = (is_counted, paced, taken);
         }
     }
 
@@ -454,7 +464,7 @@ impl Shard {
             let next = {
                 let mut budget = self.gates[share.gate].budget.lock();
                 match share.since == Some(budget.renewed()) {
-                    true => budget.refund(&taken.stream, share.bytes, now),
+                    true => budget.refund(&taken.stream, share.bytes, taken.at, now),
                     false => budget.sent(&taken.stream, share.bytes, now),
                 }
             };
@@ -486,8 +496,8 @@ impl Shard {
                     at.busy.remove(stream);
                 }
             }
-            if out.is_paced && !sent {
-                at.limiter.refund();
+            if let Some(since) = out.paced.filter(|_| !sent) {
+                at.limiter.refund(since, now);
             }
         }
         let Some(taken) = out.taken else {
@@ -516,13 +526,20 @@ impl Shard {
         }
     }
 
+    /// A connection of the lane is to be closed.
+    pub(super) fn closes_at_gates(&mut self, lane: LaneId) {
+        for &gate in self.lanes[lane].gates.iter() {
+            self.gates[gate].budget.lock().closes();
+        }
+    }
+
     /// A connection of the lane is gone.
-    pub(super) fn connection_given_back(&mut self, lane: LaneId, now: Timestamp) {
+    pub(super) fn connection_given_back(&mut self, lane: LaneId, was_closing: bool, now: Timestamp) {
         let Some(gates) = self.lanes.get(lane).map(|lane| lane.gates.clone()) else {
             return;
         };
         for &gate in gates.iter() {
-            let next = self.gates[gate].budget.lock().closed(now);
+            let next = self.gates[gate].budget.lock().closed(was_closing, now);
             self.tell_of_room(gate, [next], now);
         }
     }
@@ -540,8 +557,7 @@ impl Shard {
         };
         let long_enough = at.service_of(connection).is_none_or(|service| {
             service.messages += 1;
-            let for_long = service.since + QUANTUM.0 <= now && service.messages >= QUANTUM.1;
-            for_long || service.since + LONGEST <= now
+            is_long_enough(service, now)
         });
         let gates = at.gates.clone();
         let mut any_waits = false;
@@ -632,7 +648,7 @@ impl Shard {
         }
     }
 
-    fn weight_of(&self, id: QueueId) -> u32 {
+    pub(super) fn weight_of(&self, id: QueueId) -> u32 {
         let active = self.active.get(&id);
         active.map_or(0, |active| self.settings.streams.weight(&active.name.stream))
     }

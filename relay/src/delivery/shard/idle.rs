@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use mail_core::Timestamp;
 
-use super::{Effect, For, LaneId, Shard};
+use super::starved::For;
+use super::{LaneId, Shard};
 use crate::delivery::exchange::Word;
 use crate::delivery::lane::{ConnectionId, Idle};
 
@@ -61,7 +62,7 @@ impl Shard {
             }
             return;
         }
-        self.starved[For::Connection as usize].push(lane);
+        self.starve(For::Connection, lane);
         self.make_room(now);
     }
 
@@ -91,7 +92,7 @@ impl Shard {
         self.forget_idle(lane, idle.connection);
         // Whatever its lane holds, it is not looked at again.
         self.idle.remove(&(idle, lane));
-        self.effects.push(Effect::Close(idle.connection));
+        self.close(lane, idle.connection);
     }
 
     /// How long connections of others have been idle that this lane may have closed.
@@ -108,6 +109,7 @@ mod tests {
     use queue::Queue;
     use queue::store::MemoryStore;
 
+    use super::super::Effect;
     use super::super::operator::tests::shard;
     use super::*;
     use crate::delivery::lane::{Lane, LaneKey, Plan, Rule};
@@ -127,7 +129,7 @@ mod tests {
         let plan = Plan::End(Ending::Discarded("a test".into()));
         let id = shard.lanes.insert(Lane::new(key, plan, &rule, None, START));
         for _ in 0..open {
-            shard.place.connect(100);
+            shard.place.slots().take(100);
             shard.lanes[id].open += 1;
             shard.last_connection += 1;
         }

@@ -192,7 +192,7 @@ impl Shard {
         if let Some(waits) = self.held_at_gate(id, name, now) {
             return Some(waits);
         }
-        let may_connect = lane.may_open(now) && self.place.may_connect(self.settings.max_connections);
+        let may_connect = lane.may_open(now) && self.place.slots().free(self.settings.max_connections) > 0;
         Some(if lane.idle.is_empty() && !may_connect {
             Waits::Connection
         } else if !lane.may_send(&name.stream, &self.settings.streams) {

@@ -9,17 +9,19 @@ use crate::delivery::limits::Grant;
 
 use super::failing::Trial;
 use super::gates::{GateId, Pass};
-use super::{Active, Effect, For, Job, LaneId, MAX_ENDINGS, READ_AGAIN, Shard, Standing};
+use super::starved::For;
+use super::{Active, Effect, Job, LaneId, MAX_ENDINGS, READ_AGAIN, Shard, Standing};
 
 impl Shard {
     /// A connection has sent its job and is ready for another.
     pub fn connection_free(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
         let too_many = self.lanes.get(lane).is_some_and(Lane::has_too_many);
-        if connection <= self.outdated || too_many || self.is_anothers_turn(lane, connection, now) {
-            return self.effects.push(Effect::Close(connection));
-        }
-        if self.draining {
-            return self.effects.push(Effect::Close(connection));
+        let one_less = self.draining || connection <= self.outdated || too_many;
+        if one_less
+            || self.is_anothers_turn(lane, connection, now)
+            || self.is_for_the_hungry(lane, connection, now)
+        {
+            return self.close(lane, connection);
         }
         self.keep_idle(lane, connection, now);
         self.pump(lane, now);
@@ -28,7 +30,11 @@ impl Shard {
     /// A connection is gone, idle or not.
     pub fn connection_closed(&mut self, lane: LaneId, connection: ConnectionId, now: Timestamp) {
         self.connections -= 1;
-        self.place.disconnect();
+        let was_closing = self
+            .lanes
+            .get_mut(lane)
+            .is_some_and(|at| at.closing.remove(&connection));
+        self.place.slots().give_back(was_closing);
         self.forget_idle(lane, connection);
         self.handed_on(connection);
         self.source_serves(lane, connection, now);
@@ -38,9 +44,9 @@ impl Shard {
             at.adapt.closed(connection);
         }
         self.settle_pace(lane, now);
-        self.connection_given_back(lane, now);
+        self.connection_given_back(lane, was_closing, now);
+        self.pass_slot_on(now);
         self.pump(lane, now);
-        self.feed_starved(now);
         self.forget_lane(lane);
     }
 
@@ -99,11 +105,11 @@ impl Shard {
             let taken = match self.pass(lane, id, serving, now) {
                 (Pass::Through, taken) => taken,
                 (Pass::Lane, _) => {
-                    self.lanes[lane].limiter.refund();
+                    self.lanes[lane].limiter.refund(now, now);
                     return false;
                 }
                 (Pass::Queue, _) => {
-                    self.lanes[lane].limiter.refund();
+                    self.lanes[lane].limiter.refund(now, now);
                     continue;
                 }
             };
@@ -126,7 +132,7 @@ impl Shard {
                     let through = taken
                         .as_ref()
                         .is_some_and(|taken| serving.is_some_and(|gate| taken.is_of(gate)));
-                    self.goes_out(lane, job.unit, taken);
+                    self.goes_out(lane, job.unit, taken, now);
                     self.charge(lane, id);
                     self.send(lane, job, now);
                     if through {
@@ -134,7 +140,7 @@ impl Shard {
                     }
                 }
                 None => {
-                    self.lanes[lane].limiter.refund();
+                    self.lanes[lane].limiter.refund(now, now);
                     if let Some(taken) = taken {
                         self.refund(&taken, now);
                         if self.lanes[lane].idle.is_empty() {
@@ -193,7 +199,7 @@ impl Shard {
         let at = &self.lanes[lane];
         if matches!(*at.plan, Plan::End(_)) {
             if self.endings >= MAX_ENDINGS {
-                self.starved[For::Ending as usize].push(lane);
+                self.starve(For::Ending, lane);
             }
             return self.endings < MAX_ENDINGS;
         }
@@ -211,35 +217,11 @@ impl Shard {
             self.set_lane_timer(lane, again);
             return false;
         }
-        if self.place.may_connect(self.settings.max_connections) {
+        if self.has_slot(lane) {
             return true;
         }
         self.wait_for_connection(lane, now);
         false
-    }
-
-    /// Lanes that wait for room, as long as there is some: however many wait, what came free is not offered to all.
-    pub(super) fn feed_starved(&mut self, now: Timestamp) {
-        for what in [For::Connection, For::Ending] {
-            for _ in 0..self.starved[what as usize].waiting.len() {
-                let has_room = match what {
-                    For::Connection => self.place.may_connect(self.settings.max_connections),
-                    For::Ending => self.endings < MAX_ENDINGS,
-                };
-                match self.starved[what as usize].pop() {
-                    Some(lane) if has_room => self.pump(lane, now),
-                    // It has its place still.
-                    Some(lane) => {
-                        self.starved[what as usize].unpop(lane);
-                        if matches!(what, For::Connection) {
-                            self.make_room(now);
-                        }
-                        break;
-                    }
-                    None => break,
-                }
-            }
-        }
     }
 
     /// There is no connection for a job after all: what was taken for it is given back.
@@ -268,7 +250,7 @@ impl Shard {
             });
         }
         let trial = self.begin_trial(lane, now);
-        if trial == Trial::Taken || !self.place.connect(self.settings.max_connections) {
+        if trial == Trial::Taken || !self.place.slots().take(self.settings.max_connections) {
             // Another shard was faster.
             self.not_sent(lane, &job, now);
             return match trial {
@@ -280,6 +262,7 @@ impl Shard {
                 Trial::NotNeeded => self.wait_for_connection(lane, now),
             };
         }
+        self.is_fed(For::Connection, lane);
         self.connections += 1;
         self.last_connection += 1;
         let connection = ConnectionId(self.last_connection);
@@ -288,7 +271,7 @@ impl Shard {
         }
         let at = &mut self.lanes[lane];
         at.open += 1;
-        if !at.gates.is_empty() {
+        if !at.gates.is_empty() || self.place.slots().hungry() > 0 {
             at.begin_service(connection, now);
         }
         at.adapt.connecting(connection);

@@ -13,6 +13,7 @@ use crate::delivery::lane::{Lane, LaneKey, Rest};
 use crate::delivery::route::Route;
 use crate::world::{DnsError, log_time};
 
+use super::starved::For;
 use super::{
     Direction, Effect, LONGEST_REST, LaneId, MAX_LOOKUPS, SITE_DOUBT, SITE_TTL, Shard, Stand, Standing,
     Timer, not_configured,
@@ -444,9 +445,8 @@ impl Shard {
                 self.timers.remove(&(at, Timer::Lane(lane)));
             }
             // And what it waited for is no other lane's.
-            for starved in &mut self.starved {
-                starved.waiting.remove(&lane);
-            }
+            self.is_fed(For::Connection, lane);
+            self.is_fed(For::Ending, lane);
         }
     }
 }

@@ -82,17 +82,17 @@ impl Shard {
         let Some(at) = self.lanes.get_mut(lane) else {
             return fresh;
         };
-        let open = at.open as u64;
+        let (open, closing) = (at.open as u64, at.closing.len() as u64);
         let before = std::mem::replace(&mut at.gates, fresh.clone());
         for &gate in fresh.iter() {
             match before.contains(&gate) {
                 true => self.set_gate_timer(gate, now),
-                false => self.gates[gate].budget.lock().adopt(open),
+                false => self.gates[gate].budget.lock().adopt(open, closing),
             }
         }
         for &gate in before.iter() {
             if !fresh.contains(&gate) {
-                self.gates[gate].budget.lock().disown(open);
+                self.gates[gate].budget.lock().disown(open, closing);
             }
         }
         before
@@ -130,17 +130,17 @@ impl Shard {
                 };
                 let of_tenant = self.tenant_gates(lane, id, now).unwrap_or_default();
                 let gates = of_tenant.iter().chain(of_lane.iter());
-                self.adopt_message(unit, lane, &stream, gates);
+                self.adopt_message((unit, lane), &stream, gates, now);
             }
         }
     }
 
     fn adopt_message<'a>(
         &mut self,
-        unit: UnitKey,
-        lane: LaneId,
+        (unit, lane): (UnitKey, LaneId),
         stream: &Arc<str>,
         gates: impl Iterator<Item = &'a GateId> + Clone,
+        now: Timestamp,
     ) {
         let counts_bytes = |gate: &GateId| self.gates[*gate].budget.lock().counts_bytes();
         let bytes = match gates.clone().any(counts_bytes) {
@@ -156,6 +156,7 @@ impl Shard {
             shares: Vec::new(),
             stream: stream.clone(),
             bytes,
+            at: now,
         });
         for &gate in gates {
             let mut budget = self.gates[gate].budget.lock();

@@ -26,7 +26,7 @@ impl Shard {
             return false;
         }
         if !self.passes_further(lane, unit, now) {
-            self.lanes[lane].limiter.refund();
+            self.lanes[lane].limiter.refund(now, now);
             return false;
         }
         let at = &mut self.lanes[lane];
