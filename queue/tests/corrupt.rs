@@ -105,6 +105,64 @@ fn nothing_is_accepted_by_a_store_that_was_found_damaged_and_what_reads_goes_on(
     queue.close();
 }
 
+/// What is read of each message, and what became of it.
+fn end_all(queue: &Queue) -> (u64, u64) {
+    let (mut delivered, mut aside) = (0, 0);
+    let (id, _) = queue.queues(None, 9).unwrap()[0];
+    for unit in queue.due(id, FIRST, 999).unwrap().0 {
+        let read = queue.message(unit.id).and_then(|message| {
+            let envelope = message.unwrap().envelope;
+            queue.body(unit.id, &envelope)
+        });
+        match read {
+            Ok(_) => {
+                block_on(settle(queue, end(unit, Fate::Delivered))).unwrap();
+                delivered += 1;
+            }
+            Err(error) => {
+                assert!(error.is_damage(), "{error}");
+                block_on(queue.set_aside(unit, Aside::damaged(&error, START))).unwrap();
+                aside += 1;
+            }
+        }
+    }
+    assert_eq!(queue.due(id, FIRST, 999).unwrap().0, []);
+    (delivered, aside)
+}
+
+fn is_corrupt(queue: &Queue, what: &str) {
+    let accepted = block_on(queue.accept(message(99, &["d.test"], b"new")));
+    assert!(matches!(accepted, Err(CommitError::Failing(_))), "{accepted:?}");
+    let Status::Corrupt(found) = queue.status() else {
+        panic!("{:?}", queue.status());
+    };
+    assert!(found.contains(what), "{found}");
+}
+
+/// Files that go while the relay runs. What was not read yet is set aside, all else goes on.
+#[test]
+fn a_file_that_goes_while_it_is_open_keeps_nobody_else() {
+    let folder = filled();
+    let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+    block_on(queue.accept(message(98, &["d.test"], b"it is in no file of bodies"))).unwrap();
+    for blob in files(folder.path(), "blob") {
+        fs::remove_file(blob).unwrap();
+    }
+    assert_eq!(end_all(&queue), (1, MESSAGES));
+    is_corrupt(&queue, ".blob: No such file or directory");
+    queue.close();
+    drop(queue);
+    // It opens again, and knows of it.
+    let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+    is_corrupt(&queue, ".blob: No such file or directory");
+    assert_eq!(queue.set_aside_units(None, 999).unwrap().0.len() as u64, MESSAGES);
+    queue.close();
+    drop(queue);
+    let closed = Closed::open(folder.path(), true).unwrap();
+    let exported = closed.export(Vec::new(), ([1; 16], "1.0", START), &mut |_| {});
+    assert_eq!(exported.unwrap().counts.messages, 0);
+}
+
 #[test]
 fn a_store_that_does_not_open_for_its_damage_is_told_with_what_to_do() {
     let folder = filled();
