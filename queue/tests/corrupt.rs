@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use common::{FIRST, START, block_on, defer, end, message, settle};
 use mail_core::Timestamp;
+use queue::rocks::RocksStore;
 use queue::store::Family;
-use queue::{Aside, Closed, CommitError, Fate, OpenError, Options, Queue, Status};
+use queue::{Aside, Closed, CommitError, Fate, OpenError, Options, Queue, RouteGroup, Status};
 
 const MESSAGES: u64 = 40;
 
@@ -190,6 +191,11 @@ const MANY: u64 = 400;
 
 /// A closed queue whose tables have several blocks in each of these families.
 fn many() -> tempfile::TempDir {
+    many_and(|_| ())
+}
+
+/// The same with what `more` puts there.
+fn many_and(more: impl Fn(&Queue)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
     block_on(async {
@@ -211,10 +217,11 @@ fn many() -> tempfile::TempDir {
             }
         }
     });
+    more(&queue);
     queue.close();
     drop(queue);
     // Recovery makes tables of the log.
-    Queue::open(folder.path(), &OPTIONS).unwrap().close();
+    drop(RocksStore::open(&folder.path().join("store"), true).unwrap());
     folder
 }
 
@@ -276,6 +283,64 @@ fn a_bad_block_of_any_family_keeps_nobody_else() {
         }
         assert!(found > 0, "{family:?}");
     }
+}
+
+/// What a start reads itself: the totals of what waits, bodies that had not come in whole, and the names of ways. A way whose number can't be
+/// told waits, and no other gets its number.
+#[test]
+fn a_bad_block_of_what_a_start_reads_keeps_no_relay_from_starting() {
+    const WAYS: u16 = 900;
+    let names: Vec<String> = (0..WAYS).map(|number| format!("way {number}")).collect();
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    let whole = many_and(|queue| {
+        let numbers = queue.route_groups(&known).unwrap();
+        assert_eq!(numbers.last(), Some(&RouteGroup(WAYS)));
+        for number in 0..200 {
+            let mut upload = queue.upload(message(10_000 + number, &["d.test"], b"").id);
+            block_on(upload.write(b"a part of it".to_vec().into())).unwrap();
+            // As when the relay is killed.
+            std::mem::forget(upload);
+        }
+    });
+    let (mut at_start, mut at_ways) = (0, 0);
+    for (family, step) in [(Family::Queues, 3), (Family::Upload, 40)] {
+        for percent in (2..95).step_by(step) {
+            let folder = common::copy(whole.path());
+            flip_block(folder.path(), family, percent);
+            let queue = match Queue::open(folder.path(), &OPTIONS) {
+                Ok(queue) => queue,
+                // RocksDB does not open a table whose index or filter is damaged.
+                Err(error) if !error.to_string().contains("block_type = Data") => continue,
+                Err(error) => panic!("{family:?}, at {percent} %: {error}"),
+            };
+            let is_met = queue.status() != Status::Healthy;
+            let whole = queue.route_group_names().unwrap().len() == known.len();
+            let wanted: Vec<&str> = known.iter().copied().chain(["one more"]).collect();
+            let numbers = queue.route_groups(&wanted).unwrap();
+            let new = numbers.last().unwrap().0;
+            assert_eq!(new, if whole { WAYS + 1 } else { u16::MAX }, "at {percent} %");
+            for (number, given) in (1..).zip(&numbers[..known.len()]) {
+                assert!(
+                    given.0 == number || given.0 == u16::MAX && !whole,
+                    "{given:?} at {percent} %"
+                );
+            }
+            at_ways += usize::from(!whole);
+            if is_met {
+                at_start += 1;
+                let met = block_on(serve(&queue));
+                assert_eq!(
+                    met.delivered + met.aside + met.expired,
+                    MANY,
+                    "{family:?}, at {percent} %: {met:?}"
+                );
+                assert!(met.delivered > MANY / 2, "{family:?}, at {percent} %: {met:?}");
+            }
+            queue.close();
+        }
+        assert!(at_start > 0, "{family:?}");
+    }
+    assert!(at_ways > 0);
 }
 
 /// How many messages ended how.
