@@ -386,6 +386,9 @@ async fn serve(queue: &Queue) -> Met {
             }
         }
     }
+    queue
+        .ending(Timestamp(0), START + Duration::from_secs(7_200), 9_999)
+        .unwrap();
     let mut after = None;
     loop {
         let (units, next) = queue.expired(Timestamp::MAX, after, 50, |_| true).unwrap();
