@@ -363,6 +363,18 @@ impl std::ops::Add for Written {
     }
 }
 
+impl std::ops::Sub for Written {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            wal: self.wal - other.wal,
+            flush: self.flush - other.flush,
+            compaction: self.compaction - other.compaction,
+        }
+    }
+}
+
 /// A key and what it holds.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
 
