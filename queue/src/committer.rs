@@ -498,6 +498,14 @@ impl Committer {
                 group.batch.put_record(Family::Queues, &key, total);
             }
         }
+        // All that the group touched is in its batch. A large group's room is given back, too.
+        if self.queues.len() > CACHED_QUEUES {
+            self.queues.clear();
+            self.queues.shrink_to(CACHED_QUEUES);
+            self.numbers.clear();
+            self.numbers.shrink_to(CACHED_QUEUES);
+            self.totals = HashMap::new();
+        }
         // The mark is told of groups that were synced.
         if group.batch.is_empty() || !group.synced {
             return Ok(());
@@ -506,11 +514,6 @@ impl Committer {
         group
             .batch
             .put_record(Family::Meta, keys::COUNTERS, &self.counters);
-        if self.queues.len() > CACHED_QUEUES {
-            self.queues.clear();
-            self.numbers.clear();
-            self.totals.clear();
-        }
         Ok(())
     }
 
@@ -591,5 +594,66 @@ fn scope_name(scope: &HoldScope) -> &str {
     match scope {
         HoldScope::Domain(domain) => domain.as_str(),
         HoldScope::Lane(lane) => lane,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mail_core::Timestamp;
+
+    use super::*;
+    use crate::intake::tests::message;
+    use crate::message::NewUnit;
+    use crate::names::RouteGroup;
+    use crate::store::MemoryStore;
+
+    /// What is told of queues alone is never synced, and there is no other group while all mail waits.
+    #[test]
+    fn queues_are_forgotten_though_nothing_is_synced() {
+        let (store, queues) = (MemoryStore::new(), 50_000);
+        let mut committer = Committer::new(Arc::new(store), Arc::default(), Arc::default()).unwrap();
+        for number in 0..2 {
+            let unit = |unit: u64| NewUnit {
+                domain: format!("d{number}-{unit}.test").parse().unwrap(),
+                route_group: RouteGroup(0),
+                due: Timestamp(1_000),
+                recipients: Vec::new(),
+            };
+            let mut message = Arc::unwrap_or_clone(message(number));
+            message.units = (0..queues / 2).map(unit).collect();
+            let (reply, _) = tokio::sync::oneshot::channel();
+            let chunks = chunk_sums(&message);
+            let request = Request::Accept {
+                message: Arc::new(message),
+                chunks,
+                reserved: None,
+                reply,
+            };
+            committer
+                .commit([request])
+                .unwrap_or_else(|failed| panic!("{}", failed.error));
+        }
+        let group = committer.group();
+        let mut most = 0;
+        for queue in 1..=queues {
+            let rest = Request::Rest {
+                queue: QueueId(queue),
+                until: Some(Timestamp(2_000 + queue)),
+            };
+            committer
+                .commit([rest])
+                .unwrap_or_else(|failed| panic!("{}", failed.error));
+            most = most.max(committer.queues.len());
+        }
+        assert_eq!(committer.group(), group, "none was synced");
+        assert!(
+            most <= CACHED_QUEUES && committer.queues.capacity() <= 4 * CACHED_QUEUES,
+            "{most}"
+        );
+        let stored: crate::QueueRecord =
+            read(&*committer.store, Family::Queues, &keys::record(QueueId(queues)))
+                .unwrap()
+                .unwrap();
+        assert_eq!(stored.wake, Some(Timestamp(2_000 + queues)));
     }
 }

@@ -13,17 +13,25 @@ pub enum GroupError {
     /// The store does not answer, or takes no writes.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// 65,535 names were given numbers, and none comes free.
-    #[error("no more route groups: 65,535 names of smart hosts and reasons have been used in this store")]
+    /// 65,534 names were given numbers, and none comes free.
+    #[error("no more route groups: 65,534 names of smart hosts and reasons have been used in this store")]
     Exhausted,
 }
 
+/// Stands for names whose numbers can't be told, and for those that would need one then. No name ever has it, so its queues wait.
+const NO_NUMBER: RouteGroup = RouteGroup(u16::MAX);
+
 impl Queue {
     /// The numbers of these names, in order. A name without one gets the next and keeps it for as long as there is the store,
-    /// whatever the configuration says later. 0 is delivery by MX and has no name.
+    /// whatever the configuration says later. 0 is delivery by MX and has no name. As long as RocksDB does not read all names, none is given
+    /// any: the last of them might be another's.
     pub fn route_groups(&self, names: &[&str]) -> Result<Vec<RouteGroup>, GroupError> {
         let _alone = self.groups.lock();
-        let (known, mut last) = self.groups_and_last()?;
+        let Groups {
+            known,
+            mut last,
+            whole,
+        } = self.groups_known()?;
         let mut batch = Batch::default();
         let mut numbers = Vec::with_capacity(names.len());
         let mut fresh: Vec<(RouteGroup, &str)> = Vec::new();
@@ -39,7 +47,18 @@ impl Queue {
                 numbers.push(group);
                 continue;
             }
-            last = last.checked_add(1).ok_or(GroupError::Exhausted)?;
+            if !whole {
+                tracing::error!(
+                    name,
+                    "mail that is to go this way waits: its number in the store can't be read"
+                );
+                numbers.push(NO_NUMBER);
+                continue;
+            }
+            last = last
+                .checked_add(1)
+                .filter(|next| *next < NO_NUMBER.0)
+                .ok_or(GroupError::Exhausted)?;
             let record = GroupRecord {
                 name: name.to_owned(),
             };
@@ -54,30 +73,55 @@ impl Queue {
         Ok(numbers)
     }
 
-    /// All names that have a number.
+    /// All names that have a number, as far as they read.
     pub fn route_group_names(&self) -> Result<Vec<(RouteGroup, String)>, ReadError> {
-        Ok(self.groups_and_last()?.0)
+        Ok(self.groups_known()?.known)
     }
 
-    /// A damaged record keeps its number from being given again; its queues wait as those of any way that there is not. Nothing is gone past: a
-    /// number that is not seen would be given to another way, and the mail that waits under it go there.
-    fn groups_and_last(&self) -> Result<(Vec<(RouteGroup, String)>, u16), ReadError> {
-        let (mut groups, mut last) = (Vec::new(), 0);
+    /// A damaged record keeps its number from being given again; its queues wait as those of any way that there is not.
+    fn groups_known(&self) -> Result<Groups, ReadError> {
+        let mut groups = Groups::default();
         let (from, to) = (keys::route_group(RouteGroup(0)), keys::route_groups_end());
-        self.store.scan(Family::Queues, &from, &to, &mut |key, value| {
-            let Some(group) = keys::parse_route_group(key) else {
-                return true;
-            };
-            last = last.max(group.0);
-            match decode::<GroupRecord>(value) {
-                Ok(record) => groups.push((group, record.name)),
-                Err(error) => {
-                    tracing::error!(group = group.0, %error, "a route group's name can't be read")
-                }
-            }
+        match self.store.scan(Family::Queues, &from, &to, &mut |key, value| {
+            groups.take(key, value);
             true
-        })?;
-        Ok((groups, last))
+        }) {
+            Ok(()) => groups.whole = true,
+            Err(error) if error.is_corruption() => {
+                groups = Groups::default();
+                self.store
+                    .scan_past(Family::Queues, &from, &to, &mut |key, value| {
+                        groups.take(key, value);
+                        true
+                    })?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(groups)
+    }
+}
+
+/// What the store holds of them.
+#[derive(Default)]
+struct Groups {
+    known: Vec<(RouteGroup, String)>,
+    last: u16,
+    /// Nothing was gone past.
+    whole: bool,
+}
+
+impl Groups {
+    fn take(&mut self, key: &[u8], value: &[u8]) {
+        let Some(group) = keys::parse_route_group(key) else {
+            return;
+        };
+        self.last = self.last.max(group.0);
+        match decode::<GroupRecord>(value) {
+            Ok(record) => self.known.push((group, record.name)),
+            Err(error) => {
+                tracing::error!(group = group.0, %error, "a route group's name can't be read")
+            }
+        }
     }
 }
 

@@ -55,19 +55,29 @@ pub(crate) fn add(batch: &mut Batch, id: QueueId, name: &QueueName) {
 /// Makes the index, and the totals, where they are not there, are of another version, or do not verify. For a store that
 /// nothing else uses yet. True if it was needed.
 pub(crate) fn prepare(store: &dyn Store) -> Result<bool, StoreError> {
-    let is_ours = store.get(Family::Meta, keys::INDEX)?.as_deref() == Some(&VERSION.to_be_bytes()[..]);
-    let mut sound = is_ours;
-    let mut old = Vec::new();
-    store.scan(
-        Family::Queues,
-        &[keys::TOTALS],
-        &[keys::TOTALS + 1],
-        &mut |key, value| {
-            sound &= keys::parse_totals(key).is_some() && decode::<TotalsRecord>(value).is_ok();
+    let is_ours = match store.get(Family::Meta, keys::INDEX) {
+        Ok(found) => found.as_deref() == Some(&VERSION.to_be_bytes()[..]),
+        Err(error) if error.is_corruption() => false,
+        Err(error) => return Err(error),
+    };
+    let (from, to) = ([keys::TOTALS], [keys::TOTALS + 1]);
+    let (mut sound, mut old) = (is_ours, Vec::new());
+    let read = store.scan(Family::Queues, &from, &to, &mut |key, value| {
+        sound &= keys::parse_totals(key).is_some() && decode::<TotalsRecord>(value).is_ok();
+        old.push(key.to_vec());
+        true
+    });
+    if let Err(error) = read {
+        if !error.is_corruption() {
+            return Err(error);
+        }
+        sound = false;
+        old.clear();
+        store.scan_past(Family::Queues, &from, &to, &mut |key, _| {
             old.push(key.to_vec());
             true
-        },
-    )?;
+        })?;
+    }
     if !sound {
         rebuild(store, &old)?;
     }
@@ -80,7 +90,7 @@ fn rebuild(store: &dyn Store, old_totals: &[Vec<u8>]) -> Result<(), StoreError> 
     loop {
         let (mut batch, mut last) = (Batch::default(), None);
         let mut looked = 0;
-        store.scan(
+        store.scan_past(
             Family::Queues,
             &from,
             &keys::record(QueueId(u64::MAX)),

@@ -313,7 +313,7 @@ impl Queue {
         }
         let corruption = Arc::new(Corruption::open(folder).map_err(failed)?);
         let store = RocksStore::open(&store_folder, corruption.found().is_none())?;
-        let store = Arc::new(ReopenStore::new(Arc::new(store), corruption.clone()));
+        let store = Arc::new(ReopenStore::new(store, corruption.clone()));
         // Nothing is written into a store that has lost all it had.
         if synced > 0 && store.get(Family::Meta, keys::FORMAT)?.is_none() {
             return Err(OpenError::NotItsMark { mark: synced });

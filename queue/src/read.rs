@@ -259,7 +259,7 @@ impl Queue {
         ];
         for (family, from, to) in all {
             let mut count = 0;
-            self.store.scan(family, &from.0, &to.0, &mut |key, _| {
+            self.store.scan_past(family, &from.0, &to.0, &mut |key, _| {
                 if let Some((at, queue)) = keys::parse_end(key) {
                     let first = found.entry(queue).or_insert(at);
                     *first = at.min(*first);

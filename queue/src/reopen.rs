@@ -21,14 +21,14 @@ const PROBE: usize = 64 << 10;
 
 /// See the module. Whoever reads holds it for that read alone.
 pub(crate) struct ReopenStore {
-    open: RwLock<Option<Arc<RocksStore>>>,
+    open: RwLock<Option<RocksStore>>,
     /// By those that were open before.
     written: Mutex<Written>,
     corruption: Arc<Corruption>,
 }
 
 impl ReopenStore {
-    pub(crate) fn new(store: Arc<RocksStore>, corruption: Arc<Corruption>) -> Self {
+    pub(crate) fn new(store: RocksStore, corruption: Arc<Corruption>) -> Self {
         Self {
             open: RwLock::new(Some(store)),
             written: Mutex::default(),
@@ -116,14 +116,11 @@ impl Heal for Reopener {
             path: self.folder.display().to_string(),
             cause,
         })?;
-        let mut open = self.store.open.write();
-        if let Some(store) = open.take() {
-            store.quiet();
-            let mut written = self.store.written.lock();
-            *written = *written + store.written();
-        }
+        self.close();
         let compactions = self.corruption.found().is_none();
-        let store = Arc::new(RocksStore::open(&self.folder.join("store"), compactions)?);
+        let store = RocksStore::open(&self.folder.join("store"), compactions)?;
+        // Whoever reads meanwhile is told that it is closed: to open it takes seconds, in which a shard has others to serve.
+        let store = Arc::new(ReopenStore::new(store, self.corruption.clone()));
         if prepare(&*store)? != self.name {
             return Err(OpenError::NotItsMark { mark: synced });
         }
@@ -137,8 +134,24 @@ impl Heal for Reopener {
         let taken_out = committer.take_out(unanswered)?;
         drop(committer);
         sweep(&*store)?;
-        *open = Some(store);
+        *self.store.open.write() = store.open.write().take();
         Ok(taken_out)
+    }
+}
+
+impl Reopener {
+    /// RocksDB has a lock on the folder for as long as it is open.
+    fn close(&self) {
+        // Waits for those who read.
+        let mut open = self.store.open.write();
+        let Some(store) = open.take() else { return };
+        let before = store.written();
+        let mut written = self.store.written.lock();
+        *written = *written + before;
+        drop((written, open));
+        store.quiet();
+        let mut written = self.store.written.lock();
+        *written = *written + (store.written() - before);
     }
 }
 
@@ -178,8 +191,8 @@ mod tests {
         queue.close();
         drop(queue);
 
-        let store = Arc::new(RocksStore::open(&folder.path().join("store"), true).unwrap());
-        let name = prepare(&*store).unwrap();
+        let store = RocksStore::open(&folder.path().join("store"), true).unwrap();
+        let name = prepare(&store).unwrap();
         let store = Arc::new(ReopenStore::new(store, Arc::default()));
         let mut reopener = Reopener {
             store: store.clone(),
@@ -210,5 +223,44 @@ mod tests {
         reopener.folder = folder.path().join("gone");
         assert!(matches!(reopener.heal(4, &[]), Err(OpenError::Io { .. })));
         assert_eq!(reads(), [Ok(true), Ok(false), Ok(true)]);
+    }
+
+    /// The folder's `CURRENT`, which RocksDB reads as it opens, is a pipe: it waits there for as long as the test likes.
+    #[test]
+    fn who_reads_while_it_is_opened_does_not_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = RocksStore::open(&path, true).unwrap();
+        let name = prepare(&store).unwrap();
+        let store = Arc::new(ReopenStore::new(store, Arc::default()));
+        let mut reopener = Reopener {
+            store: store.clone(),
+            folder: folder.path().to_owned(),
+            name,
+            damage: Arc::default(),
+            corruption: Arc::default(),
+        };
+        let (current, kept) = (path.join("CURRENT"), path.join("CURRENT.kept"));
+        std::fs::rename(&current, &kept).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &current, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let healed = std::thread::spawn(move || reopener.heal(0, &[]));
+        // Until it reads there.
+        let mut pipe = File::options().write(true).open(&current).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let reads = store.clone();
+        std::thread::spawn(move || tell.send((reads.get(Family::Meta, b"x"), reads.written())));
+        let (read, written) = told
+            .recv_timeout(std::time::Duration::from_secs(60))
+            .expect("it waits");
+        assert_eq!(read.unwrap_err().0, "it is closed after a failure");
+        assert!(written.wal > 0, "what was written is counted");
+        let manifest = std::fs::read(&kept).unwrap();
+        std::fs::rename(&kept, &current).unwrap();
+        pipe.write_all(&manifest).unwrap();
+        drop(pipe);
+        assert_eq!(healed.join().unwrap().unwrap(), 0);
+        assert_eq!(store.get(Family::Meta, b"x").unwrap(), None);
+        assert!(store.written().wal >= written.wal);
     }
 }

@@ -3,11 +3,13 @@
 //! [`MemoryStore`] is the model; [`crate::rocks::RocksStore`] is what runs. One contract suite holds for both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use crate::records::{Record, append, seal};
 
@@ -105,12 +107,41 @@ impl Family {
 pub struct StoreError(pub String);
 
 impl StoreError {
-    /// Whether RocksDB found what it reads to be damaged: a block that does not verify, or a file that is gone.
+    /// Whether what is read is damaged: a block does not verify, the disk can't read it, or its file is gone.
     pub fn is_corruption(&self) -> bool {
         // Where it did not open, its folder's name stands before.
-        self.0.starts_with("Corruption: ") || self.0.contains(": Corruption: ")
+        let is_a = |kind| self.0.starts_with(kind) || self.0.contains(&format!(": {kind}"));
+        is_a("Corruption: ") || is_a("IO error: ") && self.is_unread()
+    }
+
+    /// By RocksDB's words: what it asked for, of which file, and the system's answer. Descriptors or memory that ran out say nothing
+    /// of what is on the disk, nor does a write that failed.
+    fn is_unread(&self) -> bool {
+        let reads = [
+            "While pread offset ",
+            "While open a file for random read: ",
+            "while stat a file for size: ",
+        ];
+        let Some((file, answer)) = self.0.rsplit_once(": ") else {
+            return false;
+        };
+        let is_data = file.ends_with(".sst") || file.ends_with(".blob");
+        let is_for_good = |errno: &Errno| io::Error::from(*errno).to_string().starts_with(answer);
+        is_data && reads.iter().any(|read| file.contains(read)) && UNREAD.iter().any(is_for_good)
     }
 }
+
+/// What a disk and its file system answer that can't read something, or no longer have it: ext4 and XFS where their own checksums don't
+/// fit, block devices where the medium's or the transfer's don't.
+const UNREAD: [Errno; 7] = [
+    Errno::IO,
+    Errno::NOENT,
+    Errno::BADMSG,
+    Errno::UCLEAN,
+    Errno::NODATA,
+    Errno::REMOTEIO,
+    Errno::ILSEQ,
+];
 
 /// Octets of keys and small values that a [`Batch`] keeps room for: a group of some hundred messages.
 const KEPT_ROOM: usize = 256 << 10;
@@ -328,6 +359,18 @@ impl std::ops::Add for Written {
             wal: self.wal + other.wal,
             flush: self.flush + other.flush,
             compaction: self.compaction + other.compaction,
+        }
+    }
+}
+
+impl std::ops::Sub for Written {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            wal: self.wal - other.wal,
+            flush: self.flush - other.flush,
+            compaction: self.compaction - other.compaction,
         }
     }
 }
@@ -601,5 +644,41 @@ impl Store for MemoryStore {
             .range((family, from.to_vec())..(family, to.to_vec()))
             .next_back();
         Ok(found.map(|((_, key), value)| (key.clone(), value.clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_disk_can_not_read_is_damaged_and_what_fails_otherwise_is_not() {
+        let is_damage = |text: &str| StoreError(text.to_owned()).is_corruption();
+        for damage in [
+            "Corruption: block checksum mismatch: stored = 1, computed = 2",
+            "/q/store: Corruption: Can't access /000012.sst: IO error: No such file or directory",
+            "IO error: While pread offset 0 len 4096: /q/store/000012.sst: Input/output error",
+            "IO error: While pread offset 0 len 4096: /q/store/000012.blob: Structure needs cleaning",
+            "IO error: No such file or directory: While open a file for random read: /q/store/000012.blob: No such file or directory",
+            "IO error: No such file or directory: while stat a file for size: /q/store/000012.blob: No such file or directory",
+            "/q/store: IO error: While open a file for random read: /q/store/000012.sst: Input/output error",
+        ] {
+            assert!(is_damage(damage), "{damage}");
+        }
+        for failure in [
+            "IO error: While open a file for random read: /q/store/000012.sst: Too many open files",
+            "IO error: While open a file for random read: /q/store/000012.sst: Permission denied",
+            "IO error: While pread offset 0 len 4096: /q/store/000012.sst: Cannot allocate memory",
+            "IO error: While appending to file: /q/store/000012.sst: Input/output error",
+            "IO error: While fdatasync: /q/store/000012.log: Input/output error",
+            "IO error: While fsync: /q/store/000012.blob: Input/output error",
+            "IO error: While open a file for appending: /q/store/000012.sst: Read-only file system",
+            "IO error: No space left on device: While appending to file: /q/store/000012.sst: No space left on device",
+            "IO error: While pread offset 0 len 4096: /q/store/MANIFEST-000004: Input/output error",
+            "Input/output error",
+            "it is closed after a failure",
+        ] {
+            assert!(!is_damage(failure), "{failure}");
+        }
     }
 }

@@ -189,12 +189,13 @@ pub(crate) fn delete(batch: &mut Batch, Abandoned { id, chunks }: Abandoned) {
     batch.delete(Family::Upload, id.as_bytes());
 }
 
-/// Deletes what uploads that never ended have left. For a store that nothing else uses yet. Returns how many there were.
+/// Deletes what uploads that never ended have left, as far as it reads: what doesn't takes up space, and is in nobody's way. For a store that
+/// nothing else uses yet. Returns how many there were.
 pub(crate) fn sweep(store: &dyn Store) -> Result<usize, StoreError> {
     let mut swept = 0;
     loop {
         let mut found = Vec::new();
-        store.scan(Family::Upload, &[], &[u8::MAX; 17], &mut |key, value| {
+        store.scan_past(Family::Upload, &[], &[u8::MAX; 17], &mut |key, value| {
             found.push((key.to_vec(), decode::<UploadRecord>(value)));
             found.len() < SWEPT_AT_ONCE
         })?;
@@ -213,7 +214,11 @@ pub(crate) fn sweep(store: &dyn Store) -> Result<usize, StoreError> {
                 Ok(record) => record.chunks,
                 Err(error) => {
                     tracing::error!(%id, %error, "the record of an upload: its chunks are looked for");
-                    let last = store.last(Family::Body, &keys::body(id, 1), &keys::body(id, u32::MAX))?;
+                    let (from, to) = (keys::body(id, 1), keys::body(id, u32::MAX));
+                    let last = match store.last(Family::Body, &from, &to) {
+                        Err(error) if error.is_corruption() => None,
+                        last => last?,
+                    };
                     last.and_then(|(key, _)| keys::parse_body(&key))
                         .map_or(0, |(_, number)| number)
                 }

@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use common::{FIRST, START, block_on, defer, end, message, settle};
 use mail_core::Timestamp;
+use queue::rocks::RocksStore;
 use queue::store::Family;
-use queue::{Aside, Closed, CommitError, Fate, OpenError, Options, Queue, Status};
+use queue::{Aside, Closed, CommitError, Fate, OpenError, Options, Queue, RouteGroup, Status};
 
 const MESSAGES: u64 = 40;
 
@@ -105,6 +106,64 @@ fn nothing_is_accepted_by_a_store_that_was_found_damaged_and_what_reads_goes_on(
     queue.close();
 }
 
+/// What is read of each message, and what became of it.
+fn end_all(queue: &Queue) -> (u64, u64) {
+    let (mut delivered, mut aside) = (0, 0);
+    let (id, _) = queue.queues(None, 9).unwrap()[0];
+    for unit in queue.due(id, FIRST, 999).unwrap().0 {
+        let read = queue.message(unit.id).and_then(|message| {
+            let envelope = message.unwrap().envelope;
+            queue.body(unit.id, &envelope)
+        });
+        match read {
+            Ok(_) => {
+                block_on(settle(queue, end(unit, Fate::Delivered))).unwrap();
+                delivered += 1;
+            }
+            Err(error) => {
+                assert!(error.is_damage(), "{error}");
+                block_on(queue.set_aside(unit, Aside::damaged(&error, START))).unwrap();
+                aside += 1;
+            }
+        }
+    }
+    assert_eq!(queue.due(id, FIRST, 999).unwrap().0, []);
+    (delivered, aside)
+}
+
+fn is_corrupt(queue: &Queue, what: &str) {
+    let accepted = block_on(queue.accept(message(99, &["d.test"], b"new")));
+    assert!(matches!(accepted, Err(CommitError::Failing(_))), "{accepted:?}");
+    let Status::Corrupt(found) = queue.status() else {
+        panic!("{:?}", queue.status());
+    };
+    assert!(found.contains(what), "{found}");
+}
+
+/// Files that go while the relay runs. What was not read yet is set aside, all else goes on.
+#[test]
+fn a_file_that_goes_while_it_is_open_keeps_nobody_else() {
+    let folder = filled();
+    let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+    block_on(queue.accept(message(98, &["d.test"], b"it is in no file of bodies"))).unwrap();
+    for blob in files(folder.path(), "blob") {
+        fs::remove_file(blob).unwrap();
+    }
+    assert_eq!(end_all(&queue), (1, MESSAGES));
+    is_corrupt(&queue, ".blob: No such file or directory");
+    queue.close();
+    drop(queue);
+    // It opens again, and knows of it.
+    let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
+    is_corrupt(&queue, ".blob: No such file or directory");
+    assert_eq!(queue.set_aside_units(None, 999).unwrap().0.len() as u64, MESSAGES);
+    queue.close();
+    drop(queue);
+    let closed = Closed::open(folder.path(), true).unwrap();
+    let exported = closed.export(Vec::new(), ([1; 16], "1.0", START), &mut |_| {});
+    assert_eq!(exported.unwrap().counts.messages, 0);
+}
+
 #[test]
 fn a_store_that_does_not_open_for_its_damage_is_told_with_what_to_do() {
     let folder = filled();
@@ -132,6 +191,11 @@ const MANY: u64 = 400;
 
 /// A closed queue whose tables have several blocks in each of these families.
 fn many() -> tempfile::TempDir {
+    many_and(|_| ())
+}
+
+/// The same with what `more` puts there.
+fn many_and(more: impl Fn(&Queue)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let queue = Queue::open(folder.path(), &OPTIONS).unwrap();
     block_on(async {
@@ -153,10 +217,11 @@ fn many() -> tempfile::TempDir {
             }
         }
     });
+    more(&queue);
     queue.close();
     drop(queue);
     // Recovery makes tables of the log.
-    Queue::open(folder.path(), &OPTIONS).unwrap().close();
+    drop(RocksStore::open(&folder.path().join("store"), true).unwrap());
     folder
 }
 
@@ -220,6 +285,64 @@ fn a_bad_block_of_any_family_keeps_nobody_else() {
     }
 }
 
+/// What a start reads itself: the totals of what waits, bodies that had not come in whole, and the names of ways. A way whose number can't be
+/// told waits, and no other gets its number.
+#[test]
+fn a_bad_block_of_what_a_start_reads_keeps_no_relay_from_starting() {
+    const WAYS: u16 = 900;
+    let names: Vec<String> = (0..WAYS).map(|number| format!("way {number}")).collect();
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    let whole = many_and(|queue| {
+        let numbers = queue.route_groups(&known).unwrap();
+        assert_eq!(numbers.last(), Some(&RouteGroup(WAYS)));
+        for number in 0..200 {
+            let mut upload = queue.upload(message(10_000 + number, &["d.test"], b"").id);
+            block_on(upload.write(b"a part of it".to_vec().into())).unwrap();
+            // As when the relay is killed.
+            std::mem::forget(upload);
+        }
+    });
+    let (mut at_start, mut at_ways) = (0, 0);
+    for (family, step) in [(Family::Queues, 3), (Family::Upload, 40)] {
+        for percent in (2..95).step_by(step) {
+            let folder = common::copy(whole.path());
+            flip_block(folder.path(), family, percent);
+            let queue = match Queue::open(folder.path(), &OPTIONS) {
+                Ok(queue) => queue,
+                // RocksDB does not open a table whose index or filter is damaged.
+                Err(error) if !error.to_string().contains("block_type = Data") => continue,
+                Err(error) => panic!("{family:?}, at {percent} %: {error}"),
+            };
+            let is_met = queue.status() != Status::Healthy;
+            let whole = queue.route_group_names().unwrap().len() == known.len();
+            let wanted: Vec<&str> = known.iter().copied().chain(["one more"]).collect();
+            let numbers = queue.route_groups(&wanted).unwrap();
+            let new = numbers.last().unwrap().0;
+            assert_eq!(new, if whole { WAYS + 1 } else { u16::MAX }, "at {percent} %");
+            for (number, given) in (1..).zip(&numbers[..known.len()]) {
+                assert!(
+                    given.0 == number || given.0 == u16::MAX && !whole,
+                    "{given:?} at {percent} %"
+                );
+            }
+            at_ways += usize::from(!whole);
+            if is_met {
+                at_start += 1;
+                let met = block_on(serve(&queue));
+                assert_eq!(
+                    met.delivered + met.aside + met.expired,
+                    MANY,
+                    "{family:?}, at {percent} %: {met:?}"
+                );
+                assert!(met.delivered > MANY / 2, "{family:?}, at {percent} %: {met:?}");
+            }
+            queue.close();
+        }
+        assert!(at_start > 0, "{family:?}");
+    }
+    assert!(at_ways > 0);
+}
+
 /// How many messages ended how.
 #[derive(Clone, Copy, Debug, Default)]
 struct Met {
@@ -263,6 +386,9 @@ async fn serve(queue: &Queue) -> Met {
             }
         }
     }
+    queue
+        .ending(Timestamp(0), START + Duration::from_secs(7_200), 9_999)
+        .unwrap();
     let mut after = None;
     loop {
         let (units, next) = queue.expired(Timestamp::MAX, after, 50, |_| true).unwrap();

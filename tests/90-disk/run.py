@@ -1,6 +1,7 @@
 """Disks that fail and disks that fill up, under a running relay (CASES 2): nothing that was acknowledged is lost, the client
 and the operator are told, and it works again by itself."""
 
+import glob
 import os
 import resource
 import signal
@@ -11,9 +12,14 @@ import threading
 import time
 import unittest
 
-from lib import Process, RelayTest, get, loadtest, main, message, queue_id, wait_for
+from lib import Process, RelayTest, command, get, loadtest, main, message, queue_id, wait_for
 
 MIB = 1 << 20
+
+
+def octets(path):
+    with open(path, "rb") as file:
+        return file.read()
 
 
 class Disk(RelayTest):
@@ -257,6 +263,39 @@ class Faulty(Disk):
         self.order("heal")
         wait_for(lambda: self.readiness()[0] == 200, "ready by itself")
         self.lab.arrived("waits@greylist.test")
+
+    def test_what_can_not_be_read_is_set_aside_and_all_else_goes_on(self):
+        """Bad sectors below a table and below a file of bodies."""
+        store = f"{self.disk}/deep/queue/store"
+        large = message(self.lab.sender, "unread-large@ok.test", body=b"hello\r\n" * 2_000)
+        relay = self.start()
+        self.told("queue", "suspend", "--domain", "ok.test", "--reason", "a test")
+        lost = [self.submit("unread-early@ok.test")]
+        # Each start makes tables of the log.
+        self.assertEqual(relay.stop(), 0)
+        relay = self.start()
+        [table] = [path for path in glob.glob(f"{store}/*.sst") if b"nameenvelope" in octets(path)]
+        lost.append(self.submit("unread-large@ok.test", large))
+        self.assertEqual(relay.stop(), 0)
+        relay = self.start()
+        self.submit("unread-not@ok.test")
+        self.order(f"fail read EIO of {os.path.basename(table)}")
+        self.order("fail read EIO of .blob")
+        with open(table, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self.told("queue", "resume", "--domain", "ok.test")
+        self.lab.arrived("unread-not@ok.test")
+        wait_for(lambda: self.metric("postrider_store_damaged") == 1, "it is known to be damaged")
+        wait_for(lambda: len(self.told("queue", "damaged")["messages"]) == 2, "they are set aside")
+        self.assertEqual({each["id"] for each in self.told("queue", "damaged")["messages"]}, set(lost))
+        code, text = self.refused("unread-refused@ok.test")
+        self.assertEqual((code, text[:5]), (451, "4.3.0"), text)
+        self.assertEqual(self.metric("postrider_store_reopened_total"), 0, "it did not fail")
+        self.order("heal")
+        self.assertEqual(relay.stop(), 0)
+        code, out, err = command("queue", "export", "--salvage", "--output", f"{self.dir}/salvaged", "--config", self.config)
+        self.assertEqual(code, 0, out + err)
+        self.assertIn("2 messages", out + err)
 
     def test_names_are_synced_by_each_start(self):
         """Whoever made the store's folder may have been killed before its name was synced."""

@@ -216,8 +216,12 @@ impl Committer {
 
     /// Moves a record that mail can do without out of the way of whoever reads its family, unless it verifies by now.
     pub(super) fn set_record_aside(&mut self, group: &mut Group, met: &Met) -> Result<(), StoreError> {
-        let Some(octets) = self.store.get(met.family, &met.key)? else {
-            return Ok(());
+        let octets = match self.store.get(met.family, &met.key) {
+            Ok(Some(octets)) => octets,
+            Ok(None) => return Ok(()),
+            // There is nothing to keep of it.
+            Err(error) if error.is_corruption() => return Ok(()),
+            Err(error) => return Err(error),
         };
         if decode_any(met.family, &met.key, &octets) {
             return Ok(());

@@ -262,8 +262,8 @@ impl Committer {
         Ok(unwritten)
     }
 
-    /// What a settle has made of its unit, where the store shows that it was written: its due key is gone, and what it put
-    /// in its place is there.
+    /// What a settle has made of its unit, where the store shows that it was written: its reports are there, or, where it has none, its due
+    /// key is gone, and what it put in its place is there.
     fn written(&self, settle: &Settle) -> Result<Option<Settled>, ReadError> {
         let is_there = |unit: &UnitKey| -> Result<bool, ReadError> {
             Ok(self.store.get(Family::Due, &keys::due(unit))?.is_some())
@@ -272,11 +272,6 @@ impl Committer {
             due: again.due,
             ..settle.unit
         });
-        // A unit that is due again at the same time can't be told from one that was not written; writing it twice does no harm.
-        let stands = self.standing(&Group::default(), &settle.unit)?.is_some();
-        if stands || moved.map_or(Ok(false), |moved| is_there(&moved).map(|there| !there))? {
-            return Ok(None);
-        }
         let mut reports = Vec::with_capacity(settle.reports.len());
         for report in &settle.reports {
             let key = report.id.as_bytes();
@@ -293,6 +288,14 @@ impl Committer {
                 id: report.id,
                 units: units.collect(),
             });
+        }
+        // A unit that is due again at the same time can't be told from one that was not written. Without reports, writing it twice does no
+        // harm.
+        if reports.is_empty() {
+            let stands = self.standing(&Group::default(), &settle.unit)?.is_some();
+            if stands || moved.map_or(Ok(false), |moved| is_there(&moved).map(|there| !there))? {
+                return Ok(None);
+            }
         }
         Ok(Some(Settled { unit: moved, reports }))
     }

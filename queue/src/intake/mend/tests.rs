@@ -267,6 +267,47 @@ async fn a_deferral_that_was_written_after_all_is_told_as_such() {
     }
 }
 
+/// The unit stays where it is, so it can't tell whether its sender was told.
+#[tokio::test]
+async fn a_delay_that_was_told_of_after_all_is_told_of_once() {
+    for mood in [REFUSES, LIES] {
+        let world = world();
+        let unit = world.accept(1).await.units[0];
+        world.mood.store(mood, Ordering::SeqCst);
+        let again = Again {
+            due: unit.due,
+            attempts: 0,
+            in_doubt: 0,
+            doubtful: false,
+            open: Vec::new(),
+            others: Vec::new(),
+            signature: None,
+            delay_told: Some(Timestamp(5)),
+        };
+        let settle = Settle {
+            ends: Vec::new(),
+            again: Some(again),
+            reports: vec![message(9)],
+            ..delivered(unit)
+        };
+        let pending = world.queue.settle(settle).await.unwrap();
+        world.may.store(true, Ordering::SeqCst);
+        let settled = pending.await.unwrap();
+        assert_eq!(settled.unit, Some(unit));
+        assert_eq!(settled.reports[0].id, id(9));
+        let info = world.queue.info(unit.queue).unwrap().unwrap();
+        assert_eq!(
+            (info.count, info.bytes),
+            (2, 10),
+            "the report counts once, mood {mood}"
+        );
+        let accepted = (EventKind::Accepted, Some(id(9)));
+        let told = world.events().into_iter().filter(|event| *event == accepted);
+        assert_eq!(told.count(), 1, "mood {mood}");
+        world.queue.close();
+    }
+}
+
 #[tokio::test]
 async fn an_upload_does_not_outlive_a_failure() {
     let world = world();
