@@ -5,8 +5,10 @@ again until something holds, and fails with what it waited for when its time is 
 """
 
 import atexit
+import contextlib
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -280,9 +282,12 @@ def loadtest():
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that the kernel gives to nobody's outgoing connection, which could take it between here and the relay."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RelayTest(LabTest):

@@ -1,12 +1,15 @@
 //! The relay as a child process, and what its log tells.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt as _;
 
@@ -38,6 +41,21 @@ impl Program {
     }
 }
 
+/// Ports that the kernel gives to nobody's outgoing connection, which could take one between here and the relay.
+const PORTS: std::ops::Range<u16> = 10_000..32_768;
+
+/// Listens on a free port of `127.0.0.1`, for a relay to take over.
+pub(crate) fn free_listener() -> std::io::Result<TcpListener> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match TcpListener::bind(("127.0.0.1", SmallRng::from_os_rng().random_range(PORTS))) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && tries < 1000 => {}
+            done => return done,
+        }
+    }
+}
+
 /// A relay that has a folder for its configuration and log, and a store elsewhere or there. Killed when dropped.
 pub(crate) struct Relay {
     program: Program,
@@ -56,7 +74,7 @@ impl Relay {
         store: &Path,
         receivers: &Receivers,
     ) -> anyhow::Result<Self> {
-        let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+        let address = free_listener()?.local_addr()?;
         let configuration = format!(
             "hostname = \"relay.second.test\"\ndrain_timeout = \"5s\"\n\
              [store]\npath = \"{store}\"\nmin_free = \"16MiB\"\n\

@@ -305,6 +305,7 @@ impl Queue {
             });
         }
         let (store_folder, mark_file) = (folder.join("store"), folder.join("mark"));
+        rocks::current::mend(&store_folder).map_err(failed)?;
         // RocksDB would make an empty store, beside which the missing one could not be put back.
         let synced = Mark::peek(&mark_file).map_err(failed)?;
         if synced > 0 && !store_folder.join("CURRENT").exists() {

@@ -2,6 +2,7 @@
 
 mod behind;
 pub(crate) mod closed;
+pub(crate) mod current;
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! The program under measure: a relay on a store, between a flood and a lab that takes everything.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+
+use crate::relay::free_listener;
 
 /// How long anything may take that is no figure.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -92,7 +94,7 @@ impl<'a> Start<'a> {
     pub(super) fn new(program: &'a Program, store: &Path, domains: u64) -> anyhow::Result<Self> {
         let arrived = Arc::<Arrived>::default();
         let lab = program.runtime.block_on(start_lab(&arrived, domains))?;
-        let submission = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+        let submission = free_listener()?.local_addr()?;
         let config = program.folder.join("postrider.toml");
         fs::write(
             &config,

@@ -1,11 +1,12 @@
 //! The relay's ports, its key, and its configuration.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
+use crate::relay::free_listener;
 use crate::scenario::{Name, Plan};
 
 /// Where a relay is reached.
@@ -21,7 +22,7 @@ impl Doors {
     /// Ports that are free now.
     pub(super) fn find() -> anyhow::Result<Self> {
         let held = (0..3)
-            .map(|_| TcpListener::bind(("127.0.0.1", 0)))
+            .map(|_| free_listener())
             .collect::<std::io::Result<Vec<_>>>()?;
         let address = |number: usize| {
             held.get(number)
