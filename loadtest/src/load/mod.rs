@@ -173,9 +173,9 @@ impl Summary {
     pub(crate) fn of(load: &Load, sent: &[Sent]) -> Self {
         let last = sent.iter().map(|sent| sent.answered).max().unwrap_or_default();
         let seconds = last.saturating_sub(load.began()).as_secs_f64();
-        let accepted = || sent.iter().filter(|sent| (200..300).contains(&sent.code));
+        let accepted = || sent.iter().filter(|sent| sent.is_accepted());
         let unanswered = sent.iter().filter(|sent| sent.code == 0).count();
-        let others = sent.iter().filter(|sent| !(200..300).contains(&sent.code));
+        let others = sent.iter().filter(|sent| !sent.is_accepted());
         let longest = others.map(|sent| sent.answered.saturating_sub(sent.meant)).max();
         Self {
             seconds,

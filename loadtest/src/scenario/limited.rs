@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use super::run::{Course, Stage};
+use super::acts::no_backlog;
+use super::run::{Course, Stage, waiting};
 use super::{Figure, Name, Plan};
 use crate::load::sink::Manner;
 
@@ -106,7 +107,7 @@ pub(super) fn crowded(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
         }
         *turned_away = stage.sink.counts.turned_away.load(Ordering::Relaxed);
     }
-    let waits = u64::from(plan.messages + plan.warm_up).saturating_sub(stage.sink.counts.arrivals.count());
+    let waits = waiting(&main.sent.all(), &stage.arrived());
     let after = stage.spent()?;
     stage.event("the provider is quick, and refuses nobody");
     stage.quicken(plan.crowded_takes(), None)?;
@@ -123,11 +124,11 @@ pub(super) fn crowded(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let mut course = Course::new(main, before, after);
     // What was told 421 when it had begun goes after all that was due before: no order is judged.
     course.ordered = Some(0..0);
-    if !plan.smoke && waits == 0 {
-        course
-            .findings
-            .push("no mail was left: nothing wanted more connections".to_owned());
-    }
+    course.findings.extend(no_backlog(
+        plan,
+        waits,
+        "no mail was left: nothing wanted more connections",
+    ));
     course.figures = vec![
         Figure::new(
             "settled after",

@@ -89,6 +89,8 @@ impl Subject {
 
 /// Mail to be submitted.
 pub(super) struct Mail {
+    /// What findings call it.
+    pub(super) what: &'static str,
     pub(super) letters: Arc<Letters>,
     pub(super) target: Target,
     pub(super) sessions: usize,
@@ -98,6 +100,7 @@ pub(super) struct Mail {
 
 /// A load that runs beside.
 pub(super) struct Running {
+    what: &'static str,
     pub(super) load: Arc<Load>,
     thread: JoinHandle<anyhow::Result<()>>,
 }
@@ -128,7 +131,7 @@ pub(super) struct Course {
     pub(super) end: Option<Duration>,
     pub(super) figures: Vec<Figure>,
     pub(super) findings: Vec<String>,
-    /// Connections were meant to break, and mail to be put off.
+    /// Connections of `main` were meant to break; those of no other load are.
     pub(super) breaks: bool,
     /// Loads that are there for others' sake: how long theirs took is in no plot.
     pub(super) beside: Vec<Range<u32>>,
@@ -195,6 +198,8 @@ pub(super) struct Stage<'a> {
     /// Into the stream `bulk`.
     pub(super) bulk: Target,
     sent: Vec<Sent>,
+    /// Every load that has come to its end, and what it is called.
+    loads: Vec<(&'static str, Arc<Load>)>,
     /// The next message's number.
     next: u32,
     octets: u64,
@@ -331,6 +336,7 @@ impl<'a> Stage<'a> {
             target,
             bulk: Target::plain(doors.bulk)?,
             sent: Vec::new(),
+            loads: Vec::new(),
             next: 0,
             octets: 0,
             past: Spent::default(),
@@ -353,6 +359,7 @@ impl<'a> Stage<'a> {
     /// As fast as it is answered, by the plan's sessions.
     pub(super) fn mail(&self, letters: Arc<Letters>, messages: u32) -> Mail {
         Mail {
+            what: "the load",
             letters,
             target: self.target.clone(),
             sessions: self.plan.sessions,
@@ -374,14 +381,15 @@ impl<'a> Stage<'a> {
         Load::new(mail.letters, mail.target, pace, self.zero, first)
     }
 
-    fn note(&mut self, load: &Load) {
+    fn note(&mut self, what: &'static str, load: &Arc<Load>) {
         self.sent.extend(load.sent.all());
         self.octets += load.octets.load(Ordering::Relaxed);
+        self.loads.push((what, Arc::clone(load)));
     }
 
     /// Submits it, and waits until all is answered.
     pub(super) fn load(&mut self, mail: Mail) -> anyhow::Result<Arc<Load>> {
-        let messages = mail.messages.into();
+        let (what, messages) = (mail.what, mail.messages.into());
         let load = self.prepare(mail);
         let before = self.accepted();
         let mut progress = Progress::within(self.plan.patience);
@@ -399,29 +407,33 @@ impl<'a> Stage<'a> {
             Ok(())
         };
         drive(&load, Some(messages), watch).with_context(|| self.subject.tail())?;
-        self.note(&load);
+        self.note(what, &load);
         Ok(load)
     }
 
     /// Begins to submit it.
     pub(super) fn start(&mut self, mail: Mail) -> anyhow::Result<Running> {
+        let what = mail.what;
         let load = self.prepare(mail);
         let thread = begin(&load)?;
-        Ok(Running { load, thread })
+        Ok(Running { what, load, thread })
     }
 
     /// Waits until all is answered.
     pub(super) fn join(&mut self, running: Running) -> anyhow::Result<Arc<Load>> {
-        let Running { load, thread } = running;
+        let Running { what, load, thread } = running;
         let ended = thread.join().map_err(|_| anyhow::anyhow!("a load panicked"))?;
         ended.with_context(|| self.subject.tail())?;
-        self.note(&load);
+        self.note(what, &load);
         Ok(load)
     }
 
     /// The plan's warm-up, to these domains, until it has arrived.
     pub(super) fn warm_up(&mut self, first: usize, domains: usize) -> anyhow::Result<()> {
-        let mail = self.mail(self.letters(first, domains, 0.0)?, self.plan.warm_up);
+        let mail = Mail {
+            what: "the warm-up",
+            ..self.mail(self.letters(first, domains, 0.0)?, self.plan.warm_up)
+        };
         self.load(mail)?;
         if self.plan.name == Name::Accept && matches!(self.subject, Subject::Peer(_)) {
             // It holds all from its start on.
@@ -466,7 +478,7 @@ impl<'a> Stage<'a> {
     }
 
     fn accepted(&self) -> u64 {
-        let accepted = self.sent.iter().filter(|sent| (200..300).contains(&sent.code));
+        let accepted = self.sent.iter().filter(|sent| sent.is_accepted());
         accepted.count() as u64
     }
 
@@ -590,6 +602,12 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// How many were accepted and have not come. What was refused waits nowhere.
+pub(super) fn waiting(sent: &[Sent], arrived: &HashMap<u32, Duration>) -> u64 {
+    let waits = |sent: &&Sent| sent.is_accepted() && !arrived.contains_key(&sent.number);
+    sent.iter().filter(waits).count() as u64
+}
+
 /// From a moment of each message until it came.
 pub(super) fn transit(
     sent: &[Sent],
@@ -623,6 +641,25 @@ fn sum_of(metrics: &str, begin: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_refused_waits_nowhere() {
+        let sent = |number, code| Sent {
+            number,
+            domain: 0,
+            recipients: 1,
+            code,
+            meant: Duration::ZERO,
+            begun: Duration::ZERO,
+            written: Duration::ZERO,
+            answered: Duration::ZERO,
+        };
+        // One has come, one waits, one was refused and one never answered.
+        let giant = [sent(0, 250), sent(1, 250), sent(2, 452), sent(3, 0)];
+        let arrived = HashMap::from([(0, Duration::ZERO), (9, Duration::ZERO)]);
+        assert_eq!(waiting(&giant, &arrived), 1);
+        assert_eq!(waiting(&giant[2..], &arrived), 0);
+    }
 
     #[test]
     fn what_the_store_has_written_is_read_from_its_metrics() {
