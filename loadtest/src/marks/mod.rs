@@ -17,6 +17,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::report::{Row, Verdict, facts};
+use crate::signals;
 
 /// Options of `loadtest marks`.
 #[derive(Args)]
@@ -231,6 +232,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
         common.scale > 0.0 && common.runs > 0,
         "a scale and a number of runs are more than 0"
     );
+    // Peers have process groups of their own, which a terminal's signals don't reach: they are ended by us.
+    signals::note()?;
     // The load before is not of the measuring.
     let (mut told, facts) = (Told::new(common.json), facts());
     match &options.group {

@@ -12,6 +12,7 @@ use crate::load::more_descriptors;
 use crate::report::{Facts, Page, Table};
 use crate::scenario::apart::{self, Tools};
 use crate::scenario::{Name, Plan};
+use crate::signals;
 
 /// Messages of this relay's runs, and of those of others, which take ten times as long.
 const OWN: f64 = 50_000.0;
@@ -56,6 +57,7 @@ pub(super) fn measure(options: &RelayOptions, told: &mut Told) -> anyhow::Result
     for (name, part) in parts {
         match part(&bench, told) {
             Ok(()) => {}
+            Err(error) if signals::is_asked_to_end() => return Err(error),
             // What was not sound has no figure; others have theirs.
             Err(error) => told.missing(name, &format!("{error:#}"))?,
         }
@@ -72,6 +74,8 @@ fn tell<const N: usize>(
     figures: &[(&str, Mark)],
     measured: anyhow::Result<[f64; N]>,
 ) -> anyhow::Result<()> {
+    // What was broken off is no figure, and no reason why there is none.
+    signals::go_on()?;
     for (at, (name, mark)) in figures.iter().enumerate() {
         match &measured {
             Ok(measured) => told.figure(name, measured[at], *mark, "")?,

@@ -11,6 +11,7 @@ use super::{Figure, Plan};
 use crate::load::client::{Beat, Load};
 use crate::load::record::{Quantiles, Sent, under_way};
 use crate::load::sink::{Behaviour, Manner, Span};
+use crate::signals;
 
 const MIB: f64 = 1_048_576.0;
 /// A provider's time for a message, in `otp`.
@@ -264,13 +265,17 @@ pub(super) fn restart(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let begun = live.load.began();
     let until = |stage: &Stage<'_>, share: f64| {
         let at = begun + Duration::from_secs_f64(seconds * share);
-        std::thread::sleep(at.saturating_sub(stage.zero.elapsed()));
+        while stage.zero.elapsed() < at {
+            signals::go_on()?;
+            std::thread::sleep(LOOK_EVERY.min(at.saturating_sub(stage.zero.elapsed())));
+        }
+        anyhow::Ok(())
     };
-    until(stage, 0.25);
+    until(stage, 0.25)?;
     let stopping = stage.stop()?;
     let stopped = stage.zero.elapsed();
     let greeted = stage.start_again()?;
-    until(stage, 0.65);
+    until(stage, 0.65)?;
     stage.kill()?;
     let killed = stage.zero.elapsed();
     let greeted_again = stage.start_again()?;
@@ -412,6 +417,7 @@ fn until_accepted(running: &Running, count: u32) -> anyhow::Result<()> {
     let mut last = 0;
     let mut since = begun;
     loop {
+        signals::go_on()?;
         let accepted = running.load.accepted.load(Ordering::Relaxed);
         if accepted >= count.into() || running.is_over() {
             return Ok(());

@@ -9,6 +9,7 @@ use super::acts::no_backlog;
 use super::run::{Course, Stage, waiting};
 use super::{Figure, Name, Plan};
 use crate::load::sink::Manner;
+use crate::signals;
 
 /// The span over which a rate has to be what it is meant to be.
 const OVER: Duration = Duration::from_secs(10);
@@ -83,6 +84,7 @@ pub(super) fn crowded(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let open = |stage: &Stage<'_>| stage.sink.counts.open.load(Ordering::Relaxed);
     let since = Instant::now();
     while open(stage) < plan.connections as u64 {
+        signals::go_on()?;
         ensure!(
             since.elapsed() < PATIENCE,
             "{} of {} connections were opened",
@@ -102,6 +104,7 @@ pub(super) fn crowded(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     for turned_away in &mut turned_away_by {
         let until = begun.elapsed() + minute;
         while begun.elapsed() < until {
+            signals::go_on()?;
             std::thread::sleep(COUNT_EVERY);
             counted.push((begun.elapsed(), open(stage)));
         }

@@ -407,6 +407,8 @@ impl<'a> Stage<'a> {
             Ok(())
         };
         drive(&load, Some(messages), watch).with_context(|| self.subject.tail())?;
+        // A signal ends a load early, and well: it is not the one that was to be measured.
+        signals::go_on()?;
         self.note(what, &load);
         Ok(load)
     }
@@ -422,8 +424,16 @@ impl<'a> Stage<'a> {
     /// Waits until all is answered.
     pub(super) fn join(&mut self, running: Running) -> anyhow::Result<Arc<Load>> {
         let Running { what, load, thread } = running;
+        while !thread.is_finished() {
+            if signals::is_asked_to_end() {
+                load.stop();
+                break;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
         let ended = thread.join().map_err(|_| anyhow::anyhow!("a load panicked"))?;
         ended.with_context(|| self.subject.tail())?;
+        signals::go_on()?;
         self.note(what, &load);
         Ok(load)
     }
