@@ -1,5 +1,6 @@
 //! `loadtest compare`: the same scenarios through this relay and through others, by turns, so that what else the machine does meets all.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -78,6 +79,14 @@ impl Disk {
     }
 }
 
+/// What came of the runs under strace.
+#[derive(Debug)]
+struct Traced {
+    disk: Disk,
+    /// Nothing was found in them: who loses mail when it is slow loses mail.
+    holds: bool,
+}
+
 /// A relay's medians.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -95,12 +104,12 @@ struct Row {
     syncs_each_message: Option<bool>,
     /// Runs that did not come to their end; nothing else counts them.
     given_up: usize,
-    /// Nothing was lost, damaged or doubled, and all runs came to their end.
+    /// Nothing was lost, damaged or doubled, under strace neither, and all runs came to their end.
     holds: bool,
 }
 
 impl Row {
-    fn of(scenario: Name, relay: String, turns: &Turns<Report>, disk: Option<Disk>) -> Self {
+    fn of(scenario: Name, relay: String, turns: &Turns<Report>, traced: Option<&Traced>) -> Self {
         let reports = &turns.done;
         let median = |of: fn(&Report) -> f64| crate::marks::median(reports.iter().map(of).collect());
         Self {
@@ -111,10 +120,12 @@ impl Row {
             peak_memory_mib: median(|report| report.peak_memory_mib),
             written_by_accepted: median(|report| report.written_by_accepted),
             reply_to_arrival_p50_ms: median(|report| report.reply_to_arrival_ms.p50),
-            disk,
-            syncs_each_message: disk.as_ref().map(Disk::syncs_each),
+            disk: traced.map(|traced| traced.disk),
+            syncs_each_message: traced.map(|traced| traced.disk.syncs_each()),
             given_up: turns.given_up,
-            holds: turns.given_up == 0 && reports.iter().all(Report::holds),
+            holds: turns.given_up == 0
+                && reports.iter().all(Report::holds)
+                && traced.is_none_or(|traced| traced.holds),
         }
     }
 }
@@ -186,7 +197,7 @@ fn through_each(scenario: Name, options: &CompareOptions) -> anyhow::Result<Vec<
     })?;
     let mut rows = Vec::new();
     for (relay, mut turns) in relays.iter().zip(turns) {
-        let disk = match options.traced {
+        let traced = match options.traced {
             // What has never come to its end does not do so under strace.
             _ if turns.done.is_empty() => None,
             0 => None,
@@ -194,7 +205,7 @@ fn through_each(scenario: Name, options: &CompareOptions) -> anyhow::Result<Vec<
                 traced(&plan, messages, |plan| through(plan, *relay))
             })?,
         };
-        rows.push(Row::of(scenario, name(*relay), &turns, disk));
+        rows.push(Row::of(scenario, name(*relay), &turns, traced.as_ref()));
     }
     Ok(rows)
 }
@@ -240,8 +251,9 @@ fn traced(
     plan: &Plan,
     messages: u32,
     through: impl Fn(&Plan) -> anyhow::Result<Report>,
-) -> anyhow::Result<Disk> {
+) -> anyhow::Result<Traced> {
     let folder = tempfile::tempdir()?;
+    let holds = Cell::new(true);
     let calls = |plan: Plan| {
         let file = folder.path().join("trace");
         let plan = Plan {
@@ -252,6 +264,7 @@ fn traced(
         for finding in report.findings() {
             eprintln!("  found under strace: {finding}");
         }
+        holds.set(holds.get() && report.holds());
         let calls = Calls::read(&file, report.between)?;
         anyhow::Ok((calls, f64::from(plan.messages), report.accept.octets as f64))
     };
@@ -275,11 +288,14 @@ fn traced(
         warm_up: u32::try_from(plan.sessions)?,
         ..plan.clone()
     })?;
-    Ok(Disk {
-        syncs_per_message_alone: alone.syncs as f64 / alone_messages,
-        syncs_per_message: all.syncs as f64 / messages,
-        file_octets_by_accepted: all.written as f64 / octets.max(1.0),
-        may_be_more: alone.unseen || all.unseen,
+    Ok(Traced {
+        disk: Disk {
+            syncs_per_message_alone: alone.syncs as f64 / alone_messages,
+            syncs_per_message: all.syncs as f64 / messages,
+            file_octets_by_accepted: all.written as f64 / octets.max(1.0),
+            may_be_more: alone.unseen || all.unseen,
+        },
+        holds: holds.get(),
     })
 }
 
@@ -521,6 +537,41 @@ mod tests {
         assert!(comparable("relay-tls").unwrap_err().contains("relay-tls"));
         assert!(comparable("all").is_err());
         assert!(comparable("nothing").is_err());
+    }
+
+    /// What a run under strace leaves, each message synced, and what was found in it.
+    fn under_strace(plan: &Plan, found: &str) -> anyhow::Result<Report> {
+        let line = "17 0.000000 fsync(3</s/a>) = 0\n";
+        std::fs::write(plan.trace.as_ref().unwrap(), line.repeat(plan.messages as usize))?;
+        let mut report = Report::empty(plan.name);
+        report.findings = Some(found)
+            .filter(|found| !found.is_empty())
+            .map(str::to_owned)
+            .into_iter()
+            .collect();
+        Ok(report)
+    }
+
+    #[test]
+    fn what_is_found_under_strace_does_not_hold() {
+        let plan = Plan::of(Name::Relay, 100, "1KiB").unwrap();
+        let row = |in_accept: &str, in_relay: &str| {
+            let traced = traced(&plan, 100, |plan| match plan.name {
+                Name::Accept => under_strace(plan, in_accept),
+                _ => under_strace(plan, in_relay),
+            });
+            let turns = Turns {
+                done: vec![Report::empty(Name::Relay)],
+                given_up: 0,
+            };
+            Row::of(Name::Relay, "peer".to_owned(), &turns, traced.ok().as_ref())
+        };
+        let sound = row("", "");
+        assert!(sound.holds && sound.syncs_each_message == Some(true), "{sound:?}");
+        for lossy in [row("1 was lost", ""), row("", "1 was lost")] {
+            assert!(!lossy.holds, "{lossy:?}");
+            assert_eq!(lossy.trouble().as_deref(), Some("DOES NOT HOLD"));
+        }
     }
 
     #[test]
