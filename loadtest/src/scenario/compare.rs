@@ -63,8 +63,10 @@ fn comparable(name: &str) -> Result<Name, String> {
 /// What a relay asks of the disk, as counted under strace.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Disk {
-    /// For each message where one comes after the other, and is kept.
+    /// For each message where one comes after the other.
     syncs_per_message_alone: f64,
+    /// The scenario of that: in `accept` they are kept, in any other deliveries sync too.
+    alone_in: Name,
     /// For each message of the scenario, all its sessions at once.
     syncs_per_message: f64,
     /// Octets written to files by octets of messages, in the scenario.
@@ -74,8 +76,13 @@ struct Disk {
 }
 
 impl Disk {
-    fn syncs_each(&self) -> bool {
-        self.syncs_per_message_alone >= SYNCED || self.may_be_more
+    /// Whether each message was synced before its 250; `None` where that can't be told: some went unseen, or deliveries' are among them.
+    fn syncs_each(&self) -> Option<bool> {
+        match self.syncs_per_message_alone >= SYNCED {
+            false if self.may_be_more => None,
+            false => Some(false),
+            true => (self.alone_in == Name::Accept).then_some(true),
+        }
     }
 }
 
@@ -100,7 +107,7 @@ struct Row {
     /// Of one run under strace.
     #[serde(flatten)]
     disk: Option<Disk>,
-    /// Whether each message was synced; `None`: not looked at.
+    /// Whether each message was synced; `None`: not looked at, or not known.
     syncs_each_message: Option<bool>,
     /// Runs that did not come to their end; nothing else counts them.
     given_up: usize,
@@ -121,7 +128,7 @@ impl Row {
             written_by_accepted: median(|report| report.written_by_accepted),
             reply_to_arrival_p50_ms: median(|report| report.reply_to_arrival_ms.p50),
             disk: traced.map(|traced| traced.disk),
-            syncs_each_message: traced.map(|traced| traced.disk.syncs_each()),
+            syncs_each_message: traced.and_then(|traced| traced.disk.syncs_each()),
             given_up: turns.given_up,
             holds: turns.given_up == 0
                 && reports.iter().all(Report::holds)
@@ -278,10 +285,14 @@ fn traced(
         })
     };
     // A peer need not know every scenario.
-    let (alone, alone_messages, _) = alone(Name::Accept).or_else(|error| {
-        eprintln!("syncs of what is kept are not counted, but of all: {error:#}");
-        alone(plan.name)
-    })?;
+    let (alone_in, (alone, alone_messages, _)) = match alone(Name::Accept) {
+        Ok(counted) => (Name::Accept, counted),
+        Err(error) if signals::is_asked_to_end() => return Err(error),
+        Err(error) => {
+            eprintln!("syncs of what is kept are not counted, but of all: {error:#}");
+            (plan.name, alone(plan.name)?)
+        }
+    };
     let (all, messages, octets) = calls(Plan {
         messages,
         // One for each session: what is set up for a first message is set up by then.
@@ -291,6 +302,7 @@ fn traced(
     Ok(Traced {
         disk: Disk {
             syncs_per_message_alone: alone.syncs as f64 / alone_messages,
+            alone_in,
             syncs_per_message: all.syncs as f64 / messages,
             file_octets_by_accepted: all.written as f64 / octets.max(1.0),
             may_be_more: alone.unseen || all.unseen,
@@ -338,10 +350,11 @@ impl Row {
         ]
     }
 
-    /// With a mark where it does not sync.
+    /// With a mark where it does not sync, or may not.
     fn marked(&self) -> String {
         match self.syncs_each_message {
             Some(false) => format!("{} *", self.relay),
+            None if self.disk.is_some() => format!("{} ?", self.relay),
             _ => self.relay.clone(),
         }
     }
@@ -380,7 +393,7 @@ fn print(scenario: Name, rows: &[Row], options: &CompareOptions) {
 }
 
 /// What is to be known for reading a table.
-fn notes<'a>(mut rows: impl Iterator<Item = &'a Row>, options: &CompareOptions) -> Vec<String> {
+fn notes<'a>(rows: impl Iterator<Item = &'a Row> + Clone, options: &CompareOptions) -> Vec<String> {
     let mut notes = vec![format!(
         "ratio: postrider's figure by this relay's; medians of {}; written: octets that the kernel counts, by octets of messages",
         options.runs
@@ -391,9 +404,17 @@ fn notes<'a>(mut rows: impl Iterator<Item = &'a Row>, options: &CompareOptions) 
             options.traced
         ));
     }
-    if rows.any(|row| row.syncs_each_message == Some(false)) {
+    let is = |mark: &str| rows.clone().any(|row| row.marked().ends_with(mark));
+    if is(" *") {
         notes.push(
             "* DOES NOT SYNC each message before it says 250: a power cut loses mail that it has taken"
+                .to_owned(),
+        );
+    }
+    if is(" ?") {
+        notes.push(
+            "? whether each message is synced before its 250 is not known: it plays no accept, so that deliveries' syncs are among those \
+             counted, or it may sync unseen (+)"
                 .to_owned(),
         );
     }
@@ -578,22 +599,55 @@ mod tests {
     fn who_syncs_less_than_once_a_message_is_marked() {
         let disk = Disk {
             syncs_per_message_alone: 0.5,
+            alone_in: Name::Accept,
             syncs_per_message: 0.1,
             file_octets_by_accepted: 1.0,
             may_be_more: false,
         };
-        assert!(!disk.syncs_each());
+        assert_eq!(disk.syncs_each(), Some(false));
         // Many sessions share a sync; one alone can't.
         let alone = Disk {
             syncs_per_message_alone: 1.0,
             ..disk
         };
-        assert!(alone.syncs_each());
-        // What can't be seen is held against nobody.
+        assert_eq!(alone.syncs_each(), Some(true));
+        // What can't be seen is held against nobody, and for nobody.
         let unseen = Disk {
             may_be_more: true,
             ..disk
         };
-        assert!(unseen.syncs_each());
+        assert_eq!(unseen.syncs_each(), None);
+    }
+
+    #[test]
+    fn syncs_of_deliveries_are_not_taken_for_those_of_accepting() {
+        let plan = Plan::of(Name::Relay, 100, "1KiB").unwrap();
+        let row = |syncs| {
+            let traced = traced(&plan, 100, |plan| match plan.name {
+                Name::Accept => anyhow::bail!("accept is not set up here"),
+                _ if syncs => under_strace(plan, ""),
+                _ => {
+                    std::fs::write(plan.trace.as_ref().unwrap(), "")?;
+                    Ok(Report::empty(plan.name))
+                }
+            });
+            let turns = Turns {
+                done: vec![Report::empty(Name::Relay)],
+                given_up: 0,
+            };
+            Row::of(Name::Relay, "peer".to_owned(), &turns, traced.ok().as_ref())
+        };
+        let (syncs, none) = (row(true), row(false));
+        assert_eq!((syncs.syncs_each_message, &*syncs.marked()), (None, "peer ?"));
+        // Who does not sync at all syncs nothing before a 250 either.
+        assert_eq!(
+            (none.syncs_each_message, &*none.marked()),
+            (Some(false), "peer *")
+        );
+        let json = serde_json::to_string(&syncs).unwrap();
+        assert!(
+            json.contains(r#""alone_in":"relay""#) && json.contains(r#""syncs_each_message":null"#),
+            "{json}"
+        );
     }
 }
