@@ -11,7 +11,8 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 use serde::Deserialize;
 
-use super::{Common, Mark, median};
+use super::{Common, Mark, Ratio, median};
+use crate::report::svg::number;
 use crate::scenario::run::play;
 use crate::scenario::{Plan, Report};
 use crate::signals;
@@ -179,6 +180,27 @@ impl<'a> Runs<'a> {
             .with_context(|| format!("scenario {}", plan.name))?;
         ensure_sound(&report)?;
         Ok(report)
+    }
+
+    /// A number of rounds, each of which gives some pairs of numbers, which are told on standard error; the ratios of those.
+    pub(super) fn ratios<const N: usize>(
+        &self,
+        names: [&str; N],
+        round: impl Fn() -> anyhow::Result<[(f64, f64); N]>,
+    ) -> anyhow::Result<[Ratio; N]> {
+        let mut rounds = Vec::new();
+        for _ in 0..self.common.runs {
+            signals::go_on()?;
+            let round = round()?;
+            for (name, (over, under)) in names.iter().zip(round) {
+                eprintln!("{name}: {} / {}", number(over), number(under));
+            }
+            rounds.push(round);
+        }
+        Ok(std::array::from_fn(|at| {
+            let of: Vec<_> = rounds.iter().map(|round| round[at]).collect();
+            Ratio::of(&of)
+        }))
     }
 
     /// A number of rounds, each of which gives some values; their medians.
