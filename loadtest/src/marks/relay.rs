@@ -1,5 +1,6 @@
 //! The marks of the whole relay. Ratios are of runs that follow one another, and medians of such ratios.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -85,6 +86,16 @@ fn tell<const N: usize>(
         }
     }
     Ok(())
+}
+
+/// Something, and what was measured before and after it.
+fn around<T>(
+    measure: impl Fn() -> anyhow::Result<f64>,
+    run: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<(T, [f64; 2])> {
+    let before = measure()?;
+    let done = run()?;
+    Ok((done, [before, measure()?]))
 }
 
 /// Warmed up by as much for each session, however few messages are measured: a peer's are a fifth of ours, and what it sets up for a
@@ -322,25 +333,27 @@ impl Bench<'_> {
             return Ok(());
         }
         let full = Plan::of(Name::Relay, self.runs.scaled(OWN), SIZE)?;
-        let [times, written] = self.runs.medians(|| {
+        let name = "half-load: end of data to 250, p50 / append+fdatasync";
+        let rounds = Cell::new(Vec::new());
+        let [written] = self.runs.medians(|| {
             let rate = self.runs.own(&full)?.per_second / 2.0;
             let plan = Plan {
                 sessions: HALF_SESSIONS,
                 beat: Beat::Rate(rate),
                 ..Plan::of(Name::Relay, self.runs.scaled(rate * HALF_SECONDS), SIZE)?
             };
-            let append = apart::append_and_sync(self.runs.folder(), SIZE_OCTETS)?;
-            let half = self.runs.own(&plan)?;
-            let written = half.store_written_by_accepted.unwrap_or(f64::NAN);
-            Ok([half.accept.end_of_data_ms.p50 / append, written])
+            // What the disk does swings from second to second: before and after stand for meanwhile.
+            let append = || apart::append_and_sync(self.runs.folder(), SIZE_OCTETS);
+            let (half, [before, after]) = around(append, || self.runs.own(&plan))?;
+            let p50 = half.accept.end_of_data_ms.p50;
+            eprintln!("{name}: {p50:.3} / {before:.3} ms before and {after:.3} after");
+            let mut told = rounds.take();
+            told.push((p50, f64::midpoint(before, after)));
+            rounds.set(told);
+            Ok([half.store_written_by_accepted.unwrap_or(f64::NAN)])
         })?;
         if wants_times {
-            told.figure(
-                "half-load: end of data to 250, p50 / append+fdatasync",
-                times,
-                Mark::AtMost(2.5),
-                "",
-            )?;
+            told.ratio(name, Ratio::of(&rounds.take()), Mark::AtMost(2.5))?;
         }
         if wants_written {
             told.figure("written: octets / accepted", written, Mark::AtMost(1.3), "")?;
@@ -405,6 +418,13 @@ impl Bench<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_run_is_held_against_is_measured_before_and_after_it() {
+        let now = Cell::new(1.0);
+        let (done, beside) = around(|| Ok(now.get()), || anyhow::Ok(now.replace(3.0))).unwrap();
+        assert_eq!((done, beside), (1.0, [1.0, 3.0]));
+    }
 
     #[test]
     fn a_peer_is_warmed_up_as_we_are() {
