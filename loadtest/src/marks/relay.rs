@@ -12,6 +12,7 @@ use crate::load::client::Beat;
 use crate::load::more_descriptors;
 use crate::report::{Facts, Page, Table};
 use crate::scenario::apart::{self, Tools};
+use crate::scenario::run::FLUSHES;
 use crate::scenario::{Name, Plan};
 use crate::signals;
 
@@ -30,8 +31,9 @@ const IDLE_MESSAGES: f64 = 1_000.0;
 const HALF_SECONDS: f64 = 20.0;
 /// Sessions of a run whose octets are counted.
 const HALF_SESSIONS: usize = 64;
-/// Messages of 10 KiB that fill the memtables three times over, at 112 to 128 MiB each (queue/src/rocks.rs).
+/// Messages of 10 KiB that fill the memtables three times over, at 112 to 128 MiB each (queue/src/rocks.rs), and MiB that are written then.
 const THREE_FLUSHES: u32 = 45_000;
+const THREE_FLUSHES_MIB: f64 = 3.0 * 112.0;
 
 /// Why copies have no figure here.
 const COUNTED: &str = "counted by the gates of CI, not by a load";
@@ -85,6 +87,15 @@ fn tell<const N: usize>(
             Err(why) => told.missing(name, &format!("{why:#}"))?,
         }
     }
+    Ok(())
+}
+
+/// A figure over flushes is of a run that had them, by the store's own count.
+fn ensure_flushed(mib: f64) -> anyhow::Result<()> {
+    ensure!(
+        mib >= THREE_FLUSHES_MIB,
+        "flushes wrote {mib:.0} MiB, and three of them are {THREE_FLUSHES_MIB}"
+    );
     Ok(())
 }
 
@@ -226,6 +237,9 @@ impl Bench<'_> {
                 // Whether the peer can play this, it is first to show.
                 let other = self.runs.play(&other, Some(postfix))?;
                 let own = self.runs.own(&own)?;
+                if scenario == Name::Accept {
+                    ensure_flushed(own.figure(FLUSHES))?;
+                }
                 Ok([(own.cpu_seconds_per_1000, other.cpu_seconds_per_1000)])
             });
             tell(told, &[(name, Mark::AtMost(mark))], measured)?;
@@ -418,6 +432,14 @@ impl Bench<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accept_is_over_three_flushes_or_no_figure() {
+        ensure_flushed(THREE_FLUSHES_MIB).unwrap();
+        let said = ensure_flushed(224.0).unwrap_err().to_string();
+        assert_eq!(said, "flushes wrote 224 MiB, and three of them are 336");
+        assert!(ensure_flushed(f64::NAN).is_err());
+    }
 
     #[test]
     fn what_a_run_is_held_against_is_measured_before_and_after_it() {

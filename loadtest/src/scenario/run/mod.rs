@@ -39,6 +39,15 @@ const STILL: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// The same where each message that has arrived is looked at.
 const LOOK_THROUGH_EVERY: Duration = Duration::from_millis(20);
+/// For how long nothing may be flushed, and what CPU a relay that does nothing may use meanwhile, in seconds.
+const QUIET: Duration = Duration::from_secs(1);
+const IDLE_CPU: f64 = 0.05;
+/// Octets the store has written, by its own count: all, and those of flushes.
+const WRITTEN: &str = "postrider_store_written_bytes_total{";
+const FLUSHED: &str = "postrider_store_written_bytes_total{kind=\"flush\"}";
+/// The figure of `accept` that tells whether it is over flushes.
+pub(crate) const FLUSHES: &str = "written by flushes";
+const MIB: f64 = 1_048_576.0;
 /// The longest wait for an answer of the relay's metrics.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -115,8 +124,9 @@ impl Running {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spent {
     usage: Usage,
-    /// Octets that the store has written, where it says so.
+    /// Octets that the store has written, where it says so, and those of them that flushes have.
     store: Option<u64>,
+    flushed: Option<u64>,
     messages: u64,
     octets: u64,
 }
@@ -264,14 +274,38 @@ fn accept(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let before = stage.spent()?;
     let mail = stage.mail(stage.letters(0, stage.plan.domains, 0.0)?, stage.plan.messages);
     let main = stage.load(mail)?;
-    let after = stage.spent()?;
+    // A flush under way is of this mail, and paid for.
+    let after = once_still(|| stage.spent())?;
     stage.release()?;
     stage.until_arrived()?;
     let last = main.sent.all().iter().map(|sent| sent.answered).max();
+    let flushed = after.flushed.zip(before.flushed);
+    let flushed = flushed.map(|(after, before)| after.saturating_sub(before) as f64 / MIB);
     Ok(Course {
         end: last,
+        figures: flushed
+            .map(|flushed| Figure::new(FLUSHES, flushed, "MiB"))
+            .into_iter()
+            .collect(),
         ..Course::new(main, before, after)
     })
+}
+
+/// What was spent once nothing is flushed any more: nothing for a second, in which hardly any CPU was used either, for a flush is told when
+/// it is over. Where that never comes, after a while.
+fn once_still(mut spent: impl FnMut() -> anyhow::Result<Spent>) -> anyhow::Result<Spent> {
+    let begun = Instant::now();
+    let mut last = spent()?;
+    loop {
+        signals::go_on()?;
+        std::thread::sleep(QUIET);
+        let now = spent()?;
+        let used = now.usage.cpu_seconds - last.usage.cpu_seconds;
+        if (now.flushed == last.flushed && used < IDLE_CPU) || begun.elapsed() > STILL {
+            return Ok(now);
+        }
+        last = now;
+    }
 }
 
 impl<'a> Stage<'a> {
@@ -510,9 +544,12 @@ impl<'a> Stage<'a> {
     /// So much by now.
     pub(super) fn spent(&self) -> anyhow::Result<Spent> {
         let usage = Usage::of(self.subject.pid()?)?;
-        let store = match &self.subject {
-            Subject::Postrider(_) => self.metric("postrider_store_written_bytes_total{")?,
-            Subject::Peer(_) => None,
+        let (store, flushed) = match &self.subject {
+            Subject::Postrider(_) => {
+                let all = metrics(self.doors.metrics)?;
+                (sum_of(&all, WRITTEN), sum_of(&all, FLUSHED))
+            }
+            Subject::Peer(_) => (None, None),
         };
         Ok(Spent {
             usage: Usage {
@@ -521,6 +558,7 @@ impl<'a> Stage<'a> {
                 at: usage.at,
             },
             store: store.map(|store| store + self.past.store.unwrap_or(0)),
+            flushed: flushed.map(|flushed| flushed + self.past.flushed.unwrap_or(0)),
             messages: self.accepted(),
             octets: self.octets,
         })
@@ -672,12 +710,36 @@ mod tests {
     }
 
     #[test]
+    fn flushes_under_way_are_paid_for() {
+        let spent = |flushed, cpu_seconds| Spent {
+            flushed: Some(flushed),
+            usage: Usage {
+                cpu_seconds,
+                ..Usage::default()
+            },
+            ..Spent::default()
+        };
+        // One that ends, one that is under way and told by its CPU alone until then, and nothing more.
+        let mut looks = [
+            spent(0, 1.0),
+            spent(9, 1.5),
+            spent(9, 2.0),
+            spent(20, 2.01),
+            spent(20, 2.02),
+        ]
+        .into_iter();
+        let last = once_still(|| looks.next().context("asked too often")).unwrap();
+        assert_eq!((last.flushed, last.usage.cpu_seconds), (Some(20), 2.02));
+    }
+
+    #[test]
     fn what_the_store_has_written_is_read_from_its_metrics() {
         let text = "# HELP postrider_store_written_bytes_total x\n\
                     postrider_store_written_bytes_total{kind=\"wal\"} 1000\n\
                     postrider_store_written_bytes_total{kind=\"flush\"} 20\n\
                     postrider_other{kind=\"wal\"} 5\n";
-        assert_eq!(sum_of(text, "postrider_store_written_bytes_total{"), Some(1_020));
+        assert_eq!(sum_of(text, WRITTEN), Some(1_020));
+        assert_eq!(sum_of(text, FLUSHED), Some(20));
         assert_eq!(sum_of(text, "postrider_nothing{"), None);
     }
 }
