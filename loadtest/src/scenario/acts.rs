@@ -16,6 +16,8 @@ use crate::signals;
 const MIB: f64 = 1_048_576.0;
 /// A provider's time for a message, in `otp`.
 pub(super) const OTP_TAKES: Duration = Duration::from_millis(200);
+/// Longer than a giant that puts all off needs to say so.
+const BLOCKED_ANSWERS: Duration = Duration::from_millis(200);
 /// Between two passwords: no multiple of what a token or a message takes, so that they meet every phase of those.
 const OTP_EVERY: Duration = Duration::from_millis(337);
 /// How often something awaited is looked at.
@@ -23,9 +25,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The longest wait for a load to come to where the next part begins.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// One slow giant, domain 0, beside many quick ones: the quick ones' times alone, and together with it.
+/// A giant beside many quick ones: the quick ones' times alone, together with one that is slow, domain 0, and with one that puts all off, the
+/// last domain.
 pub(super) fn hot_and_cold(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
-    let (plan, quick) = (stage.plan, stage.plan.domains - 1);
+    let (plan, quick) = (stage.plan, stage.plan.domains - 2);
     stage.warm_up(1, quick)?;
     let before = stage.spent()?;
     let letters = stage.letters(1, quick, 0.0)?;
@@ -36,15 +39,18 @@ pub(super) fn hot_and_cold(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     };
     let alone = stage.load(mail(stage, "the quick ones alone"))?;
     stage.until_load_arrived(&alone)?;
-    // The giant gets as much as all others together, and has some of it already when they are looked at.
+    // A giant gets as much as all others together, and has some of it already when they are looked at.
     let ahead = plan.messages / 4;
-    stage.event("the giant's mail begins");
-    let giant = Mail {
-        what: "the giant",
-        beat: Beat::Rate(plan.rate),
-        ..stage.mail(stage.letters(0, 1, 0.0)?, plan.messages + ahead)
+    let begin = |stage: &mut Stage<'_>, what, domain| {
+        stage.event(what);
+        let mail = Mail {
+            what,
+            beat: Beat::Rate(plan.rate),
+            ..stage.mail(stage.letters(domain, 1, 0.0)?, plan.messages + ahead)
+        };
+        stage.start(mail)
     };
-    let giant = stage.start(giant)?;
+    let giant = begin(stage, "the slow giant's mail", 0)?;
     until_accepted(&giant, ahead)?;
     let together = stage.load(mail(stage, "the quick ones beside the giant"))?;
     stage.until_load_arrived(&together)?;
@@ -54,11 +60,30 @@ pub(super) fn hot_and_cold(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     stage.event("the giant is quick");
     stage.quicken(plan.giant_takes(), None)?;
     stage.until_arrived()?;
+    stage.sink.behave(plan.blocked()?);
+    let blocked = begin(stage, "the blocked giant's mail", quick + 1)?;
+    until_accepted(&blocked, ahead)?;
+    let beside_blocked = stage.load(mail(stage, "the quick ones beside the blocked giant"))?;
+    stage.until_load_arrived(&beside_blocked)?;
+    let blocked = stage.join(blocked)?;
+    let put_off = stage.sink.counts.deferred.load(Ordering::Relaxed);
+    stage.event("the giant takes all");
+    stage.quicken(BLOCKED_ANSWERS, None)?;
+    // What was put off waits for its next attempt otherwise.
+    stage.command(&["queue", "retry", "--all"])?;
+    stage.until_arrived()?;
     let arrived = stage.arrived();
     let times = |load: &Load| transit(&load.sent.all(), &arrived, |sent| sent.meant);
-    let (apart, beside) = (times(&alone), times(&together));
+    let (apart, beside, blocked_times) = (times(&alone), times(&together), times(&beside_blocked));
     let mut course = Course::new(together, before, after);
-    course.beside = vec![giant.numbers()];
+    course.beside = vec![giant.numbers(), blocked.numbers()];
+    // What was put off is overtaken, as it should be.
+    course.ordered = Some(0..quick as u32 + 1);
+    course.findings.extend(no_backlog(
+        plan,
+        put_off,
+        "the blocked giant put nothing off: the quick ones stood beside nothing",
+    ));
     course.findings.extend(no_backlog(
         plan,
         waits,
@@ -71,6 +96,14 @@ pub(super) fn hot_and_cold(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
         Figure::new("beside the giant, p99", beside.p99, "ms"),
         Figure::new("p99, times that alone", beside.p99 / apart.p99, ""),
         Figure::new("the giant's mail waiting", waits as f64, "messages"),
+        Figure::new("beside a blocked one, p50", blocked_times.p50, "ms"),
+        Figure::new("beside a blocked one, p99", blocked_times.p99, "ms"),
+        Figure::new(
+            "beside a blocked one, times that alone",
+            blocked_times.p99 / apart.p99,
+            "",
+        ),
+        Figure::new("put off by the blocked one", put_off as f64, "times"),
     ];
     Ok(course)
 }
@@ -439,6 +472,14 @@ impl Plan {
         Duration::from_millis(if self.smoke { 300 } else { 2_000 })
     }
 
+    /// How they behave where the last one puts all off, in `hot-and-cold`.
+    fn blocked(&self) -> anyhow::Result<Manner> {
+        Ok(Manner {
+            script: vec![format!("{}:defer=1", self.domains - 1).parse()?],
+            ..Manner::default()
+        })
+    }
+
     /// How the domains behave at first.
     pub(super) fn manner(&self) -> anyhow::Result<Manner> {
         let delay = |delay: Duration| Behaviour {
@@ -480,6 +521,23 @@ mod tests {
         assert_eq!(no_backlog(&plan(false), 0, "nothing").as_deref(), Some("nothing"));
         assert_eq!(no_backlog(&plan(false), 1, "nothing"), None);
         assert_eq!(no_backlog(&plan(true), 0, "nothing"), None);
+    }
+
+    #[test]
+    fn one_giant_is_slow_and_another_blocked() {
+        for smoke in [true, false] {
+            let plan = Plan::smoke_or_whole(super::super::Name::HotAndCold, smoke).unwrap();
+            let (slow, blocked) = (plan.manner().unwrap(), plan.blocked().unwrap());
+            let last = plan.domains as u32 - 1;
+            for domain in 0..plan.domains as u32 {
+                let (slow, blocked) = (
+                    slow.at(domain, Duration::ZERO),
+                    blocked.at(domain, Duration::ZERO),
+                );
+                assert_eq!(slow.delay != Span::default(), domain == 0, "{domain}");
+                assert_eq!(blocked.defer, if domain == last { 1.0 } else { 0.0 }, "{domain}");
+            }
+        }
     }
 
     #[test]
