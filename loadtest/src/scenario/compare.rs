@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum as _};
 use serde::Serialize;
 
 use super::trace::Calls;
+use super::usage::CpuFrom;
 use super::{Name, PATIENCE, Plan, Report, check_rate, plan, run};
 use crate::report::bars::Bars;
 use crate::report::{self, Facts, Page, Plot, Section, Table, Verdict, facts};
@@ -101,6 +102,8 @@ struct Row {
     relay: String,
     per_second: f64,
     cpu_seconds_per_1000: f64,
+    /// Of the last run; `None`: there is none.
+    cpu_from: Option<CpuFrom>,
     peak_memory_mib: f64,
     written_by_accepted: f64,
     reply_to_arrival_p50_ms: f64,
@@ -124,6 +127,7 @@ impl Row {
             relay,
             per_second: median(|report| report.per_second),
             cpu_seconds_per_1000: median(|report| report.cpu_seconds_per_1000),
+            cpu_from: reports.last().map(|report| report.cpu_from),
             peak_memory_mib: median(|report| report.peak_memory_mib),
             written_by_accepted: median(|report| report.written_by_accepted),
             reply_to_arrival_p50_ms: median(|report| report.reply_to_arrival_ms.p50),
@@ -513,6 +517,7 @@ mod tests {
             relay: relay.to_owned(),
             per_second,
             cpu_seconds_per_1000: 0.5,
+            cpu_from: None,
             peak_memory_mib: 80.0,
             written_by_accepted: 1.1,
             reply_to_arrival_p50_ms: 2.5,

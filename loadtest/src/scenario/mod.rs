@@ -28,6 +28,7 @@ use crate::report::over_time::OverTime;
 use crate::report::svg::number;
 use crate::report::{Page, Row, Section, Table, Verdict, facts};
 use crate::signals;
+use usage::CpuFrom;
 
 /// Seconds of [`Plan::patience`], unless given.
 const PATIENCE: u64 = 60;
@@ -352,6 +353,7 @@ pub(crate) struct Report {
     pub(crate) per_second: f64,
     /// Of the relay's process with all its threads, in that time, for 1,000 messages.
     pub(crate) cpu_seconds_per_1000: f64,
+    pub(crate) cpu_from: CpuFrom,
     /// The highest seen, warm-up included, in MiB.
     pub(crate) peak_memory_mib: f64,
     /// Octets that the kernel says the relay had written to disk by octets of messages.
@@ -387,6 +389,7 @@ impl Report {
             seconds: 0.0,
             per_second: 0.0,
             cpu_seconds_per_1000: 0.0,
+            cpu_from: CpuFrom::Proc,
             peak_memory_mib: 0.0,
             written_by_accepted: 0.0,
             store_written_by_accepted: None,

@@ -82,7 +82,15 @@ impl Subject {
     /// A peer has its own.
     fn group(&self) -> anyhow::Result<Option<Group>> {
         Ok(match self {
-            Self::Postrider(_) => Group::around(self.pid()?).ok(),
+            Self::Postrider(_) => match Group::around(self.pid()?) {
+                Ok(group) => Some(group),
+                Err(error) => {
+                    eprintln!(
+                        "no control group ({error:#}): CPU is read from /proc, in hundredths of a second"
+                    );
+                    None
+                }
+            },
             Self::Peer(_) => None,
         })
     }
@@ -555,7 +563,7 @@ impl<'a> Stage<'a> {
             usage: Usage {
                 cpu_seconds: usage.cpu_seconds + self.past.usage.cpu_seconds,
                 written: usage.written + self.past.usage.written,
-                at: usage.at,
+                ..usage
             },
             store: store.map(|store| store + self.past.store.unwrap_or(0)),
             flushed: flushed.map(|flushed| flushed + self.past.flushed.unwrap_or(0)),

@@ -80,6 +80,7 @@ impl Stage<'_> {
             seconds,
             per_second: accept.accepted as f64 / seconds,
             cpu_seconds_per_1000: (after.usage.cpu_seconds - before.usage.cpu_seconds) / messages * 1_000.0,
+            cpu_from: after.usage.cpu_from,
             peak_memory_mib: peak as f64 / f64::from(1 << 20),
             written_by_accepted: after.usage.written.saturating_sub(before.usage.written) as f64 / octets,
             store_written_by_accepted: store
