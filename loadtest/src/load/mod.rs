@@ -106,6 +106,8 @@ pub(crate) struct FloodOptions {
 #[command(after_help = "Examples:\n  \
     loadtest sink --domains 100 --delay 5-50 --defer 0.01\n  \
     loadtest sink --domains 100 --script 0:delay=5000 --script 10-19:refuse=0.2,from=30,until=60\n\n\
+    It says its port and its name server when it starts. A relay finds it by those: of Postrider, dns.servers = [\"the name server\"], \
+    delivery.port = the port, and delivery.tls = \"off\" unless --tls is given. Send what it takes by loadtest flood, with as many --domains.\n\n\
     It takes mail until SIGINT or SIGTERM, and tells what came. Exit code 1 where a message was damaged, came to a recipient twice, or came \
     without a seal. Missing numbers are told alone: nobody here knows whether those messages were accepted, or are on their way still.")]
 pub(crate) struct SinkOptions {

@@ -24,7 +24,11 @@ const SYNCED: f64 = 0.95;
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     loadtest compare --peer scripts/peers/postfix --messages 10000\n  \
-    loadtest compare relay accept relay-dkim --peer scripts/peers/postfix --peer scripts/peers/exim --runs 5 --json")]
+    loadtest compare relay accept relay-dkim --peer scripts/peers/postfix --peer scripts/peers/exim --runs 5 --json\n\n\
+    As root, from the repository's folder: the peers in scripts/peers want users of their own, and CPU is read from control groups \
+    (cgroup v2; where none can be made that is said, and /proc has to do). Run tests/interop/fetch first, which unpacks Postfix, OpenDKIM, \
+    Exim, OpenSMTPD and Haraka into the cache and installs nothing. Syncs are counted under strace, which has to be there (or --traced 0). \
+    A peer of your own begins with a copy of scripts/peers/example.")]
 pub(crate) struct CompareOptions {
     /// Which, one after the other: relay, accept, relay-dkim.
     #[arg(default_value = "relay", value_parser = comparable)]
