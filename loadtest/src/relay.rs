@@ -288,6 +288,19 @@ impl Drop for Relay {
     }
 }
 
+/// As the program says it itself.
+pub(crate) fn version(program: &Path) -> Option<String> {
+    first_line(Command::new(program).arg("--version"))
+}
+
+/// The first line that a program says, where it ends well.
+pub(crate) fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().next()?.trim();
+    (output.status.success() && !line.is_empty()).then(|| line.to_owned())
+}
+
 pub(crate) async fn greets(address: SocketAddr) -> bool {
     let greeting = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;

@@ -1,4 +1,4 @@
-//! `loadtest compare` with a peer that takes a few messages and then nothing: it is given up, and ends with all it has started.
+//! `loadtest compare`, and `marks`, with a peer that takes a few messages and then nothing: it is given up, and ends with all it has started.
 
 #![allow(
     clippy::unwrap_used,
@@ -65,26 +65,38 @@ struct Comparison {
 impl Comparison {
     /// With a relay of our own that does not start, so that the peer has its turn.
     fn start(patience: &str) -> Self {
+        Self::of("peer", |command, peer| {
+            command
+                .args(["compare", "accept", "--postrider", "false", "--peer"])
+                .arg(peer)
+                .args(["--runs", "1", "--traced", "0", "--messages", "20"])
+                .args(["--size", "1KiB", "--sessions", "2", "--patience", patience]);
+        })
+    }
+
+    /// The marks that are ratios to Postfix's, the peer in its place: of `accept` it has the first turn.
+    fn marks() -> Self {
+        Self::of("postfix", |command, peer| {
+            let folder = peer.parent().unwrap();
+            command
+                .args([
+                    "marks", "relay", "--only", "accept", "--runs", "2", "--scale", "0.01",
+                ])
+                .args(["--postrider", "/bin/false", "--peers"])
+                .arg(folder)
+                .arg("--interop")
+                .arg(folder);
+        })
+    }
+
+    fn of(name: &str, told: impl Fn(&mut Command, &Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let peer = folder.path().join("peer");
+        let peer = folder.path().join(name);
         std::fs::write(&peer, PEER).unwrap();
         std::fs::set_permissions(&peer, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let loadtest = Command::new(env!("CARGO_BIN_EXE_loadtest"))
-            .args(["compare", "accept", "--postrider", "false", "--peer"])
-            .arg(&peer)
-            .args([
-                "--runs",
-                "1",
-                "--traced",
-                "0",
-                "--messages",
-                "20",
-                "--size",
-                "1KiB",
-                "--sessions",
-                "2",
-            ])
-            .args(["--patience", patience])
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        told(&mut command, &peer);
+        let loadtest = command
             .env("STUCK", folder.path().join("stuck"))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -162,4 +174,23 @@ fn a_signal_ends_the_peer_first() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("ended by a signal"), "{said}");
+}
+
+/// Postfix wants to be started by root, and so do its marks: where nobody is, this shows nothing, and says so.
+#[test]
+fn a_signal_ends_the_peer_of_a_mark_first() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("NOT SHOWN: not root");
+        return;
+    }
+    let marks = Comparison::marks();
+    until("the peer is stuck", || marks.stuck().exists());
+    kill_process(Pid::from_child(&marks.loadtest), Signal::INT).unwrap();
+    let output = marks.end();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("ended by a signal"), "{said}");
+    // A load that was broken off is no figure, nor is it the reason why there is none.
+    let figures = String::from_utf8(output.stdout).unwrap();
+    assert!(!figures.contains("accept:"), "{figures}");
 }

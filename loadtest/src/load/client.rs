@@ -471,7 +471,7 @@ impl Load {
             };
             let done = self.transaction(&mut peer, &mut sent, transfer).await;
             sent.answered = self.zero.elapsed();
-            if (200..300).contains(&sent.code) {
+            if sent.is_accepted() {
                 self.accepted.fetch_add(1, Ordering::Relaxed);
             }
             self.sent.push(sent);

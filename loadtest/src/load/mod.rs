@@ -106,6 +106,8 @@ pub(crate) struct FloodOptions {
 #[command(after_help = "Examples:\n  \
     loadtest sink --domains 100 --delay 5-50 --defer 0.01\n  \
     loadtest sink --domains 100 --script 0:delay=5000 --script 10-19:refuse=0.2,from=30,until=60\n\n\
+    It says its port and its name server when it starts. A relay finds it by those: of Postrider, dns.servers = [\"the name server\"], \
+    delivery.port = the port, and delivery.tls = \"off\" unless --tls is given. Send what it takes by loadtest flood, with as many --domains.\n\n\
     It takes mail until SIGINT or SIGTERM, and tells what came. Exit code 1 where a message was damaged, came to a recipient twice, or came \
     without a seal. Missing numbers are told alone: nobody here knows whether those messages were accepted, or are on their way still.")]
 pub(crate) struct SinkOptions {
@@ -173,9 +175,9 @@ impl Summary {
     pub(crate) fn of(load: &Load, sent: &[Sent]) -> Self {
         let last = sent.iter().map(|sent| sent.answered).max().unwrap_or_default();
         let seconds = last.saturating_sub(load.began()).as_secs_f64();
-        let accepted = || sent.iter().filter(|sent| (200..300).contains(&sent.code));
+        let accepted = || sent.iter().filter(|sent| sent.is_accepted());
         let unanswered = sent.iter().filter(|sent| sent.code == 0).count();
-        let others = sent.iter().filter(|sent| !(200..300).contains(&sent.code));
+        let others = sent.iter().filter(|sent| !sent.is_accepted());
         let longest = others.map(|sent| sent.answered.saturating_sub(sent.meant)).max();
         Self {
             seconds,

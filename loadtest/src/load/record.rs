@@ -34,6 +34,12 @@ pub(crate) struct Sent {
     pub(crate) answered: Duration,
 }
 
+impl Sent {
+    pub(crate) fn is_accepted(&self) -> bool {
+        (200..300).contains(&self.code)
+    }
+}
+
 /// A message that has arrived.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arrival {
@@ -264,7 +270,7 @@ impl Balance {
             }
         }
         for (sent, copies) in by_number.values() {
-            if (200..300).contains(&sent.code) {
+            if sent.is_accepted() {
                 balance.accepted += 1;
                 if *copies == 0 {
                     balance.lost += 1;

@@ -11,12 +11,16 @@ mod runs;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::report::{Row, Verdict, facts};
+use crate::relay::{first_line, version};
+use crate::report::svg::number;
+use crate::report::{Facts, Row, Verdict, facts};
+use crate::signals;
 
 /// Options of `loadtest marks`.
 #[derive(Args)]
@@ -47,7 +51,12 @@ enum Group {
 #[command(mut_arg("runs", |runs| runs.default_value("5")))]
 #[command(after_help = "Examples:\n  \
     loadtest marks relay --folder /somewhere/on/the/disk --report marks.html\n  \
-    loadtest marks relay --scale 0.1 --runs 1 --only otp")]
+    loadtest marks relay --scale 0.1 --runs 1 --only otp\n\n\
+    As root, from the repository's folder: Postfix wants users of its own, and CPU is read from control groups (cgroup v2). Run \
+    tests/interop/fetch first, which unpacks Postfix, OpenDKIM, smtp-source and smtp-sink into the cache and installs nothing. Without \
+    them the ratios to Postfix's are told as not measured, and the exit code is 1.\n\n\
+    Names begin with: relay, relay-1KiB, relay-100KiB, relay-dkim, accept, relay-dkim-ed25519, relay-tls, thousand-domains, between, idle, \
+    half-load, written, hot-and-cold, otp, memory, copies.")]
 struct RelayOptions {
     #[command(flatten)]
     common: Common,
@@ -129,11 +138,91 @@ impl Mark {
     }
 }
 
+/// A figure that is one number by another: medians, of the ratio and of each of the two by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Ratio {
+    #[serde(skip)]
+    ratio: f64,
+    numerator: f64,
+    denominator: f64,
+}
+
+impl Ratio {
+    /// Of rounds, each of which measured both.
+    fn of(rounds: &[(f64, f64)]) -> Self {
+        let median = |of: fn(&(f64, f64)) -> f64| median(rounds.iter().map(of).collect());
+        Self {
+            ratio: median(|(over, under)| over / under),
+            numerator: median(|(over, _)| *over),
+            denominator: median(|(_, under)| *under),
+        }
+    }
+}
+
+/// What was measured, of what, and how much of it.
+#[derive(Serialize)]
+struct Head {
+    /// As `postrider --version` says it.
+    postrider: String,
+    loadtest: &'static str,
+    /// Of the folder that this was started in, where that is a repository.
+    commit: Option<String>,
+    scale: f64,
+    runs: usize,
+}
+
+impl Head {
+    fn of(common: &Common) -> Self {
+        let postrider = runs::program(common.postrider.as_deref(), "postrider").ok();
+        let unknown = || "postrider of an unknown version".to_owned();
+        Self {
+            postrider: postrider
+                .and_then(|program| version(&program))
+                .unwrap_or_else(unknown),
+            loadtest: env!("CARGO_PKG_VERSION"),
+            commit: first_line(Command::new("git").args(["describe", "--always", "--dirty", "--exclude=*"])),
+            scale: common.scale,
+            runs: common.runs,
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let commit = self.commit.iter().map(|commit| ("commit", commit.clone()));
+        [
+            ("relay", self.postrider.clone()),
+            ("scale", self.scale.to_string()),
+            ("runs", self.runs.to_string()),
+        ]
+        .into_iter()
+        .chain(commit)
+        .collect()
+    }
+}
+
+impl std::fmt::Display for Head {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            postrider,
+            loadtest,
+            commit,
+            scale,
+            runs,
+        } = self;
+        write!(to, "{postrider}, loadtest {loadtest}")?;
+        if let Some(commit) = commit {
+            write!(to, ", commit {commit}")?;
+        }
+        write!(to, "; scale {scale}, runs {runs}")
+    }
+}
+
 /// A line of the result.
 #[derive(Serialize)]
 struct Line<'a> {
     name: &'a str,
     measured: f64,
+    #[serde(flatten)]
+    of: Option<Ratio>,
     mark: f64,
     at: &'static str,
     unit: &'static str,
@@ -187,6 +276,22 @@ impl Told {
     }
 
     fn figure(&mut self, name: &str, measured: f64, mark: Mark, unit: &'static str) -> anyhow::Result<()> {
+        self.line(name, measured, None, mark, unit)
+    }
+
+    /// A figure, and what it is of.
+    fn ratio(&mut self, name: &str, ratio: Ratio, mark: Mark) -> anyhow::Result<()> {
+        self.line(name, ratio.ratio, Some(ratio), mark, "")
+    }
+
+    fn line(
+        &mut self,
+        name: &str,
+        measured: f64,
+        of: Option<Ratio>,
+        mark: Mark,
+        unit: &'static str,
+    ) -> anyhow::Result<()> {
         ensure!(measured.is_finite(), "{name} was not measured");
         let ok = mark.holds(measured);
         self.all_hold &= ok;
@@ -198,6 +303,7 @@ impl Told {
             let line = Line {
                 name,
                 measured,
+                of,
                 mark: bound,
                 at,
                 unit,
@@ -209,10 +315,13 @@ impl Told {
             println!("{name:<52} {measured:>10.3} {unit:<9} at {at:<5} {bound:>9.3}  {verdict}");
         }
         let sign = if at == "least" { "≥" } else { "≤" };
+        let of = of.map_or_else(String::new, |of| {
+            format!("({} / {})", number(of.numerator), number(of.denominator))
+        });
         self.rows.push(Row {
             cells: vec![
                 name.to_owned(),
-                format!("{measured:.3} {unit}"),
+                format!("{measured:.3} {unit}{of}"),
                 format!("{sign} {bound} {unit}"),
             ],
             verdict: Verdict::of(ok),
@@ -231,8 +340,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
         common.scale > 0.0 && common.runs > 0,
         "a scale and a number of runs are more than 0"
     );
+    // Peers have process groups of their own, which a terminal's signals don't reach: they are ended by us.
+    signals::note()?;
     // The load before is not of the measuring.
-    let (mut told, facts) = (Told::new(common.json), facts());
+    let (mut told, mut facts) = (Told::new(common.json), facts());
+    let head = Head::of(common);
+    if common.json {
+        println!("{}", serde_json::to_string(&head)?);
+    } else {
+        println!("{head}");
+    }
+    facts.extend(head.facts());
     match &options.group {
         Group::Queue(common) => queue::measure(common, &mut told)?,
         Group::Relay(options) => relay::measure(options, &mut told)?,
@@ -245,9 +363,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<bool> {
     Ok(told.all_hold)
 }
 
+/// Of an even number the mean of the two in the middle.
 pub(crate) fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
-    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
+    let middle = of.get(of.len().saturating_sub(1) / 2..=of.len() / 2);
+    let middle = middle.unwrap_or_default();
+    middle.iter().sum::<f64>() / middle.len() as f64
 }
 
 #[cfg(test)]
@@ -280,6 +401,49 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_ratio_tells_what_it_is_of() {
+        let ratio = Ratio::of(&[(1.0, 10.0), (3.0, 20.0), (4.0, 10.0)]);
+        assert_eq!(
+            (ratio.ratio, ratio.numerator, ratio.denominator),
+            (0.15, 3.0, 10.0)
+        );
+        let line = |of| Line {
+            name: "a",
+            measured: 0.15,
+            of,
+            mark: 1.0,
+            at: "most",
+            unit: "",
+            ok: true,
+        };
+        let json = serde_json::to_string(&line(Some(ratio))).unwrap();
+        assert!(
+            json.contains(r#""measured":0.15,"numerator":3.0,"denominator":10.0,"mark":1.0"#),
+            "{json}"
+        );
+        let json = serde_json::to_string(&line(None)).unwrap();
+        assert!(json.contains(r#""measured":0.15,"mark":1.0"#), "{json}");
+        let mut told = Told::new(true);
+        told.ratio("a", ratio, Mark::AtMost(1.0)).unwrap();
+        assert_eq!(told.rows[0].cells[1], "0.150 (3 / 10)");
+    }
+
+    #[test]
+    fn the_head_tells_of_what_and_how_much() {
+        let head = Head {
+            postrider: "postrider 0.1.0".to_owned(),
+            loadtest: "0.1.0",
+            commit: Some("7ba5c36".to_owned()),
+            scale: 0.1,
+            runs: 3,
+        };
+        assert_eq!(
+            head.to_string(),
+            "postrider 0.1.0, loadtest 0.1.0, commit 7ba5c36; scale 0.1, runs 3"
+        );
+    }
+
     /// Whatever the group, and before anything is measured.
     #[test]
     fn a_name_that_no_figure_has_is_told_those_that_have_one() {
@@ -306,6 +470,41 @@ mod tests {
     }
 
     #[test]
+    fn help_tells_every_name() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            options: Options,
+        }
+        let mut command = <Cli as clap::CommandFactory>::command();
+        for group in ["relay", "delivery"] {
+            let help = command
+                .find_subcommand_mut(group)
+                .unwrap()
+                .render_long_help()
+                .to_string();
+            let words = [
+                "marks",
+                group,
+                "--postrider",
+                "/bin/false",
+                "--only",
+                "nothing",
+                "--figures",
+                "/bin/false",
+            ];
+            let cli = <Cli as clap::Parser>::parse_from(words);
+            let said = run(&cli.options).unwrap_err().to_string();
+            let (_, names) = said.split_once("there are ").unwrap();
+            let (_, told) = help.split_once("Names begin with: ").unwrap();
+            let told: Vec<_> = told.split([',', '.', '\n']).map(str::trim).collect();
+            for name in names.split(", ") {
+                assert!(told.contains(&name), "{group}: {name} is not in {told:?}");
+            }
+        }
+    }
+
+    #[test]
     fn figures_are_named_by_what_they_begin_with() {
         #[derive(clap::Parser)]
         struct Cli {
@@ -327,6 +526,9 @@ mod tests {
     #[test]
     fn the_median_is_in_the_middle() {
         assert_eq!(median(vec![9.0, 1.0, 5.0]), 5.0);
+        assert_eq!(median(vec![9.0, 1.0, 5.0, 2.0]), 3.5);
+        assert_eq!(median(vec![9.0, 1.0]), 5.0);
+        assert_eq!(median(vec![9.0]), 9.0);
         assert!(median(Vec::new()).is_nan());
     }
 }

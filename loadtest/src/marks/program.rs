@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::relay::free_listener;
+use crate::signals;
 
 /// How long anything may take that is no figure.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -76,6 +77,16 @@ impl Arrived {
     fn all(&self) -> u64 {
         self.of_store() + self.of_flood.load(Ordering::Relaxed)
     }
+}
+
+/// Waits, while nobody asks us to end.
+async fn watched(time: Duration) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while let Some(left) = time.checked_sub(begun.elapsed()) {
+        signals::go_on()?;
+        sleep(left.min(Duration::from_millis(100))).await;
+    }
+    Ok(())
 }
 
 /// A relay that was just started.
@@ -138,6 +149,7 @@ impl<'a> Start<'a> {
     async fn until_arrived(&mut self, count: u64, counted: fn(&Arrived) -> u64) -> anyhow::Result<()> {
         let mut last = (0, Instant::now());
         loop {
+            signals::go_on()?;
             let arrived = counted(&self.arrived);
             if arrived >= count {
                 return Ok(());
@@ -175,6 +187,7 @@ impl<'a> Start<'a> {
         runtime.block_on(async {
             let flood = Flood::start(self.submission, Duration::ZERO).await?;
             while flood.accepted.load(Ordering::Relaxed) < count {
+                signals::go_on()?;
                 ensure!(
                     self.relay.try_wait()?.is_none(),
                     "the relay ended: {}",
@@ -193,7 +206,7 @@ impl<'a> Start<'a> {
         let runtime = &self.program.runtime;
         runtime.block_on(async {
             self.until_arrived(count, Arrived::of_store).await?;
-            sleep(WATCHED).await;
+            watched(WATCHED).await?;
             ensure!(
                 self.relay.try_wait()?.is_none(),
                 "the relay ended: {}",
@@ -217,7 +230,7 @@ impl<'a> Start<'a> {
         let runtime = &self.program.runtime;
         runtime.block_on(async {
             let flood = Flood::start(self.submission, PAUSE).await?;
-            sleep(USUAL).await;
+            watched(USUAL).await?;
             let mut usual = std::mem::take(&mut *flood.waits.lock());
             let mut delete = Command::new(&self.program.postrider);
             delete

@@ -3,15 +3,22 @@
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
+use std::thread::ScopedJoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 use serde::Deserialize;
 
-use super::{Common, Mark, median};
+use super::{Common, Mark, Ratio, median};
+use crate::report::svg::number;
 use crate::scenario::run::play;
 use crate::scenario::{Plan, Report};
+use crate::signals;
+
+/// How often a program that runs for us is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Values by name.
 pub(super) type Values = HashMap<String, f64>;
@@ -37,10 +44,8 @@ pub(super) fn figures(binary: &Path, arguments: &[String], killed: bool) -> anyh
         name: String,
         value: f64,
     }
-    let output = Command::new(binary)
-        .args(arguments)
-        .output()
-        .with_context(|| binary.display().to_string())?;
+    let output =
+        output(Command::new(binary).args(arguments)).with_context(|| binary.display().to_string())?;
     // One that fails otherwise has not left what it was to leave.
     let as_meant = if killed {
         output.status.signal() == Some(Signal::ABORT.as_raw())
@@ -61,6 +66,48 @@ pub(super) fn figures(binary: &Path, arguments: &[String], killed: bool) -> anyh
             Ok((name, value))
         })
         .collect()
+}
+
+/// What a program says, once it has ended. Where we are asked to end it is killed.
+fn output(command: &mut Command) -> anyhow::Result<Output> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // Read beside, so that no pipe is full while we wait.
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        let out = scope.spawn(|| read(out));
+        let err = scope.spawn(|| read(err));
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if let Err(error) = signals::go_on() {
+                child.kill()?;
+                child.wait()?;
+                return Err(error);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        };
+        let read = |thread: ScopedJoinHandle<'_, std::io::Result<Vec<u8>>>| {
+            thread.join().map_err(|_| anyhow::anyhow!("a reader panicked"))
+        };
+        Ok(Output {
+            status,
+            stdout: read(out)??,
+            stderr: read(err)??,
+        })
+    })
+}
+
+fn read(from: Option<impl std::io::Read>) -> std::io::Result<Vec<u8>> {
+    let mut octets = Vec::new();
+    if let Some(mut from) = from {
+        from.read_to_end(&mut octets)?;
+    }
+    Ok(octets)
 }
 
 /// What is promised of `otp`: the scenario's figure, how it is told, its mark, its unit. Behind the newsletters a password takes at most
@@ -135,13 +182,37 @@ impl<'a> Runs<'a> {
         Ok(report)
     }
 
+    /// A number of rounds, each of which gives some pairs of numbers, which are told on standard error; the ratios of those.
+    pub(super) fn ratios<const N: usize>(
+        &self,
+        names: [&str; N],
+        round: impl Fn() -> anyhow::Result<[(f64, f64); N]>,
+    ) -> anyhow::Result<[Ratio; N]> {
+        let mut rounds = Vec::new();
+        for _ in 0..self.common.runs {
+            signals::go_on()?;
+            let round = round()?;
+            for (name, (over, under)) in names.iter().zip(round) {
+                eprintln!("{name}: {} / {}", number(over), number(under));
+            }
+            rounds.push(round);
+        }
+        Ok(std::array::from_fn(|at| {
+            let of: Vec<_> = rounds.iter().map(|round| round[at]).collect();
+            Ratio::of(&of)
+        }))
+    }
+
     /// A number of rounds, each of which gives some values; their medians.
     pub(super) fn medians<const N: usize>(
         &self,
         round: impl Fn() -> anyhow::Result<[f64; N]>,
     ) -> anyhow::Result<[f64; N]> {
         let rounds = (0..self.common.runs)
-            .map(|_| round())
+            .map(|_| {
+                signals::go_on()?;
+                round()
+            })
             .collect::<anyhow::Result<Vec<_>>>()?;
         Ok(std::array::from_fn(|at| {
             median(rounds.iter().map(|values| values[at]).collect())

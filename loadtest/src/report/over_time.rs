@@ -61,7 +61,7 @@ impl OverTime {
             .unwrap_or(seconds / MOST_STEPS);
         let at: HashMap<u32, Duration> = arrivals.iter().map(|one| (one.number, one.at)).collect();
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        let accepted = || sent.iter().filter(|sent| (200..300).contains(&sent.code));
+        let accepted = || sent.iter().filter(|sent| sent.is_accepted());
         let answers = accepted().filter(|sent| timed(sent)).filter_map(|sent| {
             Some((
                 since(sent.answered)?,

@@ -1,19 +1,23 @@
 //! The scenarios that are more than mail in and out: what each plays, and the figures that are its own.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::ensure;
 
-use super::run::{Course, Mail, Running, Stage, transit};
+use super::run::{Course, Mail, Running, Stage, transit, waiting};
 use super::usage::{descriptors, memory_of};
 use super::{Figure, Plan};
 use crate::load::client::{Beat, Load};
 use crate::load::record::{Quantiles, Sent, under_way};
 use crate::load::sink::{Behaviour, Manner, Span};
+use crate::signals;
 
 const MIB: f64 = 1_048_576.0;
 /// A provider's time for a message, in `otp`.
 pub(super) const OTP_TAKES: Duration = Duration::from_millis(200);
+/// Longer than a giant that puts all off needs to say so.
+const BLOCKED_ANSWERS: Duration = Duration::from_millis(200);
 /// Between two passwords: no multiple of what a token or a message takes, so that they meet every phase of those.
 const OTP_EVERY: Duration = Duration::from_millis(337);
 /// How often something awaited is looked at.
@@ -21,56 +25,92 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The longest wait for a load to come to where the next part begins.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// One slow giant, domain 0, beside many quick ones: the quick ones' times alone, and together with it.
+/// A giant beside many quick ones: the quick ones' times alone, together with one that is slow, domain 0, and with one that puts all off, the
+/// last domain.
 pub(super) fn hot_and_cold(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
-    let (plan, quick) = (stage.plan, stage.plan.domains - 1);
+    let (plan, quick) = (stage.plan, stage.plan.domains - 2);
     stage.warm_up(1, quick)?;
     let before = stage.spent()?;
     let letters = stage.letters(1, quick, 0.0)?;
-    let mail = |stage: &Stage<'_>| Mail {
+    let mail = |stage: &Stage<'_>, what| Mail {
+        what,
         beat: Beat::Rate(plan.rate),
         ..stage.mail(letters.clone(), plan.messages)
     };
-    let alone = stage.load(mail(stage))?;
+    let alone = stage.load(mail(stage, "the quick ones alone"))?;
     stage.until_load_arrived(&alone)?;
-    // The giant gets as much as all others together, and has some of it already when they are looked at.
+    // A giant gets as much as all others together, and has some of it already when they are looked at.
     let ahead = plan.messages / 4;
-    stage.event("the giant's mail begins");
-    let giant = Mail {
-        beat: Beat::Rate(plan.rate),
-        ..stage.mail(stage.letters(0, 1, 0.0)?, plan.messages + ahead)
+    let begin = |stage: &mut Stage<'_>, what, domain| {
+        stage.event(what);
+        let mail = Mail {
+            what,
+            beat: Beat::Rate(plan.rate),
+            ..stage.mail(stage.letters(domain, 1, 0.0)?, plan.messages + ahead)
+        };
+        stage.start(mail)
     };
-    let giant = stage.start(giant)?;
+    let giant = begin(stage, "the slow giant's mail", 0)?;
     until_accepted(&giant, ahead)?;
-    let together = stage.load(mail(stage))?;
+    let together = stage.load(mail(stage, "the quick ones beside the giant"))?;
     stage.until_load_arrived(&together)?;
     let giant = stage.join(giant)?;
     let after = stage.spent()?;
-    let numbers = giant.numbers();
-    let taken = stage
-        .sink
-        .counts
-        .arrivals
-        .count_of(|arrival| numbers.contains(&arrival.number));
-    let waits = giant.sent.count().saturating_sub(taken);
+    let waits = waiting(&giant.sent.all(), &stage.arrived());
     stage.event("the giant is quick");
     stage.quicken(plan.giant_takes(), None)?;
     stage.until_arrived()?;
+    stage.sink.behave(plan.blocked()?);
+    let blocked = begin(stage, "the blocked giant's mail", quick + 1)?;
+    until_accepted(&blocked, ahead)?;
+    let beside_blocked = stage.load(mail(stage, "the quick ones beside the blocked giant"))?;
+    stage.until_load_arrived(&beside_blocked)?;
+    let blocked = stage.join(blocked)?;
+    let put_off = stage.sink.counts.deferred.load(Ordering::Relaxed);
+    stage.event("the giant takes all");
+    stage.quicken(BLOCKED_ANSWERS, None)?;
+    // What was put off waits for its next attempt otherwise.
+    stage.command(&["queue", "retry", "--all"])?;
+    stage.until_arrived()?;
     let arrived = stage.arrived();
     let times = |load: &Load| transit(&load.sent.all(), &arrived, |sent| sent.meant);
-    let (apart, beside) = (times(&alone), times(&together));
-    Ok(Course {
-        figures: vec![
-            Figure::new("quick ones alone, p50", apart.p50, "ms"),
-            Figure::new("quick ones alone, p99", apart.p99, "ms"),
-            Figure::new("beside the giant, p50", beside.p50, "ms"),
-            Figure::new("beside the giant, p99", beside.p99, "ms"),
-            Figure::new("p99, times that alone", beside.p99 / apart.p99, ""),
-            Figure::new("the giant's mail waiting", waits as f64, "messages"),
-        ],
-        beside: vec![giant.numbers()],
-        ..Course::new(together, before, after)
-    })
+    let (apart, beside, blocked_times) = (times(&alone), times(&together), times(&beside_blocked));
+    let mut course = Course::new(together, before, after);
+    course.beside = vec![giant.numbers(), blocked.numbers()];
+    // What was put off is overtaken, as it should be.
+    course.ordered = Some(0..quick as u32 + 1);
+    course.findings.extend(no_backlog(
+        plan,
+        put_off,
+        "the blocked giant put nothing off: the quick ones stood beside nothing",
+    ));
+    course.findings.extend(no_backlog(
+        plan,
+        waits,
+        "nothing of the giant's waited: the quick ones stood beside nothing",
+    ));
+    course.figures = vec![
+        Figure::new("quick ones alone, p50", apart.p50, "ms"),
+        Figure::new("quick ones alone, p99", apart.p99, "ms"),
+        Figure::new("beside the giant, p50", beside.p50, "ms"),
+        Figure::new("beside the giant, p99", beside.p99, "ms"),
+        Figure::new("p99, times that alone", beside.p99 / apart.p99, ""),
+        Figure::new("the giant's mail waiting", waits as f64, "messages"),
+        Figure::new("beside a blocked one, p50", blocked_times.p50, "ms"),
+        Figure::new("beside a blocked one, p99", blocked_times.p99, "ms"),
+        Figure::new(
+            "beside a blocked one, times that alone",
+            blocked_times.p99 / apart.p99,
+            "",
+        ),
+        Figure::new("put off by the blocked one", put_off as f64, "times"),
+    ];
+    Ok(course)
+}
+
+/// A finding where nothing waited that others should have stood beside. A smoke run has too little mail to promise that.
+pub(super) fn no_backlog(plan: &Plan, waits: u64, words: &str) -> Option<String> {
+    (!plan.smoke && waits == 0).then(|| words.to_owned())
 }
 
 /// Passwords behind newsletters, to one provider that takes its time and is limited.
@@ -80,23 +120,25 @@ pub(super) fn otp(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let letters = stage.letters(0, 1, 0.0)?;
     stage.warm_up(0, 1)?;
     let before = stage.spent()?;
-    let passwords = |stage: &Stage<'_>| Mail {
+    let passwords = |stage: &Stage<'_>, what| Mail {
+        what,
         sessions: 1,
         beat: Beat::Rate(1.0 / OTP_EVERY.as_secs_f64()),
         ..stage.mail(letters.clone(), count)
     };
     stage.event("passwords alone");
-    let alone = stage.load(passwords(stage))?;
+    let alone = stage.load(passwords(stage, "the passwords alone"))?;
     stage.until_load_arrived(&alone)?;
     stage.event("newsletters");
     let news = Mail {
+        what: "the newsletters",
         target: stage.bulk.clone(),
         ..stage.mail(letters.clone(), plan.messages)
     };
     let news = stage.load(news)?;
     stage.event("passwords behind them");
     let from = stage.zero.elapsed();
-    let behind = stage.load(passwords(stage))?;
+    let behind = stage.load(passwords(stage, "the passwords behind them"))?;
     stage.until_load_arrived(&behind)?;
     let until = stage.zero.elapsed();
     let meanwhile = from..until;
@@ -105,7 +147,7 @@ pub(super) fn otp(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
         .counts
         .arrivals
         .count_of(|arrival| meanwhile.contains(&arrival.at));
-    let waits = u64::from(stage.plan.messages).saturating_sub(stage.sink.counts.arrivals.count());
+    let waits = waiting(&news.sent.all(), &stage.arrived());
     let after = stage.spent()?;
     // What is left would take a quarter of an hour.
     stage.event("limits lifted");
@@ -125,11 +167,11 @@ pub(super) fn otp(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let limit = plan.limit.unwrap_or(f64::INFINITY);
     let mut course = Course::new(behind, before, after);
     course.beside = vec![news.numbers()];
-    if !plan.smoke && waits == 0 {
-        course
-            .findings
-            .push("no newsletters were left: the passwords stood behind nothing".to_owned());
-    }
+    course.findings.extend(no_backlog(
+        plan,
+        waits,
+        "no newsletters were left: the passwords stood behind nothing",
+    ));
     course.figures = vec![
         Figure::new("alone, p50", alone.p50, "ms"),
         Figure::new("behind, p50", behind_times.p50, "ms"),
@@ -152,12 +194,13 @@ pub(super) fn backlog(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let probes = if plan.smoke { 20 } else { 500 };
     stage.warm_up(0, plan.domains)?;
     let fresh = stage.letters(0, 1, 0.0)?;
-    let probe = |stage: &Stage<'_>| Mail {
+    let probe = |stage: &Stage<'_>, what| Mail {
+        what,
         sessions: 4,
         beat: Beat::Rate(100.0),
         ..stage.mail(fresh.clone(), probes)
     };
-    let empty = stage.load(probe(stage))?;
+    let empty = stage.load(probe(stage, "fresh mail without the backlog"))?;
     stage.until_load_arrived(&empty)?;
     stage.command(&[
         "queue",
@@ -180,7 +223,7 @@ pub(super) fn backlog(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let after = stage.spent()?;
     let memory_after = memory();
     stage.event("fresh mail beside it");
-    let beside = stage.load(probe(stage))?;
+    let beside = stage.load(probe(stage, "fresh mail beside the backlog"))?;
     stage.until_load_arrived(&beside)?;
     stage.event("resumed");
     let resumed = stage.zero.elapsed();
@@ -191,7 +234,7 @@ pub(super) fn backlog(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let drained = sent.iter().filter_map(|sent| arrived.get(&sent.number)).max();
     let drained = drained.map_or(f64::NAN, |last| {
         let seconds = last.saturating_sub(resumed).as_secs_f64();
-        f64::from(plan.messages) / seconds.max(1e-9)
+        main.accepted.load(Ordering::Relaxed) as f64 / seconds.max(1e-9)
     });
     let times = |load: &Load| transit(&load.sent.all(), &arrived, |sent| sent.answered);
     let (apart, with) = (times(&empty), times(&beside));
@@ -240,11 +283,12 @@ pub(super) fn restart(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
         "the scenario restart",
     ])?;
     let before = stage.spent()?;
-    let waiting = Mail {
+    let backlog = Mail {
+        what: "what waits",
         target: stage.bulk.clone(),
         ..stage.mail(stage.letters(1, plan.domains - 1, 0.0)?, plan.messages)
     };
-    let waiting = stage.load(waiting)?;
+    let backlog = stage.load(backlog)?;
     let seconds = if plan.smoke { 2.0 } else { 30.0 };
     let live = Mail {
         beat: Beat::Rate(plan.rate),
@@ -254,17 +298,22 @@ pub(super) fn restart(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let begun = live.load.began();
     let until = |stage: &Stage<'_>, share: f64| {
         let at = begun + Duration::from_secs_f64(seconds * share);
-        std::thread::sleep(at.saturating_sub(stage.zero.elapsed()));
+        while stage.zero.elapsed() < at {
+            signals::go_on()?;
+            std::thread::sleep(LOOK_EVERY.min(at.saturating_sub(stage.zero.elapsed())));
+        }
+        anyhow::Ok(())
     };
-    until(stage, 0.25);
+    until(stage, 0.25)?;
     let stopping = stage.stop()?;
     let stopped = stage.zero.elapsed();
     let greeted = stage.start_again()?;
-    until(stage, 0.65);
+    until(stage, 0.65)?;
     stage.kill()?;
     let killed = stage.zero.elapsed();
     let greeted_again = stage.start_again()?;
     let main = stage.join(live)?;
+    let waits = waiting(&backlog.sent.all(), &stage.arrived());
     stage.event("resumed");
     stage.command(&["queue", "resume", "--stream", "bulk"])?;
     stage.until_arrived()?;
@@ -284,7 +333,7 @@ pub(super) fn restart(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
         .max();
     Ok(Course {
         figures: vec![
-            Figure::new("waiting meanwhile", f64::from(plan.messages), "messages"),
+            Figure::new("waiting meanwhile", waits as f64, "messages"),
             Figure::new("SIGTERM to its end", ms(stopping), "ms"),
             Figure::new("start to banner, after SIGTERM", ms(greeted), "ms"),
             Figure::new(
@@ -301,7 +350,7 @@ pub(super) fn restart(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
             ),
         ],
         breaks: true,
-        beside: vec![waiting.numbers()],
+        beside: vec![backlog.numbers()],
         ..Course::new(main, before, after)
     })
 }
@@ -379,11 +428,7 @@ pub(super) fn soak(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
         of.iter().sum::<f64>() / of.len() as f64
     };
     let (early, late) = (mean(settled), mean(end - span));
-    let deferred = stage
-        .sink
-        .counts
-        .deferred
-        .load(std::sync::atomic::Ordering::Relaxed);
+    let deferred = stage.sink.counts.deferred.load(Ordering::Relaxed);
     let mut course = Course::new(main, before, after);
     if deferred == 0 {
         course.findings.push("nothing was put off".to_owned());
@@ -405,7 +450,8 @@ fn until_accepted(running: &Running, count: u32) -> anyhow::Result<()> {
     let mut last = 0;
     let mut since = begun;
     loop {
-        let accepted = running.load.accepted.load(std::sync::atomic::Ordering::Relaxed);
+        signals::go_on()?;
+        let accepted = running.load.accepted.load(Ordering::Relaxed);
         if accepted >= count.into() || running.is_over() {
             return Ok(());
         }
@@ -424,6 +470,14 @@ impl Plan {
     /// The giant's time for a message, in `hot-and-cold`.
     fn giant_takes(&self) -> Duration {
         Duration::from_millis(if self.smoke { 300 } else { 2_000 })
+    }
+
+    /// How they behave where the last one puts all off, in `hot-and-cold`.
+    fn blocked(&self) -> anyhow::Result<Manner> {
+        Ok(Manner {
+            script: vec![format!("{}:defer=1", self.domains - 1).parse()?],
+            ..Manner::default()
+        })
     }
 
     /// How the domains behave at first.
@@ -460,6 +514,31 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_giant_that_nothing_waits_for_is_found_but_in_a_smoke_run() {
+        let plan = |smoke| Plan::smoke_or_whole(super::super::Name::HotAndCold, smoke).unwrap();
+        assert_eq!(no_backlog(&plan(false), 0, "nothing").as_deref(), Some("nothing"));
+        assert_eq!(no_backlog(&plan(false), 1, "nothing"), None);
+        assert_eq!(no_backlog(&plan(true), 0, "nothing"), None);
+    }
+
+    #[test]
+    fn one_giant_is_slow_and_another_blocked() {
+        for smoke in [true, false] {
+            let plan = Plan::smoke_or_whole(super::super::Name::HotAndCold, smoke).unwrap();
+            let (slow, blocked) = (plan.manner().unwrap(), plan.blocked().unwrap());
+            let last = plan.domains as u32 - 1;
+            for domain in 0..plan.domains as u32 {
+                let (slow, blocked) = (
+                    slow.at(domain, Duration::ZERO),
+                    blocked.at(domain, Duration::ZERO),
+                );
+                assert_eq!(slow.delay != Span::default(), domain == 0, "{domain}");
+                assert_eq!(blocked.defer, if domain == last { 1.0 } else { 0.0 }, "{domain}");
+            }
+        }
+    }
 
     #[test]
     fn the_ends_of_a_load_are_told_apart() {

@@ -14,6 +14,7 @@ use super::usage::memory_of;
 use super::{Name, Plan};
 use crate::load::client::Held;
 use crate::load::sink;
+use crate::signals;
 
 const KIB: f64 = 1_024.0;
 /// Sessions that are open before those that are counted.
@@ -41,6 +42,7 @@ pub(crate) fn needs(plan: &Plan, postrider: &Path, folder: Option<&Path>) -> any
     let stage = Stage::set(plan, postrider, None, folder.path())?;
     let pid = stage.subject.pid()?;
     let memory = || {
+        signals::go_on()?;
         std::thread::sleep(SETTLE);
         let octets = memory_of(pid).context("no memory in /proc")?;
         anyhow::Ok(octets as f64)
@@ -124,6 +126,7 @@ impl Tools {
         let ends = Ends(child);
         let begun = Instant::now();
         while std::net::TcpStream::connect(address).is_err() {
+            signals::go_on()?;
             ensure!(
                 begun.elapsed() < PATIENCE / 10,
                 "smtp-sink does not listen on {address}"
@@ -176,6 +179,7 @@ impl Tools {
                 ensure!(status.success(), "smtp-source: {status}: {text}");
                 return Ok(());
             }
+            signals::go_on()?;
             ensure!(begun.elapsed() < PATIENCE, "smtp-source does not end");
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -245,6 +249,7 @@ pub(crate) fn between(
 fn until_delivered(stage: &Stage<'_>, all: u64) -> anyhow::Result<()> {
     let mut last = (0, Instant::now());
     loop {
+        signals::go_on()?;
         let delivered = stage
             .metric("postrider_recipients_ended_total{end=\"delivered\"")?
             .unwrap_or(0);

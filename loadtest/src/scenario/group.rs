@@ -89,7 +89,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::scenario::usage::Usage;
+    use crate::scenario::usage::{CpuFrom, Usage};
 
     /// Its children ignore SIGCHLD, so that the kernel forgets what they used; where groups can't be made this shows nothing, and says so.
     #[test]
@@ -131,7 +131,8 @@ mod tests {
         let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
         std::io::BufRead::read_line(&mut output, &mut line).unwrap();
         assert_eq!(line, "done\n");
-        assert!(Usage::of(pid).unwrap().cpu_seconds - before >= 0.3);
+        let after = Usage::of(pid).unwrap();
+        assert!(after.cpu_seconds - before >= 0.3 && after.cpu_from == CpuFrom::Cgroup);
         let folder = group.folder.clone();
         drop(group);
         assert!(!folder.exists(), "the group is still there");

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use super::run::{Course, Stage};
+use super::acts::no_backlog;
+use super::run::{Course, Stage, waiting};
 use super::{Figure, Name, Plan};
 use crate::load::sink::Manner;
+use crate::signals;
 
 /// The span over which a rate has to be what it is meant to be.
 const OVER: Duration = Duration::from_secs(10);
@@ -82,6 +84,7 @@ pub(super) fn crowded(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let open = |stage: &Stage<'_>| stage.sink.counts.open.load(Ordering::Relaxed);
     let since = Instant::now();
     while open(stage) < plan.connections as u64 {
+        signals::go_on()?;
         ensure!(
             since.elapsed() < PATIENCE,
             "{} of {} connections were opened",
@@ -101,12 +104,13 @@ pub(super) fn crowded(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     for turned_away in &mut turned_away_by {
         let until = begun.elapsed() + minute;
         while begun.elapsed() < until {
+            signals::go_on()?;
             std::thread::sleep(COUNT_EVERY);
             counted.push((begun.elapsed(), open(stage)));
         }
         *turned_away = stage.sink.counts.turned_away.load(Ordering::Relaxed);
     }
-    let waits = u64::from(plan.messages + plan.warm_up).saturating_sub(stage.sink.counts.arrivals.count());
+    let waits = waiting(&main.sent.all(), &stage.arrived());
     let after = stage.spent()?;
     stage.event("the provider is quick, and refuses nobody");
     stage.quicken(plan.crowded_takes(), None)?;
@@ -123,11 +127,11 @@ pub(super) fn crowded(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let mut course = Course::new(main, before, after);
     // What was told 421 when it had begun goes after all that was due before: no order is judged.
     course.ordered = Some(0..0);
-    if !plan.smoke && waits == 0 {
-        course
-            .findings
-            .push("no mail was left: nothing wanted more connections".to_owned());
-    }
+    course.findings.extend(no_backlog(
+        plan,
+        waits,
+        "no mail was left: nothing wanted more connections",
+    ));
     course.figures = vec![
         Figure::new(
             "settled after",

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
+use serde::Serialize;
 
 use crate::load::record::Zero;
 
@@ -32,8 +33,21 @@ pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     /// Octets that it caused to be written to disks; children that have ended count where they were waited for.
     pub(crate) written: u64,
+    /// Where the seconds are from.
+    pub(crate) cpu_from: CpuFrom,
     /// When this was so, since 1970.
     pub(crate) at: Duration,
+}
+
+/// Where a program's CPU time is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CpuFrom {
+    /// By hundredths of a second, without children that nobody waited for.
+    #[default]
+    Proc,
+    /// A control group's, by microseconds, of all who were ever in it.
+    Cgroup,
 }
 
 impl Usage {
@@ -48,7 +62,7 @@ impl Usage {
             usage.written += field(&format!("/proc/{pid}/io"), "write_bytes:").unwrap_or(0);
         }
         if let Some(of_all) = group::around(root).and_then(|group| group::usage(&group)) {
-            usage.cpu_seconds = of_all;
+            (usage.cpu_seconds, usage.cpu_from) = (of_all, CpuFrom::Cgroup);
         }
         Ok(usage)
     }

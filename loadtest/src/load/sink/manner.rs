@@ -51,7 +51,7 @@ impl Manner {
     }
 
     /// Towards a domain, so long after the sink's start.
-    pub(super) fn at(&self, domain: u32, since: Duration) -> Behaviour {
+    pub(crate) fn at(&self, domain: u32, since: Duration) -> Behaviour {
         let rules = self.script.iter().filter(|rule| rule.applies(domain, since));
         rules.fold(self.usual, |behaviour, rule| Behaviour {
             delay: rule.delay.unwrap_or(behaviour.delay),

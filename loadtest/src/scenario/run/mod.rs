@@ -39,6 +39,15 @@ const STILL: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// The same where each message that has arrived is looked at.
 const LOOK_THROUGH_EVERY: Duration = Duration::from_millis(20);
+/// For how long nothing may be flushed, and what CPU a relay that does nothing may use meanwhile, in seconds.
+const QUIET: Duration = Duration::from_secs(1);
+const IDLE_CPU: f64 = 0.05;
+/// Octets the store has written, by its own count: all, and those of flushes.
+const WRITTEN: &str = "postrider_store_written_bytes_total{";
+const FLUSHED: &str = "postrider_store_written_bytes_total{kind=\"flush\"}";
+/// The figure of `accept` that tells whether it is over flushes.
+pub(crate) const FLUSHES: &str = "written by flushes";
+const MIB: f64 = 1_048_576.0;
 /// The longest wait for an answer of the relay's metrics.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -73,7 +82,15 @@ impl Subject {
     /// A peer has its own.
     fn group(&self) -> anyhow::Result<Option<Group>> {
         Ok(match self {
-            Self::Postrider(_) => Group::around(self.pid()?).ok(),
+            Self::Postrider(_) => match Group::around(self.pid()?) {
+                Ok(group) => Some(group),
+                Err(error) => {
+                    eprintln!(
+                        "no control group ({error:#}): CPU is read from /proc, in hundredths of a second"
+                    );
+                    None
+                }
+            },
             Self::Peer(_) => None,
         })
     }
@@ -89,6 +106,8 @@ impl Subject {
 
 /// Mail to be submitted.
 pub(super) struct Mail {
+    /// What findings call it.
+    pub(super) what: &'static str,
     pub(super) letters: Arc<Letters>,
     pub(super) target: Target,
     pub(super) sessions: usize,
@@ -98,6 +117,7 @@ pub(super) struct Mail {
 
 /// A load that runs beside.
 pub(super) struct Running {
+    what: &'static str,
     pub(super) load: Arc<Load>,
     thread: JoinHandle<anyhow::Result<()>>,
 }
@@ -112,8 +132,9 @@ impl Running {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spent {
     usage: Usage,
-    /// Octets that the store has written, where it says so.
+    /// Octets that the store has written, where it says so, and those of them that flushes have.
     store: Option<u64>,
+    flushed: Option<u64>,
     messages: u64,
     octets: u64,
 }
@@ -128,7 +149,7 @@ pub(super) struct Course {
     pub(super) end: Option<Duration>,
     pub(super) figures: Vec<Figure>,
     pub(super) findings: Vec<String>,
-    /// Connections were meant to break, and mail to be put off.
+    /// Connections of `main` were meant to break; those of no other load are.
     pub(super) breaks: bool,
     /// Loads that are there for others' sake: how long theirs took is in no plot.
     pub(super) beside: Vec<Range<u32>>,
@@ -195,6 +216,8 @@ pub(super) struct Stage<'a> {
     /// Into the stream `bulk`.
     pub(super) bulk: Target,
     sent: Vec<Sent>,
+    /// Every load that has come to its end, and what it is called.
+    loads: Vec<(&'static str, Arc<Load>)>,
     /// The next message's number.
     next: u32,
     octets: u64,
@@ -259,14 +282,38 @@ fn accept(stage: &mut Stage<'_>) -> anyhow::Result<Course> {
     let before = stage.spent()?;
     let mail = stage.mail(stage.letters(0, stage.plan.domains, 0.0)?, stage.plan.messages);
     let main = stage.load(mail)?;
-    let after = stage.spent()?;
+    // A flush under way is of this mail, and paid for.
+    let after = once_still(|| stage.spent())?;
     stage.release()?;
     stage.until_arrived()?;
     let last = main.sent.all().iter().map(|sent| sent.answered).max();
+    let flushed = after.flushed.zip(before.flushed);
+    let flushed = flushed.map(|(after, before)| after.saturating_sub(before) as f64 / MIB);
     Ok(Course {
         end: last,
+        figures: flushed
+            .map(|flushed| Figure::new(FLUSHES, flushed, "MiB"))
+            .into_iter()
+            .collect(),
         ..Course::new(main, before, after)
     })
+}
+
+/// What was spent once nothing is flushed any more: nothing for a second, in which hardly any CPU was used either, for a flush is told when
+/// it is over. Where that never comes, after a while.
+fn once_still(mut spent: impl FnMut() -> anyhow::Result<Spent>) -> anyhow::Result<Spent> {
+    let begun = Instant::now();
+    let mut last = spent()?;
+    loop {
+        signals::go_on()?;
+        std::thread::sleep(QUIET);
+        let now = spent()?;
+        let used = now.usage.cpu_seconds - last.usage.cpu_seconds;
+        if (now.flushed == last.flushed && used < IDLE_CPU) || begun.elapsed() > STILL {
+            return Ok(now);
+        }
+        last = now;
+    }
 }
 
 impl<'a> Stage<'a> {
@@ -331,6 +378,7 @@ impl<'a> Stage<'a> {
             target,
             bulk: Target::plain(doors.bulk)?,
             sent: Vec::new(),
+            loads: Vec::new(),
             next: 0,
             octets: 0,
             past: Spent::default(),
@@ -353,6 +401,7 @@ impl<'a> Stage<'a> {
     /// As fast as it is answered, by the plan's sessions.
     pub(super) fn mail(&self, letters: Arc<Letters>, messages: u32) -> Mail {
         Mail {
+            what: "the load",
             letters,
             target: self.target.clone(),
             sessions: self.plan.sessions,
@@ -374,14 +423,15 @@ impl<'a> Stage<'a> {
         Load::new(mail.letters, mail.target, pace, self.zero, first)
     }
 
-    fn note(&mut self, load: &Load) {
+    fn note(&mut self, what: &'static str, load: &Arc<Load>) {
         self.sent.extend(load.sent.all());
         self.octets += load.octets.load(Ordering::Relaxed);
+        self.loads.push((what, Arc::clone(load)));
     }
 
     /// Submits it, and waits until all is answered.
     pub(super) fn load(&mut self, mail: Mail) -> anyhow::Result<Arc<Load>> {
-        let messages = mail.messages.into();
+        let (what, messages) = (mail.what, mail.messages.into());
         let load = self.prepare(mail);
         let before = self.accepted();
         let mut progress = Progress::within(self.plan.patience);
@@ -399,29 +449,43 @@ impl<'a> Stage<'a> {
             Ok(())
         };
         drive(&load, Some(messages), watch).with_context(|| self.subject.tail())?;
-        self.note(&load);
+        // A signal ends a load early, and well: it is not the one that was to be measured.
+        signals::go_on()?;
+        self.note(what, &load);
         Ok(load)
     }
 
     /// Begins to submit it.
     pub(super) fn start(&mut self, mail: Mail) -> anyhow::Result<Running> {
+        let what = mail.what;
         let load = self.prepare(mail);
         let thread = begin(&load)?;
-        Ok(Running { load, thread })
+        Ok(Running { what, load, thread })
     }
 
     /// Waits until all is answered.
     pub(super) fn join(&mut self, running: Running) -> anyhow::Result<Arc<Load>> {
-        let Running { load, thread } = running;
+        let Running { what, load, thread } = running;
+        while !thread.is_finished() {
+            if signals::is_asked_to_end() {
+                load.stop();
+                break;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
         let ended = thread.join().map_err(|_| anyhow::anyhow!("a load panicked"))?;
         ended.with_context(|| self.subject.tail())?;
-        self.note(&load);
+        signals::go_on()?;
+        self.note(what, &load);
         Ok(load)
     }
 
     /// The plan's warm-up, to these domains, until it has arrived.
     pub(super) fn warm_up(&mut self, first: usize, domains: usize) -> anyhow::Result<()> {
-        let mail = self.mail(self.letters(first, domains, 0.0)?, self.plan.warm_up);
+        let mail = Mail {
+            what: "the warm-up",
+            ..self.mail(self.letters(first, domains, 0.0)?, self.plan.warm_up)
+        };
         self.load(mail)?;
         if self.plan.name == Name::Accept && matches!(self.subject, Subject::Peer(_)) {
             // It holds all from its start on.
@@ -466,7 +530,7 @@ impl<'a> Stage<'a> {
     }
 
     fn accepted(&self) -> u64 {
-        let accepted = self.sent.iter().filter(|sent| (200..300).contains(&sent.code));
+        let accepted = self.sent.iter().filter(|sent| sent.is_accepted());
         accepted.count() as u64
     }
 
@@ -488,17 +552,21 @@ impl<'a> Stage<'a> {
     /// So much by now.
     pub(super) fn spent(&self) -> anyhow::Result<Spent> {
         let usage = Usage::of(self.subject.pid()?)?;
-        let store = match &self.subject {
-            Subject::Postrider(_) => self.metric("postrider_store_written_bytes_total{")?,
-            Subject::Peer(_) => None,
+        let (store, flushed) = match &self.subject {
+            Subject::Postrider(_) => {
+                let all = metrics(self.doors.metrics)?;
+                (sum_of(&all, WRITTEN), sum_of(&all, FLUSHED))
+            }
+            Subject::Peer(_) => (None, None),
         };
         Ok(Spent {
             usage: Usage {
                 cpu_seconds: usage.cpu_seconds + self.past.usage.cpu_seconds,
                 written: usage.written + self.past.usage.written,
-                at: usage.at,
+                ..usage
             },
             store: store.map(|store| store + self.past.store.unwrap_or(0)),
+            flushed: flushed.map(|flushed| flushed + self.past.flushed.unwrap_or(0)),
             messages: self.accepted(),
             octets: self.octets,
         })
@@ -590,6 +658,12 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// How many were accepted and have not come. What was refused waits nowhere.
+pub(super) fn waiting(sent: &[Sent], arrived: &HashMap<u32, Duration>) -> u64 {
+    let waits = |sent: &&Sent| sent.is_accepted() && !arrived.contains_key(&sent.number);
+    sent.iter().filter(waits).count() as u64
+}
+
 /// From a moment of each message until it came.
 pub(super) fn transit(
     sent: &[Sent],
@@ -625,12 +699,55 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_refused_waits_nowhere() {
+        let sent = |number, code| Sent {
+            number,
+            domain: 0,
+            recipients: 1,
+            code,
+            meant: Duration::ZERO,
+            begun: Duration::ZERO,
+            written: Duration::ZERO,
+            answered: Duration::ZERO,
+        };
+        // One has come, one waits, one was refused and one never answered.
+        let giant = [sent(0, 250), sent(1, 250), sent(2, 452), sent(3, 0)];
+        let arrived = HashMap::from([(0, Duration::ZERO), (9, Duration::ZERO)]);
+        assert_eq!(waiting(&giant, &arrived), 1);
+        assert_eq!(waiting(&giant[2..], &arrived), 0);
+    }
+
+    #[test]
+    fn flushes_under_way_are_paid_for() {
+        let spent = |flushed, cpu_seconds| Spent {
+            flushed: Some(flushed),
+            usage: Usage {
+                cpu_seconds,
+                ..Usage::default()
+            },
+            ..Spent::default()
+        };
+        // One that ends, one that is under way and told by its CPU alone until then, and nothing more.
+        let mut looks = [
+            spent(0, 1.0),
+            spent(9, 1.5),
+            spent(9, 2.0),
+            spent(20, 2.01),
+            spent(20, 2.02),
+        ]
+        .into_iter();
+        let last = once_still(|| looks.next().context("asked too often")).unwrap();
+        assert_eq!((last.flushed, last.usage.cpu_seconds), (Some(20), 2.02));
+    }
+
+    #[test]
     fn what_the_store_has_written_is_read_from_its_metrics() {
         let text = "# HELP postrider_store_written_bytes_total x\n\
                     postrider_store_written_bytes_total{kind=\"wal\"} 1000\n\
                     postrider_store_written_bytes_total{kind=\"flush\"} 20\n\
                     postrider_other{kind=\"wal\"} 5\n";
-        assert_eq!(sum_of(text, "postrider_store_written_bytes_total{"), Some(1_020));
+        assert_eq!(sum_of(text, WRITTEN), Some(1_020));
+        assert_eq!(sum_of(text, FLUSHED), Some(20));
         assert_eq!(sum_of(text, "postrider_nothing{"), None);
     }
 }

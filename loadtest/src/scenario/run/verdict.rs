@@ -1,5 +1,6 @@
 //! What a run comes to: its figures, and whether all that was taken came, once, as it should, and in order.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -46,16 +47,9 @@ impl Stage<'_> {
             }
         }
         findings.extend(self.wrong_ways());
+        findings.extend(shortfalls(&self.loads, breaks.then_some(&main)));
         let measured = main.sent.all();
         let accept = Summary::of(&main, &measured);
-        if !breaks && (accept.accepted != measured.len() as u64 || accept.broken > 0) {
-            findings.push(format!(
-                "{} of {} messages were accepted, {} connections broke",
-                accept.accepted,
-                measured.len(),
-                accept.broken
-            ));
-        }
         let arrivals = self.sink.arrivals();
         let mut balance = Balance::of(RUN, &self.sent, &arrivals, &self.kills);
         if let Some(ordered) = ordered {
@@ -86,6 +80,7 @@ impl Stage<'_> {
             seconds,
             per_second: accept.accepted as f64 / seconds,
             cpu_seconds_per_1000: (after.usage.cpu_seconds - before.usage.cpu_seconds) / messages * 1_000.0,
+            cpu_from: after.usage.cpu_from,
             peak_memory_mib: peak as f64 / f64::from(1 << 20),
             written_by_accepted: after.usage.written.saturating_sub(before.usage.written) as f64 / octets,
             store_written_by_accepted: store
@@ -147,6 +142,23 @@ impl Stage<'_> {
     }
 }
 
+/// In words, where not all of a load was accepted, the measured one or any beside it: a scenario whose giant was turned away shows nothing.
+/// What lives through a restart is spared.
+fn shortfalls(loads: &[(&str, Arc<Load>)], spared: Option<&Arc<Load>>) -> Vec<String> {
+    let judged = loads
+        .iter()
+        .filter(|(_, load)| spared.is_none_or(|spared| !Arc::ptr_eq(load, spared)));
+    let short = judged.filter_map(|(what, load)| {
+        let meant = load.numbers().len() as u64;
+        let accepted = load.accepted.load(Ordering::Relaxed);
+        let broken = load.broken.load(Ordering::Relaxed);
+        (accepted != meant || broken > 0).then(|| {
+            format!("{what}: {accepted} of {meant} messages were accepted, {broken} connections broke")
+        })
+    });
+    short.collect()
+}
+
 /// Mail to one domain leaves as it came in, give or take what is between: some messages of each session and each connection, but never
 /// half of the mail to a domain. In words, where it went worst beyond that.
 fn disorder(plan: &Plan, balance: &Balance) -> Option<String> {
@@ -175,7 +187,9 @@ fn disorder(plan: &Plan, balance: &Balance) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::record::Sent;
+    use crate::load::client::{Beat, Pace, Target};
+    use crate::load::letters::{Letters, Spread};
+    use crate::load::record::{Sent, Zero};
 
     /// A plan's mail, all its sessions at work, as it comes in the order of `at`.
     fn balance(plan: &Plan, at: impl Fn(u32) -> u32) -> Balance {
@@ -205,6 +219,39 @@ mod tests {
             })
             .collect();
         Balance::of(RUN, &sent, &arrivals, &[])
+    }
+
+    #[test]
+    fn mail_that_was_refused_or_broken_off_is_found_in_any_load() {
+        let spread = Spread::zipf(1, 0.0, "load.test").unwrap();
+        let letters = Letters::new(RUN, "load@sender.test", "1KiB".parse().unwrap(), spread);
+        let target = Target::plain(([127, 0, 0, 1], 1).into()).unwrap();
+        let pace = Pace {
+            sessions: 1,
+            beat: Beat::AsAnswered,
+            messages: 3,
+            time: None,
+            per_session: u32::MAX,
+        };
+        let letters = Arc::new(letters);
+        let load = |accepted, broken| {
+            let load = Load::new(Arc::clone(&letters), target.clone(), pace, Zero::now(), 10);
+            load.accepted.store(accepted, Ordering::Relaxed);
+            load.broken.store(broken, Ordering::Relaxed);
+            load
+        };
+        let loads = [
+            ("the warm-up", load(3, 0)),
+            // One that was never begun is not accepted either.
+            ("the giant", load(2, 0)),
+            ("the load", load(3, 1)),
+        ];
+        let [giant, main] = [
+            "the giant: 2 of 3 messages were accepted, 0 connections broke",
+            "the load: 3 of 3 messages were accepted, 1 connections broke",
+        ];
+        assert_eq!(shortfalls(&loads, None), [giant, main]);
+        assert_eq!(shortfalls(&loads, Some(&loads[2].1)), [giant]);
     }
 
     /// But for `crowded`, whose order nobody judges.
