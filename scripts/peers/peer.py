@@ -22,6 +22,17 @@ SIGNS = SCENARIO == "relay-dkim"
 RELEASE = sys.argv[1:] == ["release"]
 
 
+def say_version(text):
+    """For the tables; before the relay takes this process's place."""
+    print(f"version: {text.strip()}", flush=True)
+
+
+def said(command, env=None):
+    """What a program says, by whatever way and with whatever end."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=env)
+    return done.stdout
+
+
 def address(name):
     host, port = told(name).rsplit(":", 1)
     return host, int(port)

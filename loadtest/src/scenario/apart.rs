@@ -25,6 +25,11 @@ const SESSIONS: usize = 1_000;
 const SETTLE: Duration = Duration::from_secs(2);
 /// How often something awaited is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The same for the end of a measured time, and how often a relay is asked for its counts meanwhile.
+const END_EVERY: Duration = Duration::from_millis(1);
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// The relay's count of deliveries.
+const DELIVERED: &str = "postrider_recipients_ended_total{end=\"delivered\"";
 /// The longest wait for another program.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Appends whose median counts.
@@ -112,10 +117,15 @@ impl Tools {
         })
     }
 
-    /// Takes mail on an address until dropped.
-    fn sink(&self, address: SocketAddr, log: std::fs::File) -> anyhow::Result<Ends> {
+    /// Takes mail on an address until dropped, or until it has so many messages: it ends with the last one's final dot, which it does not
+    /// answer.
+    fn sink(&self, address: SocketAddr, count: Option<u32>, log: std::fs::File) -> anyhow::Result<Ends> {
+        let mut command = Command::new(&self.sink);
+        if let Some(count) = count {
+            command.args(["-M", &count.to_string()]);
+        }
         // As root it wants a user to become.
-        let child = Command::new(&self.sink)
+        let child = command
             .args(["-u", "nobody", &address.to_string(), "1000"])
             .env("LD_LIBRARY_PATH", &self.libraries)
             .stdin(Stdio::null())
@@ -219,7 +229,7 @@ pub(crate) fn between(
         .open(folder.path().join("tools"))?;
     let port = TcpListener::bind((sink::address(0), 0))?.local_addr()?.port();
     let to = SocketAddr::from((sink::address(0), port));
-    let _sink = tools.sink(to, log.try_clone()?)?;
+    let sink = tools.sink(to, None, log.try_clone()?)?;
     let per_second = |begun: Instant| f64::from(plan.messages) / begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     tools.send(to, plan, octets, &mut log)?;
@@ -237,22 +247,48 @@ pub(crate) fn between(
     };
     tools.send(stage.target.address, &warm, octets, &mut log)?;
     until_delivered(&stage, u64::from(plan.warm_up))?;
+    // Another one, whose end is the moment at which it has all; the connections are made anew, which counts.
+    drop(sink);
+    let mut sink = tools.sink(to, Some(plan.messages), log.try_clone()?)?;
     let begun = Instant::now();
     tools.send(stage.target.address, &plan, octets, &mut log)?;
-    until_delivered(&stage, u64::from(plan.warm_up) + u64::from(plan.messages))?;
+    until_ended(&mut sink.0, &stage)?;
     Ok(Between {
         direct,
         through: per_second(begun),
     })
 }
 
+/// Until the sink has all and ends. The relay is asked only whether it still delivers, and seldom: to answer costs it time.
+fn until_ended(sink: &mut Child, stage: &Stage<'_>) -> anyhow::Result<()> {
+    let mut last = (0, Instant::now());
+    let mut asked = Instant::now();
+    loop {
+        if let Some(status) = sink.try_wait()? {
+            ensure!(status.success(), "smtp-sink: {status}");
+            return Ok(());
+        }
+        signals::go_on()?;
+        if asked.elapsed() > ASK_EVERY {
+            asked = Instant::now();
+            let delivered = stage.metric(DELIVERED)?.unwrap_or(0);
+            if delivered > last.0 {
+                last = (delivered, asked);
+            }
+            ensure!(
+                last.1.elapsed() < PATIENCE / 10,
+                "{delivered} were delivered, and no more are, but smtp-sink misses some"
+            );
+        }
+        std::thread::sleep(END_EVERY);
+    }
+}
+
 fn until_delivered(stage: &Stage<'_>, all: u64) -> anyhow::Result<()> {
     let mut last = (0, Instant::now());
     loop {
         signals::go_on()?;
-        let delivered = stage
-            .metric("postrider_recipients_ended_total{end=\"delivered\"")?
-            .unwrap_or(0);
+        let delivered = stage.metric(DELIVERED)?.unwrap_or(0);
         if delivered >= all {
             return Ok(());
         }

@@ -104,6 +104,8 @@ struct Traced {
 struct Row {
     scenario: Name,
     relay: String,
+    /// As it says it itself; `None` where it doesn't, or no run came to its end.
+    version: Option<String>,
     per_second: f64,
     cpu_seconds_per_1000: f64,
     /// Of the last run; `None`: there is none.
@@ -129,6 +131,7 @@ impl Row {
         Self {
             scenario,
             relay,
+            version: reports.last().and_then(|report| report.version.clone()),
             per_second: median(|report| report.per_second),
             cpu_seconds_per_1000: median(|report| report.cpu_seconds_per_1000),
             cpu_from: reports.last().map(|report| report.cpu_from),
@@ -412,6 +415,10 @@ fn notes<'a>(rows: impl Iterator<Item = &'a Row> + Clone, options: &CompareOptio
             options.traced
         ));
     }
+    let versions = versions(rows.clone());
+    if !versions.is_empty() {
+        notes.push(format!("versions: {}", versions.join(", ")));
+    }
     let is = |mark: &str| rows.clone().any(|row| row.marked().ends_with(mark));
     if is(" *") {
         notes.push(
@@ -429,8 +436,28 @@ fn notes<'a>(rows: impl Iterator<Item = &'a Row> + Clone, options: &CompareOptio
     notes
 }
 
+/// Each relay's, once; one that does not say its own is left out. A peer's may differ by scenario, as by what signs for it.
+fn versions<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<String> {
+    let mut versions = Vec::new();
+    for row in rows {
+        let version = row
+            .version
+            .as_ref()
+            .map(|version| match version.starts_with(&row.relay) {
+                true => version.clone(),
+                false => format!("{} is {version}", row.relay),
+            });
+        versions.extend(version.filter(|version| !versions.contains(version)));
+    }
+    versions
+}
+
 /// All scenarios' rows as a table, and each scenario's bars.
-fn page(all: &[Vec<Row>], facts: Facts, options: &CompareOptions) -> Page {
+fn page(all: &[Vec<Row>], mut facts: Facts, options: &CompareOptions) -> Page {
+    let versions = versions(all.iter().flatten());
+    if !versions.is_empty() {
+        facts.push(("versions", versions.join(", ")));
+    }
     let beside = all.iter().filter_map(|rows| Some((rows.first()?, rows)));
     let table_row = |own: &Row, row: &Row| report::Row {
         cells: std::iter::once(format!("{}: {}", row.scenario, row.marked()))
@@ -519,6 +546,7 @@ mod tests {
         let row = |relay: &str, per_second, syncs| Row {
             scenario: Name::Relay,
             relay: relay.to_owned(),
+            version: (relay == "peer").then(|| "Peer 1.2".to_owned()),
             per_second,
             cpu_seconds_per_1000: 0.5,
             cpu_from: None,
@@ -543,7 +571,12 @@ mod tests {
         assert_eq!(told, [("relay: postrider", "1.00"), ("relay: peer *", "20.00")]);
         assert!(table.rows.iter().all(|row| row.cells.len() == table.head.len()));
         let html = page.html();
+        let [.., (name, versions)] = &page.facts[..] else {
+            panic!("no facts")
+        };
+        assert_eq!((*name, &**versions), ("versions", "peer is Peer 1.2"));
         for part in [
+            "versions: peer is Peer 1.2; ",
             "DOES NOT SYNC",
             "peer: 1 GIVEN UP",
             "Messages a second, more is better",

@@ -347,6 +347,8 @@ impl Figure {
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) scenario: Name,
+    /// Of the relay, as it says it itself.
+    pub(crate) version: Option<String>,
     pub(crate) messages: u32,
     /// From the first command until the last message has arrived, or for `accept` and `backlog` until the last is accepted.
     pub(crate) seconds: f64,
@@ -385,6 +387,7 @@ impl Report {
     pub(crate) fn empty(scenario: Name) -> Self {
         Self {
             scenario,
+            version: None,
             messages: 0,
             seconds: 0.0,
             per_second: 0.0,

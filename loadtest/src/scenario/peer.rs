@@ -135,6 +135,11 @@ impl Peer {
         text.lines().rev().take(3).collect::<Vec<_>>().join(" | ")
     }
 
+    /// What it is, as it said when it started.
+    pub(super) fn version(&self) -> Option<String> {
+        version_in(&std::fs::read_to_string(&self.log).unwrap_or_default())
+    }
+
     /// The child's number, and its group's.
     fn group_id(&self) -> Option<Pid> {
         i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
@@ -146,6 +151,11 @@ impl Peer {
             let _ = kill_process_group(group, signal);
         }
     }
+}
+
+fn version_in(said: &str) -> Option<String> {
+    let version = said.lines().find_map(|line| line.strip_prefix("version: "))?;
+    Some(version.trim().to_owned())
 }
 
 impl Drop for Peer {
@@ -171,6 +181,13 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_peer_says_its_version_in_a_line() {
+        let said = "starting\nversion: Postfix 3.7.11\nversion: another\n";
+        assert_eq!(version_in(said).as_deref(), Some("Postfix 3.7.11"));
+        assert_eq!(version_in("its version: 1\n"), None);
+    }
 
     #[tokio::test]
     async fn a_peer_that_does_not_start_says_why() {

@@ -26,7 +26,7 @@ use crate::load::letters::{Letters, Spread};
 use crate::load::record::{Arrival, Quantiles, Sent, Zero};
 use crate::load::sink::{self, Manner, Sink};
 use crate::load::{begin, drive};
-use crate::relay::{Program, Relay};
+use crate::relay::{Program, Relay, version};
 use crate::signals;
 use configuration::{Doors, configuration, dkim_key};
 
@@ -76,6 +76,14 @@ impl Subject {
         match self {
             Self::Postrider(relay) => relay.tail(),
             Self::Peer(peer) => peer.tail(),
+        }
+    }
+
+    /// What it is, by its own words.
+    fn version(&self, postrider: &Path) -> Option<String> {
+        match self {
+            Self::Postrider(_) => version(postrider),
+            Self::Peer(peer) => peer.version(),
         }
     }
 

@@ -33,6 +33,7 @@ impl Stage<'_> {
             ordered,
         } = course;
         let peak = self.memory.peak();
+        let version = self.subject.version(&self.program);
         if let Subject::Postrider(relay) = &mut self.subject {
             // What is in the queue still would come a second time, or too late to be counted.
             let begun = Instant::now();
@@ -76,6 +77,7 @@ impl Stage<'_> {
         let store = after.store.zip(before.store);
         Ok(Report {
             scenario: self.plan.name,
+            version,
             messages: u32::try_from(measured.len()).unwrap_or(u32::MAX),
             seconds,
             per_second: accept.accepted as f64 / seconds,
