@@ -76,6 +76,7 @@ impl Shard {
                 Hosts::Mx(hosts) => {
                     let route = Route::Hosts(hosts);
                     lane.provider = route.provider(&self.settings).cloned();
+                    lane.shares_with = route.shares_with(&self.settings).cloned();
                     let name = lane.key.rule.as_deref();
                     let rule = Rule::named(name, lane.provider.as_deref(), &self.settings);
                     (route, rule)

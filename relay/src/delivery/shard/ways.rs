@@ -322,6 +322,7 @@ impl Shard {
         let rest = self.rest(&HoldScope::Lane(key.scope()), now);
         let mut lane = Lane::new(key.clone(), plan, &rule, rest, now);
         lane.provider = provider;
+        lane.shares_with = route.shares_with(&self.settings).cloned();
         self.made_lanes += 1;
         lane.number = self.made_lanes;
         let lane = self.lanes.insert(lane);
