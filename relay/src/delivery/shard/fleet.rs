@@ -532,7 +532,9 @@ impl Fleet {
         let now = self.now;
         let shard = &mut self.shards[number];
         let shaping = shard.settings.shaping.clone();
-        let host = shard.lanes[lane].key.site.to_string();
+        // Of several hosts the last speaks.
+        let site = &*shard.lanes[lane].key.site;
+        let host = site.rsplit(',').next().unwrap_or(site).to_owned();
         let class = shaping.class(said, Some(&host));
         let stage = if at_door { Stage::Greeting } else { Stage::Mail };
         let advice = shaping.advice(said, Some(&host));
