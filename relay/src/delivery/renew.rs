@@ -60,6 +60,7 @@ impl Shard {
 
     /// Limits, terms and hosts of lanes whose rule is still there.
     fn renew_lanes(&mut self, now: Timestamp) {
+        self.reweigh_names();
         for (_, lane) in &mut self.lanes {
             lane.turn.reweigh(|stream| self.settings.streams.weight(stream));
             let hosts = match &*lane.plan {

@@ -19,6 +19,7 @@ mod index;
 #[cfg(test)]
 mod limits;
 mod linger;
+mod names;
 mod operator;
 mod parked;
 mod pump;
@@ -78,9 +79,6 @@ const SCAN_EVERY: Duration = Duration::from_secs(1);
 
 /// Catalogue entries read at a time.
 const SCAN_PAGE: usize = 256;
-
-/// Lookups under way at once; further domains wait their turn.
-const MAX_LOOKUPS: usize = 64;
 
 /// Units that end without a connection (expired, refused by routing) at once, so that they leave room for the others.
 const MAX_ENDINGS: usize = 64;
@@ -284,11 +282,6 @@ pub(super) enum Standing {
     Gate(GateId),
 }
 
-#[derive(Default)]
-struct Lookup {
-    queues: Vec<QueueId>,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Scan,
@@ -353,9 +346,7 @@ pub struct Shard {
     overdue: HashSet<UnitKey>,
     /// Connections that are being closed for another lane, at which gate.
     handed_on: FxHashMap<ConnectionId, GateId>,
-    lookups: HashMap<Domain, Lookup>,
-    lookups_waiting: VecDeque<Domain>,
-    lookups_running: usize,
+    names: names::Names,
     timers: BTreeSet<(Timestamp, Timer)>,
     connections: usize,
     pub(super) last_connection: u64,
@@ -423,9 +414,7 @@ impl Shard {
             unknown: HashSet::new(),
             overdue: HashSet::new(),
             handed_on: FxHashMap::default(),
-            lookups: HashMap::new(),
-            lookups_waiting: VecDeque::new(),
-            lookups_running: 0,
+            names: names::Names::default(),
             timers: BTreeSet::from([(now, Timer::Scan)]),
             connections: 0,
             last_connection: 0,
