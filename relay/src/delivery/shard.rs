@@ -312,6 +312,7 @@ pub struct Shard {
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
     resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
     resting_count: usize,
+    sweep: rests::Sweep,
     /// Detours that were told of.
     told_of: BTreeMap<QueueId, Detour>,
     /// What queues of this home left memory for, [`MAX_RESTING`] in all: told of those that expire meanwhile.
@@ -401,6 +402,7 @@ impl Shard {
             lent: FxHashMap::default(),
             resting: BTreeMap::new(),
             resting_count: 0,
+            sweep: rests::Sweep::default(),
             told_of: BTreeMap::new(),
             held_back: FxHashMap::default(),
             held_scopes: BTreeMap::new(),

@@ -12,6 +12,29 @@ use crate::world::log_time;
 
 use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard, Stand, Standing};
 
+/// A rest is forgotten when it has been over for the longest wait and so long.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(86_400);
+
+/// Holds looked through in one scan.
+const SWEEP_PAGE: usize = 256;
+
+/// From the end of them to the beginning again.
+const SWEEPS_EVERY: Duration = Duration::from_secs(3_600);
+
+/// How far the holds were looked through, and when to go on.
+#[derive(Default)]
+pub(super) struct Sweep {
+    after: Option<HoldScope>,
+    at: Timestamp,
+}
+
+impl Sweep {
+    /// A clock that was ahead may have put it off.
+    fn waits(&self, now: Timestamp) -> bool {
+        now < self.at && self.at <= now + SWEEPS_EVERY
+    }
+}
+
 impl Shard {
     /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
     /// stay as they are. The connection is reported closed apart from this.
@@ -198,7 +221,8 @@ impl Shard {
         let lifted = self.lifted.get(scope);
         // One that begins later than now was written while the clock was ahead: what its end is worth, nobody knows.
         let stands = |hold: &HoldRecord| {
-            lifted.is_none_or(|&lifted| hold.since > lifted) && hold.since <= now + CLOCKS_DIFFER
+            let is_sound = hold.since <= now + CLOCKS_DIFFER && !self.is_forgotten(hold, now);
+            lifted.is_none_or(|&lifted| hold.since > lifted) && is_sound
         };
         match self.queue.held(scope) {
             Ok(hold) => hold.filter(stands).map(|hold| Rest {
@@ -209,6 +233,42 @@ impl Shard {
             Err(error) => {
                 tracing::error!(%error, "a hold cannot be read");
                 None
+            }
+        }
+    }
+
+    /// Whether it says nothing more of the destination: had there been mail for it, it would have been tried since.
+    fn is_forgotten(&self, hold: &HoldRecord, now: Timestamp) -> bool {
+        hold.until + self.backoff.longest() + FORGOTTEN_AFTER < now
+    }
+
+    /// Drops what is forgotten of rests, in the store a page at a time: a success deletes its own, but a destination that nobody writes to
+    /// any more has none.
+    pub(super) fn forget_rests(&mut self, now: Timestamp) {
+        if !self.place.is_first() || self.sweep.waits(now) {
+            return;
+        }
+        let after = self.sweep.after.take();
+        let page = match self.queue.holds_after(after.as_ref(), SWEEP_PAGE) {
+            Ok(page) => page,
+            Err(error) => {
+                tracing::error!(%error, "holds can't be read");
+                Vec::new()
+            }
+        };
+        self.sweep = match page.last().filter(|_| page.len() == SWEEP_PAGE) {
+            Some((last, _)) => Sweep {
+                after: Some(last.clone()),
+                at: now,
+            },
+            None => Sweep {
+                after: None,
+                at: now + SWEEPS_EVERY,
+            },
+        };
+        for (scope, hold) in page {
+            if self.is_forgotten(&hold, now) {
+                self.queue.lift(scope);
             }
         }
     }
@@ -232,5 +292,42 @@ impl Shard {
                 None => self.wake(id, now),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fleet::{Fleet, START};
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn domain(number: usize) -> HoldScope {
+        HoldScope::Domain(format!("d{number}.test").parse().unwrap())
+    }
+
+    /// Mail for a destination that nobody wrote to since then begins with the first wait, and the store does not keep what is of no use.
+    #[tokio::test]
+    async fn what_a_destination_rested_for_long_ago_is_forgotten() {
+        let mut fleet = Fleet::new(2, "");
+        let over = |ago: Duration| HoldRecord {
+            since: START,
+            until: Timestamp(START.0 - u64::try_from(ago.as_millis()).unwrap()),
+            failures: 40,
+            cause: "4.4.3 SERVFAIL".into(),
+        };
+        const OLD: usize = 3 * SWEEP_PAGE;
+        for number in 0..OLD {
+            fleet.queue.hold(domain(number), over(400 * DAY));
+        }
+        let recent = HoldScope::Lane("mx.recent.test".into());
+        fleet.queue.hold(recent.clone(), over(DAY / 2));
+        assert_eq!(fleet.shards[1].rest(&domain(7), START), None);
+        assert_eq!(fleet.shards[1].rest(&recent, START).unwrap().failures, 40);
+        fleet.run(Duration::from_secs(10)).await;
+        let left = fleet.queue.holds(9).unwrap().into_iter();
+        assert_eq!(left.map(|(scope, _)| scope).collect::<Vec<_>>(), [recent]);
+        fleet.run(2 * DAY).await;
+        assert_eq!(fleet.queue.holds(9).unwrap(), []);
     }
 }

@@ -138,6 +138,7 @@ impl Shard {
             self.grace.note(&self.queue, now);
         }
         self.forget_lingering(now);
+        self.forget_rests(now);
         self.look_after_adjustments(now);
         self.wake_queues(now);
         self.wake_others(now);
