@@ -70,7 +70,7 @@ const HORIZON: Duration = Duration::from_secs(30);
 /// A queue whose destination rests for longer is looked at again after this long: the rest may have been lifted unnoticed.
 const LONGEST_REST: Duration = Duration::from_secs(300);
 
-/// Queues that left memory because their destination rests, and are to come back at once when it no longer does; 24 octets
+/// Queues that left memory because their destination rests, and are to come back at once when it no longer does; 32 octets
 /// each. Further ones come back within [`LONGEST_REST`].
 const MAX_RESTING: usize = 100_000;
 
@@ -310,7 +310,7 @@ pub struct Shard {
     /// Queues of this home that another shard works on.
     lent: FxHashMap<QueueId, usize>,
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
-    resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
+    resting: BTreeMap<HoldScope, rests::Resting>,
     resting_count: usize,
     sweep: rests::Sweep,
     /// Detours that were told of.

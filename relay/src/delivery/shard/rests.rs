@@ -1,5 +1,6 @@
 //! What a destination rests for: a lane whose hosts can't be spoken to, a domain that the DNS says nothing of.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mail_core::Timestamp;
@@ -26,7 +27,12 @@ const SWEEPS_EVERY: Duration = Duration::from_secs(3_600);
 pub(super) struct Sweep {
     after: Option<HoldScope>,
     at: Timestamp,
+    /// When those that left memory are looked through.
+    resting_at: Timestamp,
 }
+
+/// Queues that left memory for a rest, and when. Each comes back within [`LONGEST_REST`] by itself.
+pub(super) type Resting = BTreeMap<QueueId, Timestamp>;
 
 impl Sweep {
     /// A clock that was ahead may have put it off.
@@ -139,10 +145,10 @@ impl Shard {
             self.note_cause(id, scope, until, now);
             let others = self.rests_of_lanes(id, scope, now);
             self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
-            self.note_resting(id, scope);
+            self.note_resting(id, scope, now);
             // Whichever ends brings it back.
             for (scope, held) in others {
-                self.note_resting(id, &scope);
+                self.note_resting(id, &scope, now);
                 self.note_held(scope, held);
             }
         } else {
@@ -167,10 +173,31 @@ impl Shard {
         lanes.map(rest).filter(|(scope, _)| scope != but).collect()
     }
 
-    fn note_resting(&mut self, id: QueueId, scope: &HoldScope) {
-        if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
+    fn note_resting(&mut self, id: QueueId, scope: &HoldScope, now: Timestamp) {
+        let known = self.resting.get_mut(scope).and_then(|queues| queues.get_mut(&id));
+        if let Some(since) = known {
+            *since = now;
+        } else if self.resting_count < MAX_RESTING {
+            let queues = self.resting.entry(scope.clone()).or_default();
+            queues.insert(id, now);
             self.resting_count += 1;
         }
+    }
+
+    /// Drops queues that have come back by the catalogue meanwhile, or have gone: their rest need not wake them. Which shard they came back
+    /// at, and whether they ever did, does not matter so.
+    fn forget_resting(&mut self, now: Timestamp) {
+        if now < self.sweep.resting_at && self.sweep.resting_at <= now + LONGEST_REST {
+            return;
+        }
+        self.sweep.resting_at = now + LONGEST_REST;
+        self.resting.retain(|_, queues| {
+            queues.retain(|_, since| now < *since + LONGEST_REST * 2);
+            !queues.is_empty()
+        });
+        self.resting_count = self.resting.values().map(BTreeMap::len).sum();
+        let resting = &self.resting;
+        self.held_scopes.retain(|scope, _| resting.contains_key(scope));
     }
 
     /// Nobody knows its lanes once it has left memory: what holds it is kept for the reports on what expires meanwhile.
@@ -245,6 +272,7 @@ impl Shard {
     /// Drops what is forgotten of rests, in the store a page at a time: a success deletes its own, but a destination that nobody writes to
     /// any more has none.
     pub(super) fn forget_rests(&mut self, now: Timestamp) {
+        self.forget_resting(now);
         if !self.place.is_first() || self.sweep.waits(now) {
             return;
         }
@@ -256,15 +284,9 @@ impl Shard {
                 Vec::new()
             }
         };
-        self.sweep = match page.last().filter(|_| page.len() == SWEEP_PAGE) {
-            Some((last, _)) => Sweep {
-                after: Some(last.clone()),
-                at: now,
-            },
-            None => Sweep {
-                after: None,
-                at: now + SWEEPS_EVERY,
-            },
+        (self.sweep.after, self.sweep.at) = match page.last().filter(|_| page.len() == SWEEP_PAGE) {
+            Some((last, _)) => (Some(last.clone()), now),
+            None => (None, now + SWEEPS_EVERY),
         };
         for (scope, hold) in page {
             if self.is_forgotten(&hold, now) {
@@ -286,7 +308,7 @@ impl Shard {
         self.held_scopes.remove(scope);
         let woken = self.resting.remove(scope).unwrap_or_default();
         self.resting_count -= woken.len();
-        for id in woken {
+        for id in woken.into_keys() {
             match self.place.home_elsewhere(id) {
                 Some(home) => self.tell(home, Word::Wake(id)),
                 None => self.wake(id, now),
@@ -310,13 +332,13 @@ mod tests {
     #[tokio::test]
     async fn what_a_destination_rested_for_long_ago_is_forgotten() {
         let mut fleet = Fleet::new(2, "");
+        const OLD: usize = 3 * SWEEP_PAGE;
         let over = |ago: Duration| HoldRecord {
             since: START,
             until: Timestamp(START.0 - u64::try_from(ago.as_millis()).unwrap()),
             failures: 40,
             cause: "4.4.3 SERVFAIL".into(),
         };
-        const OLD: usize = 3 * SWEEP_PAGE;
         for number in 0..OLD {
             fleet.queue.hold(domain(number), over(400 * DAY));
         }
@@ -329,5 +351,30 @@ mod tests {
         assert_eq!(left.map(|(scope, _)| scope).collect::<Vec<_>>(), [recent]);
         fleet.run(2 * DAY).await;
         assert_eq!(fleet.queue.holds(9).unwrap(), []);
+    }
+
+    /// Queues that came back otherwise, or have gone, take none of the room for those that are to come back with their destination.
+    #[tokio::test]
+    async fn who_rests_no_longer_is_not_waited_for() {
+        let mut fleet = Fleet::new(2, "");
+        for number in 0..20 {
+            let domain = format!("d{number}.test");
+            fleet.unknown.insert(domain.clone());
+            fleet.accept(1, "t", "bulk", &domain, 10).await;
+        }
+        let noted = |fleet: &Fleet| {
+            let sum = |count: fn(&Shard) -> usize| fleet.shards.iter().map(count).sum::<usize>();
+            assert_eq!(
+                sum(|shard| shard.resting_count),
+                sum(|shard| shard.resting.values().map(Resting::len).sum())
+            );
+            sum(|shard| shard.resting_count)
+        };
+        for number in 1_000..1_100 {
+            fleet.shards[1].note_resting(QueueId(number), &domain(0), START);
+        }
+        assert_eq!(noted(&fleet), 100);
+        fleet.run(30 * Duration::from_secs(60)).await;
+        assert_eq!(noted(&fleet), 20, "those that still wait are known");
     }
 }
