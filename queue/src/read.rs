@@ -449,7 +449,21 @@ impl Queue {
 
     /// What rests, and why: domains, then lanes, each by name. Those whose time is over may be among them.
     pub fn holds(&self, limit: usize) -> Result<Vec<(HoldScope, HoldRecord)>, ReadError> {
-        self.page(Family::Hold, &[keys::HOLDS], &[u8::MAX], limit, keys::parse_hold)
+        self.holds_after(None, limit)
+    }
+
+    /// The same from the one after this one on, whether that is there or not.
+    pub fn holds_after(
+        &self,
+        after: Option<&HoldScope>,
+        limit: usize,
+    ) -> Result<Vec<(HoldScope, HoldRecord)>, ReadError> {
+        // The next key there can be.
+        let from = after.map_or_else(
+            || vec![keys::HOLDS],
+            |after| [&keys::hold(after)[..], &[0]].concat(),
+        );
+        self.page(Family::Hold, &from, &[u8::MAX], limit, keys::parse_hold)
     }
 
     /// Events from number `from` on, with their numbers.

@@ -225,6 +225,45 @@ mod tests {
         assert_eq!(reads(), [Ok(true), Ok(false), Ok(true)]);
     }
 
+    #[test]
+    fn a_bad_block_keeps_no_store_from_coming_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = RocksStore::open(&path, true).unwrap();
+        let name = prepare(&store).unwrap();
+        let mut batch = Batch::default();
+        for number in 0..200 {
+            batch.put(Family::Upload, id(number).as_bytes(), vec![number; 9]);
+        }
+        store.write(&batch, true).unwrap();
+        drop(store);
+        // Recovery makes tables of the log.
+        drop(RocksStore::open(&path, true).unwrap());
+        for entry in std::fs::read_dir(&path).unwrap() {
+            let table = entry.unwrap().path();
+            let mut octets = std::fs::read(&table).unwrap();
+            if octets.windows(10).any(|text| text == b"nameupload")
+                && table.extension().is_some_and(|kind| kind == "sst")
+            {
+                octets[100] ^= 1;
+                std::fs::write(&table, octets).unwrap();
+            }
+        }
+        let corruption = Arc::<Corruption>::default();
+        let store = RocksStore::open(&path, true).unwrap();
+        let store = Arc::new(ReopenStore::new(store, corruption.clone()));
+        let mut reopener = Reopener {
+            store: store.clone(),
+            folder: folder.path().to_owned(),
+            name,
+            damage: Arc::default(),
+            corruption: corruption.clone(),
+        };
+        assert_eq!(reopener.heal(0, &[]).unwrap(), 0);
+        assert!(corruption.found().is_some(), "it was met");
+        assert!(store.get(Family::Meta, crate::keys::STORE).unwrap().is_some());
+    }
+
     /// The folder's `CURRENT`, which RocksDB reads as it opens, is a pipe: it waits there for as long as the test likes.
     #[test]
     fn who_reads_while_it_is_opened_does_not_wait() {

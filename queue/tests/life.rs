@@ -406,6 +406,14 @@ fn a_hold_is_kept_and_lifted() {
             [(scope.clone(), record.clone()), (lane, record)]
         );
         assert_eq!(reopened.holds(1).unwrap().len(), 1);
+        let after = |scope: &HoldScope| reopened.holds_after(Some(scope), 9).unwrap();
+        let lane = HoldScope::Lane("mx.dead.test".into());
+        assert_eq!(after(&scope).len(), 1);
+        assert_eq!(
+            after(&HoldScope::Domain("gone.test".parse().unwrap())),
+            after(&scope)
+        );
+        assert_eq!(after(&lane), []);
         reopened.lift(scope.clone());
         assert_eq!(reopened.held(&scope).unwrap(), None);
     });

@@ -53,7 +53,7 @@ const AT_START_ONLY: [&str; 7] = [
 ];
 
 /// Where a change means that next hops are to be met anew.
-const OF_CONNECTIONS: [&str; 10] = [
+const OF_CONNECTIONS: [&str; 11] = [
     "hostname",
     "bounce_",
     "delivery.",
@@ -63,6 +63,9 @@ const OF_CONNECTIONS: [&str; 10] = [
     "provider",
     "smart_host",
     "source",
+    // What a connection sends is put off by the waits it knows: longer ones than there are now are taken for a clock's that was ahead, and
+    // the mail for due.
+    "stream",
     "dns.",
     "safe_mode.",
 ];

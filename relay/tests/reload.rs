@@ -374,6 +374,26 @@ fn a_limit_of_connections_that_comes_with_a_reload_holds_for_open_ones() {
     }
 }
 
+/// What goes over a connection is put off by the waits of its stream as it knows them. Of longer ones than there are now each would be taken
+/// for a mistake of the clock, and the mail tried at once, again and again.
+#[test]
+fn a_streams_waits_are_those_of_a_reload_for_connections_that_are_open() {
+    let (address, got) = next_hop();
+    let one = hop(address).replace("hosts = [", "limits = { connections = 1 }\nhosts = [");
+    let plain = format!("{LISTENER}{one}[[stream]]\nname = \"bulk\"\n");
+    let relay = Relay::start(&plain);
+    let connections = |to: &str| {
+        assert_eq!(&relay.client().send(&format!("{to}@there.test"))[..3], "250");
+        let lines = got.recv_timeout(PATIENCE).unwrap();
+        lines.iter().filter(|line| line.starts_with("EHLO")).count()
+    };
+    assert_eq!([connections("a"), connections("b")], [1, 0]);
+    relay
+        .reload(&format!("{plain}[stream.retry]\ncap = \"30m\"\n"))
+        .unwrap();
+    assert_eq!(connections("c"), 1, "a connection of its own");
+}
+
 /// A certificate is replaced as Kubernetes does it: a symbolic link on its path names another folder.
 #[test]
 fn certificates_and_keys_are_read_anew_by_content() {

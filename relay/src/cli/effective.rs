@@ -196,7 +196,9 @@ fn shared<'a>(
     for source in sources {
         let scope = Scope {
             site: Some(route.site().into()),
-            provider: found.provider.map(|provider| provider.name.clone()),
+            provider: route
+                .shares_with(&settings.delivery)
+                .map(|provider| provider.name.clone()),
             tenant: asked.tenant.map(Arc::from),
             source,
         };
@@ -272,14 +274,15 @@ fn as_text(domain: &Domain, hosts: &[Domain], found: &Explained<'_>) -> String {
     line("Domain", domain.to_string());
     let hosts: Vec<_> = hosts.iter().map(Domain::as_str).collect();
     line("MX hosts", hosts.join(", "));
-    line(
-        "Provider",
-        match found.provider {
-            Some(provider) if provider.title == provider.name => provider.name.to_string(),
-            Some(provider) => format!("{} ({})", provider.name, provider.title),
-            None => "none that is known".to_owned(),
-        },
-    );
+    let mut provider = match found.provider {
+        Some(provider) if provider.title == provider.name => provider.name.to_string(),
+        Some(provider) => format!("{} ({})", provider.name, provider.title),
+        None => "none that is known".to_owned(),
+    };
+    if found.provider.is_some() && !found.is_whole {
+        provider.push_str(", which does not run all of these hosts: it shares no limits with its others");
+    }
+    line("Provider", provider);
     let rule = found.destination.as_deref();
     line(
         "Destination",
@@ -533,7 +536,9 @@ fn as_json(domain: &Domain, hosts: &[Domain], route: &Route, found: &Explained<'
         "domain": domain.as_str(),
         "hosts": hosts.iter().map(Domain::as_str).collect::<Vec<_>>(),
         "site": route.site(),
-        "provider": found.provider.map(|provider| json!({ "name": *provider.name, "title": *provider.title })),
+        "provider": found.provider.map(|provider| json!({
+            "name": *provider.name, "title": *provider.title, "all_hosts": found.is_whole,
+        })),
         "destination": found.destination,
         "values": values,
         "replies": replies,

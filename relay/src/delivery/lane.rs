@@ -49,7 +49,7 @@ impl LaneKey {
         name
     }
 
-    /// What limits and adjustments may be about, but for the tenant, of mail to hosts of this provider. Mail of no pool has a source, too.
+    /// What limits and adjustments may be about, but for the tenant, of mail to hosts of this provider alone. Mail of no pool has a source, too.
     pub fn mail(&self, provider: Option<&Provider>) -> Scope {
         let source = self.source.clone();
         Scope {
@@ -84,12 +84,12 @@ pub struct Rule {
     /// What it has together with the other lanes to the site: nothing where the destination's rule gives it more of anything. Then it has its
     /// own, beside theirs.
     pub of_site: SiteLimits,
-    /// Connections that all lanes to the provider have together, of each source.
+    /// Connections that all lanes to the provider's hosts alone have together, of each source.
     pub to_provider: Option<u64>,
 }
 
 impl Rule {
-    /// What holds for mail to `domain` whose hosts are this provider's. A destination's rule goes before what is known of the
+    /// What holds for mail to `domain` that goes by this provider's figures. A destination's rule goes before what is known of the
     /// provider, and that before the defaults, key by key.
     pub fn of(domain: &Domain, provider: Option<&Provider>, settings: &DeliverySettings) -> Self {
         Self::numbered(settings.destinations.of(domain), provider, settings)
@@ -291,8 +291,10 @@ pub struct Lane {
     pub number: u64,
     /// How its mail goes out.
     pub plan: Rc<Plan>,
-    /// Who runs its hosts. It is a matter of the site alone, so it is found once.
+    /// Whose figures it goes by. It is a matter of the site alone, so it is found once.
     pub provider: Option<Arc<Provider>>,
+    /// Who runs all of its hosts, and so with whose other lanes it shares limits and adjustments.
+    pub shares_with: Option<Arc<Provider>>,
     /// Messages a second.
     pub limiter: Limiter,
     /// What limits it beside others, as the shard numbers it.
@@ -359,6 +361,7 @@ impl Lane {
     pub fn new(key: LaneKey, plan: Plan, rule: &Rule, rest: Option<Rest>, now: Timestamp) -> Self {
         Self {
             provider: None,
+            shares_with: None,
             number: 0,
             key,
             plan: Rc::new(plan),
@@ -401,7 +404,7 @@ impl Lane {
 
     /// What limits and adjustments may be about, but for the tenant.
     pub fn scope(&self) -> Scope {
-        self.key.mail(self.provider.as_deref())
+        self.key.mail(self.shares_with.as_deref())
     }
 
     /// What limits the mail of one tenant: its place where nobody has asked for it yet.

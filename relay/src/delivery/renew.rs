@@ -63,6 +63,7 @@ impl Shard {
         for starved in &mut self.starved {
             starved.reweigh(|stream| self.settings.streams.weight(stream));
         }
+        self.reweigh_names();
         for (_, lane) in &mut self.lanes {
             lane.turn.reweigh(|stream| self.settings.streams.weight(stream));
             let hosts = match &*lane.plan {
@@ -79,6 +80,7 @@ impl Shard {
                 Hosts::Mx(hosts) => {
                     let route = Route::Hosts(hosts);
                     lane.provider = route.provider(&self.settings).cloned();
+                    lane.shares_with = route.shares_with(&self.settings).cloned();
                     let name = lane.key.rule.as_deref();
                     let rule = Rule::named(name, lane.provider.as_deref(), &self.settings);
                     (route, rule)

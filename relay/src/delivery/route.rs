@@ -69,7 +69,7 @@ impl Route {
         }
     }
 
-    /// The limits and terms of its lane, whose hosts are this provider's.
+    /// The limits and terms of its lane, which goes by this provider's figures.
     pub fn rule(&self, domain: &Domain, provider: Option<&Provider>, settings: &DeliverySettings) -> Rule {
         match self {
             Self::SmartHost(host) => smart_host::rule(host),
@@ -85,13 +85,19 @@ impl Route {
         }
     }
 
-    /// Who runs its hosts. A smart host is of our own choosing, and has the limits that we gave it.
+    /// Whose figures its lanes go by. A smart host is of our own choosing, and has the limits that we gave it.
     pub fn provider<'a>(&self, settings: &'a DeliverySettings) -> Option<&'a Arc<Provider>> {
+        settings.shaping.providers.of_site(self.mx_hosts()?)
+    }
+
+    /// With whose other sites it shares limits and adjustments.
+    pub fn shares_with<'a>(&self, settings: &'a DeliverySettings) -> Option<&'a Arc<Provider>> {
+        settings.shaping.providers.of_whole_site(self.mx_hosts()?)
+    }
+
+    fn mx_hosts(&self) -> Option<impl Iterator<Item = &Domain>> {
         match self {
-            Self::Hosts(hosts) => settings
-                .shaping
-                .providers
-                .of_site(hosts.iter().map(|mx| &mx.host)),
+            Self::Hosts(hosts) => Some(hosts.iter().map(|mx| &mx.host)),
             Self::SmartHost(_) | Self::Refused(_) | Self::Discarded(_) => None,
         }
     }

@@ -19,6 +19,7 @@ mod index;
 #[cfg(test)]
 mod limits;
 mod linger;
+mod names;
 mod operator;
 mod parked;
 mod pump;
@@ -31,7 +32,7 @@ mod sources;
 mod starved;
 mod ways;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,7 +72,7 @@ const HORIZON: Duration = Duration::from_secs(30);
 /// A queue whose destination rests for longer is looked at again after this long: the rest may have been lifted unnoticed.
 const LONGEST_REST: Duration = Duration::from_secs(300);
 
-/// Queues that left memory because their destination rests, and are to come back at once when it no longer does; 24 octets
+/// Queues that left memory because their destination rests, and are to come back at once when it no longer does; 32 octets
 /// each. Further ones come back within [`LONGEST_REST`].
 const MAX_RESTING: usize = 100_000;
 
@@ -80,9 +81,6 @@ const SCAN_EVERY: Duration = Duration::from_secs(1);
 
 /// Catalogue entries read at a time.
 const SCAN_PAGE: usize = 256;
-
-/// Lookups under way at once; further domains wait their turn.
-const MAX_LOOKUPS: usize = 64;
 
 /// Units that end without a connection (expired, refused by routing) at once, so that they leave room for the others.
 const MAX_ENDINGS: usize = 64;
@@ -242,11 +240,6 @@ pub(super) enum Standing {
     Gate(GateId),
 }
 
-#[derive(Default)]
-struct Lookup {
-    queues: Vec<QueueId>,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Scan,
@@ -275,8 +268,9 @@ pub struct Shard {
     /// Queues of this home that another shard works on.
     lent: FxHashMap<QueueId, usize>,
     /// Queues that left memory because of a hold, [`MAX_RESTING`] in all.
-    resting: BTreeMap<HoldScope, BTreeSet<QueueId>>,
+    resting: BTreeMap<HoldScope, rests::Resting>,
     resting_count: usize,
+    sweep: rests::Sweep,
     /// Detours that were told of.
     told_of: BTreeMap<QueueId, Detour>,
     /// What queues of this home left memory for, [`MAX_RESTING`] in all: told of those that expire meanwhile.
@@ -311,9 +305,7 @@ pub struct Shard {
     overdue: HashSet<UnitKey>,
     /// Connections that are being closed for another lane, at which gate.
     handed_on: FxHashMap<ConnectionId, GateId>,
-    lookups: HashMap<Domain, Lookup>,
-    lookups_waiting: VecDeque<Domain>,
-    lookups_running: usize,
+    names: names::Names,
     timers: BTreeSet<(Timestamp, Timer)>,
     connections: usize,
     pub(super) last_connection: u64,
@@ -370,6 +362,7 @@ impl Shard {
             lent: FxHashMap::default(),
             resting: BTreeMap::new(),
             resting_count: 0,
+            sweep: rests::Sweep::default(),
             told_of: BTreeMap::new(),
             held_back: FxHashMap::default(),
             held_scopes: BTreeMap::new(),
@@ -383,9 +376,7 @@ impl Shard {
             unknown: HashSet::new(),
             overdue: HashSet::new(),
             handed_on: FxHashMap::default(),
-            lookups: HashMap::new(),
-            lookups_waiting: VecDeque::new(),
-            lookups_running: 0,
+            names: names::Names::default(),
             timers: BTreeSet::from([(now, Timer::Scan)]),
             connections: 0,
             last_connection: 0,

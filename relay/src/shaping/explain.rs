@@ -15,8 +15,10 @@ use super::providers::{LimitKey, Provider, Source};
 /// The rule for mail to a domain over some hosts.
 #[derive(Debug)]
 pub struct Explained<'a> {
-    /// Who runs the hosts, if they are known.
+    /// Whose figures hold, if any of the hosts is known.
     pub provider: Option<&'a Provider>,
+    /// It runs all of the hosts, so that what lanes to it share holds too.
+    pub is_whole: bool,
     /// The destination's rule, as it is written.
     pub destination: Option<String>,
     /// Each key, in the order of the example configuration.
@@ -104,6 +106,7 @@ pub fn explain<'a>(domain: &Domain, hosts: &[Domain], settings: &'a Settings) ->
     }));
     Explained {
         provider,
+        is_whole: delivery.shaping.providers.of_whole_site(hosts).is_some(),
         destination: rule.name.map(|name| name.to_string()),
         values,
         replies: replies(settings, provider),

@@ -405,8 +405,8 @@ impl Providers {
         self.by_host.find(host).and_then(|number| self.all.get(number))
     }
 
-    /// Who runs a site: whoever has most of its hosts, the first in the table among equals. A backup host at somebody else's
-    /// makes no difference.
+    /// Whose figures a lane to a site goes by: of whoever has most of its hosts that are somebody's, the first in the table among equals. A
+    /// backup host at somebody else's makes no difference.
     pub fn of_site<'a>(&self, hosts: impl IntoIterator<Item = &'a Domain>) -> Option<&Arc<Provider>> {
         // Hosts of one site are at one provider's, nearly always.
         let mut counts: Vec<(usize, usize)> = Vec::new();
@@ -423,6 +423,16 @@ impl Providers {
             .iter()
             .max_by_key(|&&(number, count)| (count, std::cmp::Reverse(number)));
         most.and_then(|&(number, _)| self.all.get(number))
+    }
+
+    /// Who runs all hosts of a site. Such sites alone share something with the provider's others: everybody may name a provider's host
+    /// beside his own, and have his own hold what is shared, or say what suspends it.
+    pub fn of_whole_site<'a>(&self, hosts: impl IntoIterator<Item = &'a Domain>) -> Option<&Arc<Provider>> {
+        let mut all = hosts.into_iter().map(|host| self.by_host.find(host.as_str()));
+        let first = all.next()?;
+        all.all(|other| other == first)
+            .then(|| self.all.get(first?))
+            .flatten()
     }
 }
 

@@ -123,3 +123,29 @@ fn a_reply_that_drips_without_end_in_any_phase_holds_its_own_slots_alone() {
         beside_a_hole(Fault::Drips, phase, config, made);
     }
 }
+
+/// Anybody may name a provider's host beside hosts of his own that swallow what is sent to them. What lanes to the provider share is not his.
+#[test]
+fn domains_that_name_a_providers_host_beside_a_hole_hold_nothing_of_the_providers() {
+    let mut world = world(hosts(&[(10, 0)]), &[]);
+    world.hosts.resize(30, Host::Silent);
+    let mut foreign = Vec::new();
+    for number in 10..30 {
+        world
+            .mx
+            .insert(format!("d{number}.test"), hosts(&[(10, number), (20, 0)]));
+        foreign.push(format!("r@d{number}.test"));
+    }
+    let (world, store) = (Rc::new(world), MemoryStore::new());
+    let config = "[[provider]]\nname = \"big\"\nmx = [\"h0.test\"]\n\
+                  [[limit]]\nprovider = \"big\"\nconnections = 2\nmessages_per_minute = 20\n";
+    live(&world, &store, START, config, async |relay| {
+        let foreign: Vec<_> = foreign.iter().map(String::as_str).collect();
+        relay.take_in(&foreign).await;
+        sleep(Duration::from_secs(2)).await;
+        relay.take_in(&["a@to.test"]).await;
+        sleep(Duration::from_secs(2)).await;
+        let taken = world.taken.borrow();
+        assert!(taken.iter().any(|(.., to)| to == &["a@to.test"]), "{taken:?}");
+    });
+}

@@ -174,3 +174,40 @@ fn a_domain_of_very_many_hosts_is_bounded() {
         assert!(!kinds(&queue).contains(&EventKind::Bounced), "{host:?}");
     }
 }
+
+/// Each of them holds a look-up for twenty seconds, and is asked for again after minutes: not in the place of a name that is new.
+#[test]
+fn silent_names_do_not_hold_up_those_that_answer() {
+    const SILENT: usize = 200 * SHARDS;
+    let mut silent = world(hosts(&[(10, 0)]), &[]);
+    for number in 0..60 {
+        silent.mx.insert(format!("d{number}.test"), hosts(&[(10, 1)]));
+    }
+    silent.names = Some(Box::new(|name: &str, _, _| match name.starts_with("silent") {
+        true => Dns::Silence,
+        false => Dns::AsEver,
+    }));
+    let (world, store) = (Rc::new(silent), MemoryStore::new());
+    live(&world, &store, START, "", async |relay| {
+        let lost: Vec<_> = (0..SILENT)
+            .map(|number| format!("r@silent{number}.test"))
+            .collect();
+        let lost: Vec<_> = lost.iter().map(String::as_str).collect();
+        relay.take_in(&lost).await;
+        // Until each has been asked for once.
+        sleep(2 * MINUTE).await;
+        for number in 0..60 {
+            let recipient = format!("r@d{number}.test");
+            let before = Instant::now();
+            relay.take_in(&[recipient.as_str()]).await;
+            sleep(Duration::from_secs(10)).await;
+            let taken = world.taken.borrow();
+            let found = taken.iter().find(|(.., to)| to[0] == recipient);
+            let (at, ..) = found.unwrap_or_else(|| panic!("{recipient} does not go"));
+            assert!(*at - before <= Duration::from_secs(1), "{recipient}");
+        }
+        let questions = world.questions.borrow();
+        let again = questions.iter().filter(|(_, name)| name.starts_with("silent"));
+        assert!(again.count() >= 3 * SILENT, "they are asked for again");
+    });
+}

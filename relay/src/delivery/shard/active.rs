@@ -254,9 +254,7 @@ impl Shard {
         if let Some(at) = active.timer {
             self.timers.remove(&(at, Timer::Queue(id)));
         }
-        if let Some(lookup) = self.lookups.get_mut(&active.name.domain) {
-            lookup.queues.retain(|&queue| queue != id);
-        }
+        self.names.leave(id, &active.name);
         match rest {
             // Not earlier than now: a scan begins where the last one ended.
             Some(Rests::UntilDue) => self.queue.rest(id, Some(now)),

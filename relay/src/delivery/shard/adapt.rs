@@ -233,10 +233,32 @@ impl Shard {
         let tenant = self.active.get(&heard.unit.queue);
         let tenant = tenant.map(|active| active.name.tenant.clone());
         let has_sources = self.has_sources();
+        let Some(at) = self.lanes.get(lane) else {
+            return;
+        };
+        // A smart host, whoever runs it, is nobody's but ours.
+        let speaker = at.plan.mx_hosts().next();
+        let speaker = speaker.and_then(|_| self.settings.shaping.providers.of_host(&heard.host));
+        let speaker = speaker.map(|provider| provider.name.clone());
+        let (own, scope) = (
+            at.scope(),
+            reaches(at, reach, speaker, tenant.clone(), has_sources),
+        );
+        let whoever = Scope {
+            tenant: None,
+            ..scope.clone()
+        };
+        // Of a site that has hosts of others too, what is about the provider does not speak.
+        let of_site = (!whoever.covers(&own)).then(|| reaches(at, reach, None, tenant, has_sources));
+        for scope in [Some(scope), of_site].into_iter().flatten() {
+            self.suspend_scope(lane, heard, scope, time, now);
+        }
+    }
+
+    fn suspend_scope(&mut self, lane: LaneId, heard: &Heard, scope: Scope, time: Duration, now: Timestamp) {
         let Some(at) = self.lanes.get_mut(lane) else {
             return;
         };
-        let scope = reaches(at, reach, tenant, has_sources);
         let key = AdjustmentKey::suspended(scope);
         let last = self.adjustments.get(&key);
         let before = last.filter(|before| before.holds(now));
@@ -742,9 +764,15 @@ fn learned(lane: &Lane, has_sources: bool) -> AdjustmentKey {
     AdjustmentKey::learned(scope, lane.key.rule.as_deref().map(Arc::from))
 }
 
-/// Which mail a reply said to this lane suspends.
-fn reaches(lane: &Lane, reach: Reach, tenant: Option<Arc<str>>, has_sources: bool) -> Scope {
-    let Scope { site, provider, .. } = lane.scope();
+/// Which mail a reply said to this lane suspends, by a host of this provider's.
+fn reaches(
+    lane: &Lane,
+    reach: Reach,
+    provider: Option<Arc<str>>,
+    tenant: Option<Arc<str>>,
+    has_sources: bool,
+) -> Scope {
+    let Scope { site, .. } = lane.scope();
     let source = source_of(lane, has_sources);
     // Where nobody is known to run the hosts, the site is all there is.
     let site_or_provider = Scope {

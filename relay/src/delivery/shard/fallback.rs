@@ -122,7 +122,7 @@ impl Shard {
                 (lane.rest.clone(), suspended)
             }
             None => {
-                let lane = key.mail(first.provider(&self.settings).map(|provider| &**provider));
+                let lane = key.mail(first.shares_with(&self.settings).map(|provider| &**provider));
                 let rest = self.rest(&HoldScope::Lane(key.scope()), now);
                 (rest, self.is_suspended(&lane, tenant, now))
             }

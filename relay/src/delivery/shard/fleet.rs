@@ -118,7 +118,12 @@ impl Fleet {
     }
 
     pub fn seeded(shards: usize, more: &str, seed: u64) -> Self {
-        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        Self::on(MemoryStore::new(), shards, more, seed)
+    }
+
+    /// On a store that the test has a say in.
+    pub fn on(store: MemoryStore, shards: usize, more: &str, seed: u64) -> Self {
+        let queue = Queue::in_memory(store).unwrap();
         let settings = settings(more);
         let routing = Arc::new(Routing::open(settings.clone(), &queue).unwrap());
         Self::over(queue, shards, settings, routing, seed, START)
@@ -535,7 +540,9 @@ impl Fleet {
         let now = self.now;
         let shard = &mut self.shards[number];
         let shaping = shard.settings.shaping.clone();
-        let host = shard.lanes[lane].key.site.to_string();
+        // Of several hosts the last speaks.
+        let site = &*shard.lanes[lane].key.site;
+        let host = site.rsplit(',').next().unwrap_or(site).to_owned();
         let class = shaping.class(said, Some(&host));
         let stage = if at_door { Stage::Greeting } else { Stage::Mail };
         let advice = shaping.advice(said, Some(&host));

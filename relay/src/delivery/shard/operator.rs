@@ -1,6 +1,6 @@
 //! What operators do to a shard's queues: suspend them, hurry them, end or move single units.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use mail_core::Timestamp;
@@ -12,6 +12,7 @@ use crate::delivery::agenda::place;
 use crate::delivery::exchange::{Done, Order, Waits, Why, Word};
 use crate::delivery::lane::Rest;
 
+use super::rests::Resting;
 use super::{Active, Effect, LaneId, Shard};
 
 /// Those on disk.
@@ -112,7 +113,7 @@ impl Shard {
         }
         // Whatever rests is gone through once: [`MAX_RESTING`] at the most.
         for (scope, queues) in self.resting.iter().filter(|_| !outside.is_empty()) {
-            let asked: Vec<_> = queues.iter().filter_map(|queue| outside.get(queue)).collect();
+            let asked: Vec<_> = queues.keys().filter_map(|queue| outside.get(queue)).collect();
             if !asked.is_empty()
                 && let Some(waits) = self.rests_for(scope, now)
             {
@@ -214,7 +215,7 @@ impl Shard {
         if unit.due > now {
             return None;
         }
-        let resting = |(_, queues): &(_, &BTreeSet<_>)| queues.contains(&unit.queue);
+        let resting = |(_, queues): &(_, &Resting)| queues.contains_key(&unit.queue);
         let Some((scope, _)) = self.resting.iter().find(resting) else {
             // It sleeps for what held it before a restart. Whoever asks again is told.
             if self.place.home_elsewhere(unit.queue).is_none() {

@@ -284,3 +284,31 @@ impl Shard {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use queue::HoldScope;
+    use queue::store::MemoryStore;
+
+    use crate::delivery::shard::fleet::Fleet;
+
+    /// Over a connection that is open, or a new one.
+    #[tokio::test]
+    async fn nothing_new_is_sent_while_the_store_fails() {
+        let store = MemoryStore::new();
+        let mut fleet = Fleet::on(store.clone(), 1, "", 1);
+        fleet.accept(1, "t", "bulk", "known.test", 10).await;
+        fleet.run(Duration::from_secs(1)).await;
+        assert_eq!(fleet.sent.len(), 1);
+        for domain in ["known.test", "new.test"] {
+            fleet.accept(2, "t", "bulk", domain, 10).await;
+        }
+        store.set_failing(true);
+        fleet.queue.lift(HoldScope::Domain("none.test".parse().unwrap()));
+        assert!(fleet.queue.is_failing());
+        fleet.run(Duration::from_secs(60)).await;
+        assert_eq!(fleet.sent.len(), 1);
+    }
+}

@@ -1,5 +1,6 @@
 //! What a destination rests for: a lane whose hosts can't be spoken to, a domain that the DNS says nothing of.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mail_core::Timestamp;
@@ -11,6 +12,34 @@ use crate::delivery::lane::{Lane, Rest};
 use crate::world::log_time;
 
 use super::{CLOCKS_DIFFER, HORIZON, LONGEST_REST, LaneId, MAX_RESTING, Rests, Shard, Stand, Standing};
+
+/// A rest is forgotten when it has been over for the longest wait and so long.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(86_400);
+
+/// Holds looked through in one scan.
+const SWEEP_PAGE: usize = 256;
+
+/// From the end of them to the beginning again.
+const SWEEPS_EVERY: Duration = Duration::from_secs(3_600);
+
+/// How far the holds were looked through, and when to go on.
+#[derive(Default)]
+pub(super) struct Sweep {
+    after: Option<HoldScope>,
+    at: Timestamp,
+    /// When those that left memory are looked through.
+    resting_at: Timestamp,
+}
+
+/// Queues that left memory for a rest, and when. Each comes back within [`LONGEST_REST`] by itself.
+pub(super) type Resting = BTreeMap<QueueId, Timestamp>;
+
+impl Sweep {
+    /// A clock that was ahead may have put it off.
+    fn waits(&self, now: Timestamp) -> bool {
+        now < self.at && self.at <= now + SWEEPS_EVERY
+    }
+}
 
 impl Shard {
     /// No host of the lane could be spoken to, for a reason that says nothing about the unit: the lane rests, its units
@@ -116,10 +145,10 @@ impl Shard {
             self.note_cause(id, scope, until, now);
             let others = self.rests_of_lanes(id, scope, now);
             self.unload(id, Some(Rests::Until(until.min(now + LONGEST_REST))), now);
-            self.note_resting(id, scope);
+            self.note_resting(id, scope, now);
             // Whichever ends brings it back.
             for (scope, held) in others {
-                self.note_resting(id, &scope);
+                self.note_resting(id, &scope, now);
                 self.note_held(scope, held);
             }
         } else {
@@ -144,10 +173,31 @@ impl Shard {
         lanes.map(rest).filter(|(scope, _)| scope != but).collect()
     }
 
-    fn note_resting(&mut self, id: QueueId, scope: &HoldScope) {
-        if self.resting_count < MAX_RESTING && self.resting.entry(scope.clone()).or_default().insert(id) {
+    fn note_resting(&mut self, id: QueueId, scope: &HoldScope, now: Timestamp) {
+        let known = self.resting.get_mut(scope).and_then(|queues| queues.get_mut(&id));
+        if let Some(since) = known {
+            *since = now;
+        } else if self.resting_count < MAX_RESTING {
+            let queues = self.resting.entry(scope.clone()).or_default();
+            queues.insert(id, now);
             self.resting_count += 1;
         }
+    }
+
+    /// Drops queues that have come back by the catalogue meanwhile, or have gone: their rest need not wake them. Which shard they came back
+    /// at, and whether they ever did, does not matter so.
+    fn forget_resting(&mut self, now: Timestamp) {
+        if now < self.sweep.resting_at && self.sweep.resting_at <= now + LONGEST_REST {
+            return;
+        }
+        self.sweep.resting_at = now + LONGEST_REST;
+        self.resting.retain(|_, queues| {
+            queues.retain(|_, since| now < *since + LONGEST_REST * 2);
+            !queues.is_empty()
+        });
+        self.resting_count = self.resting.values().map(BTreeMap::len).sum();
+        let resting = &self.resting;
+        self.held_scopes.retain(|scope, _| resting.contains_key(scope));
     }
 
     /// Nobody knows its lanes once it has left memory: what holds it is kept for the reports on what expires meanwhile.
@@ -198,7 +248,8 @@ impl Shard {
         let lifted = self.lifted.get(scope);
         // One that begins later than now was written while the clock was ahead: what its end is worth, nobody knows.
         let stands = |hold: &HoldRecord| {
-            lifted.is_none_or(|&lifted| hold.since > lifted) && hold.since <= now + CLOCKS_DIFFER
+            let is_sound = hold.since <= now + CLOCKS_DIFFER && !self.is_forgotten(hold, now);
+            lifted.is_none_or(|&lifted| hold.since > lifted) && is_sound
         };
         match self.queue.held(scope) {
             Ok(hold) => hold.filter(stands).map(|hold| Rest {
@@ -209,6 +260,37 @@ impl Shard {
             Err(error) => {
                 tracing::error!(%error, "a hold cannot be read");
                 None
+            }
+        }
+    }
+
+    /// Whether it says nothing more of the destination: had there been mail for it, it would have been tried since.
+    fn is_forgotten(&self, hold: &HoldRecord, now: Timestamp) -> bool {
+        hold.until + self.backoff.longest() + FORGOTTEN_AFTER < now
+    }
+
+    /// Drops what is forgotten of rests, in the store a page at a time: a success deletes its own, but a destination that nobody writes to
+    /// any more has none.
+    pub(super) fn forget_rests(&mut self, now: Timestamp) {
+        self.forget_resting(now);
+        if !self.place.is_first() || self.sweep.waits(now) {
+            return;
+        }
+        let after = self.sweep.after.take();
+        let page = match self.queue.holds_after(after.as_ref(), SWEEP_PAGE) {
+            Ok(page) => page,
+            Err(error) => {
+                tracing::error!(%error, "holds can't be read");
+                Vec::new()
+            }
+        };
+        (self.sweep.after, self.sweep.at) = match page.last().filter(|_| page.len() == SWEEP_PAGE) {
+            Some((last, _)) => (Some(last.clone()), now),
+            None => (None, now + SWEEPS_EVERY),
+        };
+        for (scope, hold) in page {
+            if self.is_forgotten(&hold, now) {
+                self.queue.lift(scope);
             }
         }
     }
@@ -226,11 +308,73 @@ impl Shard {
         self.held_scopes.remove(scope);
         let woken = self.resting.remove(scope).unwrap_or_default();
         self.resting_count -= woken.len();
-        for id in woken {
+        for id in woken.into_keys() {
             match self.place.home_elsewhere(id) {
                 Some(home) => self.tell(home, Word::Wake(id)),
                 None => self.wake(id, now),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fleet::{Fleet, START};
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn domain(number: usize) -> HoldScope {
+        HoldScope::Domain(format!("d{number}.test").parse().unwrap())
+    }
+
+    /// Mail for a destination that nobody wrote to since then begins with the first wait, and the store does not keep what is of no use.
+    #[tokio::test]
+    async fn what_a_destination_rested_for_long_ago_is_forgotten() {
+        let mut fleet = Fleet::new(2, "");
+        const OLD: usize = 3 * SWEEP_PAGE;
+        let over = |ago: Duration| HoldRecord {
+            since: START,
+            until: Timestamp(START.0 - u64::try_from(ago.as_millis()).unwrap()),
+            failures: 40,
+            cause: "4.4.3 SERVFAIL".into(),
+        };
+        for number in 0..OLD {
+            fleet.queue.hold(domain(number), over(400 * DAY));
+        }
+        let recent = HoldScope::Lane("mx.recent.test".into());
+        fleet.queue.hold(recent.clone(), over(DAY / 2));
+        assert_eq!(fleet.shards[1].rest(&domain(7), START), None);
+        assert_eq!(fleet.shards[1].rest(&recent, START).unwrap().failures, 40);
+        fleet.run(Duration::from_secs(10)).await;
+        let left = fleet.queue.holds(9).unwrap().into_iter();
+        assert_eq!(left.map(|(scope, _)| scope).collect::<Vec<_>>(), [recent]);
+        fleet.run(2 * DAY).await;
+        assert_eq!(fleet.queue.holds(9).unwrap(), []);
+    }
+
+    /// Queues that came back otherwise, or have gone, take none of the room for those that are to come back with their destination.
+    #[tokio::test]
+    async fn who_rests_no_longer_is_not_waited_for() {
+        let mut fleet = Fleet::new(2, "");
+        for number in 0..20 {
+            let domain = format!("d{number}.test");
+            fleet.unknown.insert(domain.clone());
+            fleet.accept(1, "t", "bulk", &domain, 10).await;
+        }
+        let noted = |fleet: &Fleet| {
+            let sum = |count: fn(&Shard) -> usize| fleet.shards.iter().map(count).sum::<usize>();
+            assert_eq!(
+                sum(|shard| shard.resting_count),
+                sum(|shard| shard.resting.values().map(Resting::len).sum())
+            );
+            sum(|shard| shard.resting_count)
+        };
+        for number in 1_000..1_100 {
+            fleet.shards[1].note_resting(QueueId(number), &domain(0), START);
+        }
+        assert_eq!(noted(&fleet), 100);
+        fleet.run(30 * Duration::from_secs(60)).await;
+        assert_eq!(noted(&fleet), 20, "those that still wait are known");
     }
 }

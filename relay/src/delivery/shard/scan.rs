@@ -138,6 +138,7 @@ impl Shard {
             self.grace.note(&self.queue, now);
         }
         self.forget_lingering(now);
+        self.forget_rests(now);
         self.look_after_adjustments(now);
         self.wake_queues(now);
         self.wake_others(now);
@@ -285,7 +286,8 @@ impl Shard {
 
     /// Room has come free: if more is overdue, it need not wait for the next scan.
     pub(super) fn go_on_ending(&mut self, now: Timestamp) {
-        if self.draining || self.endings > MAX_ENDINGS / 2 {
+        // While the store fails no end is recorded, and each that begins is kept in memory until it is.
+        if self.draining || self.endings > MAX_ENDINGS / 2 || self.queue.is_failing() {
             return;
         }
         if self.scans.deadlines.behind {
@@ -512,6 +514,38 @@ pub(super) mod tests {
             }
         }
         assert_eq!(ended, count, "without a second scan");
+    }
+
+    /// Their ends would be kept in memory until it works again, however many there are.
+    #[tokio::test]
+    async fn nothing_more_is_ended_while_the_store_fails() {
+        let store = MemoryStore::new();
+        let queue = Queue::in_memory(store.clone()).unwrap();
+        let count = 3 * MAX_ENDINGS;
+        fill(&queue, count as u64, |number| format!("d{}.test", number % 7)).await;
+        queue.suspend(suspended()).await.unwrap();
+        let mut shard = shard(&queue);
+        let later = START + Duration::from_secs(40 * 86_400);
+        shard.tick(later);
+        store.set_failing(true);
+        let mut ended = 0;
+        loop {
+            let effects = shard.take_effects();
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects {
+                let Effect::End { lane, job, .. } = effect else {
+                    continue;
+                };
+                // It is kept, and answered when the store is back.
+                assert!(queue.settle(expired(job.unit)).await.is_err());
+                shard.ended(lane, later);
+                ended += 1;
+            }
+        }
+        assert!(queue.is_failing());
+        assert!(ended <= MAX_ENDINGS, "{ended}");
     }
 
     pub(in crate::delivery::shard) fn expired(unit: UnitKey) -> Settle {

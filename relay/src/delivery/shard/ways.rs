@@ -14,16 +14,16 @@ use crate::delivery::route::Route;
 use crate::world::{DnsError, log_time};
 
 use super::starved::For;
+use super::names::Asks;
 use super::{
-    Direction, Effect, LONGEST_REST, LaneId, MAX_LOOKUPS, SITE_DOUBT, SITE_TTL, Shard, Stand, Standing,
-    Timer, not_configured,
+    Direction, Effect, LONGEST_REST, LaneId, SITE_DOUBT, SITE_TTL, Shard, Stand, Standing, Timer,
+    not_configured,
 };
 
 impl Shard {
     /// What the DNS said of a domain asked for by [`Effect::Resolve`].
     pub fn resolved(&mut self, domain: &Domain, answer: Result<Route, DnsError>, now: Timestamp) {
-        self.lookups_running -= 1;
-        let queues = self.lookups.remove(domain).unwrap_or_default().queues;
+        let queues = self.names.answered(domain);
         self.next_lookup();
         match answer {
             Ok(route) => {
@@ -78,26 +78,30 @@ impl Shard {
             return;
         };
         let scope = HoldScope::Domain(domain.clone());
+        let mut asks = match active.stands[..] {
+            [] => Asks::First,
+            [..] => Asks::Again,
+        };
         if (active.stands.is_empty() || active.detour.is_some())
-            && let Some(rest) = self.rest(&scope, now).filter(|rest| rest.until > now)
+            && let Some(rest) = self.rest(&scope, now)
         {
+            asks = Asks::Again;
             let until = rest.until;
-            if self.goes_round_domain(id, Some(rest), now) {
-                return;
+            if until > now {
+                if self.goes_round_domain(id, Some(rest), now) {
+                    return;
+                }
+                if self.lanes_of(id).is_empty() {
+                    return self.hold_back(id, &scope, until, now);
+                }
             }
-            if self.lanes_of(id).is_empty() {
-                return self.hold_back(id, &scope, until, now);
-            }
         }
-        let known = self.lookups.contains_key(&domain);
-        let lookup = self.lookups.entry(domain.clone()).or_default();
-        if !lookup.queues.contains(&id) {
-            lookup.queues.push(id);
-        }
-        if !known {
-            self.lookups_waiting.push_back(domain);
-            self.next_lookup();
-        }
+        let Some(active) = self.active.get(&id) else {
+            return;
+        };
+        let weight = self.settings.streams.weight(&active.name.stream);
+        self.names.ask(id, &active.name, asks, weight);
+        self.next_lookup();
     }
 
     /// Takes a way that the DNS has no say in.
@@ -144,21 +148,16 @@ impl Shard {
     }
 
     pub(super) fn next_lookup(&mut self) {
-        while self.lookups_running < MAX_LOOKUPS
-            && let Some(domain) = self.lookups_waiting.pop_front()
-        {
-            // Whoever wanted it has left memory.
-            if self
-                .lookups
-                .get(&domain)
-                .is_some_and(|lookup| lookup.queues.is_empty())
-            {
-                self.lookups.remove(&domain);
-                continue;
-            }
-            self.lookups_running += 1;
+        let active = &self.active;
+        let name_of = |id| active.get(&id).map(|active| &active.name);
+        while let Some(domain) = self.names.start(name_of) {
             self.effects.push(Effect::Resolve(domain));
         }
+    }
+
+    /// Streams have other weights from here on.
+    pub(in crate::delivery) fn reweigh_names(&mut self) {
+        self.names.reweigh(|stream| self.settings.streams.weight(stream));
     }
 
     /// The pool that a queue's mail is sent from, as it is for its tenant and stream; `None`: what `delivery.source` says. The name of its
@@ -323,6 +322,7 @@ impl Shard {
         let rest = self.rest(&HoldScope::Lane(key.scope()), now);
         let mut lane = Lane::new(key.clone(), plan, &rule, rest, now);
         lane.provider = provider;
+        lane.shares_with = route.shares_with(&self.settings).cloned();
         self.made_lanes += 1;
         lane.number = self.made_lanes;
         let lane = self.lanes.insert(lane);

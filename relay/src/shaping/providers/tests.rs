@@ -79,6 +79,25 @@ fn a_site_is_whose_hosts_are_most() {
     assert_eq!(of(&[]), None);
 }
 
+/// Who adds a provider's host to his own has no part of what its lanes share.
+#[test]
+fn a_whole_site_has_no_host_of_anybody_else() {
+    let of = |hosts: &[&str]| {
+        let hosts = domains(hosts);
+        providers()
+            .of_whole_site(&hosts)
+            .map(|found| found.name.to_string())
+    };
+    let google = ["aspmx.l.google.com", "aspmx2.googlemail.com"];
+    assert_eq!(of(&google), Some("google".to_owned()));
+    for other in ["mx.example.org", "mx1.qq.com"] {
+        assert_eq!(of(&[google[0], google[1], other]), None);
+        assert_eq!(of(&[other, google[0]]), None);
+    }
+    assert_eq!(of(&["mx.example.org"]), None);
+    assert_eq!(of(&[]), None);
+}
+
 /// What is shipped is whole: some twenty providers, all of them different, every figure with its source.
 #[test]
 fn the_table_is_sound() {

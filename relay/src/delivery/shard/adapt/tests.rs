@@ -223,6 +223,51 @@ async fn mail_of_no_pool_has_a_source_of_its_own() {
     assert_eq!(suspended(&fleet)[0].key.scope.source, None);
 }
 
+/// A host speaks for whoever runs it: one that somebody names beside a provider's has nothing to say of the provider's mail.
+#[tokio::test]
+async fn who_is_suspended_is_a_matter_of_the_host_that_spoke() {
+    let mixed = ["aspmx.l.google.com", "zz.foreign.test"];
+    let reversed = ["aa.foreign.test", "aspmx.l.google.com"];
+    for suspend in ["provider", "tenant"] {
+        let rule = format!(
+            "[[bounce_rule]]\nclass = \"block\"\ntext = [\"not you\"]\nfor = \"10m\"\nsuspend = \"{suspend}\"\n"
+        );
+        for (hosts, speaks_google) in [(mixed, false), (reversed, true)] {
+            let (mut fleet, says) = fleet(&rule, |sent, _| sent.domain == "mixed.test");
+            says.set(Some("421 4.7.0 not you"));
+            fleet
+                .hosts
+                .insert("mixed.test".into(), hosts.map(String::from).into());
+            fleet
+                .hosts
+                .insert("whole.test".into(), vec!["aspmx.l.google.com".into()]);
+            fleet.accept(3, "t", "bulk", "mixed.test", 10).await;
+            fleet.run(5 * SECOND).await;
+            fleet.accept(3, "t", "bulk", "whole.test", 10).await;
+            fleet.run(5 * SECOND).await;
+            let whole = fleet.count(|sent| sent.domain == "whole.test");
+            assert_eq!(whole, if speaks_google { 0 } else { 3 }, "{suspend} {hosts:?}");
+            let records = suspended(&fleet);
+            let of = |record: &AdjustmentRecord| {
+                let scope = &record.key.scope;
+                (scope.provider.is_some(), scope.site.is_some())
+            };
+            let mut of: Vec<_> = records.iter().map(of).collect();
+            of.sort_unstable();
+            let expected: &[(bool, bool)] = match speaks_google {
+                true => &[(false, true), (true, false)],
+                false => &[(false, true)],
+            };
+            assert_eq!(of, expected, "{suspend} {hosts:?}");
+            // Its own lane is held in either case.
+            let refused = fleet.refused.len();
+            fleet.accept(3, "t", "bulk", "mixed.test", 10).await;
+            fleet.run(60 * SECOND).await;
+            assert_eq!(fleet.refused.len(), refused, "{suspend} {hosts:?}");
+        }
+    }
+}
+
 /// Those that worked come back after a lull, and no more than those.
 #[tokio::test]
 async fn who_refuses_further_connections_for_hours_keeps_those_that_worked() {
