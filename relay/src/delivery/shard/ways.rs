@@ -13,8 +13,8 @@ use crate::delivery::lane::{Lane, LaneKey, Rest};
 use crate::delivery::route::Route;
 use crate::world::{DnsError, log_time};
 
-use super::starved::For;
 use super::names::Asks;
+use super::starved::For;
 use super::{
     Direction, Effect, LONGEST_REST, LaneId, SITE_DOUBT, SITE_TTL, Shard, Stand, Standing, Timer,
     not_configured,
