@@ -176,6 +176,16 @@ mod tests {
         MessageId::from_bytes([number; 16])
     }
 
+    fn reopener(store: &Arc<ReopenStore>, folder: &tempfile::TempDir, name: [u8; 16]) -> Reopener {
+        Reopener {
+            store: store.clone(),
+            folder: folder.path().to_owned(),
+            name,
+            damage: Arc::default(),
+            corruption: store.corruption.clone(),
+        }
+    }
+
     #[tokio::test]
     async fn what_was_kept_is_there_and_what_nobody_was_told_of_is_not() {
         let folder = tempfile::tempdir().unwrap();
@@ -194,13 +204,7 @@ mod tests {
         let store = RocksStore::open(&folder.path().join("store"), true).unwrap();
         let name = prepare(&store).unwrap();
         let store = Arc::new(ReopenStore::new(store, Arc::default()));
-        let mut reopener = Reopener {
-            store: store.clone(),
-            folder: folder.path().to_owned(),
-            name,
-            damage: Arc::default(),
-            corruption: Arc::default(),
-        };
+        let mut reopener = reopener(&store, &folder, name);
         let reads = || {
             [1, 2, 3].map(|number| {
                 let found = store.get(Family::Envelope, id(number).as_bytes());
@@ -252,13 +256,7 @@ mod tests {
         let corruption = Arc::<Corruption>::default();
         let store = RocksStore::open(&path, true).unwrap();
         let store = Arc::new(ReopenStore::new(store, corruption.clone()));
-        let mut reopener = Reopener {
-            store: store.clone(),
-            folder: folder.path().to_owned(),
-            name,
-            damage: Arc::default(),
-            corruption: corruption.clone(),
-        };
+        let mut reopener = reopener(&store, &folder, name);
         assert_eq!(reopener.heal(0, &[]).unwrap(), 0);
         assert!(corruption.found().is_some(), "it was met");
         assert!(store.get(Family::Meta, crate::keys::STORE).unwrap().is_some());
@@ -272,13 +270,7 @@ mod tests {
         let store = RocksStore::open(&path, true).unwrap();
         let name = prepare(&store).unwrap();
         let store = Arc::new(ReopenStore::new(store, Arc::default()));
-        let mut reopener = Reopener {
-            store: store.clone(),
-            folder: folder.path().to_owned(),
-            name,
-            damage: Arc::default(),
-            corruption: Arc::default(),
-        };
+        let mut reopener = reopener(&store, &folder, name);
         let (current, kept) = (path.join("CURRENT"), path.join("CURRENT.kept"));
         std::fs::rename(&current, &kept).unwrap();
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;

@@ -24,11 +24,16 @@ pub(crate) fn mend(store: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     let named = named.trim_end();
-    if !named.starts_with(MANIFEST) || named.contains('/') || store.join(named).try_exists()? {
+    let Some(number) = named
+        .strip_prefix(MANIFEST)
+        .and_then(|number| number.parse().ok())
+    else {
+        return Ok(());
+    };
+    if store.join(named).try_exists()? {
         return Ok(());
     }
     let found = Found::in_folder(store)?;
-    let number = named.trim_start_matches(MANIFEST).parse().unwrap_or(0);
     match &found.manifests[..] {
         [manifest] if found.last_table < number => {
             tracing::warn!(
