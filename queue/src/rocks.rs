@@ -35,6 +35,15 @@ const BLOB_FILE_SIZE: u64 = 64 << 20;
 /// Tables and blob files open at once, where the process may open many.
 const MAX_OPEN_FILES: usize = 512;
 
+/// Octets a second that flushes and compactions write at most: a twentieth of it, 204 MiB, where little is to be written.
+const FLUSH_LIMIT: i64 = 4 << 30;
+
+/// Octets are handed out to them so often: in portions of some 200 KiB.
+const FLUSH_REFILL_MICROSECONDS: i64 = 1_000;
+
+/// Of so many portions that both want a compaction gets one before a flush: RocksDB's default.
+const FLUSH_FAIRNESS: i32 = 10;
+
 /// Logs, locks, the manifest, files that are just written, and the queue's own.
 const OTHER_FILES: usize = 32;
 
@@ -160,6 +169,10 @@ fn database_options(buffers: usize) -> Result<Options, StoreError> {
     options.set_stats_dump_period_sec(0);
     // Tables and blobs go to the disk as they are written: at the end of a flush all at once they would hold up the log's syncs.
     options.set_bytes_per_sync(256 << 10);
+    // At the disk's full speed a flush made each sync of the log wait some 5 ms for what it had just written, a tenth of a second long. It begins at
+    // a twentieth of the limit; where it has work for nine tenths of the time or more RocksDB raises that by a twentieth after each
+    // hundred refills, so that a flush never lets more come in than it takes away.
+    options.set_auto_tuned_ratelimiter(FLUSH_LIMIT, FLUSH_REFILL_MICROSECONDS, FLUSH_FAIRNESS);
     Ok(options)
 }
 

@@ -195,7 +195,7 @@ impl OverTime {
                     "Memory of the relay",
                     "MiB",
                     Scale::Linear,
-                    vec![line("PSS", &self.memory, 2)],
+                    vec![line("memory", &self.memory, 2)],
                 ),
             ),
             (
