@@ -1,9 +1,12 @@
 //! The `relaxed` canonicalisation (RFC 6376 §3.4.2, §3.4.4). `simple` is not offered: a relay on the way that trims a blank
 //! would break it.
 
+use std::sync::LazyLock;
+
 use aws_lc_rs::digest::{Context, Digest, SHA256};
 use mail_core::header::Field;
-use memchr::{memchr, memchr_iter, memmem};
+use memchr::memmem::Finder;
+use memchr::{memchr, memchr_iter, memrchr_iter};
 
 /// Appends a field: name in lower case, unfolded, blanks made one, none around the colon or at the end; with its CRLF.
 pub fn write_field(field: &Field<'_>, into: &mut Vec<u8>) {
@@ -64,38 +67,48 @@ impl BodyHasher {
     pub fn update(&mut self, part: &[u8]) {
         let begin = if self.within { self.go_on(part) } else { 0 };
         let body = &part[begin..];
-        // Lines in sequence that are hashed as they are, CRLF included.
-        let mut run = 0..0;
+        let whole = lines_until(body, 0, body.len());
+        let (lines, rest) = body.split_at(whole);
+        let mut changes = Changes::default();
         let mut start = 0;
-        while start < body.len() {
-            let end = line_end(body, start);
-            let Some(line) = body[start..end].strip_suffix(b"\r\n") else {
-                break;
-            };
-            if line.iter().all(|&octet| is_blank(octet)) {
-                self.empty_lines += 1;
-            } else if is_tidy(line) {
-                if self.empty_lines > 0 || run.end != start {
-                    self.hash.update(&body[run]);
-                    self.hash_empty_lines();
-                    run = start..start;
-                }
-                run.end = end;
-            } else {
-                self.hash.update(&body[run]);
-                run = end..end;
-                self.hash_empty_lines();
-                self.tidy.clear();
-                write_tidy(line, &mut self.tidy);
-                self.tidy.extend_from_slice(b"\r\n");
-                self.hash.update(&self.tidy);
+        while start < lines.len() {
+            let next = changes.next_from(lines, start).unwrap_or(lines.len());
+            let untidy = lines_until(lines, start, next);
+            self.hash_as_they_are(&lines[start..untidy]);
+            start = line_end(lines, untidy);
+            if start > untidy {
+                self.hash_untidy(&lines[untidy..start - CRLF.len()]);
             }
-            start = end;
         }
-        self.hash.update(&body[run]);
-        if start < body.len() {
-            self.go_on(&body[start..]);
+        if !rest.is_empty() {
+            self.go_on(rest);
         }
+    }
+
+    /// Takes lines that tidying would not change, each with its CRLF.
+    fn hash_as_they_are(&mut self, lines: &[u8]) {
+        let mut text = lines;
+        while text == CRLF || text.ends_with(b"\r\n\r\n") {
+            text = &text[..text.len() - CRLF.len()];
+        }
+        if !text.is_empty() {
+            self.hash_empty_lines();
+            self.hash.update(text);
+        }
+        self.empty_lines += (lines.len() - text.len()) / CRLF.len();
+    }
+
+    /// Takes a line, without its CRLF.
+    fn hash_untidy(&mut self, line: &[u8]) {
+        if line.iter().all(|&octet| is_blank(octet)) {
+            self.empty_lines += 1;
+            return;
+        }
+        self.hash_empty_lines();
+        self.tidy.clear();
+        write_tidy(line, &mut self.tidy);
+        self.tidy.extend_from_slice(CRLF);
+        self.hash.update(&self.tidy);
     }
 
     /// The hash of all that came.
@@ -168,8 +181,59 @@ fn is_blank(octet: u8) -> bool {
     octet == b' ' || octet == b'\t'
 }
 
-fn is_tidy(line: &[u8]) -> bool {
-    !line.ends_with(b" ") && memchr(b'\t', line).is_none() && memmem::find(line, b"  ").is_none()
+const CRLF: &[u8] = b"\r\n";
+
+// To make a finder takes as long as to go through some lines with it.
+static RUN: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new("  "));
+static TRAILING: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(" \r"));
+
+/// Where the next of what tidying may change is: a tab, a run of spaces, a space before a CR. Each is looked for on its own and not again
+/// before it is passed, since a body that has many of one may have none of another.
+#[derive(Default)]
+struct Changes {
+    tab: Next,
+    run: Next,
+    trailing: Next,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Next {
+    #[default]
+    Unknown,
+    At(usize),
+    None,
+}
+
+impl Changes {
+    fn next_from(&mut self, lines: &[u8], start: usize) -> Option<usize> {
+        let found = [
+            self.tab.from(start, || memchr(b'\t', &lines[start..])),
+            self.run.from(start, || RUN.find(&lines[start..])),
+            self.trailing.from(start, || TRAILING.find(&lines[start..])),
+        ];
+        found.into_iter().flatten().min()
+    }
+}
+
+impl Next {
+    /// `find` tells how far behind `start`.
+    fn from(&mut self, start: usize, find: impl FnOnce() -> Option<usize>) -> Option<usize> {
+        if matches!(*self, Self::Unknown) || matches!(*self, Self::At(at) if at < start) {
+            *self = find().map_or(Self::None, |ahead| Self::At(start + ahead));
+        }
+        match *self {
+            Self::At(at) => Some(at),
+            Self::Unknown | Self::None => None,
+        }
+    }
+}
+
+/// The end of the last line from `start` that ends at `limit` or before: `start` where there is none.
+fn lines_until(body: &[u8], start: usize, limit: usize) -> usize {
+    memrchr_iter(b'\n', &body[start..limit])
+        .map(|at| start + at)
+        .find(|&at| at > start && body[at - 1] == b'\r')
+        .map_or(start, |at| at + 1)
 }
 
 /// Where the line from `start` ends: behind its CRLF, or at the body's end. A bare CR or LF is a character like others.
@@ -184,18 +248,24 @@ fn line_end(body: &[u8], start: usize) -> usize {
 fn write_tidy(text: &[u8], into: &mut Vec<u8>) {
     into.reserve(text.len());
     let mut gap = false;
-    let mut octets = text.iter().copied().peekable();
-    while let Some(octet) = octets.next() {
-        match octet {
-            b' ' | b'\t' => gap = true,
-            b'\r' if octets.peek() == Some(&b'\n') => drop(octets.next()),
-            other => {
+    let mut rest = text;
+    while let [octet, behind @ ..] = rest {
+        rest = match octet {
+            b' ' | b'\t' => {
+                gap = true;
+                behind
+            }
+            b'\r' if behind.first() == Some(&b'\n') => &behind[1..],
+            _ => {
                 if std::mem::take(&mut gap) {
                     into.push(b' ');
                 }
-                into.push(other);
+                let word = behind.iter().position(|octet| b" \t\r".contains(octet));
+                let (word, left) = rest.split_at(word.map_or(rest.len(), |at| at + 1));
+                into.extend_from_slice(word);
+                left
             }
-        }
+        };
     }
 }
 
