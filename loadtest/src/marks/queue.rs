@@ -88,6 +88,18 @@ impl Bench<'_> {
         Ok(medians(all))
     }
 
+    /// The median of what is measured of copies of a store, a run each.
+    fn of_copies(&self, store: &Path, measure: impl Fn(&Path) -> anyhow::Result<f64>) -> anyhow::Result<f64> {
+        let mut all = Vec::new();
+        for _ in 0..self.common.runs {
+            let copy = self.path("copy");
+            copy_store(store, &copy)?;
+            all.push(measure(&copy)?);
+            fs::remove_dir_all(&copy)?;
+        }
+        Ok(median(all))
+    }
+
     fn commit(&self, told: &mut Told) -> anyhow::Result<()> {
         if !self.wants("commit") {
             return Ok(());
@@ -134,7 +146,7 @@ impl Bench<'_> {
             return Ok(());
         }
         let messages = ["--messages".to_owned(), self.scaled(TOMBSTONES).to_string()];
-        let values = self.medians("tombstones", &messages, 1)?;
+        let values = self.medians("tombstones", &messages, self.common.runs)?;
         for (name, value) in [
             ("tombstones: next due", "next_due_first_microseconds"),
             (
@@ -234,16 +246,8 @@ impl Bench<'_> {
             "",
         )?;
 
-        let starts = |store: &Path| -> anyhow::Result<f64> {
-            let mut seconds = Vec::new();
-            for _ in 0..self.common.runs {
-                let copy = self.path("start");
-                copy_store(store, &copy)?;
-                seconds.push(program.start(&copy, DOMAINS)?.until_first_delivery()?);
-                fs::remove_dir_all(&copy)?;
-            }
-            Ok(median(seconds))
-        };
+        let starts =
+            |store: &Path| self.of_copies(store, |copy| program.start(copy, DOMAINS)?.until_first_delivery());
         let after_stop = starts(&big)?;
         told.figure(
             "backlog: first delivery after a clean stop",
@@ -253,11 +257,10 @@ impl Bench<'_> {
         )?;
         let small = starts(&few)?;
         let memory = |store: &Path| -> anyhow::Result<f64> {
-            let copy = self.path("memory");
-            copy_store(store, &copy)?;
-            let resident = program.start(&copy, DOMAINS)?.resident_after(PASS)?;
-            fs::remove_dir_all(&copy)?;
-            Ok(resident as f64)
+            self.of_copies(store, |copy| {
+                let resident = program.start(copy, DOMAINS)?.resident_after(PASS)?;
+                Ok(resident as f64)
+            })
         };
         // Closed as the large one is: what a start reads back of a long WAL is no part of the base.
         let calm = self.fill("calm", FEW, &clean)?;
@@ -295,12 +298,18 @@ impl Bench<'_> {
         }
         let queues = self.scaled(QUEUES);
         let few = self.fill("base", DUE, &[("domains", DUE)])?;
-        let base = program.start(&few, DUE)?.peak_once_gone(DUE)?;
+        let peak = |store: &Path| {
+            self.of_copies(store, |copy| {
+                let resident = program.start(copy, DUE)?.peak_once_gone(DUE)?;
+                Ok(resident as f64)
+            })
+        };
+        let base = peak(&few)?;
         fs::remove_dir_all(&few)?;
         let many = self.fill("queues", queues, &[("domains", queues), ("due", DUE)])?;
-        let resident = program.start(&many, DUE)?.peak_once_gone(DUE)?;
+        let resident = peak(&many)?;
         fs::remove_dir_all(&many)?;
-        let more = (resident as f64 - base as f64) / MIB;
+        let more = (resident - base) / MIB;
         told.figure(
             "queues: peak memory of 500,000 over the base, a minute after those due",
             more,
