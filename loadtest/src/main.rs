@@ -28,9 +28,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Send mail as fast as it is taken, or at a rate, and measure how it is answered.
-    Flood(load::FloodOptions),
+    Flood(load::flood::FloodOptions),
     /// Take mail for many domains, and find what is damaged, missing or there twice.
-    Sink(load::SinkOptions),
+    Sink(load::sink::command::SinkOptions),
     /// Play whole runs, each with a store and processes of its own: what they cost, and a verdict on loss, damage and order.
     Scenario(scenario::Options),
     /// Play the scenarios `relay`, `accept` and `relay-dkim` through other relays too, by turns, and print how they compare.
@@ -61,8 +61,8 @@ fn main() -> ExitCode {
 /// False where a promise did not hold.
 fn run(command: &Command) -> anyhow::Result<bool> {
     match command {
-        Command::Flood(options) => load::flood(options),
-        Command::Sink(options) => load::sink(options),
+        Command::Flood(options) => load::flood::flood(options),
+        Command::Sink(options) => load::sink::command::sink(options),
         Command::Scenario(options) => scenario::run(options),
         Command::Compare(options) => scenario::compare(options),
         Command::Crash(options) => block_on(crash::run(options)),

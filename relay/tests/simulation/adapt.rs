@@ -25,7 +25,7 @@ pub async fn converse(world: &World, number: usize, stream: DuplexStream, from: 
         return;
     }
     *world.borne.borrow_mut().entry(number).or_default() += 1;
-    drop(super::converse(world, number, stream).await);
+    drop(internet::converse(world, number, stream).await);
     *world.borne.borrow_mut().entry(number).or_default() -= 1;
 }
 

@@ -4,6 +4,7 @@
 //! on, each with an address of its own in 127.78.0.0/16 and records in a name server beside, so that a relay finds them as it would
 //! find anybody.
 
+pub(crate) mod command;
 mod manner;
 mod session;
 

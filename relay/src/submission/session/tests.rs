@@ -673,25 +673,6 @@ async fn the_end_of_tls_within_a_chunk_is_the_end() {
     .await;
 }
 
-/// CASES row 22: RFC 3848's and RFC 6531's words.
-#[test]
-fn received_tells_how_the_message_came() {
-    for (esmtp, tls, logged_in, smtputf8, word) in [
-        (false, false, false, false, "SMTP"),
-        (false, true, true, false, "SMTP"),
-        (true, false, false, false, "ESMTP"),
-        (true, true, false, false, "ESMTPS"),
-        (true, false, true, false, "ESMTPA"),
-        (true, true, true, false, "ESMTPSA"),
-        (true, false, false, true, "UTF8SMTP"),
-        (true, true, false, true, "UTF8SMTPS"),
-        (true, false, true, true, "UTF8SMTPA"),
-        (true, true, true, true, "UTF8SMTPSA"),
-    ] {
-        assert_eq!(protocol(esmtp, tls, logged_in, smtputf8), word);
-    }
-}
-
 /// DESIGN §4: a large message is written as it comes; of its octets no more than a chunk or so is in memory, and of one that is
 /// refused nothing stays.
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use mail_core::Timestamp;
+use mail_core::smtp::command::date_time;
+
 use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
