@@ -99,6 +99,7 @@ impl Shard {
                 lane.renew(&rule, now);
             }
         }
+        self.index_lanes();
         self.find_all_limits(now);
     }
 

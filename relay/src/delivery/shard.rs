@@ -294,6 +294,9 @@ pub struct Shard {
     /// Lanes made so far.
     made_lanes: u64,
     lane_of: LaneIndex,
+    /// Lanes looked at for adjustments that began or ended.
+    #[cfg(test)]
+    looked_at: usize,
     gates: Slab<Gate>,
     gate_of: HashMap<Rc<Scope>, GateId>,
     /// Whose turn it is among the sources of pools.
@@ -370,6 +373,8 @@ impl Shard {
             lanes: Slab::new(),
             made_lanes: 0,
             lane_of: LaneIndex::default(),
+            #[cfg(test)]
+            looked_at: 0,
             gates: Slab::new(),
             gate_of: HashMap::new(),
             shares: Shares::default(),

@@ -320,13 +320,13 @@ impl Shard {
             return lane;
         }
         let rest = self.rest(&HoldScope::Lane(key.scope()), now);
-        let mut lane = Lane::new(key.clone(), plan, &rule, rest, now);
+        let mut lane = Lane::new(key, plan, &rule, rest, now);
         lane.provider = provider;
         lane.shares_with = route.shares_with(&self.settings).cloned();
         self.made_lanes += 1;
         lane.number = self.made_lanes;
         let lane = self.lanes.insert(lane);
-        self.lane_of.insert(key, lane);
+        self.lane_of.insert(lane, &self.lanes[lane]);
         self.find_limits_of_family(lane, now);
         self.remember_lane(lane, now);
         lane
@@ -438,9 +438,9 @@ impl Shard {
             self.leave_gate(lane);
             self.save_pace(lane);
             let gone = self.lanes.remove(lane);
+            self.lane_of.remove(lane, &gone);
             let of_tenants = gone.tenants.into_iter().map(|(_, of)| of.gates);
             self.forget_gates(of_tenants.chain([gone.gates]));
-            self.lane_of.remove(&gone.key);
             if let Some(at) = gone.timer {
                 self.timers.remove(&(at, Timer::Lane(lane)));
             }
