@@ -20,7 +20,7 @@ pub use registry::{Metric, Registry};
 /// They are read anew no more often: a reading looks at each tenant's totals, and at queues that are suspended by domain.
 const REFRESH_EVERY: Duration = Duration::from_secs(10);
 
-/// Queue records read at a time.
+/// Records of queues, or of holds, read at a time.
 const PAGE: usize = 1_000;
 
 /// Queues suspended by domain, or one by one, that are counted; further ones are not.
@@ -28,9 +28,6 @@ const MAX_SUSPENDED: usize = 20_000;
 
 /// Tenants with series of their own; the others are `other`.
 const MAX_TENANTS: usize = 200;
-
-/// Holds counted; more are shown as so many.
-const MAX_HOLDS: usize = 10_000;
 
 /// Messages set aside that are counted by cause; more are shown as so many.
 const MAX_ASIDE: usize = 10_000;
@@ -299,7 +296,7 @@ impl QueueSeries {
             add(&series.bytes, bytes);
             add(&series.suspended, suspended);
         }
-        let holds = series.queue.holds(MAX_HOLDS)?.len();
+        let holds = count_holds(&series.queue)?;
         let count = i64::try_from(suspensions.len()).unwrap_or(i64::MAX);
         series.suspensions.set(count);
         let mut adjustments = [("suspended", 0), ("slower", 0)];
@@ -341,6 +338,19 @@ impl Inner {
     }
 }
 
+/// What rests, however much it is.
+fn count_holds(queue: &Queue) -> Result<usize, ReadError> {
+    let (mut count, mut after) = (0, None);
+    loop {
+        let mut page = queue.holds_after(after.as_ref(), PAGE)?;
+        count += page.len();
+        after = match page.pop() {
+            Some((last, _)) if page.len() + 1 == PAGE => Some(last),
+            _ => return Ok(count),
+        };
+    }
+}
+
 /// Whether a suspension is of all that these totals count.
 fn is_whole(selector: &Selector, totals: &Totals) -> bool {
     selector.domain.is_none()
@@ -359,6 +369,7 @@ fn is_whole(selector: &Selector, totals: &Totals) -> bool {
 mod tests {
     use prometheus::TextEncoder;
     use queue::store::MemoryStore;
+    use queue::{HoldRecord, HoldScope};
 
     use super::*;
     use crate::control::tests::accept;
@@ -411,6 +422,29 @@ mod tests {
         assert_eq!(shown(), 2);
         series.refresh(start + REFRESH_EVERY, clock).unwrap();
         assert_eq!(shown(), 3);
+    }
+
+    #[tokio::test]
+    async fn all_that_rests_is_counted() {
+        let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+        let series = QueueSeries::new(&Registry::new(), queue.clone()).unwrap();
+        let mut start = Instant::now();
+        let mut rested = 0;
+        for count in [0, 1, PAGE, 10 * PAGE, 10 * PAGE + 1] {
+            for number in rested..count {
+                let record = HoldRecord {
+                    since: Timestamp(0),
+                    until: Timestamp(1_000),
+                    failures: 1,
+                    cause: "a test".into(),
+                };
+                queue.hold(HoldScope::Lane(format!("mx{number}.test")), record);
+            }
+            rested = count;
+            start += REFRESH_EVERY;
+            series.refresh(start, Timestamp(1)).unwrap();
+            assert_eq!(series.0.holds.get(), count as i64);
+        }
     }
 
     #[tokio::test]

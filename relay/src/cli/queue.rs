@@ -290,6 +290,8 @@ struct Listing {
     #[serde(flatten)]
     list: QueueList,
     holds: Vec<Hold>,
+    /// Whether there are more of them.
+    more_holds: bool,
     suspensions: Vec<Suspension>,
 }
 
@@ -359,11 +361,12 @@ pub(super) fn queue(command: QueueCommand) -> Result<(), Failure> {
                 break;
             }
         }
-        let HoldList { holds, .. } = client.holds().await?;
+        let HoldList { holds, more } = client.holds().await?;
         let suspensions = client.suspensions().await?.suspensions;
         Ok::<_, admin_api::client::ClientError>(Listing {
             list,
             holds,
+            more_holds: more,
             suspensions,
         })
     })??;
@@ -399,6 +402,7 @@ fn show_queues(
     Listing {
         list,
         holds,
+        more_holds,
         suspensions,
     }: &Listing,
 ) -> String {
@@ -442,6 +446,9 @@ fn show_queues(
             ]
         }));
         text.push_str(&columns(&rows));
+    }
+    if *more_holds {
+        text.push_str("More destinations rest than are listed here.\n");
     }
     if !suspensions.is_empty() {
         let _ = write!(text, "\n{}", operate::show_suspensions(suspensions));
@@ -627,6 +634,7 @@ mod tests {
         let listing = |list| Listing {
             list,
             holds: Vec::new(),
+            more_holds: false,
             suspensions: Vec::new(),
         };
         let list = control.queues(QueuesQuery::default()).await.unwrap();
@@ -651,6 +659,8 @@ mod tests {
              DOMAIN OR SITE  UNTIL                     FAILURES  CAUSE\n\
              mx.dead.test    1970-01-01T00:01:00.000Z  3         connection refused\n"
         );
+        listing.more_holds = true;
+        assert!(show_queues(&listing).ends_with("refused\nMore destinations rest than are listed here.\n"));
         let view = control.message(accepted.id).await.unwrap().unwrap();
         let text = show_message(&view);
         for line in [

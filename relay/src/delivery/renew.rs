@@ -3,9 +3,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mail_core::Timestamp;
-use queue::{HoldScope, QueueId};
+use queue::{HoldRecord, HoldScope, QueueId};
 
 use crate::config::egress::Pool;
 use crate::config::settings::DeliverySettings;
@@ -98,6 +99,7 @@ impl Shard {
                 lane.renew(&rule, now);
             }
         }
+        self.index_lanes();
         self.find_all_limits(now);
     }
 
@@ -179,23 +181,21 @@ impl Shard {
     /// Smart hosts, pools and sources that are there again, or other than they were, need not rest for what they did before. Mail of
     /// those that are gone rests for another reason now.
     fn lift_mended(&mut self, before: &Routing, now: Timestamp) {
-        self.lifted.clear();
-        let mended = Mended::between(before, &self.routing);
+        self.mended.forget(now);
+        let mended = Mended::between(before, &self.routing, now);
         if mended.is_empty() {
             return;
         }
-        for source in &mended.sources {
+        for source in mended.sources.keys() {
             self.source_changed(source, now);
         }
-        let mut scopes: BTreeSet<HoldScope> = self.resting_scopes().cloned().collect();
-        match self.queue.holds(MAX_HOLDS) {
-            Ok(holds) => scopes.extend(holds.into_iter().map(|(scope, _)| scope)),
-            Err(error) => tracing::error!(%error, "holds can't be read"),
-        }
+        let of_lane =
+            |scope: &&HoldScope| matches!(scope, HoldScope::Lane(name) if mended.ended(name).is_some());
+        let mut scopes: BTreeSet<HoldScope> = self.resting_scopes().filter(of_lane).cloned().collect();
         let mut lanes = Vec::new();
         for (id, lane) in &mut self.lanes {
             let name = lane.key.scope();
-            if mended.covers(&name) {
+            if mended.ended(&name).is_some() {
                 lane.rest = None;
                 lanes.push(id);
                 scopes.insert(HoldScope::Lane(name));
@@ -204,18 +204,17 @@ impl Shard {
         for lane in lanes {
             self.end_wait(lane, now);
         }
-        for scope in scopes {
-            let HoldScope::Lane(name) = &scope else { continue };
-            if !mended.covers(name) {
-                continue;
-            }
-            if self.rest(&scope, now).is_some() {
+        for scope in &scopes {
+            if self.rest(scope, now).is_some() {
                 self.queue.lift(scope.clone());
             }
-            // First of all: whoever is woken asks.
-            self.lifted.insert(scope.clone(), now);
-            self.lift(&scope, now);
         }
+        // First of all: whoever is woken asks.
+        self.mended.add(mended);
+        for scope in &scopes {
+            self.wake_resting(scope, now);
+        }
+        self.sweep_mended();
     }
 }
 
@@ -228,31 +227,32 @@ fn are_of(lanes: &[&Lane], pool: Option<&Pool>) -> bool {
     }
 }
 
-/// Holds looked through at a reload. What is beyond ends by itself.
-const MAX_HOLDS: usize = 10_000;
+/// What was mended is known for so long, which is many times what it takes to sweep the holds.
+const KNOWN_FOR: Duration = Duration::from_secs(86_400);
 
-/// What a reload has mended, or taken away.
-struct Mended {
+/// What reloads have mended, or taken away, and when: of holds that began earlier none is obeyed.
+#[derive(Default)]
+pub(super) struct Mended {
     /// Smart hosts' sites.
-    sites: Vec<String>,
+    sites: HashMap<String, Timestamp>,
     /// Sources' names.
-    sources: Vec<Arc<str>>,
+    sources: HashMap<Arc<str>, Timestamp>,
     /// Holds of mail whose way was not configured, and is now.
-    waits: HashSet<String>,
+    waits: HashMap<String, Timestamp>,
 }
 
 impl Mended {
-    fn between(before: &Routing, now: &Routing) -> Self {
-        let sites = changed(before.smart_hosts(), now.smart_hosts(), |host| &host.name);
+    fn between(before: &Routing, after: &Routing, now: Timestamp) -> Self {
+        let sites = changed(before.smart_hosts(), after.smart_hosts(), |host| &host.name);
         let sites = sites.map(|host| Route::SmartHost(host.clone()).site());
-        let (old, new) = (&before.egress().sources, &now.egress().sources);
+        let (old, new) = (&before.egress().sources, &after.egress().sources);
         let sources = changed(old, new, |source| &source.name);
-        let still: HashSet<_> = now.missing().collect();
+        let still: HashSet<_> = after.missing().collect();
         let waits = before.missing().filter(|name| !still.contains(name));
         Self {
-            sites: sites.collect(),
-            sources: sources.map(|source| source.name.clone()).collect(),
-            waits: waits.map(|name| not_configured(name)).collect(),
+            sites: sites.map(|site| (site, now)).collect(),
+            sources: sources.map(|source| (source.name.clone(), now)).collect(),
+            waits: waits.map(|name| (not_configured(name), now)).collect(),
         }
     }
 
@@ -260,12 +260,38 @@ impl Mended {
         self.sites.is_empty() && self.sources.is_empty() && self.waits.is_empty()
     }
 
-    /// Whether the hold of this name, a lane's or that of mail without a way, is about any of it.
-    fn covers(&self, name: &str) -> bool {
+    /// A later reload has mended these.
+    fn add(&mut self, more: Self) {
+        self.sites.extend(more.sites);
+        self.sources.extend(more.sources);
+        self.waits.extend(more.waits);
+    }
+
+    /// Names that were taken away do not come again.
+    fn forget(&mut self, now: Timestamp) {
+        let is_known = |at: Timestamp| now < at + KNOWN_FOR;
+        self.sites.retain(|_, at| is_known(*at));
+        self.sources.retain(|_, at| is_known(*at));
+        self.waits.retain(|_, at| is_known(*at));
+    }
+
+    /// Whether this hold was ended.
+    pub(super) fn ends(&self, scope: &HoldScope, hold: &HoldRecord) -> bool {
+        let HoldScope::Lane(name) = scope else {
+            return false;
+        };
+        self.ended(name).is_some_and(|at| hold.since <= at)
+    }
+
+    /// When the hold of this name, a lane's or that of mail without a way, was ended last, if it is about any of it.
+    fn ended(&self, name: &str) -> Option<Timestamp> {
+        if self.is_empty() {
+            return None;
+        }
         let (site, source) = LaneKey::site_and_source(name);
-        self.waits.contains(name)
-            || self.sites.iter().any(|mended| mended == site)
-            || source.is_some_and(|source| self.sources.iter().any(|mended| **mended == *source))
+        let of_source = source.and_then(|source| self.sources.get(source));
+        let all = [self.waits.get(name), self.sites.get(site), of_source];
+        all.into_iter().flatten().max().copied()
     }
 }
 

@@ -54,6 +54,7 @@ use super::detour::Detour;
 use super::egress::Shares;
 use super::exchange::{Accepted, Loan, Order, Place, Word};
 use super::lane::{ConnectionId, Idle, Lane, Plan};
+use super::renew::Mended;
 use super::route::Route;
 
 use gates::{Gate, GateId, OnWire};
@@ -293,6 +294,9 @@ pub struct Shard {
     /// Lanes made so far.
     made_lanes: u64,
     lane_of: LaneIndex,
+    /// Lanes looked at for adjustments that began or ended.
+    #[cfg(test)]
+    looked_at: usize,
     gates: Slab<Gate>,
     gate_of: HashMap<Rc<Scope>, GateId>,
     /// Whose turn it is among the sources of pools.
@@ -311,8 +315,8 @@ pub struct Shard {
     pub(super) last_connection: u64,
     /// Connections up to this one were made under another configuration: none of them gets a further message.
     pub(super) outdated: ConnectionId,
-    /// Holds ended by the last reload, and when: the store may still tell of them for a moment.
-    pub(super) lifted: HashMap<HoldScope, Timestamp>,
+    /// Holds ended by reloads: the store may still tell of them for a while.
+    pub(super) mended: Mended,
     endings: usize,
     /// How far catalogue and deadlines were gone through.
     scans: scan::Scans,
@@ -369,6 +373,8 @@ impl Shard {
             lanes: Slab::new(),
             made_lanes: 0,
             lane_of: LaneIndex::default(),
+            #[cfg(test)]
+            looked_at: 0,
             gates: Slab::new(),
             gate_of: HashMap::new(),
             shares: Shares::default(),
@@ -381,7 +387,7 @@ impl Shard {
             connections: 0,
             last_connection: 0,
             outdated: ConnectionId(0),
-            lifted: HashMap::new(),
+            mended: Mended::default(),
             endings: 0,
             scans: scan::Scans::default(),
             starved: Default::default(),

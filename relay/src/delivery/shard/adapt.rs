@@ -1,7 +1,7 @@
 //! What replies have taught a shard's lanes, and what operators have set beside: suspensions of a lane, or of what is wider, which
 //! all shards know; and the pace of each lane, which its shard alone knows. Both are in the store too, for the next start.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -340,14 +340,11 @@ impl Shard {
 
     /// Queues in memory that have left the turns of these lanes need not wait for their time.
     fn look_again(&mut self, scope: &Scope, now: Timestamp) {
-        let whoever = Scope {
-            tenant: None,
-            ..scope.clone()
-        };
-        let waits = |stand: &Stand| {
-            let lane = self.lanes.get(stand.lane);
-            stand.at == Standing::Out && lane.is_some_and(|lane| whoever.covers(&lane.scope()))
-        };
+        let meant: HashSet<_> = self.lanes_about(scope).into_iter().collect();
+        if meant.is_empty() {
+            return;
+        }
+        let waits = |stand: &Stand| stand.at == Standing::Out && meant.contains(&stand.lane);
         let active = self.active.iter();
         let waiting = active.filter(|(_, active)| active.stands.iter().any(waits));
         let mut waiting: Vec<_> = waiting.map(|(&id, _)| id).collect();
@@ -370,14 +367,7 @@ impl Shard {
 
     /// Lanes that a scope is about go by what stands now.
     fn refresh_lanes(&mut self, scope: &Scope, now: Timestamp) {
-        let whoever = Scope {
-            tenant: None,
-            ..scope.clone()
-        };
-        let is_meant = |lane: &Lane| whoever.covers(&lane.scope());
-        let meant = self.lanes.iter().filter(|(_, lane)| is_meant(lane));
-        let meant: Vec<_> = meant.map(|(id, _)| id).collect();
-        for lane in meant {
+        for lane in self.lanes_about(scope) {
             self.refresh_lane(lane, now);
             // Whoever waits for the end of what has ended looks again; it waits anew, if something else stands.
             if let Some(at) = self.lanes.get(lane) {
@@ -386,6 +376,28 @@ impl Shard {
             }
             self.pump(lane, now);
         }
+    }
+
+    /// Lanes some mail of which a scope is about, in order. There may be thousands, and replies that suspend one of them every moment.
+    fn lanes_about(&mut self, scope: &Scope) -> Vec<LaneId> {
+        let whoever = Scope {
+            tenant: None,
+            ..scope.clone()
+        };
+        let all = || self.lanes.iter().map(|(id, _)| id).collect();
+        let mut lanes = self.lane_of.candidates(&whoever).unwrap_or_else(all);
+        #[cfg(test)]
+        {
+            self.looked_at += lanes.len();
+        }
+        let is_meant = |lane: &Lane| whoever.covers(&lane.scope());
+        lanes.retain(|&id| self.lanes.get(id).is_some_and(is_meant));
+        lanes
+    }
+
+    /// Lanes' hosts may be another provider's now.
+    pub(in crate::delivery) fn index_lanes(&mut self) {
+        self.lane_of.renew_parts(self.lanes.iter());
     }
 
     /// Has the lane go by what stands now.
@@ -570,9 +582,13 @@ impl Shard {
 
     /// Drops what lanes have learned, since an operator says otherwise.
     fn forget_paces(&mut self, scope: &Scope, by: &str, now: Timestamp) {
-        let is_meant = |lane: &Lane| scope.covers(&lane.scope()) && lane.adapt.pace().is_some();
-        let meant = self.lanes.iter().filter(|(_, lane)| is_meant(lane));
-        let meant: Vec<_> = meant.map(|(id, _)| id).collect();
+        // A pace is all tenants'.
+        if scope.tenant.is_some() {
+            return;
+        }
+        let has_pace = |lane: &Lane| lane.adapt.pace().is_some();
+        let mut meant = self.lanes_about(scope);
+        meant.retain(|&id| self.lanes.get(id).is_some_and(has_pace));
         for lane in meant {
             self.forget_pace(lane, by, now);
         }

@@ -27,6 +27,8 @@ const SWEEPS_EVERY: Duration = Duration::from_secs(3_600);
 pub(super) struct Sweep {
     after: Option<HoldScope>,
     at: Timestamp,
+    /// How far they were looked through for what reloads have ended; `None`: to the end.
+    mended: Option<HoldScope>,
     /// When those that left memory are looked through.
     resting_at: Timestamp,
 }
@@ -245,11 +247,10 @@ impl Shard {
     }
 
     pub(in crate::delivery) fn rest(&self, scope: &HoldScope, now: Timestamp) -> Option<Rest> {
-        let lifted = self.lifted.get(scope);
         // One that begins later than now was written while the clock was ahead: what its end is worth, nobody knows.
         let stands = |hold: &HoldRecord| {
             let is_sound = hold.since <= now + CLOCKS_DIFFER && !self.is_forgotten(hold, now);
-            lifted.is_none_or(|&lifted| hold.since > lifted) && is_sound
+            is_sound && !self.mended.ends(scope, hold)
         };
         match self.queue.held(scope) {
             Ok(hold) => hold.filter(stands).map(|hold| Rest {
@@ -291,6 +292,37 @@ impl Shard {
         for (scope, hold) in page {
             if self.is_forgotten(&hold, now) {
                 self.queue.lift(scope);
+            }
+        }
+    }
+
+    /// A reload has ended rests: from here on [`Shard::delete_mended`] looks for them, at one shard for all.
+    pub(in crate::delivery) fn sweep_mended(&mut self) {
+        if self.place.is_first() {
+            // Only lanes' can be.
+            self.sweep.mended = Some(HoldScope::Lane(String::new()));
+            self.delete_mended();
+        }
+    }
+
+    /// Deletes the next page of what reloads have ended: nobody obeys it, but the store's are listed and counted.
+    pub(super) fn delete_mended(&mut self) {
+        let Some(after) = self.sweep.mended.take() else {
+            return;
+        };
+        match self.queue.holds_after(Some(&after), SWEEP_PAGE) {
+            Ok(page) => {
+                let last = page.last().filter(|_| page.len() == SWEEP_PAGE);
+                self.sweep.mended = last.map(|(scope, _)| scope.clone());
+                for (scope, hold) in page {
+                    if self.mended.ends(&scope, &hold) {
+                        self.queue.lift(scope);
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "holds can't be read");
+                self.sweep.mended = Some(after);
             }
         }
     }
@@ -351,6 +383,52 @@ mod tests {
         assert_eq!(left.map(|(scope, _)| scope).collect::<Vec<_>>(), [recent]);
         fleet.run(2 * DAY).await;
         assert_eq!(fleet.queue.holds(9).unwrap(), []);
+    }
+
+    /// However many others rest beside, and though it has no lane: what rests for a source that is another now does so no longer.
+    #[tokio::test]
+    async fn what_a_reload_has_mended_is_ended_behind_any_number_of_others() {
+        const OTHERS: usize = 10_001;
+        let source = |address: &str| format!("[[source]]\nname = \"s\"\naddresses = [\"{address}\"]\n");
+        let mut fleet = Fleet::new(2, &source("192.0.2.1"));
+        let rests = HoldRecord {
+            since: START,
+            until: START + DAY,
+            failures: 1,
+            cause: "4.4.1 no answer".into(),
+        };
+        let other = |number: usize| HoldScope::Lane(format!("mx{number:05}.test"));
+        let mended = |number: usize| HoldScope::Lane(format!("y{number:05}.test source s"));
+        for number in 0..OTHERS {
+            fleet.queue.hold(other(number), rests.clone());
+        }
+        for number in 0..3 * SWEEP_PAGE {
+            fleet.queue.hold(mended(number), rests.clone());
+        }
+        let obeyed = |fleet: &Fleet, scope: &HoldScope| {
+            let rests = fleet
+                .shards
+                .iter()
+                .map(|shard| shard.rest(scope, fleet.now).is_some());
+            let mut rests = rests.collect::<Vec<_>>();
+            rests.dedup();
+            rests
+        };
+        assert_eq!(obeyed(&fleet, &mended(7)), [true]);
+        fleet.renew(&source("192.0.2.9"));
+        assert_eq!(obeyed(&fleet, &mended(7)), [false], "from then on");
+        fleet.run(Duration::from_secs(10)).await;
+        // The next reload changes nothing.
+        fleet.renew(&source("192.0.2.9"));
+        assert_eq!(obeyed(&fleet, &mended(7)), [false]);
+        assert_eq!(obeyed(&fleet, &other(7)), [true]);
+        fleet.run(Duration::from_secs(60)).await;
+        let left = fleet.queue.holds(2 * OTHERS).unwrap().into_iter();
+        assert!(left.map(|(scope, _)| scope).eq((0..OTHERS).map(other)));
+        // What it rests for anew is obeyed.
+        let since = fleet.now;
+        fleet.queue.hold(mended(7), HoldRecord { since, ..rests });
+        assert_eq!(obeyed(&fleet, &mended(7)), [true]);
     }
 
     /// Queues that came back otherwise, or have gone, take none of the room for those that are to come back with their destination.

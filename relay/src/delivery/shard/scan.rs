@@ -139,6 +139,7 @@ impl Shard {
         }
         self.forget_lingering(now);
         self.forget_rests(now);
+        self.delete_mended();
         self.look_after_adjustments(now);
         self.wake_queues(now);
         self.wake_others(now);

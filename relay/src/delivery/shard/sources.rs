@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use mail_core::Timestamp;
 use queue::store::MemoryStore;
-use queue::{HoldScope, Queue};
+use queue::{HoldScope, Queue, QueueId};
 
 use super::fleet::{Fleet, Sent};
 use super::operator::tests::settings;
 use super::{Effect, LaneId, Place, Plan, Shard};
 use crate::control::tests::{accept_one, accept_routed};
+use crate::delivery::lane::{ConnectionId, Idle, Rest};
 use crate::delivery::route::Route;
 use crate::routing::Routing;
 use crate::world::{MxHost, Random};
@@ -410,4 +411,96 @@ async fn a_queue_of_many_lanes_is_emptied_once() {
         queues.all(|active| active.on_wire.is_empty()),
         "all is given back"
     );
+}
+
+/// A shard with a queue whose mail goes from so many sources.
+async fn with_sources(number: usize) -> (Queue, Shard, QueueId) {
+    let names: Vec<_> = (0..number).map(|number| format!("\"s{number}\"")).collect();
+    let mut text = format!(
+        "{DEFAULT}[[pool]]\nname = \"both\"\nsources = [{}]\n",
+        names.join(", ")
+    );
+    for (number, name) in names.iter().enumerate() {
+        let address = format!("192.0.{}.{}", number / 250, number % 250 + 1);
+        text += &format!("[[source]]\nname = {name}\naddresses = [\"{address}\"]\n");
+    }
+    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    accept_one(&queue, 1, &["d.test"]).await;
+    let mut shard = shard(&queue, &text);
+    shard.tick(START);
+    connects(&mut shard, START);
+    let id = shard.active_in_order()[0];
+    assert_eq!(shard.lanes_of(id).len(), number);
+    (queue, shard, id)
+}
+
+/// Some lanes rest and some are connected, and sources have had more or less than their part.
+fn stir(shard: &mut Shard, id: QueueId, random: &Random) {
+    for (_, lane) in &mut shard.lanes {
+        lane.idle.clear();
+        if random.fraction() < 0.5 {
+            lane.idle.push(Idle {
+                since: START,
+                connection: ConnectionId(1),
+            });
+        }
+        lane.rest = (random.fraction() < 0.2).then(|| Rest {
+            failures: 1,
+            until: START + Duration::from_secs(60),
+            cause: "a test".into(),
+        });
+    }
+    let pool = shard.active[&id].pool.clone().unwrap();
+    let favourite = (random.fraction() * pool.members.len() as f64) as usize;
+    for _ in 0..(random.fraction() * 20.0) as usize {
+        let other = (random.fraction() * pool.members.len() as f64) as usize;
+        let member = if random.fraction() < 0.6 { favourite } else { other };
+        shard.shares.served(&pool, &pool.members[member].source.name);
+    }
+}
+
+/// As it says of the order: each lane by itself, against all others.
+fn order_by_the_book(shard: &Shard, id: QueueId) -> Vec<LaneId> {
+    let pool = shard.active[&id].pool.as_ref().unwrap();
+    let order = shard.shares.order(pool);
+    let lanes = shard.lanes_of(id);
+    let able = lanes.iter().map(|&lane| &shard.lanes[lane]);
+    let able = able.filter(|lane| lane.resting(START).is_none() && lane.waits_at.is_none());
+    let able: Vec<_> = able.filter_map(|lane| lane.key.source.clone()).collect();
+    let mut in_order = lanes;
+    in_order.sort_by_key(|&lane| {
+        let lane = &shard.lanes[lane];
+        let source = lane.key.source.as_ref().unwrap();
+        let goes_on = !lane.idle.is_empty() && shard.shares.may_go_on(pool, &able)(source);
+        (!goes_on, order.iter().position(|name| name == source))
+    });
+    in_order
+}
+
+#[tokio::test]
+async fn sources_are_asked_in_their_order() {
+    let random = Random::seeded(1);
+    let mut gone_on = 0;
+    for number in [2, 3, 7, 40] {
+        let (_queue, mut shard, id) = with_sources(number).await;
+        for _ in 0..200 {
+            stir(&mut shard, id, &random);
+            let order = shard.lanes_in_order(id, START);
+            assert_eq!(order, order_by_the_book(&shard, id));
+            let first = |lane: &&LaneId| !shard.lanes[**lane].idle.is_empty();
+            gone_on += order.iter().take_while(first).count();
+        }
+    }
+    assert!((1_000..8_000).contains(&gone_on), "{gone_on} of some 10,400");
+}
+
+/// Each source's part is looked up a few times for a message, however many there are.
+#[tokio::test]
+async fn many_sources_are_put_in_order_in_little_more_than_their_number() {
+    let (_queue, mut shard, id) = with_sources(1_000).await;
+    stir(&mut shard, id, &Random::seeded(1));
+    shard.shares.asked.set(0);
+    assert_eq!(shard.lanes_in_order(id, START).len(), 1_000);
+    let asked = shard.shares.asked.get();
+    assert!(asked <= 3_000, "{asked}");
 }

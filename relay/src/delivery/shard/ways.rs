@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mail_core::{Domain, Timestamp};
 use queue::{HoldRecord, HoldScope, QueueId, QueueName};
+use rustc_hash::FxHashMap;
 
 use crate::config::egress::{Pool, Source};
 use crate::delivery::detour::Detour;
@@ -320,13 +321,13 @@ impl Shard {
             return lane;
         }
         let rest = self.rest(&HoldScope::Lane(key.scope()), now);
-        let mut lane = Lane::new(key.clone(), plan, &rule, rest, now);
+        let mut lane = Lane::new(key, plan, &rule, rest, now);
         lane.provider = provider;
         lane.shares_with = route.shares_with(&self.settings).cloned();
         self.made_lanes += 1;
         lane.number = self.made_lanes;
         let lane = self.lanes.insert(lane);
-        self.lane_of.insert(key, lane);
+        self.lane_of.insert(lane, &self.lanes[lane]);
         self.find_limits_of_family(lane, now);
         self.remember_lane(lane, now);
         lane
@@ -350,18 +351,20 @@ impl Shard {
             && let Some(pool) = self.active.get(&id).and_then(|active| active.pool.as_ref())
         {
             let order = self.shares.order(pool);
+            let order = order.iter().enumerate();
+            let order: FxHashMap<&str, usize> = order.map(|(place, name)| (&**name, place)).collect();
             let all = lanes.iter().filter_map(|lane| self.lanes.get(*lane));
             let able = all.filter(|lane| lane.resting(now).is_none() && lane.waits_at.is_none());
-            let able: Vec<_> = able.filter_map(|lane| lane.key.source.clone()).collect();
+            let able: Vec<_> = able.filter_map(|lane| lane.key.source.as_ref()).collect();
+            let may_go_on = self.shares.may_go_on(pool, able);
             let place = |lane: &LaneId| {
                 let lane = self.lanes.get(*lane);
-                let source = lane.and_then(|lane| lane.key.source.as_ref());
+                let source = lane.and_then(|lane| lane.key.source.as_deref());
                 let is_connected = lane.is_some_and(|lane| !lane.idle.is_empty());
-                let may_go_on = |source: &Arc<str>| self.shares.may_go_on(pool, source, &able);
-                let goes_on = is_connected && source.is_some_and(may_go_on);
-                (!goes_on, order.iter().position(|name| Some(name) == source))
+                let goes_on = is_connected && source.is_some_and(&may_go_on);
+                (!goes_on, source.and_then(|source| order.get(source)).copied())
             };
-            lanes.sort_by_key(place);
+            lanes.sort_by_cached_key(place);
         }
         lanes
     }
@@ -438,9 +441,9 @@ impl Shard {
             self.leave_gate(lane);
             self.save_pace(lane);
             let gone = self.lanes.remove(lane);
+            self.lane_of.remove(lane, &gone);
             let of_tenants = gone.tenants.into_iter().map(|(_, of)| of.gates);
             self.forget_gates(of_tenants.chain([gone.gates]));
-            self.lane_of.remove(&gone.key);
             if let Some(at) = gone.timer {
                 self.timers.remove(&(at, Timer::Lane(lane)));
             }

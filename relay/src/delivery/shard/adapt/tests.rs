@@ -1,14 +1,23 @@
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use mail_core::Timestamp;
+use mail_core::{MessageId, Timestamp};
 use queue::store::MemoryStore;
-use queue::{AdjustmentKind, AdjustmentRecord, MAX_ADJUSTMENTS, Queue};
+use queue::{
+    AdjustmentKey, AdjustmentKind, AdjustmentRecord, MAX_ADJUSTMENTS, Queue, QueueId, Scope, UnitKey,
+};
 
 use super::super::fleet::{Answer, Fleet, START, Sent};
-use super::super::operator::tests::{adjustment, shard};
-use super::FORGOTTEN_AFTER;
+use super::super::operator::tests::{adjustment, settings, shard, shard_of};
+use super::super::{LaneId, Shard};
+use super::{FORGOTTEN_AFTER, Heard};
+use crate::delivery::adapt::Others;
+use crate::delivery::route::Route;
+use crate::routing::Routing;
+use crate::shaping::Reach;
+use crate::world::{MxHost, Random};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -366,4 +375,172 @@ async fn of_too_many_suspensions_memory_and_store_drop_the_same() {
         .collect();
     assert_eq!(only_stored, Vec::<String>::new());
     assert_eq!(shard.adjustments.count, MAX_ADJUSTMENTS);
+}
+
+fn route(host: &str) -> Route {
+    Route::Hosts(vec![MxHost {
+        preference: 10,
+        host: host.parse().unwrap(),
+    }])
+}
+
+/// A lane to this host, for mail to this domain.
+fn lane_to(shard: &mut Shard, host: &str, domain: &str, source: Option<&str>) -> LaneId {
+    let settings = shard.settings.clone();
+    let source = source.map(|name| settings.egress.source(name).unwrap());
+    let (domain, route) = (domain.parse().unwrap(), route(host));
+    shard.lane(&domain, route.site().into(), &route, source, START)
+}
+
+/// Mail to any number of other destinations makes a reply no dearer.
+#[tokio::test]
+async fn an_adjustment_looks_at_no_other_lanes() {
+    const LANES: usize = 10_000;
+    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    let mut shard = shard_of(&queue, "[[provider]]\nname = \"p\"\nmx = [\"*.p.test\"]\n");
+    let host = |number: usize| match number {
+        0..20 => format!("mx{number}.p.test"),
+        _ => format!("mx{number}.test"),
+    };
+    let lanes: Vec<_> = (0..LANES)
+        .map(|number| lane_to(&mut shard, &host(number), "d.test", None))
+        .collect();
+    let looked_at = |shard: &mut Shard| std::mem::take(&mut shard.looked_at);
+    assert_eq!(looked_at(&mut shard), 0);
+
+    // Each of a thousand is told to go for some time, and comes back.
+    for &lane in &lanes[1_000..2_000] {
+        let heard = Heard {
+            others: Others::Suspend {
+                reach: Reach::Site,
+                time: MINUTE,
+                after: None,
+                ruled: true,
+            },
+            begun: START,
+            door: None,
+            unit: UnitKey {
+                queue: QueueId(1),
+                due: START,
+                id: MessageId::LEAST,
+                unit: 0,
+            },
+            said: "421 4.7.0 try again in a minute".into(),
+            host: "mx.test".into(),
+            class: "rate".into(),
+        };
+        shard.heard(lane, &heard, START);
+        assert!(shard.lanes[lane].resting(START).is_some());
+    }
+    assert_eq!(looked_at(&mut shard), 1_000);
+    shard.look_after_adjustments(START + 24 * 60 * MINUTE);
+    assert_eq!(looked_at(&mut shard), 1_000, "when it is over");
+
+    let scope = |site: Option<usize>, provider: Option<&str>| Scope {
+        site: site.map(|number| route(&host(number)).site().into()),
+        provider: provider.map(Arc::from),
+        source: Some("default".into()),
+        ..Scope::default()
+    };
+    for (scope, lanes) in [
+        (scope(Some(5_000), None), 1),
+        (scope(None, Some("p")), 20),
+        (scope(Some(3), Some("p")), 1),
+        (scope(None, Some("q")), 0),
+        (scope(Some(LANES), None), 0),
+    ] {
+        let mut record = adjustment(Some(START + MINUTE), START);
+        record.key.scope = scope.clone();
+        shard.stands(record.clone(), START);
+        assert_eq!(looked_at(&mut shard), lanes, "{scope}");
+        shard.adjustment_ended(&record.key, "a test", START);
+        assert_eq!(
+            looked_at(&mut shard),
+            2 * lanes,
+            "{scope}: those that go on, and their queues"
+        );
+        shard.adjustment_ended(&AdjustmentKey::learned(scope.clone(), None), "a test", START);
+        assert_eq!(looked_at(&mut shard), lanes, "{scope}: paces");
+    }
+}
+
+/// Whatever lanes come and go, and whoever's their hosts are after a reload: those that a scope is about are found.
+#[tokio::test]
+async fn all_lanes_that_a_scope_is_about_are_found() {
+    let sources = "[[source]]\nname = \"s1\"\naddresses = [\"192.0.2.1\"]\n\
+                   [[source]]\nname = \"s2\"\naddresses = [\"192.0.2.2\"]\n\
+                   [[destination]]\ndomain = \"ruled.test\"\n[destination.limits]\nconnections = 3\n";
+    let provider = |name: &str, hosts: &str| format!("[[provider]]\nname = \"{name}\"\nmx = [{hosts}]\n");
+    let texts = [
+        sources.to_owned(),
+        format!("{sources}{}", provider("p", "\"mx0.test\", \"mx1.test\"")),
+        format!(
+            "{sources}{}{}",
+            provider("q", "\"mx0.test\""),
+            provider("p", "\"mx2.test\"")
+        ),
+    ];
+    let queue = Queue::in_memory(MemoryStore::new()).unwrap();
+    let configured = texts.map(|text| {
+        let settings = settings(&text);
+        let routing = Arc::new(Routing::open(settings.clone(), &queue).unwrap());
+        (Arc::new(settings.delivery.clone()), routing)
+    });
+    let hosts = ["mx0.test", "mx1.test", "mx2.test", "mx3.test"];
+    let one_of = |names: &[&str]| {
+        let names = names.iter().map(|name| Some(Arc::<str>::from(*name)));
+        names.chain([None]).collect::<Vec<_>>()
+    };
+    let sites = hosts.map(|host| route(host).site());
+    let sites = one_of(&[&sites[0], &sites[1], &sites[2], &sites[3], "none.test"]);
+    let mut scopes = Vec::new();
+    for site in &sites {
+        for provider in one_of(&["p", "q"]) {
+            for source in one_of(&["s1", "s2", "default", "s3"]) {
+                for tenant in one_of(&["t"]) {
+                    let (site, provider, source) = (site.clone(), provider.clone(), source.clone());
+                    scopes.push(Scope {
+                        site,
+                        provider,
+                        tenant,
+                        source,
+                    });
+                }
+            }
+        }
+    }
+    let (mut shard, random) = (shard_of(&queue, sources), Random::seeded(1));
+    let draw = |most: usize| (random.fraction() * most as f64) as usize;
+    let mut found = 0;
+    for _ in 0..300 {
+        match draw(10) {
+            0 => {
+                let (settings, routing) = configured[draw(3)].clone();
+                shard.renew(settings, routing, false, START);
+            }
+            1..4 if !shard.lanes.is_empty() => {
+                let gone = shard.lanes.iter().nth(draw(shard.lanes.len())).unwrap().0;
+                shard.forget_lane(gone);
+            }
+            _ => {
+                let domain = ["d.test", "ruled.test"][draw(2)];
+                let source = [None, Some("s1"), Some("s2")][draw(3)];
+                lane_to(&mut shard, hosts[draw(4)], domain, source);
+            }
+        }
+        for scope in &scopes {
+            let whoever = Scope {
+                tenant: None,
+                ..scope.clone()
+            };
+            let meant = shard
+                .lanes
+                .iter()
+                .filter(|(_, lane)| whoever.covers(&lane.scope()));
+            let meant: Vec<_> = meant.map(|(id, _)| id).collect();
+            assert_eq!(shard.lanes_about(scope), meant, "{scope}");
+            found += meant.len();
+        }
+    }
+    assert!(found > 10_000 && shard.lanes.len() > 5, "{found}");
 }
